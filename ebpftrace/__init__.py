@@ -1,0 +1,3 @@
+"""ebpftrace: finds the mappings whose owning thread exited without unmapping them."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,417 @@
+"""The words of the house as data classes: what the rooms hand to each other.
+
+Nothing here does I/O or knows bcc, drgn, rich or click.
+
+Units, everywhere: sizes and addresses in bytes; times in nanoseconds of
+``CLOCK_MONOTONIC`` (what ``bpf_ktime_get_ns`` returns), or None where something
+happened before the tracer attached and nobody saw when.  Text that comes from a
+target (thread names, paths) is decoded with ``surrogateescape`` and **not** yet
+escaped: only ``ebpftrace.report`` makes it fit for a screen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Optional
+
+
+class Interval(NamedTuple):
+    """A half-open address range [start, end)."""
+
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+class ThreadId(NamedTuple):
+    """A thread, safe against reuse of its tid.
+
+    ``born`` is when the tracer saw the thread created; for a thread older than the
+    trace it is the start time that ``/proc/PID/stat`` gives (10 ms resolution).
+    """
+
+    tid: int
+    born: int
+
+
+@dataclass(frozen=True)
+class Thread:
+    """One task that runs, or ran, in the traced address space."""
+
+    id: ThreadId
+    name: str
+    tgid: int
+    exited_at: Optional[int] = None
+    creator: Optional[ThreadId] = None
+    creator_name: Optional[str] = None
+    before_attach: bool = False
+
+    @property
+    def alive(self) -> bool:
+        return self.exited_at is None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A thread runs on a stack: the clone call that put it there (design: who is the owner).
+
+    ``stack`` is the address the clone call was given.  For clone3 it is the lowest byte and
+    ``stack_size`` is what the call said; for clone it is a pointer near the top and the size is 0.
+    """
+
+    thread: ThreadId
+    name: str
+    stack: int
+    stack_size: int
+    exited_at: Optional[int]
+    creator: ThreadId
+    creator_name: str
+    site: int = 0
+    """Site of the clone call (who created the thread), 0 where none was recorded."""
+
+
+class Row(NamedTuple):
+    """One row of the kernel's ledger: a mapping as its mmap or mremap call made it."""
+
+    start: int
+    length: int
+    since: int
+    """When this range became this mapping: orders it against holes and moves."""
+    made_at: int
+    """When the mmap call that made it returned: its age.  Differs from ``since`` after mremap."""
+    mapper: ThreadId
+    prot: int
+    flags: int
+    site: int
+    """Signature of the user stack that made it, 0 where none was taken."""
+
+
+class Mapping(NamedTuple):
+    """An outstanding mapping: what one call made, minus what has been unmapped since."""
+
+    pieces: tuple[Interval, ...]
+    """What is left of it, ascending, disjoint, never empty."""
+    made_at: Optional[int]
+    """None for a mapping of the baseline."""
+    mapper: Optional[ThreadId]
+    """None for a mapping of the baseline."""
+    prot: Optional[int]
+    flags: Optional[int]
+    """Flags of the mmap call; None for a mapping of the baseline."""
+    site: int
+
+    @property
+    def start(self) -> int:
+        return self.pieces[0].start
+
+    @property
+    def end(self) -> int:
+        return self.pieces[-1].end
+
+    @property
+    def size(self) -> int:
+        return sum(piece.size for piece in self.pieces)
+
+    @property
+    def before_attach(self) -> bool:
+        return self.made_at is None
+
+
+class OwnedBy(Enum):
+    """Why a thread owns a mapping."""
+
+    RUNS_ON_IT = "runs on it"
+    MAPPED_IT = "mapped it"
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """An outstanding mapping with its owner; ``owner`` None where nobody knows one (baseline)."""
+
+    mapping: Mapping
+    owner: Optional[Thread]
+    owned_by: Optional[OwnedBy]
+    mapper: Optional[Thread]
+    run: Optional[Run] = None
+    """The clone call that put the owner on this stack, where there was one in the window."""
+
+
+@dataclass(frozen=True)
+class Vma:
+    """One line of ``/proc/PID/maps`` (with the figures of ``smaps`` where they were read)."""
+
+    start: int
+    end: int
+    perms: str
+    """Four letters as the kernel prints them, such as ``rw-p``."""
+    offset: int
+    device: str
+    inode: int
+    path: str
+    """Path or pseudo-name (``[heap]``), empty for anonymous memory."""
+    rss: Optional[int] = None
+    swap: Optional[int] = None
+    guard: bool = False
+    """smaps VmFlags or permissions say that nothing here can be touched (---p)."""
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+# --- stacks ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame, innermost first in a stack; an inlined function is a frame of its own."""
+
+    function: Optional[str]
+    """Demangled name, None where only module+offset is known."""
+    file: Optional[str] = None
+    line: Optional[int] = None
+    module: Optional[str] = None
+    """Path of the ELF file, ``[vdso]`` or the perf map; None outside all of them."""
+    offset: Optional[int] = None
+    """File address (as nm and addr2line count) of the pc inside ``module``."""
+    inlined: bool = False
+
+
+class StackSource(Enum):
+    """Where a stack comes from, as the JSON contract names it."""
+
+    COPIED = "copied"
+    SIGNATURE = "signature"
+    FRAME_POINTER = "frame-pointer"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Stack:
+    frames: tuple[Frame, ...] = ()
+    complete: bool = False
+    """The walk reached the outermost frame of the thread."""
+    source: StackSource = StackSource.NONE
+    note: str = ""
+    """One line about its limits, such as "3 of 40 copies differ"; empty on a good stack."""
+
+
+NO_STACK = Stack()
+
+
+# --- glibc's own books -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BookedThread:
+    """A thread descriptor on one of glibc's lists of stacks in use (nptl ``struct pthread``)."""
+
+    descriptor: int
+    tid: int
+    """Kernel tid; 0 once the kernel has cleared it at exit."""
+    start_routine: int
+    stack: Optional[Interval]
+    """The mapping that holds the descriptor, i.e. the stack; None where /proc/PID/maps has none."""
+    user_stack: bool
+    """The application gave the stack (pthread_attr_setstack); glibc never unmaps it."""
+    exited: bool
+    """No task with this tid lives: the thread has exited."""
+    joining: bool = False
+    """Some thread is inside pthread_join for it, or it is detached: it will go."""
+
+
+class BooksState(Enum):
+    READ = "read"
+    UNSTABLE = "unstable"
+    """The lists changed under every reading; what was read is not proof."""
+    ABSENT = "absent"
+    """No glibc, or one whose lists cannot be found."""
+
+
+@dataclass(frozen=True)
+class Books:
+    """What glibc itself says of its stacks at one moment."""
+
+    state: BooksState
+    why: str = ""
+    """One line: why the books are absent or unstable."""
+    threads: tuple[BookedThread, ...] = ()
+    stack_cache_bytes: Optional[int] = None
+    """Bytes of stacks in glibc's cache (``_dl_stack_cache_actsize``), where it can be read."""
+    stack_cache_limit: Optional[int] = None
+    """glibc.pthread.stack_cache_size; 40 MiB where no tunable says otherwise."""
+    stack_cache: tuple[Interval, ...] = ()
+    """The cached stacks, where the list can be read."""
+    libc: str = ""
+    """Such as "glibc 2.36", "musl", "static glibc"."""
+
+
+# --- findings ----------------------------------------------------------------
+
+
+class Verdict(Enum):
+    """The verdicts of design.md, as the JSON contract names them."""
+
+    NEVER_JOINED = "never-joined-thread"
+    ABANDONED_STACK = "abandoned-stack"
+    ORPHANED_MAPPING = "orphaned-mapping"
+    STACK_CACHE = "stack-cache"
+    MALLOC_ARENA = "malloc-arena"
+    JUST_EXITED = "just-exited"
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """One orphan of a finding, as the report shows it."""
+
+    outstanding: Outstanding
+    rss: Optional[int]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Orphans of one site with one verdict, with the evidence for it."""
+
+    verdict: Verdict
+    leak: bool
+    evidence: tuple[str, ...]
+    advice: str
+    before_attach: bool
+    orphans: tuple[Orphan, ...]
+    bytes_per_minute: Optional[float]
+    stack: Stack = NO_STACK
+    """Who made the mappings; for a thread's stack, who created the thread."""
+    start_routine: Optional[Frame] = None
+    period: Optional[float] = None
+    """Seconds between one orphan and the next where they come regularly."""
+
+    @property
+    def count(self) -> int:
+        return len(self.orphans)
+
+    @property
+    def size(self) -> int:
+        return sum(orphan.outstanding.mapping.size for orphan in self.orphans)
+
+    @property
+    def rss(self) -> Optional[int]:
+        known = [orphan.rss for orphan in self.orphans if orphan.rss is not None]
+        return sum(known) if known else None
+
+
+# --- the report --------------------------------------------------------------
+
+
+class EndedBy(Enum):
+    DURATION = "duration"
+    INTERRUPT = "interrupt"
+    TARGET_EXIT = "target-exit"
+    EXEC = "exec"
+    INTERVAL = "interval"
+    """Not the end: one of the reports of --interval."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Successful and failed calls seen in the window."""
+
+    mmap: int = 0
+    munmap: int = 0
+    mremap: int = 0
+    brk: int = 0
+    clone: int = 0
+    thread_exit: int = 0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What could not be recorded; all 0 on a good run."""
+
+    events: int = 0
+    """Events the ring buffer had no room for, and probe runs the kernel skipped."""
+    mappings: int = 0
+    """Mappings the ledger's table had no room for."""
+    stacks: int = 0
+    """Stack copies that failed or were skipped although one was wanted."""
+    threads: int = 0
+    """Thread births the thread table had no room for."""
+
+    @property
+    def any(self) -> bool:
+        return bool(self.events or self.mappings or self.stacks or self.threads)
+
+
+@dataclass(frozen=True)
+class Memory:
+    virt_start: Optional[int]
+    virt_end: Optional[int]
+    rss_start: Optional[int]
+    rss_end: Optional[int]
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    pid: int
+    comm: str
+    exe: str
+    threads: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class ThreadTotal:
+    """One line of the table of outstanding mappings by owner."""
+
+    thread: Thread
+    mappings: int
+    size: int
+    brk_growth: int = 0
+    stack: Stack = NO_STACK
+    """The site with most of these bytes."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Turns monotonic nanoseconds into wall-clock time; read once, at attach."""
+
+    monotonic_ns: int
+    realtime_ns: int
+
+    def wall_ns(self, monotonic_ns: int) -> int:
+        return self.realtime_ns + (monotonic_ns - self.monotonic_ns)
+
+
+@dataclass(frozen=True)
+class TracerCost:
+    """What tracing cost, told to the user after each run."""
+
+    cpu_seconds: float
+    """CPU time of the tracer itself between attach and report."""
+    bpf_seconds: Optional[float] = None
+    """Run time of our BPF programs, where kernel.bpf_stats_enabled could be had."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that ``mmap-leaks`` found; reporters turn it into text and know nothing of capture."""
+
+    target: TargetInfo
+    seconds: float
+    ended_by: EndedBy
+    ended_at: int
+    clock: Clock
+    memory: Memory
+    calls: Calls
+    losses: Losses
+    threads: tuple[ThreadTotal, ...]
+    findings: tuple[Finding, ...]
+    outstanding_mappings: int = 0
+    outstanding_bytes: int = 0
+    unexplained_bytes: int = 0
+    """Mapped now, neither in the baseline nor by a call the tracer saw (shmat, lost events)."""
+    notes: tuple[str, ...] = field(default_factory=tuple)
+    """Lines the user must know to read the report: what could not be proved, and why."""
+    cost: Optional[TracerCost] = None

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+/* bcc writes the version into every program; kernels since 5.0 do not read it, so ours is the oldest we support. */
+#pragma once
+
+#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + (c))
+#define LINUX_VERSION_CODE KERNEL_VERSION(5, 8, 0)

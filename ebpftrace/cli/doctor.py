@@ -1,0 +1,21 @@
+"""``ebpftrace doctor``: what this machine has and lacks for tracing."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def doctor(ctx: click.Context, json_output: bool) -> None:
+    """Say what this machine has and lacks for tracing, and how to mend it.
+
+    Exits with status 0 if it can trace, 1 if not.  Nothing is changed.
+    """
+    from ebpftrace.kernel.features import examine
+    from ebpftrace.report.doctor import as_json, as_text, can_trace
+
+    checks = examine()
+    click.echo(as_json(checks) if json_output else as_text(checks))
+    ctx.exit(0 if can_trace(checks) else 1)

@@ -1,0 +1,53 @@
+"""What this machine has of that which tracing needs: the checks behind ``doctor`` and every error line.
+
+Each check looks at the thing itself (makes a ring buffer, imports bcc), not at a version that promises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.kernel import libraries, machine, trial
+from ebpftrace.kernel.check import Check
+
+_REQUIRED: tuple[Callable[[], Check], ...] = (
+    machine.check_machine,
+    machine.check_privileges,
+    machine.check_lockdown,
+    machine.check_pid_namespace,
+    machine.check_tracefs,
+    machine.check_syscall_tracepoints,
+    machine.check_ring_buffer,
+    libraries.check_bcc,
+    libraries.check_headers,
+)
+_OPTIONAL: tuple[Callable[[], Check], ...] = (
+    libraries.check_llvm,
+    machine.check_btf,
+    machine.check_kcmp,
+    machine.check_target_memory,
+    libraries.check_drgn,
+)
+
+
+def require_tracing() -> None:
+    """Make sure that this machine can trace, mounting tracefs where that is all it lacks.
+
+    Raises:
+        CannotTrace: with the first required thing that is missing, and its remedy.
+    """
+    for check in _REQUIRED:
+        if check is machine.check_tracefs:
+            machine.mount_tracefs()
+        found = check()
+        if not found.ok and found.required:
+            raise CannotTrace(found.what, found.remedy)
+
+
+def examine() -> list[Check]:
+    """Run every check, and at last a trial: compile, load and attach a real program."""
+    found = [check() for check in (*_REQUIRED, *_OPTIONAL)]
+    if all(check.ok for check in found if check.required):
+        found.append(trial.check_trial())
+    return found

@@ -1,0 +1,237 @@
+"""What the kernel and the caller's privileges allow: one check each, looking at the thing itself."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Optional
+
+from ebpftrace.kernel.check import Check
+
+TRACEFS = Path("/sys/kernel/tracing")
+DEBUGFS_TRACEFS = Path("/sys/kernel/debug/tracing")
+
+_SYSCALL_NUMBERS = {"x86_64": {"bpf": 321, "kcmp": 312}, "aarch64": {"bpf": 280, "kcmp": 272}}
+
+# linux/capability.h
+_CAP_DAC_READ_SEARCH = 2
+_CAP_SYS_PTRACE = 19
+_CAP_SYS_ADMIN = 21
+_NEEDED_CAPABILITIES = {
+    _CAP_DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH",
+    _CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
+    38: "CAP_PERFMON",
+    39: "CAP_BPF",
+}
+_IMPLIED_BY_SYS_ADMIN = (38, 39)
+
+_INITIAL_PID_NAMESPACE = "pid:[4026531836]"
+"""PROC_PID_INIT_INO of the kernel's linux/proc_ns.h."""
+
+_OTHER_KERNEL = "boot the distribution's own kernel"
+_BECOME_ROOT = "run it with sudo"
+_OTHER_PLACE = "run it on the host, or in a container started with --privileged --pid=host"
+
+
+def check_machine() -> Check:
+    """Our header tree and the registers we read are known for two machines."""
+    machine = platform.machine()
+    if sys.maxsize < 2**32 or machine not in _SYSCALL_NUMBERS:
+        return Check("machine", False, f"{machine} is not supported", "use x86_64 or aarch64, 64 bits")
+    return Check("machine", True, f"{machine}, Linux {platform.release()}")
+
+
+def check_privileges() -> Check:
+    """Root, or what capabilities(7) says that BPF programs and other processes' memory ask for."""
+    held = _effective_capabilities()
+    if held >> _CAP_SYS_ADMIN & 1:
+        held |= sum(1 << number for number in _IMPLIED_BY_SYS_ADMIN)
+    lacking = [name for number, name in _NEEDED_CAPABILITIES.items() if not held >> number & 1]
+    if not lacking:
+        return Check("privileges", True, "root" if os.geteuid() == 0 else "sufficient capabilities")
+    if os.geteuid() != 0:
+        return Check("privileges", False, "not root", _BECOME_ROOT)
+    return Check("privileges", False, f"root lacks {', '.join(lacking)}", _OTHER_PLACE)
+
+
+def check_lockdown() -> Check:
+    """kernel_lockdown(7): level confidentiality forbids BPF programs to read memory, and tracefs."""
+    modes = _read(Path("/sys/kernel/security/lockdown"))
+    chosen = re.search(r"\[(\w+)\]", modes)
+    level = chosen.group(1) if chosen else "none"
+    if level == "confidentiality":
+        return Check(
+            "lockdown",
+            False,
+            "the kernel is locked down (confidentiality)",
+            "boot it without lockdown=confidentiality",
+        )
+    return Check("lockdown", True, level)
+
+
+def check_pid_namespace() -> Check:
+    """BPF programs see the thread ids of the initial namespace, /proc shows those of ours."""
+    try:
+        own = str(Path("/proc/self/ns/pid").readlink())
+    except OSError as error:
+        return Check("PID namespace", False, f"/proc is not readable ({error.strerror})", "mount /proc")
+    if own != _INITIAL_PID_NAMESPACE:
+        return Check(
+            "PID namespace",
+            False,
+            "this is a container: its process ids are not the kernel's",
+            _OTHER_PLACE,
+        )
+    return Check("PID namespace", True, "the machine's own")
+
+
+def check_tracefs() -> Check:
+    """Tracepoints are described and switched on in tracefs (the kernel's trace/ftrace.rst)."""
+    if tracefs := _tracefs():
+        return Check("tracefs", True, f"mounted on {tracefs}")
+    if not TRACEFS.is_dir():
+        return Check(
+            "tracefs",
+            False,
+            "this kernel has no tracefs (CONFIG_TRACING)",
+            _OTHER_KERNEL,
+        )
+    if TRACEFS.is_mount():
+        return Check("tracefs", False, f"{TRACEFS} is not readable", _BECOME_ROOT)
+    return Check("tracefs", False, "tracefs is not mounted", f"mount -t tracefs tracefs {TRACEFS}")
+
+
+def check_syscall_tracepoints() -> Check:
+    """CONFIG_FTRACE_SYSCALLS: one tracepoint at the enter and one at the exit of each system call."""
+    tracefs = _tracefs()
+    if tracefs and (tracefs / "events/syscalls/sys_exit_mmap/id").exists():
+        return Check("syscall tracepoints", True, "present")
+    what = "this kernel has no system call tracepoints (CONFIG_FTRACE_SYSCALLS)"
+    if not tracefs:
+        what = "cannot be seen without tracefs"
+    return Check("syscall tracepoints", False, what, _OTHER_KERNEL if tracefs else "")
+
+
+def check_ring_buffer() -> Check:
+    """bpf(2) itself, by making a ring buffer of one page, as Linux has them since 5.8."""
+    map_create, ringbuf, page = 0, 27, os.sysconf("SC_PAGE_SIZE")
+    attributes = struct.pack("5I", ringbuf, 0, 0, page, 0)
+    failure = _syscall("bpf", map_create, attributes, len(attributes))
+    name = "BPF ring buffer"
+    if failure == 0:
+        return Check(name, True, "present")
+    if failure == errno.EPERM:
+        remedy = _OTHER_PLACE if os.geteuid() == 0 else _BECOME_ROOT
+        return Check(name, False, "the kernel refuses bpf(2)", remedy)
+    if failure == errno.ENOSYS:
+        return Check(
+            name,
+            False,
+            "this kernel has no bpf(2) (CONFIG_BPF_SYSCALL)",
+            _OTHER_KERNEL,
+        )
+    return Check(
+        name, False, f"this kernel has no BPF ring buffer ({os.strerror(failure)})", "use Linux 5.8 or later"
+    )
+
+
+def check_btf() -> Check:
+    """CONFIG_DEBUG_INFO_BTF: the kernel's own types, by which programs reach a task's registers."""
+    if Path("/sys/kernel/btf/vmlinux").exists():
+        return Check("BTF", True, "present", required=False)
+    return Check(
+        "BTF",
+        False,
+        "this kernel does not describe its types (CONFIG_DEBUG_INFO_BTF)",
+        _OTHER_KERNEL,
+        required=False,
+    )
+
+
+def check_kcmp() -> Check:
+    """kcmp(2) tells which processes shared an address space before the tracer came."""
+    kcmp_vm, pid = 1, os.getpid()
+    failure = _syscall("kcmp", pid, pid, kcmp_vm, 0, 0)
+    if failure == 0:
+        return Check("kcmp", True, "present", required=False)
+    return Check(
+        "kcmp",
+        False,
+        f"kcmp(2) does not work ({os.strerror(failure)}): other processes in the target's memory go unseen",
+        _OTHER_KERNEL,
+        required=False,
+    )
+
+
+def check_target_memory() -> Check:
+    """Yama's ptrace_scope 3 keeps even root out of /proc/PID/mem (the kernel's LSM/Yama.rst)."""
+    scope = _read(Path("/proc/sys/kernel/yama/ptrace_scope")).strip()
+    if scope != "3":
+        return Check("target memory", True, "readable", required=False)
+    return Check(
+        "target memory",
+        False,
+        "kernel.yama.ptrace_scope is 3: the target's memory cannot be read, verdicts lack proof",
+        "set kernel.yama.ptrace_scope to 2 or less in /etc/sysctl.d and reboot",
+        required=False,
+    )
+
+
+def mount_tracefs() -> None:
+    """Mount tracefs in its usual place where it is missing and the caller is root; failure is silent."""
+    if _tracefs() or os.geteuid() != 0 or not TRACEFS.is_dir():
+        return
+    # Success is judged by what is there afterwards: check_tracefs comes next.
+    subprocess.run(
+        ["mount", "-t", "tracefs", "tracefs", str(TRACEFS)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+
+
+def holds_tracefs(directory: Path) -> bool:
+    """Whether tracefs is mounted there and the caller may look."""
+    try:
+        return (directory / "events").is_dir()
+    except PermissionError:  # Python before 3.12 raises it
+        return False
+
+
+def _tracefs() -> Optional[Path]:
+    return next(filter(holds_tracefs, (TRACEFS, DEBUGFS_TRACEFS)), None)
+
+
+def _effective_capabilities() -> int:
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", _read(Path("/proc/self/status")), re.MULTILINE)
+    return int(found.group(1), 16) if found else 0
+
+
+def _syscall(name: str, *arguments: object) -> int:
+    """Make a system call that Python has no function for; return 0 or its errno, and keep no descriptor."""
+    number = _SYSCALL_NUMBERS.get(platform.machine(), {}).get(name)
+    if number is None:
+        return errno.ENOSYS
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
+    result = libc.syscall(ctypes.c_long(number), *words)
+    if result < 0:
+        return ctypes.get_errno()
+    if name == "bpf":
+        os.close(result)
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="surrogateescape")
+    except OSError:
+        return ""

@@ -1,0 +1,49 @@
+"""The last check: compile, load and attach a real program."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ebpftrace.kernel.check import Check
+from ebpftrace.kernel.sources import compiling
+
+
+def check_trial() -> Check:
+    """Compile, load and attach a program that does nothing, in a process of its own.
+
+    bcc writes its compiler's complaints straight to the standard streams, and may crash with them.
+    """
+    script = "from ebpftrace.kernel.trial import run_trial; run_trial()"
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
+    try:
+        trial = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Check("trial", False, "a BPF program was not loaded within 60 seconds")
+    if trial.returncode == 0:
+        return Check("trial", True, "a BPF program compiled, loaded and attached")
+    complaints = [line.strip() for line in trial.stderr.splitlines() if line.strip()]
+    errors = [line for line in complaints if "error" in line.lower()]
+    told = (errors or complaints or [f"exit status {trial.returncode}"])[0]
+    return Check("trial", False, f"a BPF program could not be loaded: {told}")
+
+
+def run_trial() -> None:
+    """Attach a program that does nothing, and detach it; any failure is an exception."""
+    from bcc import BPF
+
+    with compiling():
+        program = BPF(text="TRACEPOINT_PROBE(syscalls, sys_exit_mmap) { return 0; }")
+    program.cleanup()

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* bcc's ring buffer macros count in pages; arm64 has pages of 4, 16 or 64 KiB, so the loader passes the size. */
+/*
+ * bcc's ring buffer macros count in pages.  arm64 has pages of 4, 16 or 64 KiB, so whoever compiles
+ * passes the size.
+ */
 #pragma once
 
 #ifndef PAGE_SIZE

@@ -1,0 +1,123 @@
+/*
+ * Workers map memory and exit; the workers themselves are joined.  orphans MODE [COUNT]:
+ *   kept         nothing more happens to it
+ *   hole         the main thread unmaps the middle: two pieces are left
+ *   moved        the main thread moves it with mremap: it is still the worker's
+ *   overlaid     the main thread maps over it with MAP_FIXED: it is gone
+ *   unmapped     the main thread unmaps it, with its neighbours, in one call
+ *   destroyed    an mremap of the main thread that *fails* unmaps part of it (before Linux 6.17
+ *                the kernel clears the destination of MREMAP_FIXED before it looks at the source)
+ *   leader-gone  as kept, but the thread group leader has called pthread_exit before "ready"
+ * The lines "mapped" tell what is left at "done".
+ */
+#include "target.h"
+
+#define LENGTH (16 * PAGE)
+
+struct worker {
+    char *start;
+    pid_t tid;
+};
+
+static void *map_and_exit(void *argument)
+{
+    struct worker *worker = argument;
+
+    worker->tid = own_tid();
+    worker->start = map_anonymous(LENGTH);
+    return NULL;
+}
+
+static struct worker run_worker(void)
+{
+    struct worker worker;
+    pthread_t thread;
+
+    need(!pthread_create(&thread, NULL, map_and_exit, &worker));
+    need(!pthread_join(thread, NULL));
+    return worker;
+}
+
+static void meddle(const char *mode, struct worker worker)
+{
+    const int protection = PROT_READ | PROT_WRITE;
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    pid_t tid = worker.tid;
+
+    if (!strcmp(mode, "kept") || !strcmp(mode, "leader-gone")) {
+        say_mapped(worker.start, LENGTH, tid, tid);
+    } else if (!strcmp(mode, "hole")) {
+        need(!munmap(worker.start + 4 * PAGE, 3 * PAGE));
+        say_mapped(worker.start, 4 * PAGE, tid, tid);
+        say_mapped(worker.start + 7 * PAGE, LENGTH - 7 * PAGE, tid, tid);
+    } else if (!strcmp(mode, "moved")) {
+        char *place = map_anonymous(2 * LENGTH);
+        char *moved =
+            mremap(worker.start, LENGTH, LENGTH + PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place);
+
+        need(moved == place);
+        say_mapped(moved, LENGTH + PAGE, tid, tid);
+    } else if (!strcmp(mode, "overlaid")) {
+        need(mmap(worker.start, LENGTH, protection, flags | MAP_FIXED, -1, 0) == worker.start);
+    } else if (!strcmp(mode, "unmapped")) {
+        char *place = map_anonymous(3 * LENGTH);
+
+        need(mremap(worker.start, LENGTH, LENGTH, MREMAP_MAYMOVE | MREMAP_FIXED, place + LENGTH) ==
+             place + LENGTH);
+        need(!munmap(place, 3 * LENGTH));
+    } else if (!strcmp(mode, "destroyed")) {
+        char *island = map_anonymous(3 * PAGE);
+
+        need(!munmap(island + PAGE, PAGE));
+        need(mremap(island, 3 * PAGE, 4 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, worker.start) ==
+             MAP_FAILED);
+        char *left = worker.start;
+
+        if (msync(left, 4 * PAGE, MS_ASYNC) && errno == ENOMEM)
+            left += 4 * PAGE;
+        say_mapped(left, worker.start + LENGTH - left, tid, tid);
+    } else {
+        _exit(64);
+    }
+}
+
+static const char *mode = "";
+static int count = 1;
+
+static void hazard(void)
+{
+    target_ready();
+    for (int i = 0; i < count; i++)
+        meddle(mode, run_worker());
+    target_done();
+}
+
+static void *hazard_without_leader(void *unused)
+{
+    char state = 0;
+
+    (void)unused;
+    while (state != 'Z') {
+        FILE *status = fopen("/proc/self/stat", "r");
+
+        need(status);
+        need(fscanf(status, "%*d (orphans) %c", &state) == 1);
+        fclose(status);
+    }
+    hazard();
+    exit(0);
+}
+
+int main(int argc, char **argv)
+{
+    mode = argc > 1 ? argv[1] : "";
+    count = argc > 2 ? atoi(argv[2]) : 1;
+    if (!strcmp(mode, "leader-gone")) {
+        pthread_t thread;
+
+        need(!pthread_create(&thread, NULL, hazard_without_leader, NULL));
+        pthread_exit(NULL);
+    }
+    hazard();
+    return 0;
+}

@@ -1,0 +1,108 @@
+/*
+ * What every target does around its hazard.
+ *
+ * It prints "ready" and waits for a line on stdin, so that a tracer can attach; then the hazard,
+ * with its ground truth as JSON lines; then "done", and nothing more happens until stdin closes.
+ * Nothing here maps or unmaps memory: no stdio buffer, no malloc.
+ */
+#ifndef TARGET_H
+#define TARGET_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
+
+/* Ends the program when something it needs fails: a test must not go on without its hazard. */
+#define need(condition)                                                                            \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            target_say("{\"event\": \"failed\", \"what\": \"%s:%d %s\", "                          \
+                       "\"errno\": %d}\n",                                                         \
+                       __FILE__, __LINE__, #condition, errno);                                     \
+            _exit(70);                                                                             \
+        }                                                                                          \
+    } while (0)
+
+/* One write, so that lines of several threads do not mix. */
+__attribute__((format(printf, 1, 2))) static inline void target_say(const char *format, ...)
+{
+    char line[512];
+    va_list arguments;
+
+    va_start(arguments, format);
+    int length = vsnprintf(line, sizeof(line), format, arguments);
+    va_end(arguments);
+    if (length < 0 || (size_t)length >= sizeof(line) || write(1, line, length) != length)
+        _exit(71);
+}
+
+static inline pid_t own_tid(void)
+{
+    return syscall(SYS_gettid);
+}
+
+static inline void target_ready(void)
+{
+    char byte = 0;
+
+    target_say("ready\n");
+    while (byte != '\n')
+        if (read(0, &byte, 1) != 1)
+            _exit(72);
+}
+
+static inline void target_done(void)
+{
+    char bytes[64];
+
+    target_say("done\n");
+    while (read(0, bytes, sizeof(bytes)) > 0)
+        ;
+}
+
+/* Ground truth: this range is mapped; who mapped it, and whose life it should follow. */
+static inline void say_mapped(const void *start, size_t length, pid_t mapper, pid_t owner)
+{
+    target_say("{\"event\": \"mapped\", \"start\": %lu, \"length\": %zu, \"mapper\": %d, "
+               "\"owner\": %d}\n",
+               (unsigned long)start, length, mapper, owner);
+}
+
+static inline void pause_ms(long milliseconds)
+{
+    struct timespec pause = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+
+    while (nanosleep(&pause, &pause) && errno == EINTR)
+        ;
+}
+
+/* Returns when a thread of this process is gone from the kernel's list. */
+static inline void await_thread_gone(pid_t tid)
+{
+    while (!syscall(SYS_tgkill, getpid(), tid, 0))
+        pause_ms(1);
+}
+
+static inline void *map_anonymous(size_t length)
+{
+    void *start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    need(start != MAP_FAILED);
+    return start;
+}
+
+#endif

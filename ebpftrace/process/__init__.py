@@ -1,0 +1,1 @@
+"""What /proc and the memory of a target tell, read without ever stopping it."""

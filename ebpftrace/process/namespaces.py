@@ -1,0 +1,33 @@
+"""In which PID namespace we are: what the kernel calls PID 123 may be another process than ours."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from ebpftrace.errors import CannotTrace
+
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+"""Fixed inode of the first PID namespace (kernel include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
+
+
+class PidNamespace(NamedTuple):
+    """Our own PID namespace, as bpf_get_ns_current_pid_tgid wants it named (bpf-helpers(7))."""
+
+    device: int
+    """``st_dev`` as the C library encodes it."""
+    inode: int
+
+    @property
+    def initial(self) -> bool:
+        """It is the host's: PIDs are what BPF programs see without translation."""
+        return self.inode == _INITIAL_PID_NAMESPACE
+
+
+def own_pid_namespace() -> PidNamespace:
+    """The PID namespace of this process.  Raises ``CannotTrace``."""
+    try:
+        status = os.stat("/proc/self/ns/pid")  # noqa: PTH116
+    except OSError as error:
+        raise CannotTrace(f"cannot read /proc/self/ns/pid: {error.strerror}", "mount /proc") from None
+    return PidNamespace(status.st_dev, status.st_ino)

@@ -1,0 +1,99 @@
+"""Which thread groups live in one address space: kcmp(2)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+from typing import NamedTuple, Optional
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.process.procfs import (
+    ProcessGone,
+    live_task,
+    numbers_in,
+    reading,
+    require_address_space,
+    through_live_task,
+)
+from ebpftrace.process.tasks import read_task
+
+_KCMP_VM = 1
+_KCMP_NUMBERS = {"x86_64": 312, "aarch64": 272, "riscv64": 272}
+"""No C library wraps kcmp: its system call numbers (kernel arch/*/syscall tables)."""
+
+
+class Sharers(NamedTuple):
+    """The thread groups of one address space, and how far that is known."""
+
+    tgids: tuple[int, ...]
+    """The group asked about first, then the others, ascending."""
+    unchecked: int
+    """Processes that could not be compared: they may share it too."""
+    why: str
+    """One line on why they could not; empty where all were."""
+
+
+def same_address_space(pid: int) -> Sharers:
+    """All thread groups that we can see in the address space of process ``pid``.
+
+    Others than its own are vfork children that have not called exec yet, and processes made by
+    clone with CLONE_VM and without CLONE_THREAD.  One born during the look may be missed.
+    Raises ``ProcessGone`` or ``CannotTrace``.
+    """
+
+    def use(tid: int) -> Sharers:
+        sharers = _compare_all(pid, tid)
+        # Two tasks without an address space count as equal: make sure that this one kept its own.
+        require_address_space(pid, tid)
+        return sharers
+
+    return through_live_task(pid, "address space", use)
+
+
+def _compare_all(pid: int, tid: int) -> Sharers:
+    others = {tgid: _compare(tid, tgid) for tgid in _processes() if tgid != pid}
+    refusals = [why for _, why in others.values() if why]
+    tgids = (pid, *(tgid for tgid, (equal, _) in others.items() if equal))
+    return Sharers(tgids, len(refusals), f"kcmp: {refusals[0]}" if refusals else "")
+
+
+def _compare(tid: int, tgid: int) -> tuple[bool, str]:
+    """Whether thread and process share their address space, and why that cannot be said."""
+    try:
+        member = _comparable_task(tgid)
+        return member is not None and _kcmp(tid, member), ""
+    except (ProcessGone, ProcessLookupError):
+        return False, ""
+    except CannotTrace as refusal:
+        return False, refusal.what
+    except OSError as error:
+        return False, error.strerror or str(error)
+
+
+def _processes() -> list[int]:
+    with reading(os.getpid(), "list of processes"):
+        return numbers_in("/proc")
+
+
+def _comparable_task(tgid: int) -> Optional[int]:
+    """A thread of the process that may have an address space; None for a kernel thread."""
+    leader = read_task(tgid, tgid)
+    if leader.kernel_thread:
+        return None
+    return live_task(tgid) if leader.exited else tgid
+
+
+def _kcmp(tid: int, other: int) -> bool:
+    """Whether two tasks share their address space; raises ``OSError`` as kcmp(2) says."""
+    number = _KCMP_NUMBERS.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = (ctypes.c_long(value) for value in (number, tid, other, _KCMP_VM, 0, 0))
+    result: int = libc.syscall(*arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result == 0

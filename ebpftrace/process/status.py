@@ -1,0 +1,75 @@
+"""Small facts about a process: sizes, names, limits, age."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from typing import NamedTuple, Optional
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.model import TargetInfo
+from ebpftrace.process.procfs import read_small, reading, task_dir, through_live_task
+from ebpftrace.process.tasks import read_task
+
+_MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
+
+
+class MemoryUse(NamedTuple):
+    """Size of an address space in bytes (proc(5), statm)."""
+
+    virt: int
+    rss: int
+    """May be behind by some pages for each CPU: the kernel sums its counters up lazily."""
+
+
+def read_memory_use(pid: int) -> MemoryUse:
+    """Virtual and resident size now.  Raises ``ProcessGone`` or ``CannotTrace``."""
+
+    def use(tid: int) -> MemoryUse:
+        virt, rss = read_small(f"{task_dir(pid, tid)}/statm").split()[:2]
+        if virt == b"0":
+            raise ProcessLookupError
+        page = os.sysconf("SC_PAGE_SIZE")
+        return MemoryUse(int(virt) * page, int(rss) * page)
+
+    return through_live_task(pid, "memory size", use)
+
+
+def read_exe(pid: int) -> str:
+    """Path of the program as the kernel prints it, `` (deleted)`` included, in the target's own root.
+
+    Raises ``ProcessGone`` or ``CannotTrace``.
+    """
+    # Path.readlink would tidy up a name that must stay as it is.
+    return through_live_task(pid, "program file", lambda tid: os.readlink(f"{task_dir(pid, tid)}/exe"))  # noqa: PTH115
+
+
+def read_target_info(pid: int) -> TargetInfo:
+    """Name, program and number of live threads, for the head of a report.
+
+    Raises ``ProcessGone`` or ``CannotTrace``.
+    """
+    leader = read_task(pid, pid)
+    threads = leader.group_size - leader.exited
+    return TargetInfo(pid=pid, comm=leader.name, exe=read_exe(pid), threads=threads)
+
+
+def uptime_ns(pid: int) -> int:
+    """How long the process has run, in ns (to 10 ms).  Raises ``ProcessGone`` or ``CannotTrace``."""
+    return max(0, time.clock_gettime_ns(time.CLOCK_MONOTONIC) - read_task(pid, pid).id.born)
+
+
+def stack_limit(pid: int) -> Optional[int]:
+    """Soft RLIMIT_STACK in bytes, None where unlimited.  Raises ``ProcessGone`` or ``CannotTrace``."""
+    with reading(pid, "limits"):
+        soft, _ = resource.prlimit(pid, resource.RLIMIT_STACK)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def max_map_count() -> int:
+    """Most mappings that a process may have: vm.max_map_count.  Raises ``CannotTrace``."""
+    try:
+        return int(read_small(_MAX_MAP_COUNT))
+    except OSError as error:
+        raise CannotTrace(f"cannot read {_MAX_MAP_COUNT}: {error.strerror}") from None

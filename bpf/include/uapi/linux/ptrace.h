@@ -11,10 +11,13 @@ struct pt_regs {
     unsigned long ip, cs, flags, sp, ss;
 };
 #elif defined(__aarch64__)
-/* arch/arm64/include/asm/ptrace.h, as far as user space sees it */
+/* arch/arm64/include/asm/ptrace.h, up to the number of the running syscall */
 struct pt_regs {
     unsigned long long regs[31];
     unsigned long long sp, pc, pstate;
+    unsigned long long orig_x0;
+    int syscallno;
+    unsigned int reserved;
 };
 #else
 #error "no register layout for this machine yet: x86_64 and aarch64 only"

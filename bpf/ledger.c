@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The ledger of an address space: which mappings stand, who made them, who runs on which stack.
+ *
+ * Insert at the exit of mmap, remove at the enter of munmap: neither can touch a mapping that
+ * another thread got in between.  What a match by start address can't settle goes out as an
+ * event, and Python finishes it with interval arithmetic (ebpftrace/ledger).
+ *
+ * bcc rewrites map accesses only in this file.  So it holds the maps, the functions that access
+ * them and the probes; the rules are in the headers.
+ */
+#include <uapi/linux/ptrace.h>
+
+#include "shared.h"
+
+BPF_F_TABLE("hash", u64, struct mapping_t, mappings, MAX_MAPPINGS, HASH_FLAGS);
+BPF_F_TABLE("hash", u32, struct thread_t, threads, MAX_THREADS, HASH_FLAGS);
+BPF_F_TABLE("hash", struct life_key_t, struct life_t, exited, MAX_THREADS, HASH_FLAGS);
+BPF_F_TABLE("hash", u64, struct run_t, runs, MAX_RUNS, HASH_FLAGS);
+BPF_F_TABLE("hash", u64, struct site_t, sites, MAX_SITES, HASH_FLAGS);
+BPF_ARRAY(spaces, struct space_t, MAX_SPACES);
+BPF_ARRAY(told, struct told_t, MAX_SPACES);
+BPF_PERCPU_ARRAY(cpus, struct cpu_t, 1);
+BPF_PERCPU_ARRAY(copy_buffers, struct copy_t, 1);
+BPF_RINGBUF_OUTPUT(events, EVENT_PAGES);
+BPF_RINGBUF_OUTPUT(copies, COPY_PAGES);
+
+static __always_inline struct space_t *space_at(u32 space)
+{
+    return spaces.lookup(&space);
+}
+
+static __always_inline struct told_t *told_of(u32 space)
+{
+    return told.lookup(&space);
+}
+
+static __always_inline struct mapping_t *find_mapping(u64 key)
+{
+    return mappings.lookup(&key);
+}
+
+/* Returns -EEXIST where the key is taken, -E2BIG where the table is full. */
+static __always_inline long add_mapping(u64 key, struct mapping_t *row)
+{
+    return mappings.insert(&key, row);
+}
+
+static __always_inline long put_mapping(u64 key, struct mapping_t *row)
+{
+    return mappings.update(&key, row);
+}
+
+static __always_inline long drop_mapping(u64 key)
+{
+    return mappings.delete(&key);
+}
+
+static __always_inline struct thread_t *find_thread(u32 tid)
+{
+    return threads.lookup(&tid);
+}
+
+static __always_inline long put_thread(u32 tid, struct thread_t *thread)
+{
+    return threads.update(&tid, thread);
+}
+
+static __always_inline void drop_thread(u32 tid)
+{
+    threads.delete(&tid);
+}
+
+static __always_inline struct life_t *find_exited(struct life_key_t *key)
+{
+    return exited.lookup(key);
+}
+
+static __always_inline long put_exited(struct life_key_t *key, struct life_t *life)
+{
+    return exited.update(key, life);
+}
+
+static __always_inline void drop_exited(struct life_key_t *key)
+{
+    exited.delete(key);
+}
+
+static __always_inline struct run_t *find_run(u64 key)
+{
+    return runs.lookup(&key);
+}
+
+static __always_inline long put_run(u64 key, struct run_t *run)
+{
+    return runs.update(&key, run);
+}
+
+static __always_inline void drop_run(u64 key)
+{
+    runs.delete(&key);
+}
+
+static __always_inline struct site_t *find_site(u64 site)
+{
+    return sites.lookup(&site);
+}
+
+static __always_inline long add_site(u64 site, struct site_t *first)
+{
+    return sites.insert(&site, first);
+}
+
+static __always_inline struct cpu_t *this_cpu(void)
+{
+    u32 zero = 0;
+    return cpus.lookup(&zero);
+}
+
+static __always_inline struct copy_t *copy_buffer(void)
+{
+    u32 zero = 0;
+    return copy_buffers.lookup(&zero);
+}
+
+static __always_inline long send_event(struct event_t *event)
+{
+    return events.ringbuf_output(event, sizeof(*event), BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline long send_copy(struct copy_t *copy, u64 size)
+{
+    return copies.ringbuf_output(copy, size, BPF_RB_NO_WAKEUP);
+}
+
+#include "call.h"
+#include "space.h"
+#include "stacks.h"
+#include "threads.h"
+#include "mappings.h"
+
+TRACEPOINT_PROBE(syscalls, sys_exit_mmap)
+{
+    struct thread_t *thread = current_thread();
+
+    return thread ? mmap_exit(thread, args->ret) : 0;
+}
+
+TRACEPOINT_PROBE(syscalls, sys_enter_munmap)
+{
+    struct thread_t *thread = current_thread();
+
+    return thread ? munmap_enter(thread, args->addr, args->len) : 0;
+}
+
+TRACEPOINT_PROBE(syscalls, sys_exit_munmap)
+{
+    struct thread_t *thread = current_thread();
+
+    return thread ? munmap_exit(thread, args->ret) : 0;
+}
+
+TRACEPOINT_PROBE(syscalls, sys_enter_mremap)
+{
+    struct thread_t *thread = current_thread();
+
+    return thread ? mremap_enter(thread, args->addr, args->old_len, args->flags) : 0;
+}
+
+TRACEPOINT_PROBE(syscalls, sys_exit_mremap)
+{
+    struct thread_t *thread = current_thread();
+
+    return thread ? mremap_exit(thread, args->ret) : 0;
+}
+
+TRACEPOINT_PROBE(syscalls, sys_exit_brk)
+{
+    struct thread_t *thread = current_thread();
+
+    return thread ? brk_exit(thread, args->ret) : 0;
+}
+
+/* Fires in the parent, inside the clone call, before the child can run (copy_process()). */
+TRACEPOINT_PROBE(task, task_newtask)
+{
+    struct thread_t *thread = current_thread();
+
+    return thread ? thread_born(thread, args->pid, args->clone_flags) : 0;
+}
+
+TRACEPOINT_PROBE(sched, sched_process_exit)
+{
+    struct thread_t *thread = find_thread(current_tid());
+
+    return thread ? thread_left(thread) : 0;
+}
+
+TRACEPOINT_PROBE(sched, sched_process_exec)
+{
+    struct thread_t *thread = find_thread(args->old_pid);
+
+    return thread ? thread_executed(thread, args->pid) : 0;
+}

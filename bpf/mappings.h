@@ -1,0 +1,303 @@
+/* The rules of the ledger: what each call does to the rows. */
+#pragma once
+
+#define PROT_EXEC 4
+#define MAP_FIXED 0x10
+#define MAP_HUGETLB 0x40000
+#define MAP_FIXED_NOREPLACE 0x100000
+#define MAP_HUGE_SHIFT 26
+#define MAP_HUGE_MASK 0x3f
+#define MREMAP_FIXED 2
+#define MREMAP_DONTUNMAP 4
+#define EEXIST 17
+
+/* No call since this row was made could have cut it or put another row inside it, nor is it in the
+ * baseline: Python need not hear of its end. */
+static __always_inline int is_clean(struct thread_t *thread, struct space_t *space,
+                                    struct mapping_t *row)
+{
+    struct told_t *told = told_of(thread->life.space);
+
+    return told && row->since > told->baseline_at && row->since > space->hard_at;
+}
+
+static __always_inline void mark_hard(struct space_t *space, u64 at)
+{
+    if (space->hard_at < at)
+        space->hard_at = at;
+}
+
+/* The thread that mapped a row has one more or one less outstanding. */
+static __always_inline void count_outstanding(struct thread_t *thread, struct mapping_t *row,
+                                              s64 change)
+{
+    struct thread_t *mapper = thread;
+    struct life_key_t key = {.born = row->mapper_born, .tid = row->mapper_tid};
+    struct life_t *life;
+
+    if (row->mapper_tid != thread->life.tid)
+        mapper = find_thread(row->mapper_tid);
+    if (mapper && mapper->life.born == row->mapper_born) {
+        __sync_fetch_and_add(&mapper->life.outstanding, change);
+        return;
+    }
+    life = find_exited(&key);
+    if (!life)
+        return;
+    __sync_fetch_and_add(&life->outstanding, change);
+    /* Nothing is left to say of it: make room. */
+    if (life->outstanding <= 0 && !life->brk_growth)
+        drop_exited(&key);
+}
+
+/* `gone` is the row that left the ledger with the hole, if one did. */
+static __always_inline void emit_hole(struct thread_t *thread, struct space_t *space, u64 at,
+                                      u64 done_at, u64 start, u64 length, struct mapping_t *gone)
+{
+    struct event_t event = {.kind = EVENT_HOLE,
+                            .space = thread->life.space,
+                            .tid = thread->life.tid,
+                            .at = at,
+                            .done_at = done_at,
+                            .start = start,
+                            .length = length};
+
+    /* A part of it may have been moved elsewhere, and Python must know whose that is. */
+    if (gone && !is_clean(thread, space, gone))
+        event.row = *gone;
+    mark_hard(space, done_at);
+    emit(space, &event);
+}
+
+static __always_inline void insert(struct thread_t *thread, struct space_t *space, u64 start,
+                                   struct mapping_t *row)
+{
+    u64 key = key_of(thread->life.space, start);
+    long error = add_mapping(key, row);
+    struct mapping_t *old;
+
+    if (error == -EEXIST) {
+        /* The memory at `start` was free or replaced, but more of the old row may still stand. */
+        struct event_t event = {.kind = EVENT_DISPLACED,
+                                .space = thread->life.space,
+                                .tid = thread->life.tid,
+                                .at = row->since,
+                                .start = start};
+
+        old = find_mapping(key);
+        if (old) {
+            event.row = *old;
+            count_outstanding(thread, &event.row, -1);
+            mark_hard(space, row->since - 1);
+            emit(space, &event);
+        }
+        error = put_mapping(key, row);
+    }
+    if (error)
+        __sync_fetch_and_add(&space->lost_mappings, 1);
+    else
+        count_outstanding(thread, row, 1);
+}
+
+/* Takes the row at `start` out of the ledger and keeps it with the thread until the call returns. */
+static __always_inline void take(struct thread_t *thread, u64 start, struct mapping_t *row)
+{
+    thread->row = *row;
+    thread->has_row = !drop_mapping(key_of(thread->life.space, start));
+    if (thread->has_row)
+        count_outstanding(thread, &thread->row, -1);
+}
+
+/* The call failed and changed nothing: the row comes back, unless a newer one has its place. */
+static __always_inline void restore(struct thread_t *thread, struct space_t *space, u64 start)
+{
+    thread->has_row = 0;
+    if (add_mapping(key_of(thread->life.space, start), &thread->row))
+        __sync_fetch_and_add(&space->lost_mappings, 1);
+    else
+        count_outstanding(thread, &thread->row, 1);
+}
+
+/* mmap rounds a huge mapping to its page size (mm/mmap.c: ksys_mmap_pgoff). */
+static __always_inline u64 mapped_length(u64 length, u64 flags)
+{
+    u64 shift = (flags >> MAP_HUGE_SHIFT) & MAP_HUGE_MASK;
+    u64 huge;
+
+    if (!(flags & MAP_HUGETLB))
+        return round_to_pages(length);
+    huge = shift ? 1ULL << shift : HUGE_PAGE_BYTES;
+    return (length + huge - 1) & ~(huge - 1);
+}
+
+static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
+{
+    struct space_t *space = space_at(thread->life.space);
+    struct pt_regs storage;
+    const struct pt_regs *registers;
+    struct mapping_t row = {};
+    struct mapping_t *old;
+    u64 start = returned;
+
+    thread->calls[CALL_MMAP]++;
+    if (!space || has_failed(returned))
+        return 0;
+    registers = caller_registers(&storage);
+    row.prot = ARGUMENT_3(registers);
+    row.flags = ARGUMENT_4(registers);
+    row.length = mapped_length(ARGUMENT_2(registers), row.flags);
+    row.mapper_tid = thread->life.tid;
+    row.mapper_born = thread->life.born;
+    row.since = bpf_ktime_get_ns();
+    row.made_at = row.since;
+    row.site = record_stack(thread, space, registers, CALL_MMAP, row.made_at, 0);
+    if ((row.flags & MAP_FIXED) && !(row.flags & MAP_FIXED_NOREPLACE)) {
+        old = find_mapping(key_of(thread->life.space, start));
+        if (old && old->length == row.length && is_clean(thread, space, old)) {
+            count_outstanding(thread, old, -1);
+            drop_mapping(key_of(thread->life.space, start));
+        } else {
+            emit_hole(thread, space, row.since, row.since - 1, start, row.length, 0);
+        }
+    }
+    insert(thread, space, start, &row);
+    if (row.prot & PROT_EXEC) {
+        struct event_t event = {.kind = EVENT_CODE,
+                                .space = thread->life.space,
+                                .tid = thread->life.tid,
+                                .at = row.since,
+                                .start = start,
+                                .length = row.length};
+
+        emit(space, &event);
+    }
+    return 0;
+}
+
+static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 length)
+{
+    struct space_t *space = space_at(thread->life.space);
+    struct mapping_t *row = find_mapping(key_of(thread->life.space, start));
+
+    length = round_to_pages(length);
+    thread->calls[CALL_MUNMAP]++;
+    thread->has_row = 0;
+    thread->is_hard = 1;
+    if (!space)
+        return 0;
+    if (row && row->length <= length) {
+        thread->is_hard = row->length != length || !is_clean(thread, space, row);
+        take(thread, start, row);
+    }
+    if (thread->is_hard) {
+        thread->entered_at = bpf_ktime_get_ns();
+        mark_hard(space, thread->entered_at);
+    }
+    return 0;
+}
+
+static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
+{
+    struct space_t *space;
+    struct pt_regs storage;
+    const struct pt_regs *registers;
+
+    if (!returned && !thread->is_hard && !(thread->has_row && thread->row.is_stack))
+        return 0;
+    space = space_at(thread->life.space);
+    if (!space)
+        return 0;
+    registers = caller_registers(&storage);
+    if (returned) {
+        if (thread->has_row)
+            restore(thread, space, ARGUMENT_1(registers));
+        return 0;
+    }
+    if (thread->has_row && thread->row.is_stack)
+        drop_run(key_of(thread->life.space, ARGUMENT_1(registers)));
+    if (thread->is_hard)
+        emit_hole(thread, space, thread->entered_at, bpf_ktime_get_ns(), ARGUMENT_1(registers),
+                  round_to_pages(ARGUMENT_2(registers)), thread->has_row ? &thread->row : 0);
+    return 0;
+}
+
+static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 length, u64 flags)
+{
+    struct space_t *space = space_at(thread->life.space);
+    struct mapping_t *row = find_mapping(key_of(thread->life.space, start));
+
+    thread->calls[CALL_MREMAP]++;
+    thread->has_row = 0;
+    thread->is_hard = 1;
+    if (!space)
+        return 0;
+    thread->entered_at = bpf_ktime_get_ns();
+    if (row && row->length == round_to_pages(length) && is_clean(thread, space, row) &&
+        !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))) {
+        take(thread, start, row);
+        thread->is_hard = !thread->has_row;
+    }
+    if (thread->is_hard)
+        mark_hard(space, thread->entered_at);
+    return 0;
+}
+
+static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
+{
+    struct space_t *space = space_at(thread->life.space);
+    struct pt_regs storage;
+    const struct pt_regs *registers = caller_registers(&storage);
+    u64 now = bpf_ktime_get_ns();
+    u64 new_length = round_to_pages(ARGUMENT_3(registers));
+    struct mapping_t row;
+
+    if (!space)
+        return 0;
+    if (has_failed(returned)) {
+        if (thread->has_row)
+            restore(thread, space, ARGUMENT_1(registers));
+        return 0;
+    }
+    if (thread->has_row) {
+        row = thread->row;
+        row.length = new_length;
+        row.since = now;
+        insert(thread, space, returned, &row);
+    } else {
+        struct event_t event = {.kind = EVENT_MOVE,
+                                .space = thread->life.space,
+                                .tid = thread->life.tid,
+                                .flags = ARGUMENT_4(registers),
+                                .at = thread->entered_at,
+                                .done_at = now,
+                                .start = ARGUMENT_1(registers),
+                                .length = round_to_pages(ARGUMENT_2(registers)),
+                                .new_start = returned,
+                                .new_length = new_length};
+
+        mark_hard(space, now);
+        emit(space, &event);
+    }
+    return 0;
+}
+
+/* The break belongs to the address space; who moved it is told by thread and site. */
+static __always_inline int brk_exit(struct thread_t *thread, u64 returned)
+{
+    struct space_t *space = space_at(thread->life.space);
+    struct pt_regs storage;
+    u64 before;
+    s64 growth;
+
+    thread->calls[CALL_BRK]++;
+    if (!space)
+        return 0;
+    before = space->brk;
+    space->brk = returned;
+    if (!before || before == returned)
+        return 0;
+    growth = returned - before;
+    thread->life.brk_growth += growth;
+    record_stack(thread, space, caller_registers(&storage), CALL_BRK, bpf_ktime_get_ns(), growth);
+    return 0;
+}

@@ -1,0 +1,144 @@
+/*
+ * Structs that the kernel side shares with Python (ebpftrace/kernel/layout.py mirrors them, and
+ * the loader compares sizes).  Sizes and addresses in bytes, times in ns of CLOCK_MONOTONIC.
+ * Upper-case names that no header defines come from layout.definitions().
+ */
+#pragma once
+
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+
+#define REGISTER_WORDS (sizeof(struct pt_regs) / 8)
+
+/* Index of the call counters; the order is that of layout.CALLS. */
+enum call {
+    CALL_MMAP,
+    CALL_MUNMAP,
+    CALL_MREMAP,
+    CALL_BRK,
+    CALL_CLONE,
+    CALL_THREAD_EXIT,
+    CALLS,
+};
+
+/* One row of the ledger, keyed by its start (see key_of()). */
+struct mapping_t {
+    u64 length;
+    u64 since;   /* when this range became this mapping: exit of mmap or mremap */
+    u64 made_at; /* exit of the mmap call that made it */
+    u64 mapper_born;
+    u64 site; /* signature of the user stack that made it, 0: none */
+    u32 mapper_tid;
+    u32 prot;
+    u32 flags;
+    u32 is_stack; /* a clone3 call named its start as a stack: there is a run under the same key */
+};
+
+/* The life of one task in a traced address space. */
+struct life_t {
+    u64 born;
+    u64 exited_at; /* 0 while it lives */
+    u64 creator_born;
+    s64 outstanding; /* rows of the ledger that this thread mapped */
+    s64 brk_growth;
+    u32 tid;
+    u32 tgid;
+    u32 creator_tid;
+    u32 space;
+    char name[NAME_BYTES];
+    char creator_name[NAME_BYTES];
+};
+
+/* What is known of a live task; only the task itself writes it, except life.outstanding. */
+struct thread_t {
+    struct life_t life;
+    u64 run; /* key of the run that put it on its stack, 0: none */
+    u64 calls[CALLS];
+    u64 entered_at;       /* of the munmap or mremap call in flight */
+    struct mapping_t row; /* the row that this call took out of the ledger ... */
+    u32 has_row;          /* ... if it did */
+    u32 is_hard;          /* the call can't be settled by a start match: it goes out as an event */
+    u32 waits_for_exec;   /* a COMMAND that has not started yet: nothing is recorded */
+    u32 reserved;
+};
+
+/* A clone call put a thread on a stack. */
+struct run_t {
+    struct life_t life;
+    u64 stack;      /* clone3: lowest byte; clone: a pointer near the top */
+    u64 stack_size; /* clone3 only, else 0 */
+    u64 site;
+};
+
+struct life_key_t {
+    u64 born;
+    u32 tid;
+    u32 reserved;
+};
+
+struct range_t {
+    u64 start;
+    u64 end;
+};
+
+/* What Python tells the kernel side of an address space; the kernel only reads it. */
+struct told_t {
+    struct range_t code[IMAGES]; /* a word that points there may be a return address */
+    u64 baseline_at;             /* /proc/PID/maps had been read by then */
+};
+
+/* One traced address space. */
+struct space_t {
+    u64 hard_at;      /* last call that a start match could not settle */
+    u64 brk;          /* current break, 0: not known yet */
+    u64 calls[CALLS]; /* of threads that have exited */
+    u64 lost_events;
+    u64 lost_mappings;
+    u64 lost_stacks;
+    u64 lost_threads;
+};
+
+struct event_t {
+    u32 kind; /* EVENT_*, defined by the loader from layout.EventKind */
+    u32 space;
+    u32 tid;
+    u32 flags;       /* of mremap */
+    u64 at;          /* enter of the call: what is older is concerned */
+    u64 done_at;     /* exit of the call */
+    u64 start;
+    u64 length;
+    u64 new_start;
+    u64 new_length;
+    struct mapping_t row; /* that left the ledger; length 0: none did */
+};
+
+/* How often a site's stack was seen and copied. */
+struct site_t {
+    u64 seen;
+    u64 copies;
+    u64 copied_at;
+    s64 brk_growth;
+};
+
+/* Registers and stack of a thread at a call. */
+struct copy_t {
+    u64 site;
+    u64 at; /* made_at of the mapping, born of the thread, or exit of the brk call */
+    u32 tid;
+    u32 space;
+    u32 call;
+    u32 size;       /* bytes in memory[] that were read */
+    u32 is_cut;     /* the copy ended at its size limit, not at the end of the stack */
+    u32 reserved;
+    u64 registers[REGISTER_WORDS];
+    u8 memory[STACK_BYTES + PAGE_BYTES];
+};
+
+/* Copies taken on this CPU in the running second, and the buffer to take one. */
+struct cpu_t {
+    u64 second_from;
+    u64 copies;
+    u64 fresh_copies; /* first ones of a site, which have a budget of their own */
+    u64 words[SIGNATURE_WORDS];
+};

@@ -1,0 +1,37 @@
+/* Traced address spaces: who is in one, keys in it, what is lost of it. */
+#pragma once
+
+/* User addresses stay below bit SPACE_SHIFT; the number of the space goes above. */
+static __always_inline u64 key_of(u32 space, u64 address)
+{
+    return address | (u64)space << SPACE_SHIFT;
+}
+
+static __always_inline u32 current_tid(void)
+{
+    return (u32)bpf_get_current_pid_tgid();
+}
+
+/* The one look-up that a task pays which is not traced. */
+static __always_inline struct thread_t *current_thread(void)
+{
+    struct thread_t *thread = find_thread(current_tid());
+
+    return thread && !thread->waits_for_exec ? thread : 0;
+}
+
+static __always_inline u64 round_to_pages(u64 length)
+{
+    return (length + PAGE_BYTES - 1) & ~(u64)(PAGE_BYTES - 1);
+}
+
+static __always_inline void lose_event(struct space_t *space)
+{
+    __sync_fetch_and_add(&space->lost_events, 1);
+}
+
+static __always_inline void emit(struct space_t *space, struct event_t *event)
+{
+    if (send_event(event))
+        lose_event(space);
+}

@@ -1,0 +1,133 @@
+/* Who called: a signature for every recorded call, a copy of registers and stack for some. */
+#pragma once
+
+#define NS_PER_SECOND 1000000000ULL
+
+/* Mixes one word into a hash (the constant is 2^64 / golden ratio). */
+static __always_inline u64 mix(u64 hash, u64 word)
+{
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
+    return hash ^ hash >> 29;
+}
+
+static __always_inline int points_to_code(struct told_t *told, u64 word)
+{
+    int found = 0;
+
+#pragma unroll
+    for (int i = 0; i < IMAGES; i++)
+        found |= word - told->code[i].start < told->code[i].end - told->code[i].start;
+    return found;
+}
+
+/*
+ * A hash over what tells one call path from another: the instruction pointer, where the stack
+ * pointer lies in its page, and the words near the top of the stack that may be return addresses.
+ * Different hashes for one path do no harm; one hash for two paths is found out by the copies.
+ */
+static __always_inline u64 signature(struct told_t *told, struct cpu_t *cpu, u64 ip, u64 sp)
+{
+    u64 hash = mix(mix(0, ip), sp & (PAGE_BYTES - 1));
+
+    if (bpf_probe_read_user(cpu->words, sizeof(cpu->words), (void *)sp))
+        return 0;
+#pragma unroll
+    for (int i = 0; i < SIGNATURE_WORDS; i++)
+        if (points_to_code(told, cpu->words[i]))
+            hash = mix(hash, cpu->words[i]);
+    return hash ? hash : 1;
+}
+
+static __always_inline void copy_stack(struct thread_t *thread, struct space_t *space,
+                                       const struct pt_regs *registers, u64 site, u32 call, u64 at)
+{
+    struct copy_t *copy = copy_buffer();
+    u64 sp = USER_SP(registers);
+    u64 size;
+
+    if (!copy)
+        return;
+    copy->site = site;
+    copy->at = at;
+    copy->tid = thread->life.tid;
+    copy->space = thread->life.space;
+    copy->call = call;
+    copy->is_cut = 0;
+    bpf_probe_read_kernel(copy->registers, sizeof(copy->registers), registers);
+    /* A mapping ends on a page boundary: page by page, so that no read fails half-way. */
+    size = PAGE_BYTES - (sp & (PAGE_BYTES - 1));
+    if (size > PAGE_BYTES || bpf_probe_read_user(copy->memory, size, (void *)sp)) {
+        __sync_fetch_and_add(&space->lost_stacks, 1);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < STACK_BYTES / PAGE_BYTES; i++) {
+        if (size > STACK_BYTES ||
+            bpf_probe_read_user(copy->memory + size, PAGE_BYTES, (void *)(sp + size)))
+            goto copied;
+        size += PAGE_BYTES;
+        asm volatile("" : "+r"(size));
+    }
+    copy->is_cut = 1;
+copied:
+    /* The compiler knows the bound too well to keep the test that the verifier needs. */
+    asm volatile("" : "+r"(size));
+    copy->size = size;
+    if (size > STACK_BYTES + PAGE_BYTES ||
+        send_copy(copy, __builtin_offsetof(struct copy_t, memory) + size))
+        __sync_fetch_and_add(&space->lost_stacks, 1);
+}
+
+/* Returns the site of the running call, copying its stack if the budget has room for it. */
+static __always_inline u64 record_stack(struct thread_t *thread, struct space_t *space,
+                                        const struct pt_regs *registers, u32 call, u64 now,
+                                        s64 brk_growth)
+{
+    struct told_t *told = told_of(thread->life.space);
+    struct cpu_t *cpu = this_cpu();
+    struct site_t first = {.seen = 1, .brk_growth = brk_growth};
+    struct site_t *site;
+    u64 id;
+
+    if (!told || !cpu || !STACK_BYTES)
+        return 0;
+    id = signature(told, cpu, USER_IP(registers), USER_SP(registers));
+    if (!id) {
+        __sync_fetch_and_add(&space->lost_stacks, 1);
+        return 0;
+    }
+    if (now - cpu->second_from > NS_PER_SECOND) {
+        cpu->second_from = now;
+        cpu->copies = 0;
+        cpu->fresh_copies = 0;
+    }
+    site = find_site(id);
+    if (!site) {
+        add_site(id, &first);
+        site = find_site(id);
+        if (!site) {
+            __sync_fetch_and_add(&space->lost_stacks, 1);
+            return 0;
+        }
+    } else {
+        __sync_fetch_and_add(&site->seen, 1);
+        if (brk_growth)
+            __sync_fetch_and_add(&site->brk_growth, brk_growth);
+    }
+    if (site->copies < SITE_COPIES) {
+        if (cpu->fresh_copies >= FRESH_COPIES_PER_SECOND) {
+            if (!site->copies)
+                __sync_fetch_and_add(&space->lost_stacks, 1);
+            return id;
+        }
+        cpu->fresh_copies++;
+    } else {
+        if (cpu->copies >= COPIES_PER_SECOND)
+            return id;
+        cpu->copies++;
+    }
+    site->copies++;
+    site->copied_at = now;
+    copy_stack(thread, space, registers, id, call, now);
+    return id;
+}

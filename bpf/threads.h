@@ -1,0 +1,119 @@
+/* Birth, stack and end of the tasks in a traced address space. */
+#pragma once
+
+#define CLONE_VM 0x100
+#define CLONE_THREAD 0x10000
+
+/* struct clone_args, include/uapi/linux/sched.h: the part that every clone3 caller passes. */
+struct clone_args_t {
+    u64 flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+};
+
+/* Which stack the running clone call gives to its child; 0 where the child shares its parent's. */
+static __always_inline u64 stack_of_child(const struct pt_regs *registers, u64 *size)
+{
+    struct clone_args_t arguments = {};
+    u64 pointer = ARGUMENT_2(registers);
+
+    /* The verifier refuses one load instruction for registers and arguments[]: keep them apart. */
+    asm volatile("" : "+r"(pointer));
+    *size = 0;
+    if (CALL_NUMBER(registers) == NR_CLONE)
+        return pointer;
+    if (CALL_NUMBER(registers) != NR_CLONE3 ||
+        bpf_probe_read_user(&arguments, sizeof(arguments), (void *)ARGUMENT_1(registers)))
+        return 0;
+    *size = arguments.stack_size;
+    return arguments.stack;
+}
+
+static __always_inline void start_run(struct thread_t *parent, struct space_t *space,
+                                      struct thread_t *child)
+{
+    struct pt_regs storage;
+    const struct pt_regs *registers = caller_registers(&storage);
+    struct run_t run = {};
+    struct mapping_t *row;
+
+    run.stack = stack_of_child(registers, &run.stack_size);
+    if (!run.stack)
+        return;
+    child->run = key_of(child->life.space, run.stack);
+    run.life = child->life;
+    run.site = record_stack(parent, space, registers, CALL_CLONE, child->life.born, 0);
+    row = find_mapping(child->run);
+    if (row)
+        row->is_stack = 1;
+    if (put_run(child->run, &run))
+        __sync_fetch_and_add(&space->lost_threads, 1);
+}
+
+static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clone_flags)
+{
+    struct space_t *space = space_at(parent->life.space);
+    struct thread_t child = {};
+
+    parent->calls[CALL_CLONE]++;
+    if (!space || !(clone_flags & CLONE_VM))
+        return 0;
+    child.life.born = bpf_ktime_get_ns();
+    child.life.tid = tid;
+    child.life.tgid = clone_flags & CLONE_THREAD ? parent->life.tgid : tid;
+    child.life.space = parent->life.space;
+    child.life.creator_tid = parent->life.tid;
+    child.life.creator_born = parent->life.born;
+    bpf_get_current_comm(child.life.name, NAME_BYTES);
+    bpf_get_current_comm(child.life.creator_name, NAME_BYTES);
+    start_run(parent, space, &child);
+    if (put_thread(tid, &child))
+        __sync_fetch_and_add(&space->lost_threads, 1);
+    return 0;
+}
+
+/* The task is out of the address space: it exits, or it executes another program. */
+static __always_inline int thread_left(struct thread_t *thread)
+{
+    struct space_t *space = space_at(thread->life.space);
+    struct life_key_t key = {.born = thread->life.born, .tid = thread->life.tid};
+    struct run_t *run;
+
+    thread->life.exited_at = bpf_ktime_get_ns();
+    bpf_get_current_comm(thread->life.name, NAME_BYTES);
+    thread->calls[CALL_THREAD_EXIT]++;
+    if (space) {
+#pragma unroll
+        for (int i = 0; i < CALLS; i++)
+            if (thread->calls[i])
+                __sync_fetch_and_add(&space->calls[i], thread->calls[i]);
+        if ((thread->life.outstanding > 0 || thread->life.brk_growth) &&
+            put_exited(&key, &thread->life))
+            __sync_fetch_and_add(&space->lost_threads, 1);
+    }
+    run = thread->run ? find_run(thread->run) : 0;
+    /* Another thread may run on the stack by now: only then is its run not ours. */
+    if (run && run->life.born == thread->life.born && run->life.tid == thread->life.tid) {
+        run->life.exited_at = thread->life.exited_at;
+        __builtin_memcpy(run->life.name, thread->life.name, NAME_BYTES);
+    }
+    drop_thread(thread->life.tid);
+    return 0;
+}
+
+static __always_inline int thread_executed(struct thread_t *thread, u32 tid)
+{
+    struct space_t *space = space_at(thread->life.space);
+    struct event_t event = {.kind = EVENT_EXEC,
+                            .space = thread->life.space,
+                            .tid = tid,
+                            .at = bpf_ktime_get_ns()};
+
+    if (space)
+        emit(space, &event);
+    if (thread->waits_for_exec) {
+        /* The COMMAND begins: from here on this is the traced address space. */
+        thread->waits_for_exec = 0;
+        thread->life.born = event.at;
+        return 0;
+    }
+    return thread_left(thread);
+}

@@ -1,0 +1,243 @@
+"""What the kernel side and Python agree on: the structs of ``bpf/shared.h`` and their constants.
+
+The constants reach the C as ``-D`` definitions (``definitions``), so each stands here only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Optional
+
+NAME_BYTES = 16
+CALLS = ("mmap", "munmap", "mremap", "brk", "clone", "thread_exit")
+IMAGES = 4
+SPACE_SHIFT = 57
+"""User addresses of x86-64 and arm64 stay below 2**57 (5-level page tables)."""
+MAX_SPACES = 64
+SIGNATURE_WORDS = 64
+REGISTER_BYTES = {"x86_64": 168, "aarch64": 288}
+"""Size of ``struct pt_regs`` in ``bpf/include/uapi/linux/ptrace.h``."""
+
+
+class EventKind(IntEnum):
+    """Kinds of ``struct event_t``."""
+
+    HOLE = 1
+    DISPLACED = 2
+    MOVE = 3
+    EXEC = 4
+    CODE = 5
+
+
+class CallKind(IntEnum):
+    """``enum call``: which call a stack was copied at."""
+
+    MMAP = 0
+    MUNMAP = 1
+    MREMAP = 2
+    BRK = 3
+    CLONE = 4
+    THREAD_EXIT = 5
+
+
+_u8, _u32, _u64, _s64 = ctypes.c_uint8, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64
+_name = ctypes.c_char * NAME_BYTES
+
+
+class MappingT(ctypes.Structure):
+    """``struct mapping_t``: one row of the ledger."""
+
+    _fields_ = (
+        ("length", _u64),
+        ("since", _u64),
+        ("made_at", _u64),
+        ("mapper_born", _u64),
+        ("site", _u64),
+        ("mapper_tid", _u32),
+        ("prot", _u32),
+        ("flags", _u32),
+        ("is_stack", _u32),
+    )
+
+
+class LifeT(ctypes.Structure):
+    """``struct life_t``: the life of one task in a traced address space."""
+
+    _fields_ = (
+        ("born", _u64),
+        ("exited_at", _u64),
+        ("creator_born", _u64),
+        ("outstanding", _s64),
+        ("brk_growth", _s64),
+        ("tid", _u32),
+        ("tgid", _u32),
+        ("creator_tid", _u32),
+        ("space", _u32),
+        ("name", _name),
+        ("creator_name", _name),
+    )
+
+
+class ThreadT(ctypes.Structure):
+    """``struct thread_t``: a live task."""
+
+    _fields_ = (
+        ("life", LifeT),
+        ("run", _u64),
+        ("calls", _u64 * len(CALLS)),
+        ("entered_at", _u64),
+        ("row", MappingT),
+        ("has_row", _u32),
+        ("is_hard", _u32),
+        ("waits_for_exec", _u32),
+        ("reserved", _u32),
+    )
+
+
+class RunT(ctypes.Structure):
+    """``struct run_t``: a clone call put a thread on a stack."""
+
+    _fields_ = (("life", LifeT), ("stack", _u64), ("stack_size", _u64), ("site", _u64))
+
+
+class LifeKeyT(ctypes.Structure):
+    """``struct life_key_t``: names an exited thread."""
+
+    _fields_ = (("born", _u64), ("tid", _u32), ("reserved", _u32))
+
+
+class RangeT(ctypes.Structure):
+    """``struct range_t``."""
+
+    _fields_ = (("start", _u64), ("end", _u64))
+
+
+class ToldT(ctypes.Structure):
+    """``struct told_t``: what Python tells the kernel side of an address space."""
+
+    _fields_ = (("code", RangeT * IMAGES), ("baseline_at", _u64))
+
+
+class SpaceT(ctypes.Structure):
+    """``struct space_t``: one traced address space."""
+
+    _fields_ = (
+        ("hard_at", _u64),
+        ("brk", _u64),
+        ("calls", _u64 * len(CALLS)),
+        ("lost_events", _u64),
+        ("lost_mappings", _u64),
+        ("lost_stacks", _u64),
+        ("lost_threads", _u64),
+    )
+
+
+class EventT(ctypes.Structure):
+    """``struct event_t``: what a start match could not settle."""
+
+    _fields_ = (
+        ("kind", _u32),
+        ("space", _u32),
+        ("tid", _u32),
+        ("flags", _u32),
+        ("at", _u64),
+        ("done_at", _u64),
+        ("start", _u64),
+        ("length", _u64),
+        ("new_start", _u64),
+        ("new_length", _u64),
+        ("row", MappingT),
+    )
+
+
+class SiteT(ctypes.Structure):
+    """``struct site_t``: how often a site's stack was seen and copied."""
+
+    _fields_ = (("seen", _u64), ("copies", _u64), ("copied_at", _u64), ("brk_growth", _s64))
+
+
+class CopyHeadT(ctypes.Structure):
+    """``struct copy_t`` up to its registers, which follow with the size of ``struct pt_regs``."""
+
+    _fields_ = (
+        ("site", _u64),
+        ("at", _u64),
+        ("tid", _u32),
+        ("space", _u32),
+        ("call", _u32),
+        ("size", _u32),
+        ("is_cut", _u32),
+        ("reserved", _u32),
+    )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the kernel side must know of this machine; bytes."""
+
+    page: int
+    huge_page: int
+    nr_clone: int
+    nr_clone3: int
+    task_stack_offset: Optional[int] = None
+    """Where ``task_struct.stack`` lies, on kernels without ``bpf_task_pt_regs`` (before 5.15)."""
+    kernel_stack: int = 16384
+    """THREAD_SIZE of x86-64 and arm64."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much room each table gets; entries unless said otherwise."""
+
+    mappings: int
+    threads: int
+    runs: int
+    sites: int
+    event_pages: int = 1024
+    """Ring buffer of events, in pages; a power of two."""
+    copy_pages: int = 1024
+    """Ring buffer of stack copies, in pages; a power of two."""
+    stack_bytes: int = 16384
+    """How much of a stack is copied, at most; a multiple of the page size; 0 takes no stacks."""
+    copies_per_second: int = 50
+    """Copies of stacks of known sites, for each CPU."""
+    fresh_copies_per_second: int = 1000
+    """First copies of new sites, for each CPU."""
+    site_copies: int = 4
+    """Copies that count as first ones of a site."""
+
+
+BPF_F_NO_PREALLOC = 1  # include/uapi/linux/bpf.h
+
+
+def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str, int]:
+    """The constants of ``bpf/*.c`` by name."""
+    constants = {
+        "PAGE_BYTES": machine.page,
+        "HUGE_PAGE_BYTES": machine.huge_page,
+        "NR_CLONE": machine.nr_clone,
+        "NR_CLONE3": machine.nr_clone3,
+        "SPACE_SHIFT": SPACE_SHIFT,
+        "MAX_SPACES": MAX_SPACES,
+        "MAX_MAPPINGS": sizes.mappings,
+        "MAX_THREADS": sizes.threads,
+        "MAX_RUNS": sizes.runs,
+        "MAX_SITES": sizes.sites,
+        "EVENT_PAGES": sizes.event_pages,
+        "COPY_PAGES": sizes.copy_pages,
+        "STACK_BYTES": sizes.stack_bytes,
+        "SIGNATURE_WORDS": SIGNATURE_WORDS,
+        "COPIES_PER_SECOND": sizes.copies_per_second,
+        "FRESH_COPIES_PER_SECOND": sizes.fresh_copies_per_second,
+        "SITE_COPIES": sizes.site_copies,
+        "HASH_FLAGS": 0 if preallocated else BPF_F_NO_PREALLOC,
+        "IMAGES": IMAGES,
+        "NAME_BYTES": NAME_BYTES,
+    }
+    constants.update({f"EVENT_{kind.name}": int(kind) for kind in EventKind})
+    if machine.task_stack_offset is not None:
+        constants["TASK_STACK_OFFSET"] = machine.task_stack_offset
+        constants["KERNEL_STACK_BYTES"] = machine.kernel_stack
+    return constants

@@ -1,0 +1,79 @@
+"""Compile the BPF programs with bcc, load and attach them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from typing import Any
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.kernel import layout
+from ebpftrace.kernel.btf import Btf
+from ebpftrace.kernel.layout import Machine, Sizes, definitions
+from ebpftrace.kernel.sources import bpf_dir, compiler_flags, compiling
+
+_CALL_NUMBERS = {"x86_64": (56, 435), "aarch64": (220, 435)}
+"""clone and clone3: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h."""
+
+_MIRRORED = {
+    "mappings": layout.MappingT,
+    "threads": layout.ThreadT,
+    "exited": layout.LifeT,
+    "runs": layout.RunT,
+    "sites": layout.SiteT,
+    "spaces": layout.SpaceT,
+    "told": layout.ToldT,
+}
+
+
+def this_machine() -> tuple[Machine, bool]:
+    """Return what the programs must know of this machine, and whether tables must be preallocated.
+
+    Raises CannotTrace where the machine cannot be traced.
+    """
+    btf = Btf.of_running_kernel()
+    numbers = _CALL_NUMBERS.get(platform.machine())
+    if numbers is None:
+        raise CannotTrace(f"{platform.machine()} machines can't be traced yet", "x86_64 and aarch64 can")
+    has_helper = btf.has_name("bpf_task_pt_regs")
+    machine = Machine(
+        page=os.sysconf("SC_PAGE_SIZE"),
+        huge_page=_huge_page(),
+        nr_clone=numbers[0],
+        nr_clone3=numbers[1],
+        task_stack_offset=None if has_helper else btf.member_offset("task_struct", "stack"),
+    )
+    # Since 6.1 tables that are filled at run time have an allocator of their own; before, the
+    # kernel logs a warning about them.
+    return machine, not btf.has_name("bpf_mem_alloc")
+
+
+def load(sizes: Sizes) -> Any:
+    """Return the ``bcc.BPF`` object of our programs, loaded and attached.  Raises CannotTrace."""
+    import bcc  # heavy, and missing where the distribution's package is
+
+    machine, preallocated = this_machine()
+    constants = definitions(machine, sizes, preallocated)
+    flags = [f"-D{name}={value}" for name, value in constants.items()]
+    flags += [f"-I{bpf_dir()}", *compiler_flags()]
+    try:
+        with compiling():
+            bpf = bcc.BPF(src_file=os.fsencode(bpf_dir() / "ledger.c").decode(), cflags=flags)
+    except Exception as error:  # bcc raises plain Exception for every kind of failure
+        raise CannotTrace(
+            f"the kernel or bcc refused our programs ({error})", "ebpftrace doctor says what is missing"
+        ) from error
+    for table, mirror in _MIRRORED.items():
+        if ctypes.sizeof(bpf[table].Leaf) != ctypes.sizeof(mirror):
+            raise AssertionError(f"layout of table {table} differs between bpf/shared.h and layout.py")
+    return bpf
+
+
+def _huge_page() -> int:
+    """Return the default huge page size in bytes (proc(5), meminfo: Hugepagesize)."""
+    with open("/proc/meminfo", encoding="ascii") as meminfo:  # noqa: PTH123 - read line by line
+        for line in meminfo:
+            if line.startswith("Hugepagesize:"):
+                return int(line.split()[1]) * 1024
+    return 2 << 20

@@ -1,0 +1,115 @@
+"""What the kernel's tables say of one address space at one moment."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Optional
+
+from ebpftrace.kernel import tables
+from ebpftrace.kernel.layout import CALLS, SPACE_SHIFT, LifeKeyT, LifeT, MappingT, RunT, SpaceT, ThreadT
+from ebpftrace.model import Calls, Losses, Row, Run, Thread, ThreadId
+
+_ADDRESS_MASK = (1 << SPACE_SHIFT) - 1
+
+
+@dataclass
+class Snapshot:
+    """The tables of one address space.  The target went on meanwhile: rows are not of one instant."""
+
+    rows: list[Row] = field(default_factory=list)
+    threads: dict[ThreadId, Thread] = field(default_factory=dict)
+    """Live threads, and exited ones that have mappings left."""
+    runs: list[Run] = field(default_factory=list)
+    brk_growth: dict[ThreadId, int] = field(default_factory=dict)
+    calls: Calls = Calls()
+    losses: Losses = Losses()
+
+
+def read_snapshots(fds: Mapping[str, int], spaces: int, skipped_runs: int) -> dict[int, Snapshot]:
+    """Read the tables (name -> file descriptor) of the first ``spaces`` address spaces.
+
+    ``skipped_runs`` counts for each of them: nobody knows whose events they were.  Raises OSError.
+    """
+    found = {space: Snapshot() for space in range(spaces)}
+    counts: dict[int, list[int]] = {space: [0] * len(CALLS) for space in found}
+    for tid, thread in tables.entries(fds["threads"], ctypes.c_uint32, ThreadT):
+        if thread.life.space in found and tid.value == thread.life.tid:
+            _add_life(found[thread.life.space], thread.life)
+            counts[thread.life.space] = [a + b for a, b in zip(counts[thread.life.space], thread.calls)]
+    for _, life in tables.entries(fds["exited"], LifeKeyT, LifeT):
+        if life.space in found:
+            _add_life(found[life.space], life)
+    for _, run in tables.entries(fds["runs"], ctypes.c_uint64, RunT):
+        if run.life.space in found:
+            found[run.life.space].runs.append(_run(run))
+    names: dict[tuple[int, int], ThreadId] = {}
+    rows: defaultdict[int, list[Row]] = defaultdict(list)
+    for key, row in tables.entries(fds["mappings"], ctypes.c_uint64, MappingT):
+        address = key.value
+        identity = (row.mapper_tid, row.mapper_born)
+        mapper = names.get(identity)
+        if mapper is None:
+            mapper = names[identity] = ThreadId(*identity)
+        rows[address >> SPACE_SHIFT].append(make_row(address & _ADDRESS_MASK, row, mapper))
+    for space, snapshot in found.items():
+        snapshot.rows = rows[space]
+        record = SpaceT()
+        if tables.lookup(fds["spaces"], ctypes.c_uint32(space), record):
+            snapshot.calls = Calls(*(a + b for a, b in zip(counts[space], record.calls)))
+            snapshot.losses = Losses(
+                events=record.lost_events + skipped_runs,
+                mappings=record.lost_mappings,
+                stacks=record.lost_stacks,
+                threads=record.lost_threads,
+            )
+    return found
+
+
+def make_row(start: int, row: MappingT, mapper: ThreadId) -> Row:
+    """Return the model's row of a kernel row."""
+    return Row(start, row.length, row.since, row.made_at, mapper, row.prot, row.flags, row.site)
+
+
+def decode_name(raw: bytes) -> str:
+    """Return a thread's name as text; what is not UTF-8 becomes surrogates."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _add_life(snapshot: Snapshot, life: LifeT) -> None:
+    thread = _thread(life)
+    snapshot.threads[thread.id] = thread
+    if life.brk_growth:
+        snapshot.brk_growth[thread.id] = life.brk_growth
+
+
+def _creator(life: LifeT) -> Optional[ThreadId]:
+    return ThreadId(life.creator_tid, life.creator_born) if life.creator_tid else None
+
+
+def _thread(life: LifeT) -> Thread:
+    creator = _creator(life)
+    return Thread(
+        id=ThreadId(life.tid, life.born),
+        name=decode_name(life.name),
+        tgid=life.tgid,
+        exited_at=life.exited_at or None,
+        creator=creator,
+        creator_name=decode_name(life.creator_name) if creator else None,
+        before_attach=creator is None,
+    )
+
+
+def _run(run: RunT) -> Run:
+    return Run(
+        thread=ThreadId(run.life.tid, run.life.born),
+        name=decode_name(run.life.name),
+        stack=run.stack,
+        stack_size=run.stack_size,
+        exited_at=run.life.exited_at or None,
+        creator=ThreadId(run.life.creator_tid, run.life.creator_born),
+        creator_name=decode_name(run.life.creator_name),
+        site=run.site,
+    )

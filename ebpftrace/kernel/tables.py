@@ -1,0 +1,152 @@
+"""Read and write the kernel's tables by the bpf(2) syscall, many entries at a time.
+
+bcc walks a hash with one ``get_next_key`` per entry, which starts again from the front whenever the
+entry it stands on is deleted: on a table that the target's calls change all the time it may see rows
+twice or never end.  The batch look-up goes bucket by bucket (kernel/bpf/hashtab.c:
+``__htab_map_lookup_and_delete_batch``) and needs two calls where the other needs 130,000.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+from collections.abc import Iterator
+from typing import TypeVar
+
+_SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
+_UPDATE_ELEM = 2
+_GET_NEXT_KEY = 4
+_LOOKUP_ELEM = 1
+_LOOKUP_BATCH = 24
+BPF_ANY = 0
+BPF_NOEXIST = 1
+_FIRST_BATCH = 4096
+_ENOTSUPP = 524
+"""What the kernel says, outside errno.h, of a command that a table does not know."""
+
+Key = TypeVar("Key", bound=ctypes._SimpleCData)  # type: ignore[type-arg]
+Leaf = TypeVar("Leaf", bound=ctypes.Structure)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _ElementAttributes(ctypes.Structure):
+    """The BPF_MAP_*_ELEM part of ``union bpf_attr`` (include/uapi/linux/bpf.h)."""
+
+    _fields_ = (
+        ("map_fd", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
+        ("key", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    )
+
+
+class _BatchAttributes(ctypes.Structure):
+    """The BPF_MAP_*_BATCH part of ``union bpf_attr``."""
+
+    _fields_ = (
+        ("in_batch", ctypes.c_uint64),
+        ("out_batch", ctypes.c_uint64),
+        ("keys", ctypes.c_uint64),
+        ("values", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+        ("map_fd", ctypes.c_uint32),
+        ("elem_flags", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    )
+
+
+def _bpf(command: int, attributes: ctypes.Structure) -> None:
+    """Call bpf(2); raises OSError."""
+    number = _SYSCALL_BPF[platform.machine()]
+    if _libc.syscall(number, command, ctypes.byref(attributes), ctypes.sizeof(attributes)) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def update(fd: int, key: ctypes._SimpleCData | ctypes.Structure, leaf: ctypes.Structure, flags: int) -> None:  # type: ignore[type-arg]
+    """Write one entry; raises FileExistsError with BPF_NOEXIST where there is one, OSError E2BIG when full."""
+    _bpf(
+        _UPDATE_ELEM,
+        _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf), flags=flags),
+    )
+
+
+def lookup(fd: int, key: ctypes._SimpleCData | ctypes.Structure, leaf: ctypes.Structure) -> bool:  # type: ignore[type-arg]
+    """Read one entry into ``leaf``; False where there is none."""
+    try:
+        _bpf(
+            _LOOKUP_ELEM, _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf))
+        )
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+def entries(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tuple[Key, Leaf]]:
+    """Yield every entry of a hash; the objects are valid until the next one is asked for.
+
+    An entry that is inserted or deleted meanwhile may or may not be seen; one that stands all the
+    time is seen exactly once.  Raises OSError.
+    """
+    size = _FIRST_BATCH
+    position = ctypes.create_string_buffer(max(8, ctypes.sizeof(key_type)))
+    is_first = True
+    while True:
+        keys = (key_type * size)()
+        leaves = (leaf_type * size)()
+        attributes = _BatchAttributes(
+            in_batch=0 if is_first else ctypes.addressof(position),
+            out_batch=ctypes.addressof(position),
+            keys=ctypes.addressof(keys),
+            values=ctypes.addressof(leaves),
+            count=size,
+            map_fd=fd,
+        )
+        is_last = False
+        try:
+            _bpf(_LOOKUP_BATCH, attributes)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:  # one bucket holds more than we asked for
+                size *= 2
+                continue
+            if error.errno in (errno.EINVAL, _ENOTSUPP) and is_first:
+                yield from _entries_one_by_one(fd, key_type, leaf_type)
+                return
+            if error.errno != errno.ENOENT:
+                raise
+            is_last = True
+        # An array of a simple type gives Python numbers: make the key objects again.
+        for index in range(attributes.count):
+            yield key_type.from_buffer(keys, index * ctypes.sizeof(key_type)), leaves[index]
+        if is_last:
+            return
+        is_first = False
+
+
+def _entries_one_by_one(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tuple[Key, Leaf]]:
+    """Yield every entry where the kernel has no batch look-up for hashes (before 5.6)."""
+    seen: set[bytes] = set()
+    key = key_type()
+    attributes = _ElementAttributes(map_fd=fd, key=0, value=ctypes.addressof(key))
+    while True:
+        try:
+            _bpf(_GET_NEXT_KEY, attributes)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return
+            raise
+        if bytes(key) in seen:  # its predecessor was deleted and the walk began anew
+            return
+        seen.add(bytes(key))
+        leaf = leaf_type()
+        if lookup(fd, key, leaf):
+            yield key, leaf
+        previous = key
+        key = key_type()
+        attributes = _ElementAttributes(map_fd=fd, key=ctypes.addressof(previous), value=ctypes.addressof(key))

@@ -1,0 +1,48 @@
+# make demo     set up, then find the leak of a small server (README)
+# make test     set up, then run the linters and every test
+# make setup    leave .venv/bin/ebpftrace
+# make help     all targets
+
+PYTEST_ARGS ?=
+BIN := .venv/bin
+C_SOURCES := $(wildcard bpf/*.[ch] demo/*.c tests/targets/*.[ch] tests/targets/*.cpp) \
+	$(shell find bpf/include -name '*.h')
+SETUP := scripts/setup.sh pyproject.toml
+
+.DEFAULT_GOAL := help
+
+help: ## show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: .venv/.use ## install what is missing and leave .venv/bin/ebpftrace
+
+demo: .venv/.demo build/app_server ## trace a leaking server and show the report
+	scripts/demo.sh
+
+test: .venv/.test lint ## run the linters and every test
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: .venv/.test ## check layout, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+
+format: .venv/.test ## lay out all sources
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+clean: ## remove what was built; the venv stays
+	rm -rf build dist
+	$(MAKE) -C tests/targets clean
+
+.venv/.use .venv/.demo .venv/.test: .venv/.%: $(SETUP)
+	scripts/setup.sh $*
+	@touch $@
+
+build/app_server: demo/app_server.c
+	@mkdir -p build
+	$(CC) -O2 -g -Wall -Wextra -pthread -o $@ $<
+
+.PHONY: help setup demo test lint format clean

@@ -1,0 +1,127 @@
+#!/bin/sh
+# Installs what is missing, and makes .venv with ebpftrace in it.  Run by make, from the top directory.
+#
+#   scripts/setup.sh use      bcc, and a venv that sees it
+#   scripts/setup.sh demo     a C compiler too
+#   scripts/setup.sh test     and what tests and linters need
+set -eu
+
+purpose=${1:?"use, demo or test"}
+python=${PYTHON:-/usr/bin/python3} # the distribution's: no other Python sees its bcc
+venv=.venv
+
+say() { echo "setup: $*" >&2; }
+
+die() {
+    say "$*"
+    exit 1
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+package_manager() {
+    for candidate in apt-get dnf; do
+        if has "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    die "neither apt-get nor dnf here: install bcc for Python 3 and python3-venv yourself, then run it again"
+}
+
+# Prints the package of this distribution that holds a thing; the names of things are ours.
+package_of() {
+    case "$manager:$1" in
+    apt-get:bcc) echo python3-bpfcc ;;
+    dnf:bcc) echo python3-bcc ;;
+    apt-get:venv) echo python3-venv ;;
+    dnf:venv) echo python3-libs ;;
+    apt-get:compiler) echo gcc libc6-dev ;;
+    dnf:compiler) echo gcc glibc-devel ;;
+    apt-get:c++) echo g++ ;;
+    dnf:c++) echo gcc-c++ ;;
+    apt-get:musl) echo musl-tools ;;
+    dnf:musl) echo musl-gcc ;;
+    *) echo "$1" ;;
+    esac
+}
+
+missing_things() {
+    "$python" -c 'import bcc' 2>/dev/null || echo bcc
+    "$python" -c 'import ensurepip' 2>/dev/null || echo venv
+    case $purpose in demo | test) has cc || echo compiler ;; esac
+    if [ "$purpose" = test ]; then
+        has c++ || echo c++
+        has clang || echo clang
+        has ld.lld || echo lld
+        has strace || echo strace
+        has objcopy || echo binutils
+    fi
+}
+
+# Tests that need one of these are skipped without it: not every distribution has them.
+missing_extras() {
+    [ "$purpose" = test ] || return 0
+    has musl-gcc || echo musl
+    has bpftool || echo bpftool
+}
+
+as_root() {
+    [ "$(id -u)" = 0 ] || die "not root, and these are missing: $*. Run: sudo make setup (or demo, test)"
+}
+
+install_packages() {
+    case $manager in
+    apt-get)
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+            -o DPkg::Lock::Timeout=300 "$@" >&2
+        ;;
+    dnf) dnf install -y -q "$@" >&2 ;;
+    esac
+}
+
+install_missing() {
+    things=$(missing_things)
+    extras=$(missing_extras)
+    [ -n "$things$extras" ] || return 0
+    manager=$(package_manager)
+    # Words are split on purpose: these are lists of names.
+    # shellcheck disable=SC2086
+    as_root $things $extras
+    if [ "$manager" = apt-get ]; then
+        apt-get update -q -o DPkg::Lock::Timeout=300 >&2 || say "apt-get update failed: going on with the lists there are"
+    fi
+    packages=
+    for thing in $things; do packages="$packages $(package_of "$thing")"; done
+    if [ -n "$packages" ]; then
+        say "installing$packages"
+        # shellcheck disable=SC2086
+        install_packages $packages || die "$manager could not install$packages"
+    fi
+    for thing in $extras; do
+        install_packages "$(package_of "$thing")" || say "no $thing here: its tests will be skipped"
+    done
+}
+
+make_venv() {
+    if [ -x $venv/bin/python ] && $venv/bin/python -c 'import bcc' 2>/dev/null; then
+        return
+    fi
+    say "making $venv with $python"
+    "$python" -m venv --clear --system-site-packages $venv
+    # Editable installs of projects without a setup.py came with pip 21.3.
+    $venv/bin/python -m pip install -q 'pip>=21.3'
+}
+
+install_package() {
+    case $purpose in
+    test) wanted='.[test,lint]' ;;
+    *) wanted=. ;;
+    esac
+    $venv/bin/python -m pip install -q --disable-pip-version-check --editable "$wanted"
+}
+
+has "$python" || die "$python is missing: install your distribution's python3"
+install_missing
+make_venv
+install_package

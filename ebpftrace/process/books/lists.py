@@ -1,0 +1,228 @@
+"""Where one process's glibc keeps its lists of thread stacks, and how its thread descriptor is laid out.
+
+glibc carries descriptions of its own internals for debuggers (``nptl_db/structs.def``): symbols
+``_thread_db_*``, each three u32 (bits, count, offset).  Since 2.34 they are exported from libc.so.6;
+before, and in static programs, they are in ``.symtab``.  What has no description is derived from
+what has one, and checked against what the process holds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Optional, Protocol, Union
+
+from ebpftrace.model import Vma
+from ebpftrace.process.books.symbols import Image, file_mappings, read_image
+from ebpftrace.process.files import CannotOpen, open_mapped_file
+
+_DB = "_thread_db_"
+_FIELDS = (
+    "pthread_list",
+    "pthread_tid",
+    "pthread_cancelhandling",
+    "pthread_schedparam_sched_priority",
+    "pthread_start_routine",
+    "pthread_nextevent",
+    "list_t_next",
+    "list_t_prev",
+)
+_ROOT_FIELDS = ("rtld_global__dl_stack_used", "rtld_global__dl_stack_user")
+_SIZEOF_PTHREAD = _DB + "sizeof_pthread"
+_VERSION = ("__nptl_version", "nptl_version")
+_ROOT = "__nptl_rtld_global"
+_USED = ("_dl_stack_used", "stack_used")
+_USER = ("_dl_stack_user", "__stack_user")
+_CACHE = ("_dl_stack_cache", "stack_cache")
+_CACHE_SIZE = ("_dl_stack_cache_actsize", "stack_cache_actsize")
+_CACHE_LIMIT = ("__nptl_stack_cache_maxsize", "stack_cache_maxsize")
+_SYMBOLS = frozenset(
+    [_DB + name for name in (*_FIELDS, *_ROOT_FIELDS)]
+    + [_SIZEOF_PTHREAD, _ROOT, *_VERSION, *_USED, *_USER, *_CACHE, *_CACHE_SIZE, *_CACHE_LIMIT]
+)
+
+_LIBRARY = re.compile(r"lib(c|pthread)[.-]")
+_MUSL = re.compile(r"/(ld-musl-|libc\.musl-)|musl[^/]*/libc\.so$")
+"""Distributions differ in whether the file is named after the loader or the library."""
+_LOADER = re.compile(r"ld(64)?[.-]")
+_MAX_FILES = 4
+"""Executable mappings looked at in a process without a libc by name: static programs have one."""
+_MAX_PTHREAD = 1 << 16
+_LIST_HEAD_SIZE = 16
+
+
+class Readable(Protocol):
+    """Memory of the target.  ``read`` returns exactly ``size`` bytes or raises ``OSError``."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """``size`` bytes from ``address``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Offsets in ``struct pthread`` (glibc ``nptl/descr.h``), in bytes."""
+
+    size: int
+    link: int
+    next: int
+    prev: int
+    tid: int
+    cancelhandling: int
+    sched_priority: int
+    start_routine: int
+    next_event: int
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Addresses of the list heads (``list_t``) in one process, and what is needed to read the lists."""
+
+    version: tuple[int, int]
+    static: bool
+    order: str
+    """Byte order as ``struct`` writes it."""
+    layout: Layout
+    used: int
+    user: int
+    cache: Optional[int]
+    cache_size: Optional[int]
+    cache_limit: Optional[int]
+
+    @property
+    def name(self) -> str:
+        """Such as "glibc 2.36"."""
+        text = f"glibc {self.version[0]}.{self.version[1]}"
+        return f"static {text}" if self.static else text
+
+
+@dataclass(frozen=True)
+class Absent:
+    """There are no books, and why, in one line fit to print after "no proof from the C library: "."""
+
+    why: str
+    libc: str = ""
+
+
+def find_lists(pid: int, vmas: Sequence[Vma], memory: Readable) -> Union[Lists, Absent]:
+    """Find glibc's lists in process ``pid``.  Raises ``ProcessGone`` or ``CannotTrace``."""
+    refusals: list[str] = []
+    files = file_mappings(vmas)
+    names = [PurePosixPath(vma.path).name for vma in files]
+    if any(_MUSL.search(vma.path) for vma in files):
+        return Absent("musl keeps no list of threads that exited", "musl")
+    libraries = [vma for vma, name in zip(files, names) if _LIBRARY.match(name)]
+    # libpthread.so.0 of glibc < 2.34 holds what libc.so.6 holds later, so it is asked first.
+    libraries.sort(key=lambda vma: "pthread" not in PurePosixPath(vma.path).name)
+    static = not libraries and not any(_LOADER.match(name) for name in names)
+    for vma in (libraries or files)[:_MAX_FILES]:
+        try:
+            fd = open_mapped_file(pid, vma)
+        except CannotOpen as refusal:
+            refusals.append(refusal.what)
+            continue
+        with os.fdopen(fd, "rb") as file:
+            image = read_image(file, _SYMBOLS)
+        if image is None or not any(name in image.symbols for name in (*_USED, _ROOT)):
+            continue
+        found = _read_lists(image, vma, memory, static)
+        if found is not None:
+            return found
+    if refusals:
+        return Absent(refusals[0])
+    if static:
+        return Absent("a static program without symbols of glibc's thread lists (stripped, or not glibc)")
+    return Absent("the C library has no symbols of glibc's thread lists, or they could not be read")
+
+
+def _read_lists(image: Image, vma: Vma, memory: Readable, static: bool) -> Optional[Lists]:
+    bias = image.bias(vma)
+    if bias is None:
+        return None
+    symbols = _Symbols(image, bias, memory)
+    try:
+        version = symbols.version()
+        layout = symbols.layout()
+        root = symbols.root()
+        used, user = (symbols.address(*names) for names in (_USED, _USER))
+        if root is not None:
+            used = used or root + symbols.offset(_ROOT_FIELDS[0])
+            # 2.33 has the list of used stacks in ld.so and describes only that one.
+            user = user or root + symbols.offset(_ROOT_FIELDS[1])
+        if used is None or user is None:
+            return None
+        cache, cache_size = symbols.address(*_CACHE), symbols.address(*_CACHE_SIZE)
+        if cache is None and user == used + _LIST_HEAD_SIZE and version >= (2, 34):
+            # In struct rtld_global of 2.34 to 2.43 the list of the cache and its size come next (glibc
+            # sysdeps/generic/ldsodefs.h); the reader of the cache checks that they agree with each other.
+            cache = user + _LIST_HEAD_SIZE
+            cache_size = cache + _LIST_HEAD_SIZE
+        limit = symbols.address(*_CACHE_LIMIT)
+    except (OSError, _UnsoundError):
+        return None
+    return Lists(version, static, image.order, layout, used, user, cache, cache_size, limit)
+
+
+class _UnsoundError(Exception):
+    """The descriptions contradict each other."""
+
+
+class _Symbols:
+    """The symbols of one loaded image, and what they hold in the target's memory."""
+
+    def __init__(self, image: Image, bias: int, memory: Readable) -> None:
+        self._image = image
+        self._bias = bias
+        self._memory = memory
+
+    def address(self, *names: str) -> Optional[int]:
+        for name in names:
+            if name in self._image.symbols:
+                return (self._image.symbols[name] + self._bias) % (1 << 64)
+        return None
+
+    def _need(self, *names: str) -> int:
+        address = self.address(*names)
+        if address is None:
+            raise _UnsoundError(names[0])
+        return address
+
+    def root(self) -> Optional[int]:
+        """Address of ``_rtld_global``, which libc keeps a pointer to for debuggers."""
+        address = self.address(_ROOT)
+        if address is None:
+            return None
+        (pointer,) = struct.unpack(self._image.order + "Q", self._memory.read(address, 8))
+        return int(pointer) or None
+
+    def version(self) -> tuple[int, int]:
+        """Such as (2, 36); glibc's own text may go on, as in 2.42.9000."""
+        text = self._memory.read(self._need(*_VERSION), 8)
+        match = re.match(rb"(\d)\.(\d{1,3})[.\0]", text)
+        if not match:
+            raise _UnsoundError("version")
+        return int(match[1]), int(match[2])
+
+    def offset(self, name: str) -> int:
+        """The offset that descriptor ``name`` gives; it is bits, count, offset (nptl_db/db_info.c)."""
+        raw = self._memory.read(self._need(_DB + name), 12)
+        _, _, offset = struct.unpack(self._image.order + "3I", raw)
+        if offset >= _MAX_PTHREAD:
+            raise _UnsoundError(name)
+        return int(offset)
+
+    def layout(self) -> Layout:
+        size_raw = self._memory.read(self._need(_SIZEOF_PTHREAD), 4)
+        (size,) = struct.unpack(self._image.order + "I", size_raw)
+        link, tid, cancel, priority, start, event, forward, back = (self.offset(name) for name in _FIELDS)
+        if not (
+            link < tid < cancel < priority < start < event < size <= _MAX_PTHREAD
+            and {forward, back} == {0, 8}
+            and tid >= link + _LIST_HEAD_SIZE
+        ):
+            raise _UnsoundError("layout")
+        return Layout(size, link, forward, back, tid, cancel, priority, start, event)

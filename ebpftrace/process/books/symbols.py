@@ -1,0 +1,158 @@
+"""Symbols and loaded segments of one ELF file that a target has mapped.
+
+The file is hostile: every count and size is capped before it is used, only headers go through
+pyelftools, and string tables are searched rather than decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, BinaryIO, Optional
+
+from elftools.common.exceptions import ELFError
+from elftools.common.utils import struct_parse
+from elftools.construct import ConstructError
+from elftools.elf.elffile import ELFFile
+
+from ebpftrace.model import Vma
+
+_MAX_SECTIONS = 4096
+_MAX_SEGMENTS = 256
+_MAX_TABLE = 128 << 20
+"""Bytes of one symbol or string table; larger ones (huge static binaries) are not read."""
+_MAX_OCCURRENCES = 16
+_SYMBOL = "I4xQ8x"
+"""Elf64_Sym (elf(5)): st_name, then st_info, st_other, st_shndx skipped, st_value, st_size skipped."""
+_SYMBOL_SIZE = 24
+_PAGE = 4096
+"""The least page size; segments are aligned at least to it."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One PT_LOAD segment (elf(5)); units: bytes."""
+
+    offset: int
+    address: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """What was found in one ELF file: link-time addresses of symbols, and where it is loaded from."""
+
+    order: str
+    """Byte order as ``struct`` writes it: "<" or ">"."""
+    segments: tuple[Segment, ...]
+    symbols: dict[str, int]
+
+    def bias(self, vma: Vma) -> Optional[int]:
+        """What to add to a link-time address, given one mapping of this file; None if it fits no segment."""
+        for segment in self.segments:
+            if segment.offset - (segment.offset % _PAGE) <= vma.offset < segment.offset + segment.size:
+                return vma.start - (segment.address + vma.offset - segment.offset)
+        return None
+
+
+def read_image(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
+    """Find ``names`` in ``.dynsym``, else in ``.symtab``; None for what is no sound 64-bit ELF file."""
+    status = os.fstat(file.fileno())
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return _read_image(_Identified(identity, file), names)
+
+
+class _Identified:
+    """A file that hashes by identity, so that 300 processes with one libc read it once."""
+
+    def __init__(self, identity: tuple[int, int, int, int], file: BinaryIO) -> None:
+        self.identity = identity
+        self.file: Optional[BinaryIO] = file
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identified) and self.identity == other.identity
+
+
+@lru_cache(maxsize=64)
+def _read_image(identified: _Identified, names: frozenset[str]) -> Optional[Image]:
+    # The cache keeps the key, and must not keep the file open with it.
+    file, identified.file = identified.file, None
+    assert file is not None
+    try:
+        return _parse(file, names)
+    except (ELFError, ConstructError, OSError, ValueError, OverflowError, struct.error):
+        return None
+
+
+def _parse(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
+    elf = ELFFile(file)
+    if elf.elfclass != 64:
+        return None
+    order = "<" if elf.little_endian else ">"
+    segments = tuple(
+        Segment(header["p_offset"], header["p_vaddr"], header["p_filesz"])
+        for header in _headers(elf, "p", elf.structs.Elf_Phdr, _MAX_SEGMENTS)
+        if header["p_type"] == "PT_LOAD"
+    )
+    sections = list(_headers(elf, "s", elf.structs.Elf_Shdr, _MAX_SECTIONS))
+    symbols: dict[str, int] = {}
+    for kind in ("SHT_DYNSYM", "SHT_SYMTAB"):
+        # A file has at most one of each (elf(5)).
+        section = next((section for section in sections if section["sh_type"] == kind), None)
+        if section is not None and section["sh_link"] < len(sections):
+            strings = _table(file, sections[section["sh_link"]])
+            wanted = _name_offsets(strings, names - symbols.keys())
+            if wanted:
+                symbols.update(_find(_table(file, section), order, wanted))
+    return Image(order, segments, symbols)
+
+
+def _headers(elf: ELFFile, letter: str, layout: Any, most: int) -> Iterator[dict[str, Any]]:
+    """Program ("p") or section ("s") headers; never more than ``most``."""
+    header = elf.header
+    count = header[f"e_{letter}hnum"]
+    for index in range(min(count, most)):
+        position = header[f"e_{letter}hoff"] + index * header[f"e_{letter}hentsize"]
+        yield struct_parse(layout, elf.stream, stream_pos=position)
+
+
+def _table(file: BinaryIO, section: dict[str, Any]) -> bytes:
+    if section["sh_type"] == "SHT_NOBITS" or section["sh_size"] > _MAX_TABLE:
+        return b""
+    file.seek(section["sh_offset"])
+    return file.read(section["sh_size"])
+
+
+def _name_offsets(strings: bytes, names: frozenset[str]) -> dict[int, str]:
+    """Where each name starts in a string table: linkers may store one name as the tail of another."""
+    offsets = {}
+    for name in names:
+        wanted = name.encode() + b"\0"
+        at = strings.find(wanted)
+        for _ in range(_MAX_OCCURRENCES):
+            if at < 0:
+                break
+            offsets[at] = name
+            at = strings.find(wanted, at + 1)
+    return offsets
+
+
+def _find(table: bytes, order: str, wanted: dict[int, str]) -> dict[str, int]:
+    usable = len(table) - len(table) % _SYMBOL_SIZE
+    found = struct.iter_unpack(order + _SYMBOL, memoryview(table)[:usable])
+    return {wanted[name]: value for name, value in found if name in wanted and value}
+
+
+def file_mappings(vmas: Sequence[Vma]) -> list[Vma]:
+    """The executable mapping of each file, in order of address: code is mapped once, by the loader."""
+    seen: dict[tuple[str, int], Vma] = {}
+    for vma in vmas:
+        if vma.inode and "x" in vma.perms:
+            seen.setdefault((vma.device, vma.inode), vma)
+    return list(seen.values())

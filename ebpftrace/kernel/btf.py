@@ -81,7 +81,7 @@ class Btf:
                         self._content, position + index * _MEMBER.size
                     )
                     if self._string(member_name) == member:
-                        return (bits & 0xFFFFFF if info >> 31 else bits) // 8
+                        return int(bits & 0xFFFFFF if info >> 31 else bits) // 8
             if kind not in _TAILS:
                 break
             fixed, each = _TAILS[kind]

@@ -13,7 +13,7 @@ import errno
 import os
 import platform
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, Union
 
 _SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
 _UPDATE_ELEM = 2
@@ -26,7 +26,9 @@ _FIRST_BATCH = 4096
 _ENOTSUPP = 524
 """What the kernel says, outside errno.h, of a command that a table does not know."""
 
-Key = TypeVar("Key", bound=ctypes._SimpleCData)  # type: ignore[type-arg]
+if TYPE_CHECKING:
+    Data = Union[ctypes._SimpleCData[int], ctypes.Structure]
+Key = TypeVar("Key", bound="Data")
 Leaf = TypeVar("Leaf", bound=ctypes.Structure)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,7 +69,7 @@ def _bpf(command: int, attributes: ctypes.Structure) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def update(fd: int, key: ctypes._SimpleCData | ctypes.Structure, leaf: ctypes.Structure, flags: int) -> None:  # type: ignore[type-arg]
+def update(fd: int, key: Data, leaf: ctypes.Structure, flags: int) -> None:
     """Write one entry; raises FileExistsError with BPF_NOEXIST where there is one, OSError E2BIG when full."""
     _bpf(
         _UPDATE_ELEM,
@@ -75,7 +77,7 @@ def update(fd: int, key: ctypes._SimpleCData | ctypes.Structure, leaf: ctypes.St
     )
 
 
-def lookup(fd: int, key: ctypes._SimpleCData | ctypes.Structure, leaf: ctypes.Structure) -> bool:  # type: ignore[type-arg]
+def lookup(fd: int, key: Data, leaf: ctypes.Structure) -> bool:
     """Read one entry into ``leaf``; False where there is none."""
     try:
         _bpf(

@@ -149,13 +149,15 @@ class Tracer:
         """Tell the kernel side where code lies, after libraries were loaded."""
         self._tell(space, code_ranges(vmas), self._baseline_at[space])
 
-    def add_threads(self, space: int, tasks: Iterable[Task]) -> int:
-        """Trace these tasks, unless that was asked for before; return how many are new.
+    def add_threads(self, space: int, tasks: Iterable[Task]) -> list[Task]:
+        """Trace these tasks; return those that neither we nor the kernel side knew before.
 
         From here on every thread that one of them creates is traced from its birth.
         """
-        new = [task for task in tasks if task.id not in self._registered[space]]
-        for task in new:
+        new = []
+        for task in tasks:
+            if task.id in self._registered[space]:
+                continue
             self._registered[space].add(task.id)
             life = LifeT(
                 born=max(task.id.born, 0),
@@ -164,8 +166,9 @@ class Tracer:
                 space=space,
                 name=task.name.encode("utf-8", "surrogateescape")[: NAME_BYTES - 1],
             )
-            self._put_thread(ThreadT(life=life))
-        return len(new)
+            if self._put_thread(ThreadT(life=life)):
+                new.append(task)
+        return new
 
     def forget_thread(self, tid: int) -> None:
         """Drop a task that exited before it was registered: nobody will tell us of its end."""
@@ -204,12 +207,14 @@ class Tracer:
         self._baseline_at[space] = baseline_at
         tables.update(self._fds["told"], ctypes.c_uint32(space), record, tables.BPF_ANY)
 
-    def _put_thread(self, record: ThreadT) -> None:
-        # A thread that the kernel side saw being born has counted already: leave it alone.
-        with contextlib.suppress(FileExistsError):
-            tables.update(
-                self._fds["threads"], ctypes.c_uint32(record.life.tid), record, tables.BPF_NOEXIST
-            )
+    def _put_thread(self, record: ThreadT) -> bool:
+        """Add a thread, unless the kernel side saw it being born: then it has counted already."""
+        key = ctypes.c_uint32(record.life.tid)
+        try:
+            tables.update(self._fds["threads"], key, record, tables.BPF_NOEXIST)
+        except FileExistsError:
+            return False
+        return True
 
     def _receive(self, handle: Callable[[int], None]) -> Callable[[Any, int, int], int]:
         """A ring buffer callback: exceptions can't cross ctypes, so they wait for poll()."""

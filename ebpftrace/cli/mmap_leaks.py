@@ -1,0 +1,200 @@
+"""``ebpftrace mmap-leaks``: trace a process and report the mappings whose owner has exited."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+import click
+
+if TYPE_CHECKING:
+    from ebpftrace.kernel.tracer import Tracer
+    from ebpftrace.model import Report
+    from ebpftrace.report.view import View
+    from ebpftrace.watch import Watch
+
+STATUS_LEAK = 3
+"""Exit status with --fail-on-leak where a leak was found."""
+
+_NS = 1_000_000_000
+
+_EXAMPLES = """
+\b
+Examples:
+  ebpftrace mmap-leaks -p 31108                   trace for 30 seconds, then report
+  ebpftrace mmap-leaks -p 31108 -d 300 -i 60      five minutes, a report each minute
+  ebpftrace mmap-leaks -p 31108 -d 0              what leaked so far, by glibc's own books; no tracing
+  ebpftrace mmap-leaks -p 31108 --json -o r.json  for machines
+  ebpftrace mmap-leaks --fail-on-leak -- ./server --once
+                                                  start a command, trace it from its first instruction
+"""
+
+
+@click.command("mmap-leaks", epilog=_EXAMPLES)
+@click.option("-p", "--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Process to trace; repeatable.")
+@click.option(
+    "-d",
+    "--duration",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to trace.",
+)
+@click.option("--until-interrupt", is_flag=True, help="Trace until Ctrl-C or SIGTERM instead.")
+@click.option(
+    "-i",
+    "--interval",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Also make a report every so often.",
+)
+@click.option(
+    "--min-age",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="An owner that exited more recently has just exited: it may still be joined.",
+)
+@click.option("--min-bytes", type=click.IntRange(min=0), default=0, help="Leave out findings with fewer bytes.")
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Most findings to show.")
+@click.option(
+    "--show", type=click.Choice(["all", "leaks"]), default="all", show_default=True, help="What to report."
+)
+@click.option("--json", "form", flag_value="json", help="Report as JSON, one object for each report.")
+@click.option("--folded", "form", flag_value="folded", help="Report as folded stacks, weighted by leaked bytes.")
+@click.option(
+    "--flamegraph",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Also write a flame graph of leaked bytes, one self-contained page.",
+)
+@click.option(
+    "--speedscope",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.json",
+    help="Also write the leaked bytes as a profile for speedscope.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report here instead of stdout, whole or not at all.",
+)
+@click.option("--fail-on-leak", is_flag=True, help=f"Exit with status {STATUS_LEAK} where a leak was found.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but the report.")
+@click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR=1).")
+@click.option(
+    "--max-mappings",
+    type=click.IntRange(min=1),
+    help="Room in the kernel's ledger; default: twice vm.max_map_count for each process.",
+)
+@click.option(
+    "--stack-bytes",
+    type=click.IntRange(min=0, max=20480),
+    default=16384,
+    show_default=True,
+    help="How much of a stack is copied, in whole pages; 0: no stacks.",
+)
+@click.option(
+    "--stack-rate",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="Copies a second and CPU of stacks already known, to check them.",
+)
+@click.option("--dump-ledger", type=click.Path(path_type=Path), hidden=True)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def mmap_leaks(
+    pids: tuple[int, ...],
+    duration: float,
+    until_interrupt: bool,
+    interval: Optional[float],
+    min_age: float,
+    min_bytes: int,
+    top: int,
+    show: str,
+    form: Optional[str],
+    flamegraph: Optional[Path],
+    speedscope: Optional[Path],
+    output: Optional[Path],
+    fail_on_leak: bool,
+    quiet: bool,
+    no_color: bool,
+    max_mappings: Optional[int],
+    stack_bytes: int,
+    stack_rate: int,
+    dump_ledger: Optional[Path],
+    command: tuple[str, ...],
+) -> None:
+    """Report mappings that are still there although their owner thread has exited.
+
+    Traces the address space of a running process, or of COMMAND from its first instruction, and
+    detaches; the process is never stopped.
+    """
+    if bool(pids) == bool(command):
+        raise click.UsageError("give either -p PID or -- COMMAND ARGS...")
+    if len(pids) > 1 and (flamegraph or speedscope):
+        raise click.UsageError("--flamegraph and --speedscope show one process: give one -p")
+
+    from ebpftrace.kernel.features import require_tracing
+    from ebpftrace.report.view import View
+    from ebpftrace.session import Settings, run
+
+    settings = Settings(
+        pids=pids,
+        command=command,
+        duration=None if until_interrupt else duration,
+        interval=interval,
+        min_age=round(min_age * _NS),
+        max_mappings=max_mappings,
+        stack_bytes=stack_bytes,
+        copies_per_second=stack_rate,
+    )
+    view = View(top=top, show_all=show == "all", min_bytes=min_bytes)
+    narrator = _Narrator(form or "text", view, output, quiet, no_color)
+    require_tracing()
+    run(settings, narrator)
+    if fail_on_leak and narrator.found_leak:
+        raise click.exceptions.Exit(STATUS_LEAK)
+
+
+class _Narrator:
+    """Tells the user how the session goes: the session's observer."""
+
+    def __init__(self, form: str, view: View, output: Optional[Path], quiet: bool, no_color: bool) -> None:
+        self.found_leak = False
+        self._form = form
+        self._view = view
+        self._output = output
+        self._quiet = quiet
+        self._no_color = no_color
+
+    def attached(self, watches: Sequence[Watch]) -> None:
+        """Say that the probes are live."""
+        if not self._quiet:
+            click.echo("attached", err=True)
+
+    def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
+        """Draw the live view."""
+
+    def report(self, report: Report) -> None:
+        """Write one report."""
+        self.found_leak |= any(finding.leak for finding in report.findings)
+        click.echo(self._render(report), nl=False)
+
+    def _render(self, report: Report) -> str:
+        if self._form == "json":
+            from ebpftrace.report import json_report
+
+            return json_report.render(report, self._view)
+        if self._form == "folded":
+            from ebpftrace.report import folded
+
+            return folded.render(report)
+        from ebpftrace.report import terminal
+
+        return terminal.render(report, self._view, color=terminal.use_color(sys.stdout, self._no_color))

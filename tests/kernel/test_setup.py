@@ -1,0 +1,168 @@
+"""Places and privileges: where tracing works, and the one line where it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCTOR = f"{sys.executable} -m ebpftrace doctor --json"
+REQUIRE = f'{sys.executable} -c "from ebpftrace.kernel.features import require_tracing; require_tracing()"'
+UNMOUNT = "umount -l /sys/kernel/debug 2>/dev/null; umount -l /sys/kernel/tracing"
+NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+
+COMPILE = """
+import pathlib
+from bcc import BPF
+from ebpftrace.kernel.sources import compiler_flags, compiling
+
+source = r'''
+#include <uapi/linux/ptrace.h>
+struct row { u64 address; u32 pid; bool flag; };
+BPF_HASH(rows, u64, struct row, 1000);
+BPF_ARRAY(counts, u64, 4);
+BPF_PERCPU_ARRAY(scratch, struct row, 1);
+BPF_PERCPU_HASH(per_cpu, u32, u64, 16);
+BPF_RINGBUF_OUTPUT(events, 8);
+BPF_STACK_TRACE(stacks, 1000);
+BPF_F_TABLE("hash", u64, struct row, grows, 100000, BPF_F_NO_PREALLOC);
+TRACEPOINT_PROBE(syscalls, sys_exit_mmap)
+{
+    struct pt_regs registers = {};
+    struct row row = {.address = args->ret, .flag = true};
+    bpf_probe_read_user(&registers, sizeof(registers), (void *)row.address);
+    rows.update(&row.address, &row);
+    grows.update(&row.address, &row);
+    stacks.get_stackid(args, BPF_F_USER_STACK);
+    events.ringbuf_output(&row, sizeof(row), 0);
+    return PT_REGS_SP(&registers) == 0;
+}
+TRACEPOINT_PROBE(sched, sched_process_exit) { return args->pid; }
+TRACEPOINT_PROBE(task, task_newtask) { return args->clone_flags; }
+RAW_TRACEPOINT_PROBE(sched_process_fork) { return 0; }
+'''
+here = pathlib.Path.cwd()
+with compiling():
+    program = BPF(text=source, cflags=[*compiler_flags(), "-Wall", "-Werror"])
+assert pathlib.Path.cwd() == here
+program.cleanup()
+"""
+
+
+def shell(
+    command: str, cwd: Path = ROOT, environment: Optional[dict[str, str]] = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", command],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def in_own_mounts(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def failing(told: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The failing checks by name."""
+    assert told.stderr == ""
+    return {check["name"]: check for check in json.loads(told.stdout)["checks"] if not check["ok"]}
+
+
+def test_doctor_is_content() -> None:
+    told = shell(DOCTOR)
+    assert [name for name, check in failing(told).items() if check["required"]] == []
+    assert told.returncode == 0
+    assert "trial" in told.stdout
+
+
+@pytest.mark.parametrize(
+    "variable", ["ARCH=mips", "BCC_KERNEL_SOURCE=/nonexistent", "BCC_LINUX_VERSION_CODE=1"]
+)
+def test_header_tree_compiles_whatever_the_environment(variable: str) -> None:
+    name, value = variable.split("=")
+    told = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        cwd=ROOT,
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (told.returncode, told.stderr, told.stdout) == (0, "", "")
+
+
+def test_header_tree_compiles_where_other_headers_lie(tmp_path: Path) -> None:
+    (tmp_path / "linux").mkdir()
+    (tmp_path / "linux/types.h").write_text("#error the headers of the current directory were read\n")
+    told = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (told.returncode, told.stderr, told.stdout) == (0, "", "")
+
+
+def test_unmounted_tracefs_is_told_by_doctor() -> None:
+    told = in_own_mounts(f"{UNMOUNT}; {DOCTOR}")
+    tracefs = failing(told)["tracefs"]
+    assert tracefs["what"] == "tracefs is not mounted"
+    assert tracefs["remedy"] == "mount -t tracefs tracefs /sys/kernel/tracing"
+    assert told.returncode == 1
+
+
+def test_unmounted_tracefs_is_mounted_when_tracing() -> None:
+    told = in_own_mounts(f"{UNMOUNT}; {REQUIRE} && test -d /sys/kernel/tracing/events/syscalls")
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+def test_doctor_mounts_nothing() -> None:
+    told = in_own_mounts(f"{UNMOUNT}; {DOCTOR} >/dev/null; test -d /sys/kernel/tracing/events")
+    assert told.returncode == 1
+
+
+def test_ordinary_user_is_told_to_become_root() -> None:
+    told = shell(f"{NOBODY} {DOCTOR}")
+    assert told.returncode == 1
+    assert failing(told)["privileges"]["what"] == "not root"
+    assert "not root: run it with sudo" in shell(f"{NOBODY} {REQUIRE}").stderr
+
+
+def test_four_capabilities_suffice() -> None:
+    capabilities = "+bpf,+perfmon,+sys_ptrace,+dac_read_search"
+    told = shell(f"{NOBODY} --inh-caps={capabilities} --ambient-caps={capabilities} {DOCTOR}")
+    assert [name for name, check in failing(told).items() if check["required"]] == []
+    assert told.returncode == 0
+
+
+def test_root_without_a_capability_is_told_which() -> None:
+    # CAP_SYS_ADMIN stands in for CAP_BPF, so both have to go.
+    told = shell(f"setpriv --inh-caps=-all --bounding-set=-bpf,-sys_admin {DOCTOR}")
+    assert failing(told)["privileges"]["what"] == "root lacks CAP_BPF"
+
+
+def test_container_is_told() -> None:
+    told = shell(f"unshare --pid --fork --mount-proc {DOCTOR}")
+    assert "container" in failing(told)["PID namespace"]["what"]

@@ -67,16 +67,16 @@ missing_extras() {
 }
 
 as_root() {
-    [ "$(id -u)" = 0 ] || die "not root, and these are missing: $*. Run: sudo make setup (or demo, test)"
+    [ "$(id -u)" = 0 ] || die "not root, and these are missing: $*. Run it with sudo"
 }
 
 install_packages() {
     case $manager in
     apt-get)
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-            -o DPkg::Lock::Timeout=300 "$@" >&2
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            -o DPkg::Lock::Timeout=300 "$@" >/dev/null
         ;;
-    dnf) dnf install -y -q "$@" >&2 ;;
+    dnf) dnf install -y -q "$@" >/dev/null ;;
     esac
 }
 
@@ -89,7 +89,7 @@ install_missing() {
     # shellcheck disable=SC2086
     as_root $things $extras
     if [ "$manager" = apt-get ]; then
-        apt-get update -q -o DPkg::Lock::Timeout=300 >&2 || say "apt-get update failed: going on with the lists there are"
+        apt-get update -qq -o DPkg::Lock::Timeout=300 || say "apt-get update failed: going on with the lists there are"
     fi
     packages=
     for thing in $things; do packages="$packages $(package_of "$thing")"; done
@@ -121,7 +121,7 @@ install_package() {
     $venv/bin/python -m pip install -q --disable-pip-version-check --editable "$wanted"
 }
 
-has "$python" || die "$python is missing: install your distribution's python3"
 install_missing
+has "$python" || die "$python is missing: set PYTHON to the Python that your distribution's bcc is for"
 make_venv
 install_package

@@ -1,0 +1,29 @@
+"""README's first command, as a user types it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_make_demo_shows_the_leak() -> None:
+    told = subprocess.run(
+        ["make", "-s", "demo"],
+        cwd=ROOT,
+        env={**os.environ, "DEMO_SECONDS": "6"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "never-joined-thread" in told.stdout
+    assert "minute_job" in told.stdout
+    assert "10489856" in told.stdout
+    server = re.search(r"\(pid (\d+)\)", told.stdout)
+    assert server
+    assert not Path(f"/proc/{server[1]}").exists()

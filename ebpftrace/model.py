@@ -103,6 +103,8 @@ class Mapping(NamedTuple):
     flags: Optional[int]
     """Flags of the mmap call; None for a mapping of the baseline."""
     site: int
+    since: Optional[int] = None
+    """When it came to lie where it is: ``made_at``, or later after mremap; None where it was before attach."""
 
     @property
     def start(self) -> int:
@@ -270,6 +272,8 @@ class Orphan:
 
     outstanding: Outstanding
     rss: Optional[int]
+    guard: Optional[int] = None
+    """Bytes at its low end that nothing can touch (the guard page), None where unknown."""
 
 
 @dataclass(frozen=True)
@@ -359,6 +363,7 @@ class TargetInfo:
     comm: str
     exe: str
     threads: Optional[int] = None
+    threads_start: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -412,6 +417,8 @@ class Report:
     outstanding_bytes: int = 0
     unexplained_bytes: int = 0
     """Mapped now, neither in the baseline nor by a call the tracer saw (shmat, lost events)."""
+    phantom_bytes: int = 0
+    """The ledger had it mapped, /proc does not: left out of the report."""
     notes: tuple[str, ...] = field(default_factory=tuple)
     """Lines the user must know to read the report: what could not be proved, and why."""
     cost: Optional[TracerCost] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import select
 import time
@@ -18,6 +19,7 @@ from ebpftrace.model import EndedBy, Report, TracerCost
 from ebpftrace.process.procfs import task_ids
 from ebpftrace.process.status import max_map_count
 from ebpftrace.process.target import open_target
+from ebpftrace.stacks.engine import Engine
 from ebpftrace.watch import Watch
 
 _POLL_SECONDS = 0.1
@@ -53,13 +55,16 @@ class Settings:
 class Observer(Protocol):
     """Who is told how the session goes."""
 
+    def looked(self, report: Report) -> None:
+        """What is wrong with a process before tracing begins."""
+
     def attached(self, watches: Sequence[Watch]) -> None:
         """All probes are live and the baselines are read; a COMMAND is about to start."""
 
     def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Some time has passed."""
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Report, watch: Watch) -> None:
         """A report is made: one for each address space at its end, and at each interval."""
 
 
@@ -71,7 +76,19 @@ def run(settings: Settings, observer: Observer) -> None:
     with ExitStack() as held:
         command = held.enter_context(Command(settings.command)) if settings.command else None
         pids = [command.pid] if command else settings.pids
-        watches = [Watch(held.enter_context(open_target(pid)), settings.min_age) for pid in pids]
+        engine = held.enter_context(Engine())
+        watches = [
+            held.enter_context(Watch(held.enter_context(open_target(pid)), engine, settings.min_age))
+            for pid in pids
+        ]
+        if not command:
+            looks = [watch.look() for watch in watches]
+            if settings.duration == 0:
+                for look, watch in zip(looks, watches):
+                    observer.report(look, watch)
+                return
+            for look in looks:
+                observer.looked(look)
         interrupts = held.enter_context(Interrupts())
         tracer = held.enter_context(_tracer(settings, watches))
         for watch in watches:
@@ -85,7 +102,7 @@ def run(settings: Settings, observer: Observer) -> None:
             command.go()
         ended_by = _follow(settings, observer, tracer, watches, interrupts, cost)
         for watch in watches:
-            observer.report(cost.told(watch.report(tracer, watch.ended_by or ended_by)))
+            observer.report(cost.told(watch.report(tracer, watch.ended_by or ended_by)), watch)
 
 
 def _follow(
@@ -122,7 +139,7 @@ def _follow(
         if next_report is not None and settings.interval is not None and now >= next_report:
             next_report = now + settings.interval
             for watch in living:
-                observer.report(cost.told(watch.report(tracer, EndedBy.INTERVAL)))
+                observer.report(cost.told(watch.report(tracer, EndedBy.INTERVAL)), watch)
 
 
 class _Cost:
@@ -165,5 +182,5 @@ def _sizes(settings: Settings, pids: Sequence[int]) -> Sizes:
         runs=max(mappings, threads),
         sites=_SITES,
         stack_bytes=settings.stack_bytes,
-        copies_per_second=settings.copies_per_second,
+        copies_per_second=-(-settings.copies_per_second // (os.cpu_count() or 1)),
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import NamedTuple, Optional
 
-from ebpftrace.diagnosis import Evidence, diagnose
+from ebpftrace.diagnosis import Evidence, baseline_verdict, diagnose
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import CodeMapped, Executed, KernelEvent, RawCopy, Tracer
 from ebpftrace.ledger.owners import assign
@@ -17,12 +20,16 @@ from ebpftrace.model import (
     Books,
     BooksState,
     EndedBy,
+    Finding,
+    Frame,
+    Interval,
     Mapping,
     Memory,
     Outstanding,
     Report,
+    Row,
+    Run,
     TargetInfo,
-    ThreadTotal,
     Vma,
 )
 from ebpftrace.process.books import read_books
@@ -34,12 +41,20 @@ from ebpftrace.process.sharing import same_address_space
 from ebpftrace.process.status import MemoryUse, read_memory_use, read_target_info
 from ebpftrace.process.target import Target
 from ebpftrace.process.tasks import Task, list_tasks
+from ebpftrace.report.live import LiveState
+from ebpftrace.stacks.copies import StackCopy
+from ebpftrace.stacks.engine import Engine
+from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.stacks.sites import Call, SiteStacks
 
 _MOST_PASSES = 50
 """Looks at the thread list until one finds nobody new; more means that something else is wrong."""
 
 _COMPACT_AT = 100_000
 """Ledger events kept before they are folded: bounds memory and the work of a report."""
+
+_COPIES_AT_ONCE = 200
+"""Stacks unwound between two polls; the rest waits."""
 
 _GONE = Books(BooksState.ABSENT, why="the target has exited")
 
@@ -54,14 +69,17 @@ class _Now(NamedTuple):
 
 
 class Watch:
-    """A traced address space: ``begin``, then events come in by ``handle``, and ``report`` at any time."""
+    """A traced address space: ``attach``, then events come in by ``handle``, and ``report`` at any time."""
 
-    def __init__(self, target: Target, min_age: int) -> None:
+    def __init__(self, target: Target, engine: Engine, min_age: int) -> None:
         self.target = target
         self.ended_by: Optional[EndedBy] = None
         """Why this address space is at its end; None while it lives."""
         self.space = -1
         self.began_at = 0
+        self.standing: list[Mapping] = []
+        """What stood at the last report by the ledger alone, before it was held against /proc."""
+        self._engine = engine
         self._min_age = min_age
         self._clock = read_clock()
         self._ledger = Ledger([])
@@ -71,6 +89,15 @@ class Watch:
         self._ended_at: Optional[int] = None
         self._code_changed = False
         self._notes: list[str] = []
+        self._stacks = SiteStacks()
+        self._held = ExitStack()
+        self._resolver: Optional[StackResolver] = None
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
     @property
     def pid(self) -> int:
@@ -82,13 +109,22 @@ class Watch:
         """The baseline has been read; false for a COMMAND that has not executed yet."""
         return self.began_at > 0
 
+    def look(self) -> Report:
+        """Say what is wrong already, by glibc's books alone: no tracing.  Raises CannotTrace."""
+        self._memory = read_memory_use(self.pid)
+        self._info = read_target_info(self.pid)
+        self._open_resolver()
+        self.began_at = time.monotonic_ns()
+        vmas = read_smaps(self.pid)
+        self._books = self._read_books(vmas)
+        findings = baseline_verdict(self._books, vmas, self._name_of)
+        return self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), self._memory)
+
     def attach(self, tracer: Tracer) -> None:
-        """Trace a running process: register its threads, then read the baseline.
+        """Trace a running process that ``look`` has seen: register its threads, read the baseline.
 
         Raises CannotTrace, ProcessGone where it exits meanwhile.
         """
-        self._memory = read_memory_use(self.pid)
-        self._info = read_target_info(self.pid)
         self.space = tracer.add_space(read_maps(self.pid))
         self._register_threads(tracer)
         self.begin(tracer)
@@ -103,10 +139,10 @@ class Watch:
         vmas = read_maps(self.pid)
         tracer.baseline_read(self.space, vmas)
         self._ledger = Ledger(vmas)
-        self._books = self._read_books(vmas)
-        if self._memory is None:
+        if self._resolver is None:  # a COMMAND that has only begun
             self._memory = read_memory_use(self.pid)
             self._info = read_target_info(self.pid)
+            self._open_resolver()
 
     def handle(self, event: KernelEvent, tracer: Tracer) -> None:
         """Take in one event of the kernel side."""
@@ -119,6 +155,16 @@ class Watch:
 
     def keep_copy(self, copy: RawCopy) -> None:
         """Take in the stack of a call."""
+        self._stacks.add(
+            StackCopy(
+                signature=copy.site,
+                at=copy.at,
+                tid=copy.tid,
+                registers=copy.registers,
+                memory=copy.memory,
+                truncated=copy.is_cut,
+            )
+        )
 
     def tend(self, tracer: Tracer) -> None:
         """Do between polls what events made necessary; notice the target's end."""
@@ -135,15 +181,23 @@ class Watch:
                 tracer.code_read(self.space, read_maps(self.pid))
             except ProcessGone:
                 self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
+            if self._resolver is not None:
+                self._resolver.refresh()
+        if self._resolver is not None:
+            self._stacks.work(self._resolver, _COPIES_AT_ONCE)
 
     def report(self, tracer: Tracer, ended_by: EndedBy) -> Report:
         """Report what stands now.  Raises CannotTrace."""
         now = self._look()
         snapshot = tracer.read()[self.space]
         tracer.poll()  # holes and moves that concern the rows just read
-        reported_at = time.monotonic_ns() if self._ended_at is None else self._ended_at
-        verified = self._verified(self._ledger.outstanding(snapshot.rows), now)
-        outstanding = assign(verified.mappings, snapshot.runs, snapshot.threads)
+        if self._resolver is not None:
+            self._stacks.work(self._resolver)
+        self.standing = self._ledger.outstanding(snapshot.rows)
+        verified = self._verified(self.standing, now)
+        mappings = [self._with_origin(mapping) for mapping in verified.mappings]
+        runs = [self._run_with_origin(run) for run in snapshot.runs]
+        outstanding = assign(mappings, runs, snapshot.threads)
         diagnosis = diagnose(
             Evidence(
                 outstanding=outstanding,
@@ -151,30 +205,96 @@ class Watch:
                 vmas=now.vmas,
                 tgid=self.pid,
                 attached_at=self.began_at,
-                report_at=reported_at,
+                report_at=self._ended_at or time.monotonic_ns(),
                 min_age=self._min_age,
                 cores=os.cpu_count() or 1,
+                stack_of=self._stacks.stack,
+                name_of=self._name_of,
                 threads=tuple(snapshot.threads.values()),
                 earlier_books=self._books if self._books.state is BooksState.READ else None,
                 target_exited_at=self._ended_at,
             )
         )
+        report = self._report(ended_by, snapshot, outstanding, diagnosis.findings, now.memory)
+        return replace(
+            report,
+            unexplained_bytes=verified.unexplained_bytes,
+            phantom_bytes=verified.phantom_bytes,
+            notes=(*report.notes, *diagnosis.notes),
+        )
+
+    def live_state(self, tracer: Tracer, seconds_left: Optional[float]) -> LiveState:
+        """The figures of this moment, straight from the kernel's rows."""
+        snapshot = tracer.read()[self.space]
+        rows = [_as_mapping(row) for row in snapshot.rows]
+        orphans = [
+            one.mapping.size
+            for one in assign(rows, snapshot.runs, snapshot.threads)
+            if one.owner is not None and not one.owner.alive
+        ]
+        try:
+            memory = self._memory_change(read_memory_use(self.pid))
+        except ProcessGone:
+            memory = self._memory_change(None)
+        return LiveState(
+            comm=self._info.comm,
+            pid=self.pid,
+            elapsed=(time.monotonic_ns() - self.began_at) / 1e9,
+            remaining=seconds_left,
+            made=snapshot.calls.mmap,
+            removed=snapshot.calls.munmap,
+            outstanding=len(rows),
+            outstanding_bytes=sum(mapping.size for mapping in rows),
+            orphaned=len(orphans),
+            orphaned_bytes=sum(orphans),
+            memory=memory,
+            lost=snapshot.losses.events + snapshot.losses.mappings,
+        )
+
+    def _report(
+        self,
+        ended_by: EndedBy,
+        snapshot: Snapshot,
+        outstanding: Sequence[Outstanding],
+        findings: tuple[Finding, ...],
+        memory: Optional[MemoryUse],
+    ) -> Report:
+        ended_at = self._ended_at or time.monotonic_ns()
+        made = [one.mapping.size for one in outstanding if not one.mapping.before_attach]
+        losses = snapshot.losses
         return Report(
             target=self._info,
-            seconds=(reported_at - self.began_at) / 1e9 if self.begun else 0.0,
+            seconds=(ended_at - self.began_at) / 1e9 if self.begun else 0.0,
             ended_by=ended_by,
-            ended_at=reported_at,
+            ended_at=ended_at,
             clock=self._clock,
-            memory=self._memory_change(now.memory),
+            memory=self._memory_change(memory),
             calls=snapshot.calls,
-            losses=snapshot.losses,
-            threads=_thread_totals(outstanding, snapshot),
-            findings=diagnosis.findings,
-            outstanding_mappings=len(outstanding),
-            outstanding_bytes=sum(one.mapping.size for one in outstanding if not one.mapping.before_attach),
-            unexplained_bytes=verified.unexplained_bytes,
-            notes=(*self._notes, *diagnosis.notes),
+            losses=replace(losses, stacks=losses.stacks + self._stacks.lost),
+            threads=tuple(totals(outstanding)),
+            findings=findings,
+            outstanding_mappings=len(made),
+            outstanding_bytes=sum(made),
+            notes=tuple(self._notes),
         )
+
+    def _with_origin(self, mapping: Mapping) -> Mapping:
+        """The mapping with the number of its stack for a site."""
+        if mapping.mapper is None or mapping.made_at is None:
+            return mapping
+        origin = self._stacks.origin(mapping.site, Call(mapping.mapper.tid, mapping.made_at))
+        return mapping._replace(site=origin.stack)
+
+    def _run_with_origin(self, run: Run) -> Run:
+        """The run with the number of the stack that created the thread for a site."""
+        origin = self._stacks.origin(run.site, Call(run.creator.tid, run.thread.born))
+        return replace(run, site=origin.stack)
+
+    def _open_resolver(self) -> None:
+        self._resolver = self._held.enter_context(StackResolver(self.pid, self._engine))
+
+    def _name_of(self, address: int) -> Optional[Frame]:
+        return None if self._resolver is None else self._resolver.name_address(address)
 
     def _look(self) -> _Now:
         """Read what /proc says now; of a target that is gone, nothing."""
@@ -253,5 +373,6 @@ def _tasks_of(tgid: int) -> list[Task]:
         return []
 
 
-def _thread_totals(outstanding: list[Outstanding], snapshot: Snapshot) -> tuple[ThreadTotal, ...]:
-    return tuple(totals(outstanding))
+def _as_mapping(row: Row) -> Mapping:
+    whole = (Interval(row.start, row.start + row.length),)
+    return Mapping(whole, row.made_at, row.mapper, row.prot, row.flags, row.site, row.since)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -19,6 +21,11 @@ STATUS_LEAK = 3
 """Exit status with --fail-on-leak where a leak was found."""
 
 _NS = 1_000_000_000
+
+_LIVE_SECONDS = 1.0
+"""Between two drawings of the live view ..."""
+_LIVE_SHARE = 0.02
+"""... which may use at most this share of a core."""
 
 _EXAMPLES = """
 \b
@@ -155,36 +162,105 @@ def mmap_leaks(
         copies_per_second=stack_rate,
     )
     view = View(top=top, show_all=show == "all", min_bytes=min_bytes)
-    narrator = _Narrator(form or "text", view, output, quiet, no_color)
-    require_tracing()
-    run(settings, narrator)
+    files = _Files(output, flamegraph, speedscope, dump_ledger)
+    files.check()
+    if duration > 0 or until_interrupt or command:
+        require_tracing()
+    with _Narrator(form or "text", view, files, quiet, no_color) as narrator:
+        run(settings, narrator)
     if fail_on_leak and narrator.found_leak:
         raise click.exceptions.Exit(STATUS_LEAK)
 
 
-class _Narrator:
-    """Tells the user how the session goes: the session's observer."""
+@dataclass(frozen=True)
+class _Files:
+    """Where to write; None: not asked for."""
 
-    def __init__(self, form: str, view: View, output: Optional[Path], quiet: bool, no_color: bool) -> None:
+    output: Optional[Path]
+    flamegraph: Optional[Path]
+    speedscope: Optional[Path]
+    ledger: Optional[Path]
+
+    def check(self) -> None:
+        """Find out before a trace of minutes that a file cannot be written.  Raises CannotTrace."""
+        from ebpftrace.report.output import check_writable
+
+        for path in (self.output, self.flamegraph, self.speedscope, self.ledger):
+            if path is not None:
+                check_writable(str(path))
+
+
+class _Narrator:
+    """Tells the user how the session goes: the session's observer, a context manager."""
+
+    def __init__(self, form: str, view: View, files: _Files, quiet: bool, no_color: bool) -> None:
+        from ebpftrace.report.live import LiveView
+        from ebpftrace.report.terminal import use_color
+
         self.found_leak = False
         self._form = form
         self._view = view
-        self._output = output
+        self._files = files
         self._quiet = quiet
-        self._no_color = no_color
+        self._color = use_color(sys.stdout, no_color)
+        self._written = ""
+        self._live = None if quiet else LiveView(sys.stderr, color=use_color(sys.stderr, no_color))
+        self._next_look = 0.0
 
-    def attached(self, watches: Sequence[Watch]) -> None:
+    def __enter__(self) -> _Narrator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_live()
+
+    def looked(self, report: Report) -> None:
+        """Say at once what leaked before tracing."""
+        from ebpftrace.report.headline import leak_lines
+
+        if not self._quiet:
+            for line in leak_lines(report):
+                click.echo(line, err=True)
+
+    def attached(self, watches: Sequence[Watch]) -> None:  # noqa: ARG002
         """Say that the probes are live."""
         if not self._quiet:
             click.echo("attached", err=True)
+            if self._live is not None:
+                self._live.__enter__()
 
     def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
-        """Draw the live view."""
+        """Draw the live view, now and then."""
+        began = time.monotonic()
+        if self._live is None or not self._live.active or began < self._next_look:
+            return
+        self._live.update([watch.live_state(tracer, seconds_left) for watch in watches if watch.begun])
+        took = time.monotonic() - began
+        self._next_look = began + max(_LIVE_SECONDS, took / _LIVE_SHARE)
 
-    def report(self, report: Report) -> None:
+    def report(self, report: Report, watch: Watch) -> None:
         """Write one report."""
+        from ebpftrace.model import EndedBy
+        from ebpftrace.report import flamegraph, ledger_dump, output, speedscope
+
+        if report.ended_by is not EndedBy.INTERVAL:
+            self._end_live()
         self.found_leak |= any(finding.leak for finding in report.findings)
-        click.echo(self._render(report), nl=False)
+        if self._files.output is None:
+            output.write_stream(sys.stdout, self._render(report))
+        else:
+            self._written += self._render(report)
+            output.write(str(self._files.output), self._written)
+        if self._files.flamegraph is not None:
+            output.write(str(self._files.flamegraph), flamegraph.render(report))
+        if self._files.speedscope is not None:
+            output.write(str(self._files.speedscope), speedscope.render(report))
+        if self._files.ledger is not None:
+            output.write(str(self._files.ledger), ledger_dump.render(report, watch.standing))
+
+    def _end_live(self) -> None:
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+            self._live = None
 
     def _render(self, report: Report) -> str:
         if self._form == "json":
@@ -197,4 +273,4 @@ class _Narrator:
             return folded.render(report)
         from ebpftrace.report import terminal
 
-        return terminal.render(report, self._view, color=terminal.use_color(sys.stdout, self._no_color))
+        return terminal.render(report, self._view, color=self._color and self._files.output is None)

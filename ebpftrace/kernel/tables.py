@@ -13,7 +13,7 @@ import errno
 import os
 import platform
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeVar, Union
+from typing import TYPE_CHECKING, TypeVar, Union, cast
 
 _SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
 _UPDATE_ELEM = 2
@@ -125,7 +125,8 @@ def entries(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tup
             is_last = True
         # An array of a simple type gives Python numbers: make the key objects again.
         for index in range(attributes.count):
-            yield key_type.from_buffer(keys, index * ctypes.sizeof(key_type)), leaves[index]
+            key = cast(Key, key_type.from_buffer(keys, index * ctypes.sizeof(key_type)))
+            yield key, leaves[index]
         if is_last:
             return
         is_first = False
@@ -147,8 +148,7 @@ def _entries_one_by_one(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> 
             return
         seen.add(bytes(key))
         leaf = leaf_type()
-        if lookup(fd, key, leaf):
-            yield key, leaf
-        previous = key
-        key = key_type()
+        previous, key = key, key_type()
+        if lookup(fd, previous, leaf):
+            yield previous, leaf
         attributes = _ElementAttributes(map_fd=fd, key=ctypes.addressof(previous), value=ctypes.addressof(key))

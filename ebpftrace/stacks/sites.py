@@ -1,0 +1,130 @@
+"""Which stack belongs to which mapping: copies of stacks, joined with the calls they were made at.
+
+A mapping whose own stack was copied has that stack.  One whose stack was not copied has its signature:
+if all copies of that signature tell one story it is the mapping's too, and if they do not, only
+the frames that all of them share are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Optional, Protocol
+
+from ebpftrace.model import NO_STACK, Frame, Stack, StackSource
+from ebpftrace.stacks.agreement import stack_key
+from ebpftrace.stacks.copies import StackCopy
+
+_MOST_WAITING_BYTES = 32 << 20
+"""Copies that wait to be unwound; more than this is counted as lost."""
+
+_MOST_CALLS = 50_000
+"""Calls whose own stack is remembered; an older one falls back to its signature."""
+
+
+class Call(NamedTuple):
+    """One call, named by who made it when: unique, since a thread makes one at a time."""
+
+    tid: int
+    at: int
+
+
+class Resolver(Protocol):
+    """Makes a named stack of a copy; see ``StackResolver``."""
+
+    def resolve(self, copy: StackCopy) -> Stack:
+        """Return the stack, NO_STACK with a note where there is none."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a call came from: a number for its stack, equal for equal stacks, and how that is known."""
+
+    stack: int
+    """0 where there is no stack."""
+    source: StackSource
+
+
+_UNKNOWN = Origin(0, StackSource.NONE)
+
+
+class SiteStacks:
+    """The stacks of one address space, as copies come in."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        """Copies that came faster than they could be unwound, or could not be unwound at all."""
+        self._waiting: deque[StackCopy] = deque()
+        self._waiting_bytes = 0
+        self._stacks: list[Stack] = [NO_STACK]
+        self._numbers: dict[object, int] = {}
+        self._by_call: OrderedDict[Call, int] = OrderedDict()
+        self._by_site: dict[int, Counter[int]] = {}
+        self._shared: dict[tuple[int, ...], int] = {}
+
+    def add(self, copy: StackCopy) -> None:
+        """Take in a copy; ``work`` unwinds it."""
+        if self._waiting_bytes + len(copy.memory) > _MOST_WAITING_BYTES:
+            self.lost += 1
+            return
+        self._waiting.append(copy)
+        self._waiting_bytes += len(copy.memory)
+
+    def work(self, resolver: Resolver, most: Optional[int] = None) -> None:
+        """Unwind waiting copies, at most ``most``."""
+        while self._waiting and (most is None or most > 0):
+            copy = self._waiting.popleft()
+            self._waiting_bytes -= len(copy.memory)
+            most = None if most is None else most - 1
+            stack = resolver.resolve(copy)
+            if not stack.frames:
+                self.lost += 1
+                continue
+            number = self._number(stack)
+            self._by_site.setdefault(copy.signature, Counter())[number] += 1
+            self._by_call[Call(copy.tid, copy.at)] = number
+            while len(self._by_call) > _MOST_CALLS:
+                self._by_call.popitem(last=False)
+
+    def origin(self, site: int, call: Call) -> Origin:
+        """Return where a call of that site (signature, 0: none) came from."""
+        own = self._by_call.get(call)
+        if own is not None:
+            return Origin(own, StackSource.COPIED)
+        ways = self._by_site.get(site)
+        if not ways:
+            return _UNKNOWN
+        if len(ways) == 1:
+            return Origin(next(iter(ways)), StackSource.SIGNATURE)
+        return Origin(self._shared_part(tuple(sorted(ways))), StackSource.SIGNATURE)
+
+    def stack(self, number: int) -> Stack:
+        """Return the stack of an ``Origin``."""
+        return self._stacks[number]
+
+    def _number(self, stack: Stack) -> int:
+        key = stack_key(stack)
+        if key not in self._numbers:
+            self._numbers[key] = len(self._stacks)
+            self._stacks.append(stack)
+        return self._numbers[key]
+
+    def _shared_part(self, numbers: tuple[int, ...]) -> int:
+        if numbers not in self._shared:
+            stacks = [self._stacks[number] for number in numbers]
+            frames = _common(stack.frames for stack in stacks)
+            note = f"{len(stacks)} ways lead here that this call's signature does not tell apart"
+            self._shared[numbers] = len(self._stacks)
+            self._stacks.append(replace(stacks[0], frames=frames, complete=False, note=note))
+        return self._shared[numbers]
+
+
+def _common(stacks: Iterable[tuple[Frame, ...]]) -> tuple[Frame, ...]:
+    """Return the innermost frames that all stacks have in common."""
+    shared: list[Frame] = []
+    for frames in zip(*stacks):
+        if any(frame != frames[0] for frame in frames):
+            break
+        shared.append(frames[0])
+    return tuple(shared)

@@ -19,11 +19,13 @@ from ebpftrace.process.procfs import read_chunks, require_address_space, task_di
 # Path last and greedy: it may hold anything but a newline, which the kernel writes as \012.  In smaps, lines
 # of figures begin with a capital letter and lines of mappings never do.
 _MAPS_LINE = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) ([0-9]+) *(.*)$", re.MULTILINE
+    rb"^([0-9a-f]{1,16})-([0-9a-f]{1,16}) (\S{4}) ([0-9a-f]{1,16}) ([0-9a-f]+:[0-9a-f]+) (\d{1,20}) *(.*)$",
+    re.MULTILINE,
 )
 _SMAPS_RECORD_END = b"\nVmFlags:"
 _NO_ACCESS = "---"
 _KIB = 1024
+_MAX_DIGITS = 20
 
 
 def read_maps(pid: int) -> list[Vma]:
@@ -79,7 +81,7 @@ def disjoint(vmas: list[Vma]) -> list[Vma]:
     last_end = 0
     result = []
     for vma in sorted(vmas, key=attrgetter("start")):
-        if vma.end > last_end:
+        if vma.end > max(vma.start, last_end):
             result.append(vma if vma.start >= last_end else _without_head(vma, last_end))
             last_end = vma.end
     return result
@@ -119,7 +121,7 @@ def _figure(record: bytes, label: bytes, after: int) -> Optional[int]:
         return None
     value = at + len(label)
     digits = record[value : record.find(b"k", value)].strip()
-    return int(digits) * _KIB if digits.isdigit() else None
+    return int(digits) * _KIB if len(digits) <= _MAX_DIGITS and digits.isdigit() else None
 
 
 class _Decoder:

@@ -1,0 +1,84 @@
+"""Threads, clocks and identity, on this very process and on made-up stat files."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.process.clock import read_clock
+from ebpftrace.process.status import read_memory_use, read_target_info, stack_limit, uptime_ns
+from ebpftrace.process.target import open_target
+from ebpftrace.process.tasks import list_tasks, parse_stat
+
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+REST = b" S 41 1 1 0 -1 4194368 1 0 0 0 0 0 0 0 20 0 %d 0 %d 11059200 369 18446744073709551615\n"
+
+
+@given(st.binary(max_size=15), st.integers(1, 1 << 22), st.integers(0, 1 << 40))
+def test_a_name_of_any_bytes_comes_out_whole(name: bytes, tid: int, ticks: int) -> None:
+    task = parse_stat(7, b"%d (%s)" % (tid, name) + REST % (3, ticks))
+    assert task.name.encode("utf-8", "surrogateescape") == name
+    assert (task.id.tid, task.tgid, task.ppid, task.state, task.group_size) == (tid, 7, 41, "S", 3)
+
+
+def test_names_that_look_like_the_rest_of_the_line() -> None:
+    for name in (b") Z 1 (", b"a) b\n(\x1b[3m", b")", b"", b") S 1 1 1 1 1 1", b"\xff\xfe"):
+        task = parse_stat(7, b"9 (%s)" % name + REST % (1, 0))
+        assert task.name.encode("utf-8", "surrogateescape") == name
+        assert not task.exited
+
+
+@given(st.binary(max_size=300))
+def test_what_is_no_stat_file_is_a_value_error(content: bytes) -> None:
+    try:
+        parse_stat(1, content)
+    except ValueError:
+        return
+
+
+def test_a_thread_is_listed_with_its_start_on_the_monotonic_clock() -> None:
+    stop = threading.Event()
+    before = time.monotonic_ns()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    after = time.monotonic_ns()
+    try:
+        tasks = list_tasks(os.getpid())
+        again = list_tasks(os.getpid())
+    finally:
+        stop.set()
+        thread.join()
+    (task,) = [task for task in tasks if task.id.tid == thread.native_id]
+    assert before - 2 * TICK_NS <= task.id.born <= after + 2 * TICK_NS
+    assert {task.id for task in tasks} == {task.id for task in again}
+    assert tasks[0].id.tid == os.getpid() == tasks[0].tgid
+    assert tasks[0].ppid == os.getppid()
+
+
+def test_the_clock_turns_monotonic_into_wall_time() -> None:
+    clock = read_clock()
+    assert abs(clock.wall_ns(time.monotonic_ns()) - time.time_ns()) < 50_000_000
+
+
+def test_what_we_are() -> None:
+    use = read_memory_use(os.getpid())
+    assert use.virt >= use.rss > 1 << 20
+    info = read_target_info(os.getpid())
+    assert info.exe == os.readlink("/proc/self/exe")  # noqa: PTH115
+    assert info.threads == threading.active_count()
+    assert 0 < uptime_ns(os.getpid()) < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    limit = stack_limit(os.getpid())
+    assert limit is None or limit >= 1 << 14
+
+
+@pytest.mark.parametrize("pid", [0, -1, 1 << 22, 1 << 31, 1 << 64])
+def test_there_is_no_such_process(pid: int) -> None:
+
+    with pytest.raises(CannotTrace, match=f"^there is no process {pid}$"):
+        open_target(pid)

@@ -1,0 +1,275 @@
+"""Orphans as the rules see them: what the trace, glibc's books and /proc say of each, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from ebpftrace.diagnosis.evidence import Evidence
+from ebpftrace.diagnosis.origin import Libc, Origin, libc_of, stack_origin
+from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Residency, subtract
+from ebpftrace.diagnosis.sites import SiteKey, Sites
+from ebpftrace.model import (
+    BookedThread,
+    Books,
+    BooksState,
+    Interval,
+    Mapping,
+    Orphan,
+    Outstanding,
+    OwnedBy,
+    Stack,
+    Thread,
+)
+from ebpftrace.report.text import plural
+
+_NEAR_TOP = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One orphan with all that is known of it."""
+
+    orphan: Orphan
+    booked: Optional[BookedThread]
+    """Its exited thread on glibc's lists of stacks in use; only from books that were READ."""
+    exited_at: Optional[int]
+    before_attach: bool
+    """The owner exited before attach, so nobody saw when."""
+    cached: bool
+    """glibc has it on its list of cached stacks."""
+    occupant: str
+    """A live thread that is on it all the same, such as ``thread 4711``; empty where there is none."""
+    origin: Origin
+    place: SiteKey
+    stack: Stack
+
+    @property
+    def outstanding(self) -> Outstanding:
+        """The orphan with its owner."""
+        return self.orphan.outstanding
+
+    @property
+    def mapping(self) -> Mapping:
+        """What is left of it."""
+        return self.orphan.outstanding.mapping
+
+    @property
+    def exit_unseen(self) -> bool:
+        """The owner exited in the window, but the trace can't say when."""
+        return self.exited_at is None and not self.before_attach
+
+    @property
+    def is_stack(self) -> bool:
+        """A thread ran on it."""
+        return self.outstanding.owned_by is OwnedBy.RUNS_ON_IT or self.booked is not None or self.cached
+
+    @property
+    def began_at(self) -> Optional[int]:
+        """When it became what it is: mapped, or for a stack from before attach, taken by its last owner."""
+        run = self.outstanding.run
+        return self.mapping.made_at if self.mapping.made_at is not None or run is None else run.thread.born
+
+
+@dataclass(frozen=True)
+class _Older:
+    """A stack that was mapped before attach, whose booked thread has exited."""
+
+    booked: BookedThread
+    pieces: tuple[Interval, ...]
+    inside: tuple[int, ...]
+    """Positions of the outstanding mappings of the baseline that it covers."""
+
+
+def collect_cases(evidence: Evidence) -> tuple[list[Case], list[str]]:
+    """Every orphan once, whatever told of it, and notes on what could not be placed."""
+    builder = _Builder(evidence)
+    return builder.cases(), builder.notes()
+
+
+class _Builder:
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence = evidence
+        self._books = _read_threads(evidence.books)
+        self._libc = libc_of(evidence.books)
+        self._sites = Sites(evidence.stack_of)
+        self._residency = Residency(evidence.vmas)
+        self._pieces = RangeIndex(
+            (piece, position)
+            for position, outstanding in enumerate(evidence.outstanding)
+            for piece in outstanding.mapping.pieces
+        )
+        cache = evidence.books.stack_cache if evidence.books.state is BooksState.READ else ()
+        self._cache = RangeIndex((interval, None) for interval in _union(cache))
+        self._occupants = PointIndex(
+            [(pointer, f"thread {tid}") for tid, pointer in evidence.live_stack_pointers.items()]
+            + [(thread.descriptor, _live_name(thread)) for thread in self._books if not thread.exited]
+        )
+        self._earlier = (
+            {thread.descriptor: thread for thread in _read_threads(evidence.earlier_books)}
+            if evidence.earlier_books is not None and evidence.earlier_books.state is BooksState.READ
+            else None
+        )
+        self._exits = {
+            thread.id.tid: thread for thread in evidence.threads if not thread.alive and thread.before_attach
+        }
+        self._unplaced = 0
+
+    def cases(self) -> list[Case]:
+        booked_in, elsewhere = self._place_booked()
+        older = self._older_stacks(elsewhere)
+        cases = [self._older_case(stack) for stack in older]
+        covered = {position for stack in older for position in stack.inside}
+        for position, outstanding in enumerate(self._evidence.outstanding):
+            booked = booked_in.get(position)
+            if position not in covered and _is_orphan(outstanding, booked):
+                cases.append(self._traced_case(outstanding, booked))
+        return cases
+
+    def notes(self) -> list[str]:
+        if not self._unplaced:
+            return []
+        threads = plural(self._unplaced, "more thread")
+        return [f"{threads} exited and were never joined, on stacks whose extent is unknown: not counted"]
+
+    def _place_booked(self) -> tuple[dict[int, BookedThread], list[BookedThread]]:
+        """Exited threads by the mapping of the window that is their stack, and those on older stacks."""
+        inside: dict[int, BookedThread] = {}
+        elsewhere = []
+        for thread in self._books:
+            if not thread.exited:
+                continue
+            position = self._pieces.at(thread.descriptor)
+            if position is None or self._evidence.outstanding[position].mapping.before_attach:
+                elsewhere.append(thread)
+            elif _is_all_stack(self._evidence.outstanding[position].mapping, thread):
+                inside[position] = thread
+            else:
+                self._unplaced += 1
+        return inside, elsewhere
+
+    def _older_stacks(self, threads: Sequence[BookedThread]) -> list[_Older]:
+        older = []
+        for thread in threads:
+            stack = thread.stack
+            if stack is None or (thread.user_stack and not _is_at_top(thread.descriptor, stack)):
+                self._unplaced += 1
+                continue
+            inside, made_in_window = self._split_by_age(stack)
+            pieces = subtract(stack, made_in_window)
+            if pieces:
+                older.append(_Older(thread, pieces, inside))
+        return older
+
+    def _split_by_age(self, stack: Interval) -> tuple[tuple[int, ...], list[Interval]]:
+        older, newer = [], []
+        for piece, position in self._pieces.overlapping(stack):
+            if self._evidence.outstanding[position].mapping.before_attach:
+                older.append(position)
+            else:
+                newer.append(piece)
+        return tuple(older), newer
+
+    def _older_case(self, older: _Older) -> Case:
+        mapping = Mapping(older.pieces, None, None, None, None, 0)
+        seen = self._last_run(older)
+        if seen is not None:
+            owner, run = seen.owner, seen.run
+        else:
+            owner, run = self._watched_exit(older.booked), None
+        if self._earlier is None:
+            before_attach = owner is None
+        else:
+            earlier = self._earlier.get(older.booked.descriptor)
+            before_attach = owner is None and earlier is not None and earlier.exited
+        outstanding = Outstanding(mapping, owner, OwnedBy.RUNS_ON_IT if owner else None, None, run)
+        exited_at = owner.exited_at if owner is not None else None
+        return self._case(outstanding, older.booked, exited_at, before_attach)
+
+    def _last_run(self, older: _Older) -> Optional[Outstanding]:
+        """The thread that the trace saw take this stack over and exit."""
+        low, high = older.pieces[0].start, older.pieces[-1].end
+        for position in older.inside:
+            outstanding = self._evidence.outstanding[position]
+            run, owner = outstanding.run, outstanding.owner
+            if run is not None and owner is not None and low <= run.stack <= high:
+                return outstanding
+        return None
+
+    def _watched_exit(self, booked: BookedThread) -> Optional[Thread]:
+        """The thread, alive at attach, that the trace saw exit: the earlier books still had its tid."""
+        earlier = self._earlier.get(booked.descriptor) if self._earlier is not None else None
+        return self._exits.get(earlier.tid) if earlier is not None and not earlier.exited else None
+
+    def _traced_case(self, outstanding: Outstanding, booked: Optional[BookedThread]) -> Case:
+        owner = outstanding.owner
+        ran = booked is None or outstanding.owned_by is OwnedBy.RUNS_ON_IT
+        return self._case(outstanding, booked, owner.exited_at if owner is not None and ran else None, False)
+
+    def _case(
+        self,
+        outstanding: Outstanding,
+        booked: Optional[BookedThread],
+        exited_at: Optional[int],
+        before_attach: bool,
+    ) -> Case:
+        mapping = outstanding.mapping
+        place, stack = self._sites.place(outstanding)
+        mapped_from = self._sites.stack(mapping.site)
+        cached = any(True for piece in mapping.pieces for _ in self._cache.overlapping(piece))
+        return Case(
+            orphan=Orphan(outstanding, self._residency.rss(mapping), self._residency.guard(mapping)),
+            booked=booked,
+            exited_at=exited_at,
+            before_attach=before_attach,
+            cached=cached and booked is None,
+            occupant=self._occupants.first_in(mapping.pieces) or "",
+            origin=_origin(outstanding, booked, mapped_from, self._libc, self._evidence.tgid),
+            place=("booked",) if booked is not None and place[0] == "shape" else place,
+            stack=stack,
+        )
+
+
+def _is_orphan(outstanding: Outstanding, booked: Optional[BookedThread]) -> bool:
+    if outstanding.owner is not None and not outstanding.owner.alive:
+        return True
+    return booked is not None and not booked.user_stack
+
+
+def _origin(
+    outstanding: Outstanding, booked: Optional[BookedThread], mapped_from: Stack, libc: Libc, tgid: int
+) -> Origin:
+    if booked is not None:
+        return Origin.APPLICATION if booked.user_stack else Origin.LIBC
+    return stack_origin(outstanding, mapped_from, libc, tgid)
+
+
+def _is_all_stack(mapping: Mapping, thread: BookedThread) -> bool:
+    """Whether a mapping is this stack, not a heap or a pool that the application cut it from."""
+    return not thread.user_stack or (thread.stack is not None and 2 * thread.stack.size >= mapping.size)
+
+
+def _is_at_top(descriptor: int, stack: Interval) -> bool:
+    """Whether a descriptor lies where one must, at the top: if not, ``stack`` is all the memory around it."""
+    return _NEAR_TOP * (stack.end - descriptor) <= stack.size
+
+
+def _read_threads(books: Books) -> list[BookedThread]:
+    if books.state is not BooksState.READ:
+        return []
+    return list({thread.descriptor: thread for thread in books.threads}.values())
+
+
+def _live_name(thread: BookedThread) -> str:
+    return f"thread {thread.tid} by glibc's books" if thread.tid else "a thread by glibc's books"
+
+
+def _union(intervals: Iterable[Interval]) -> list[Interval]:
+    union: list[Interval] = []
+    for interval in sorted(intervals):
+        if union and interval.start < union[-1].end:
+            union[-1] = Interval(union[-1].start, max(union[-1].end, interval.end))
+        else:
+            union.append(interval)
+    return union

@@ -1,0 +1,68 @@
+"""What a diagnosis is made from, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Callable, Optional
+
+from ebpftrace.model import NO_STACK, Books, Finding, Frame, Outstanding, Stack, Thread, Vma
+
+NS = 1_000_000_000
+DEFAULT_MIN_AGE = NS
+
+
+def no_stack_of(_site: int) -> Stack:
+    """The ``stack_of`` of a caller that has no stacks."""
+    return NO_STACK
+
+
+def no_name_of(_address: int) -> Optional[Frame]:
+    """The ``name_of`` of a caller that has no names."""
+    return None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that the rules may look at.  Times are ns of CLOCK_MONOTONIC, sizes bytes."""
+
+    outstanding: Sequence[Outstanding]
+    """What is still mapped (checked against /proc), with live owners too; no two overlap."""
+    books: Books
+    """glibc's books, read at report time."""
+    vmas: Sequence[Vma]
+    """/proc/PID/smaps at report time; without ``rss`` where only maps could be read."""
+    tgid: int
+    """The traced process: a task of another thread group is no pthread of it."""
+    attached_at: int
+    report_at: int
+    min_age: int = DEFAULT_MIN_AGE
+    """An owner that exited more recently than this may still be joined."""
+    cores: int = 1
+    arena_limit: int = 8
+    """Arenas glibc's malloc makes at most: MALLOC_ARENA_MAX or 8 x cores (mallopt(3), M_ARENA_MAX)."""
+    stack_of: Callable[[int], Stack] = no_stack_of
+    """Site -> stack; NO_STACK for site 0 and for unknown ones."""
+    name_of: Callable[[int], Optional[Frame]] = no_name_of
+    """Address of a start routine -> its frame."""
+    live_stack_pointers: Mapping[int, int] = field(default_factory=dict)
+    """Tid -> stack pointer of live tasks, as far as /proc/PID/task/TID/syscall gave them."""
+    threads: Sequence[Thread] = ()
+    """Threads that the trace knows; rules look for those from before attach that exited in the window."""
+    earlier_books: Optional[Books] = None
+    """The books at attach, or at least ``min_age`` before ``books``: shows who had exited by then."""
+    target_exited_at: Optional[int] = None
+    """When the target began to exit; threads that ended with it left nothing behind."""
+
+    @property
+    def judged_at(self) -> int:
+        """The moment that ages are counted from."""
+        return self.report_at if self.target_exited_at is None else min(self.report_at, self.target_exited_at)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Findings, leaks first and then by bytes; notes say what could not be proved, and why."""
+
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()

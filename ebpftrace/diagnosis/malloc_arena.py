@@ -1,0 +1,75 @@
+"""Malloc arena: a heap of glibc's malloc outlives the thread it was made for and serves later ones.
+
+malloc/arena.c, alloc_new_heap: mmap(2 x HEAP_MAX_SIZE, PROT_NONE, MAP_NORESERVE), then head and tail are
+unmapped so that one aligned heap remains.  HEAP_MAX_SIZE is 64 MiB on 64-bit systems; with
+glibc.malloc.hugetlb=2 a heap is aligned to its own size, a few huge pages, and has MAP_HUGETLB.
+shrink_heap may lay a MAP_FIXED mapping over the tail of a heap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ebpftrace.diagnosis.cases import Case
+from ebpftrace.diagnosis.flags import (
+    MAP_FIXED,
+    MAP_HUGETLB,
+    MAP_NORESERVE,
+    MAP_STACK,
+    PRIVATE_ANONYMOUS,
+    PROT_NONE,
+    has_all,
+)
+from ebpftrace.diagnosis.origin import Libc, allocator_of, fills_mapping
+from ebpftrace.diagnosis.rule import Context, Judgement, Rule
+from ebpftrace.model import Mapping, Verdict
+from ebpftrace.report.text import plural
+
+HEAP_MAX_SIZE = 64 << 20
+
+_MALLOC_FUNCTIONS = frozenset({"shrink_heap", "heap_trim", "new_heap", "alloc_new_heap"})
+_SHRINKING_DEPTH = 3
+
+
+def is_heap(mapping: Mapping) -> bool:
+    """Whether a mapping has the shape of a heap of glibc's malloc."""
+    if mapping.flags is None or mapping.prot != PROT_NONE or mapping.flags & MAP_STACK:
+        return False
+    if not has_all(mapping.flags, PRIVATE_ANONYMOUS | MAP_NORESERVE):
+        return False
+    span = mapping.end - mapping.start
+    if mapping.flags & MAP_HUGETLB:
+        return span & (span - 1) == 0 and mapping.start % span == 0
+    return mapping.start % HEAP_MAX_SIZE == 0 and span <= HEAP_MAX_SIZE
+
+
+def _is_overlay(case: Case) -> bool:
+    mapping = case.mapping
+    if mapping.prot != PROT_NONE or mapping.flags is None or not mapping.flags & MAP_FIXED:
+        return False
+    innermost = case.stack.frames[: _SHRINKING_DEPTH + 1]
+    return any(frame.function in _MALLOC_FUNCTIONS for frame in innermost)
+
+
+def _claims(case: Case, context: Context) -> bool:
+    if context.libc is Libc.MUSL or (case.is_stack and (case.cached or fills_mapping(case.outstanding))):
+        return False
+    return (is_heap(case.mapping) and allocator_of(case.stack) is None) or _is_overlay(case)
+
+
+def _judge(cases: Sequence[Case], context: Context) -> Judgement:
+    heaps = sum(1 for case in cases if is_heap(case.mapping))
+    limit = context.evidence.arena_limit
+    cores = plural(context.evidence.cores, "core")
+    bound = f"malloc makes at most {plural(limit, 'arena')} here ({cores})"
+    evidence = [f"{plural(heaps, 'heap')} as glibc's malloc makes them, kept for later threads; {bound}"]
+    if heaps > limit:
+        evidence.append(
+            f"conflicting evidence: {heaps} heaps are more than {limit} arenas; an arena that outgrows its "
+            "heap has several, so look at what the program mallocs and keeps"
+        )
+    advice = "nothing to do; MALLOC_ARENA_MAX or mallopt(M_ARENA_MAX) bounds the address space they take"
+    return Judgement(False, tuple(evidence), advice)
+
+
+MALLOC_ARENA = Rule(Verdict.MALLOC_ARENA, _claims, _judge, by_place=False)

@@ -1,0 +1,46 @@
+"""Never-joined thread: it has exited, and nothing will ever free its stack.  A leak, proved.
+
+glibc keeps a thread's stack on its list of stacks in use until it is joined, or at exit if it is
+detached (nptl/nptl-stack.c, __nptl_free_tcb).  musl has no list, but keeps no stack either: a detached
+thread unmaps its own, a join unmaps the other's (src/thread/pthread_create.c, pthread_join.c), so a
+stack that is still there is that of a thread nobody joined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ebpftrace.diagnosis.cases import Case
+from ebpftrace.diagnosis.origin import Libc, Origin, creator_frame, fills_mapping
+from ebpftrace.diagnosis.rule import Context, Judgement, Rule
+from ebpftrace.model import Verdict
+from ebpftrace.report.text import plural
+
+
+def _claims(case: Case, context: Context) -> bool:
+    if case.booked is not None:
+        return not case.booked.user_stack
+    return (
+        context.libc is Libc.MUSL
+        and case.is_stack
+        and case.origin is not Origin.APPLICATION
+        and fills_mapping(case.outstanding)
+    )
+
+
+def _judge(cases: Sequence[Case], context: Context) -> Judgement:
+    threads = plural(len(cases), "thread has", "threads have")
+    if context.libc is Libc.MUSL:
+        proof = f"{threads} exited and still have a stack: musl keeps no stack cache, so nothing joined them"
+    else:
+        proof = (
+            f"{threads} exited but are on glibc's list of stacks in use: "
+            "neither joined nor detached, so no stack is ever freed (proved)"
+        )
+    creator = creator_frame(cases[0].stack)
+    where = f" the threads that {creator.function} creates" if creator is not None else " these threads"
+    advice = f"join{where} (pthread_join), or detach them: pthread_detach or PTHREAD_CREATE_DETACHED"
+    return Judgement(True, (proof,), advice)
+
+
+NEVER_JOINED = Rule(Verdict.NEVER_JOINED, _claims, _judge)

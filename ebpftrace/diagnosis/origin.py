@@ -1,0 +1,150 @@
+"""Who mapped a stack: the C library for a thread, or the application itself."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable
+from enum import Enum
+from typing import Optional
+
+from ebpftrace.diagnosis.flags import MAP_STACK, PRIVATE_ANONYMOUS, has_all
+from ebpftrace.ledger.owners import UNKNOWN_TGID
+from ebpftrace.model import Books, BooksState, Frame, Outstanding, OwnedBy, Stack, Vma
+
+_MMAP_NAMES = frozenset({"mmap", "mmap64", "__mmap", "__mmap64", "__GI___mmap", "__GI___mmap64", "syscall"})
+_THREAD_MAKERS = ("allocate_stack", "pthread_create", "__pthread_create", "thrd_create")
+_DEPTH_IN_LIBC = 3
+"""glibc: mmap <- allocate_stack (often inlined) <- pthread_create (nptl/allocatestack.c)."""
+
+_CLONE_NAMES = frozenset({"clone", "__clone", "clone3", "__clone3", "__clone_internal", "create_thread"})
+_WRAPPERS = (
+    *_THREAD_MAKERS,
+    *("std::thread", "std::jthread", "std::__future", "std::async", "std::sys::", "__gthread"),
+)
+"""Functions between an application and clone or mmap: not the place where a join is missing."""
+
+_ALLOCATOR_LIBRARIES = (
+    "libjemalloc",
+    "libtcmalloc",
+    "libmimalloc",
+    "libjvm",
+    "libgc",
+    "libmonosgen",
+    "libcoreclr",
+)
+_ALLOCATOR_FUNCTIONS = (
+    *("je_", "_rjem_", "jemalloc", "tcmalloc::", "_mi_", "unix_mmap", "scudo::", "runtime.", "GC_"),
+    *("os_pages_", "x_cgo_", "v8::", "caml_", "mono_"),
+)
+
+
+class Libc(Enum):
+    """Whose threads the target has."""
+
+    GLIBC = "glibc"
+    MUSL = "musl"
+    UNKNOWN = "unknown"
+
+
+class Origin(Enum):
+    """Who mapped a stack."""
+
+    LIBC = "libc"
+    APPLICATION = "application"
+    UNKNOWN = "unknown"
+
+
+def libc_of(books: Books) -> Libc:
+    """The C library the target's threads belong to; UNKNOWN also for Go and other runtimes without one."""
+    name = books.libc.lower()
+    if books.state is not BooksState.ABSENT or "glibc" in name:
+        return Libc.GLIBC
+    return Libc.MUSL if "musl" in name else Libc.UNKNOWN
+
+
+def foreign(outstanding: Outstanding, tgid: int) -> bool:
+    """Whether the owner is known to be a task of another thread group than ``tgid``: no pthread of it."""
+    return outstanding.owner is not None and outstanding.owner.tgid not in (tgid, UNKNOWN_TGID)
+
+
+def stack_origin(outstanding: Outstanding, stack: Stack, libc: Libc, tgid: int) -> Origin:
+    """Who mapped this stack; ``stack`` is that of the mmap call.
+
+    glibc passes MAP_PRIVATE|MAP_ANONYMOUS|MAP_STACK, and clone3 gets the lowest byte of the mapping
+    (nptl/allocatestack.c, create_thread).  A task of another thread group is no pthread at all.
+    """
+    mapping, run = outstanding.mapping, outstanding.run
+    if foreign(outstanding, tgid):
+        return Origin.APPLICATION
+    if mapping.flags is not None:
+        wanted = PRIVATE_ANONYMOUS | (MAP_STACK if libc is Libc.GLIBC else 0)
+        if not has_all(mapping.flags, wanted):
+            return Origin.APPLICATION
+        if libc is Libc.GLIBC and run and run.stack_size and run.stack != mapping.start:
+            return Origin.APPLICATION
+    return _origin_by_frames(stack)
+
+
+def _origin_by_frames(stack: Stack) -> Origin:
+    callers = [frame for frame in stack.frames if frame.function not in _MMAP_NAMES][:_DEPTH_IN_LIBC]
+    if any(frame.function and frame.function.startswith(_THREAD_MAKERS) for frame in callers):
+        return Origin.LIBC
+    return Origin.APPLICATION if callers and callers[0].function else Origin.UNKNOWN
+
+
+def fills_mapping(outstanding: Outstanding) -> bool:
+    """Whether the owner's stack takes most of the mapping, rather than a part of a pool or a heap."""
+    run, mapping = outstanding.run, outstanding.mapping
+    if run is None:
+        return outstanding.owned_by is OwnedBy.RUNS_ON_IT
+    span = mapping.end - mapping.start
+    if run.stack_size:
+        return 2 * (min(run.stack + run.stack_size, mapping.end) - max(run.stack, mapping.start)) >= span
+    return 2 * (mapping.end - run.stack) <= span
+
+
+def used_late(outstanding: Outstanding, min_age: int) -> bool:
+    """Whether the owner's life began long after the mapping was made: the stack had served before."""
+    run, made_at = outstanding.run, outstanding.mapping.made_at
+    return run is not None and (made_at is None or run.thread.born - made_at > min_age)
+
+
+def creator_frame(stack: Stack) -> Optional[Frame]:
+    """The innermost named frame that is the application's own, not a wrapper around clone or mmap."""
+    for frame in stack.frames:
+        name = frame.function
+        if name and name not in _MMAP_NAMES | _CLONE_NAMES and not name.startswith(_WRAPPERS):
+            return frame
+    return None
+
+
+def allocator_of(stack: Stack) -> Optional[str]:
+    """The allocator or runtime that called mmap, where its name tells; None for glibc's own malloc.
+
+    What such an allocator maps serves the whole process, whichever thread happened to ask.
+    """
+    for frame in stack.frames:
+        if frame.function in _MMAP_NAMES or (frame.function is None and is_libc(frame.module)):
+            continue
+        library = _allocator_library(frame.module)
+        if library:
+            return library
+        if frame.function and frame.function.startswith(_ALLOCATOR_FUNCTIONS):
+            return frame.function
+        return None
+    return None
+
+
+def is_libc(module: Optional[str]) -> bool:
+    """Whether a module is the C library, by its file name."""
+    return module is not None and posixpath.basename(module).startswith(("libc.", "libc-", "ld-musl"))
+
+
+def loaded_allocator(vmas: Iterable[Vma]) -> Optional[str]:
+    """The first allocator or runtime library mapped into the target, by its file name."""
+    return next(filter(None, map(_allocator_library, {vma.path: None for vma in vmas})), None)
+
+
+def _allocator_library(module: Optional[str]) -> Optional[str]:
+    name = posixpath.basename(module or "")
+    return name if name.startswith(_ALLOCATOR_LIBRARIES) else None

@@ -1,0 +1,36 @@
+"""Do events come regularly?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+from typing import Optional
+
+from ebpftrace.diagnosis.evidence import NS
+
+MIN_WAVES = 4
+_ONE_WAVE = 0.1
+"""Events closer than this part of the longest gap belong together: three threads started at each minute."""
+_TOLERANCE = 0.1
+_REGULAR = 0.9
+"""Part of the intervals that must be within the tolerance of their median."""
+
+
+def period(times: Iterable[int]) -> Optional[float]:
+    """Seconds between one event, or batch of events, and the next; None where they are not regular.
+
+    ``times`` in ns, in any order.  Three intervals are the least that can show regularity.
+    """
+    ordered = sorted(times)
+    if len(ordered) < MIN_WAVES:
+        return None
+    longest = max(later - earlier for earlier, later in zip(ordered, ordered[1:]))
+    waves = ordered[:1] + [
+        later for earlier, later in zip(ordered, ordered[1:]) if later - earlier > _ONE_WAVE * longest
+    ]
+    if len(waves) < MIN_WAVES:
+        return None
+    intervals = [later - earlier for earlier, later in zip(waves, waves[1:])]
+    middle = median(intervals)
+    regular = sum(abs(interval - middle) <= _TOLERANCE * middle for interval in intervals)
+    return middle / NS if middle and regular >= _REGULAR * len(intervals) else None

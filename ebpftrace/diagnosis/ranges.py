@@ -1,0 +1,96 @@
+"""Look-ups in sorted address ranges, and what memory in them is resident."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, Optional, TypeVar
+
+from ebpftrace.model import Interval, Mapping, Vma
+
+T = TypeVar("T")
+
+
+class RangeIndex(Generic[T]):
+    """Values by address range; ranges must not overlap."""
+
+    def __init__(self, entries: Iterable[tuple[Interval, T]]) -> None:
+        self._entries = sorted(entries, key=lambda entry: entry[0])
+        self._starts = [interval.start for interval, _ in self._entries]
+
+    def at(self, address: int) -> Optional[T]:
+        """The value whose range holds ``address``."""
+        position = bisect_right(self._starts, address) - 1
+        if position < 0 or address >= self._entries[position][0].end:
+            return None
+        return self._entries[position][1]
+
+    def overlapping(self, wanted: Interval) -> Iterator[tuple[Interval, T]]:
+        """The entries that share a byte with ``wanted``, ascending."""
+        position = max(bisect_right(self._starts, wanted.start) - 1, 0)
+        while position < len(self._entries) and self._starts[position] < wanted.end:
+            if self._entries[position][0].end > wanted.start:
+                yield self._entries[position]
+            position += 1
+
+
+class PointIndex:
+    """Addresses with a name each, such as stack pointers of live tasks."""
+
+    def __init__(self, points: Iterable[tuple[int, str]]) -> None:
+        self._points = sorted(points)
+
+    def first_in(self, pieces: Sequence[Interval]) -> Optional[str]:
+        """The name of the lowest point inside one of ``pieces``."""
+        for piece in pieces:
+            position = bisect_left(self._points, (piece.start, ""))
+            if position < len(self._points) and self._points[position][0] < piece.end:
+                return self._points[position][1]
+        return None
+
+
+def subtract(whole: Interval, holes: Iterable[Interval]) -> tuple[Interval, ...]:
+    """``whole`` without ``holes`` (ascending, disjoint)."""
+    left = []
+    start = whole.start
+    for hole in holes:
+        if hole.start > start:
+            left.append(Interval(start, hole.start))
+        start = max(start, hole.end)
+    if start < whole.end:
+        left.append(Interval(start, whole.end))
+    return tuple(left)
+
+
+class Residency:
+    """RSS and guard pages of mappings, from the areas of /proc/PID/smaps."""
+
+    def __init__(self, vmas: Iterable[Vma]) -> None:
+        self._areas = RangeIndex((Interval(vma.start, vma.end), vma) for vma in vmas)
+
+    def area_at(self, address: int) -> Optional[Vma]:
+        """The area that holds ``address``."""
+        return self._areas.at(address)
+
+    def rss(self, mapping: Mapping) -> Optional[int]:
+        """Resident bytes of a mapping; None where nothing is known of any part.
+
+        The kernel may have merged mappings into one area: each has its share of the area's RSS.
+        """
+        total, known = 0, False
+        for piece in mapping.pieces:
+            for _, vma in self._areas.overlapping(piece):
+                if vma.rss is not None and vma.size > 0:
+                    known = True
+                    total += vma.rss * (min(piece.end, vma.end) - max(piece.start, vma.start)) // vma.size
+        return total if known else None
+
+    def guard(self, mapping: Mapping) -> Optional[int]:
+        """Bytes at the low end that can't be touched; None where the areas don't show any.
+
+        A guard set by MADV_GUARD_INSTALL (glibc 2.42) is not an area of its own.
+        """
+        lowest = self.area_at(mapping.start)
+        if lowest is None or not lowest.guard:
+            return None
+        return min(lowest.end, mapping.pieces[0].end) - mapping.start

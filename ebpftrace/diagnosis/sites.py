@@ -1,0 +1,50 @@
+"""Which mappings come from one place in the program."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Callable
+
+from ebpftrace.model import NO_STACK, Frame, Outstanding, OwnedBy, Stack
+
+SiteKey = tuple[Hashable, ...]
+
+
+class Sites:
+    """Stacks by site; sites whose named stacks are equal are one.
+
+    A signature in the kernel may split one call path into several sites (it hashes words of the stack that
+    only look like return addresses); the frames tell.
+    """
+
+    def __init__(self, stack_of: Callable[[int], Stack]) -> None:
+        self._stack_of = stack_of
+        self._stacks: dict[int, Stack] = {0: NO_STACK}
+        self._by_frames: dict[tuple[Frame, ...], SiteKey] = {}
+        self._keys: dict[int, SiteKey] = {}
+
+    def stack(self, site: int) -> Stack:
+        """The stack of a site, NO_STACK where there is none."""
+        if site not in self._stacks:
+            self._stacks[site] = self._stack_of(site)
+        return self._stacks[site]
+
+    def place(self, outstanding: Outstanding) -> tuple[SiteKey, Stack]:
+        """Where a mapping comes from: who created the thread that runs on it, else who mapped it.
+
+        Without a site, mappings alike in size, protection, flags and kind of owner are taken together.
+        """
+        mapping, run = outstanding.mapping, outstanding.run
+        sites = ([run.site] if run and outstanding.owned_by is OwnedBy.RUNS_ON_IT else []) + [mapping.site]
+        for site in sites:
+            if self.stack(site).frames:
+                return self._key(site), self.stack(site)
+        for site in sites:
+            if site:
+                return ("site", site), self.stack(site)
+        return ("shape", mapping.size, mapping.prot, mapping.flags, outstanding.owned_by), NO_STACK
+
+    def _key(self, site: int) -> SiteKey:
+        if site not in self._keys:
+            self._keys[site] = self._by_frames.setdefault(self.stack(site).frames, ("stack", site))
+        return self._keys[site]

@@ -1,0 +1,135 @@
+"""The rules in their order, and from their judgements to findings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Optional
+
+from ebpftrace.diagnosis.abandoned_stack import ABANDONED_STACK
+from ebpftrace.diagnosis.cases import Case, collect_cases
+from ebpftrace.diagnosis.evidence import NS, Diagnosis, Evidence
+from ebpftrace.diagnosis.just_exited import JUST_EXITED
+from ebpftrace.diagnosis.malloc_arena import MALLOC_ARENA
+from ebpftrace.diagnosis.never_joined import NEVER_JOINED
+from ebpftrace.diagnosis.origin import libc_of
+from ebpftrace.diagnosis.orphaned_mapping import ORPHANED_MAPPING
+from ebpftrace.diagnosis.period import period
+from ebpftrace.diagnosis.rule import Context, Rule
+from ebpftrace.diagnosis.sites import SiteKey
+from ebpftrace.diagnosis.stack_cache import STACK_CACHE, overflowing_places
+from ebpftrace.model import NO_STACK, BooksState, Finding
+from ebpftrace.report.text import duration
+from ebpftrace.report.text import period as in_words
+
+RULES = (MALLOC_ARENA, JUST_EXITED, NEVER_JOINED, ABANDONED_STACK, STACK_CACHE, ORPHANED_MAPPING)
+"""Every orphan falls to the first that claims it; the last claims whatever is left.
+
+What needs no age comes first; then what is too young is set aside; what is proved comes before what is
+only possible: a stack is the cache's only when neither the books nor its origin say otherwise.
+"""
+
+_PER_MINUTE = 60 * NS
+
+_GroupKey = tuple[int, bool, bool, Optional[int], Optional[SiteKey], Hashable]
+"""Number of the rule, conflict, before attach, start routine, place, what the rule splits by."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    rule: Rule
+    cases: Sequence[Case]
+    conflict: bool
+
+
+def diagnose(evidence: Evidence) -> Diagnosis:
+    """Judge every orphan exactly once; findings come leaks first, then by bytes."""
+    cases, notes = collect_cases(evidence)
+    context = Context(evidence, libc_of(evidence.books))
+    context = replace(context, overflowing=overflowing_places(cases, context))
+    findings = [_finding(group, context) for group in _grouped(cases, context)]
+    findings.sort(key=lambda finding: (not finding.leak, -finding.size, finding.verdict.value))
+    return Diagnosis(tuple(findings), (*_books_note(evidence), *notes))
+
+
+def _books_note(evidence: Evidence) -> tuple[str, ...]:
+    books = evidence.books
+    if books.state is BooksState.READ:
+        return (f"glibc's books: {books.why}",) if books.why else ()
+    reason = f": {books.why}" if books.why else ""
+    if books.state is BooksState.UNSTABLE:
+        return (f"glibc's books changed under every reading{reason}; never-joined threads can't be proved",)
+    return (f"no books of glibc to prove never-joined threads by{reason}",)
+
+
+def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
+    groups: dict[_GroupKey, list[Case]] = defaultdict(list)
+    for case in cases:
+        number = next(number for number, rule in enumerate(RULES) if rule.claims(case, context))
+        routine = case.booked.start_routine if case.booked is not None else None
+        place = case.place if RULES[number].by_place else None
+        split = RULES[number].split(case, context)
+        groups[number, bool(case.occupant), case.before_attach, routine, place, split].append(case)
+    return [_Group(RULES[key[0]], members, key[1]) for key, members in groups.items()]
+
+
+def _finding(group: _Group, context: Context) -> Finding:
+    cases = group.cases
+    judgement = group.rule.judge(cases, context)
+    evidence = list(judgement.evidence)
+    first = cases[0]
+    leak = judgement.leak
+    if group.conflict:
+        leak = False
+        evidence.append(f"conflicting evidence: {first.occupant} is on it, so it is not called a leak")
+    interval = _period(cases)
+    evidence += _exits(cases, context) + _regularity(interval)
+    return Finding(
+        verdict=group.rule.verdict,
+        leak=leak,
+        evidence=tuple(evidence),
+        advice="look again: threads came or went while it was read" if group.conflict else judgement.advice,
+        before_attach=first.before_attach,
+        orphans=tuple(case.orphan for case in sorted(cases, key=_by_age)),
+        bytes_per_minute=_rate(cases, context),
+        stack=first.stack if group.rule.by_place else NO_STACK,
+        start_routine=context.evidence.name_of(first.booked.start_routine)
+        if first.booked is not None
+        else None,
+        period=interval,
+    )
+
+
+def _by_age(case: Case) -> tuple[int, int]:
+    return (-1 if case.began_at is None else case.began_at, case.mapping.start)
+
+
+def _period(cases: Sequence[Case]) -> Optional[float]:
+    began = [case.began_at for case in cases if case.began_at is not None]
+    exited = [case.exited_at for case in cases if case.exited_at is not None]
+    return period(began) or period(exited)
+
+
+def _regularity(interval: Optional[float]) -> list[str]:
+    return [] if interval is None else [f"they come regularly: one, or one batch, every {in_words(interval)}"]
+
+
+def _exits(cases: Sequence[Case], context: Context) -> list[str]:
+    if cases[0].before_attach:
+        return ["they exited before the trace began"]
+    ages = [context.age(case.exited_at) / NS for case in cases if case.exited_at is not None]
+    if not ages or min(ages) < 0:
+        return []
+    if len(ages) == 1:
+        return [f"the owner exited {duration(ages[0])} before the report"]
+    return [f"the owners exited between {duration(max(ages))} and {duration(min(ages))} before the report"]
+
+
+def _rate(cases: Sequence[Case], context: Context) -> Optional[float]:
+    """Bytes per minute of what the window left behind."""
+    window = context.evidence.judged_at - context.evidence.attached_at
+    if cases[0].before_attach or window <= 0:
+        return None
+    born = sum(case.mapping.size for case in cases if case.mapping.made_at is not None)
+    return born * _PER_MINUTE / window

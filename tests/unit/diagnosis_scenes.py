@@ -1,0 +1,167 @@
+"""Builds evidence for the tests of the diagnosis room: threads, stacks, mappings, books."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from ebpftrace.diagnosis import Diagnosis, Evidence, diagnose
+from ebpftrace.model import (
+    BookedThread,
+    Books,
+    BooksState,
+    Finding,
+    Frame,
+    Interval,
+    Mapping,
+    Outstanding,
+    OwnedBy,
+    Run,
+    Stack,
+    StackSource,
+    Thread,
+    ThreadId,
+)
+
+SECOND = 1_000_000_000
+ATTACHED = 1000 * SECOND
+REPORT = 1060 * SECOND
+TGID = 4000
+MAIN = Thread(ThreadId(TGID, 1), "app_server", TGID, before_attach=True)
+
+STACK_BYTES = 10489856
+STACK_FLAGS = 0x20022
+ANONYMOUS = 0x22
+HEAP_BYTES = 64 << 20
+HEAP_FLAGS = 0x4022
+PTHREAD_BYTES = 0x900
+LIBC = "/usr/lib/x86_64-linux-gnu/libc.so.6"
+
+READ = Books(BooksState.READ, libc="glibc 2.36", stack_cache_bytes=None)
+ABSENT = Books(BooksState.ABSENT, "no symbols", libc="static glibc")
+MUSL = Books(BooksState.ABSENT, "no glibc", libc="musl")
+NO_LIBC = Books(BooksState.ABSENT, "no libc")
+
+THREAD_STACK = Stack(
+    (
+        Frame("mmap64", module=LIBC),
+        Frame("pthread_create@@GLIBC_2.34", module=LIBC),
+        Frame("acme::Timer::on_minute()", module="/opt/app"),
+        Frame("main", module="/opt/app"),
+    ),
+    True,
+    StackSource.COPIED,
+)
+OWN_STACK = Stack(
+    (Frame("mmap64", module=LIBC), Frame("take_stack", module="/opt/app"), Frame("main", module="/opt/app")),
+    True,
+    StackSource.COPIED,
+)
+THREAD_SITE, OWN_SITE = 7, 8
+STACKS = {THREAD_SITE: THREAD_STACK, OWN_SITE: OWN_STACK}
+
+
+def at(seconds: float) -> int:
+    """A time so many seconds after attach."""
+    return ATTACHED + round(seconds * SECOND)
+
+
+def thread(tid: int, born: float, exited: Optional[float], tgid: int = TGID) -> Thread:
+    return Thread(
+        ThreadId(tid, at(born)),
+        f"worker-{tid}",
+        tgid,
+        exited_at=None if exited is None else at(exited),
+        creator=MAIN.id,
+        creator_name=MAIN.name,
+    )
+
+
+def pthread_stack(
+    number: int,
+    born: float = 10.0,
+    exited: Optional[float] = 11.0,
+    site: int = 0,
+    flags: int = STACK_FLAGS,
+    tgid: int = TGID,
+    size: int = STACK_BYTES,
+    clone3: bool = True,
+    made: Optional[float] = None,
+    before_attach: bool = False,
+) -> Outstanding:
+    """A stack as glibc maps one, and the thread that clone put on it; by default it exited long ago."""
+    start = 0x7F0000000000 + number * max(size, STACK_BYTES)
+    owner = thread(5000 + number, born, exited, tgid)
+    stack, stack_size = (start, size - 0x1000) if clone3 else (start + size, 0)
+    run = Run(owner.id, owner.name, stack, stack_size, owner.exited_at, MAIN.id, MAIN.name)
+    made_at = at(born if made is None else made) - 50_000
+    if before_attach:
+        mapping = Mapping((Interval(start, start + size),), None, None, None, None, 0)
+        return Outstanding(mapping, owner, OwnedBy.RUNS_ON_IT, None, run)
+    mapping = Mapping((Interval(start, start + size),), made_at, MAIN.id, 0, flags, site)
+    return Outstanding(mapping, owner, OwnedBy.RUNS_ON_IT, MAIN, run)
+
+
+def orphaned(
+    number: int,
+    made: float = 10.0,
+    exited: float = 11.0,
+    site: int = 0,
+    size: int = 1 << 20,
+    prot: int = 3,
+    flags: int = ANONYMOUS,
+    start: Optional[int] = None,
+) -> Outstanding:
+    """A mapping whose mapper exited."""
+    start = 0x600000000000 + number * (128 << 20) if start is None else start
+    owner = thread(20000 + number, made - 0.1, exited)
+    mapping = Mapping((Interval(start, start + size),), at(made), owner.id, prot, flags, site)
+    return Outstanding(mapping, owner, OwnedBy.MAPPED_IT, owner)
+
+
+def booked(interval: Interval, exited: bool = True, **changes: Any) -> BookedThread:
+    """What glibc's books say of the thread on this stack."""
+    fields: dict[str, Any] = {
+        "descriptor": interval.end - PTHREAD_BYTES,
+        "tid": 0 if exited else 77,
+        "start_routine": 0x401000,
+        "stack": interval,
+        "user_stack": False,
+        "exited": exited,
+    }
+    return BookedThread(**{**fields, **changes})
+
+
+def span(outstanding: Outstanding) -> Interval:
+    return Interval(outstanding.mapping.start, outstanding.mapping.end)
+
+
+def books(*threads: BookedThread, **changes: Any) -> Books:
+    fields: dict[str, Any] = {"libc": "glibc 2.36", "stack_cache_limit": 40 << 20, "threads": threads}
+    return Books(BooksState.READ, **{**fields, **changes})
+
+
+def name_of(address: int) -> Frame:
+    return Frame(f"routine_{address:x}")
+
+
+def evidence(outstanding: list[Outstanding], said: Books = READ, **changes: Any) -> Evidence:
+    fields: dict[str, Any] = {
+        "vmas": (),
+        "tgid": TGID,
+        "attached_at": ATTACHED,
+        "report_at": REPORT,
+        "cores": 2,
+        "arena_limit": 16,
+        "stack_of": lambda site: STACKS.get(site, Stack()),
+        "name_of": name_of,
+    }
+    return Evidence(outstanding=outstanding, books=said, **{**fields, **changes})
+
+
+def judge(outstanding: list[Outstanding], said: Books = READ, **changes: Any) -> Diagnosis:
+    return diagnose(evidence(outstanding, said, **changes))
+
+
+def only(diagnosis: Diagnosis) -> Finding:
+    (finding,) = diagnosis.findings
+    return finding

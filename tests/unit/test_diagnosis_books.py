@@ -1,0 +1,181 @@
+"""What glibc's books say of stacks from before attach, and how it joins with the trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diagnosis_scenes import (
+    ABSENT,
+    MAIN,
+    READ,
+    STACK_BYTES,
+    TGID,
+    at,
+    booked,
+    books,
+    judge,
+    name_of,
+    only,
+    pthread_stack,
+    span,
+)
+
+from ebpftrace.diagnosis import baseline_verdict
+from ebpftrace.model import Books, BooksState, Interval, Mapping, Outstanding, Thread, ThreadId, Verdict, Vma
+
+LOW = 0x7E0000000000
+GUARD = 4096
+
+
+def stack_at(number: int) -> Interval:
+    return Interval(LOW + number * STACK_BYTES, LOW + (number + 1) * STACK_BYTES)
+
+
+def areas(count: int, rss: int = 8192) -> list[Vma]:
+    """As smaps shows the classic case: a guard page of its own beside each stack."""
+    vmas = []
+    for number in range(count):
+        start, end = stack_at(number)
+        vmas.append(Vma(start, start + GUARD, "---p", 0, "00:00", 0, "", rss=0, guard=True))
+        vmas.append(Vma(start + GUARD, end, "rw-p", 0, "00:00", 0, "", rss=rss))
+    return vmas
+
+
+def baseline(vmas: list[Vma]) -> list[Outstanding]:
+    """The ledger knows no owner for what was there before attach."""
+    return [
+        Outstanding(Mapping((Interval(vma.start, vma.end),), None, None, None, None, 0), None, None, None)
+        for vma in vmas
+    ]
+
+
+def test_a_stack_from_before_attach_is_counted_once_with_its_guard():
+    vmas = areas(3)
+    said = books(*(booked(stack_at(number)) for number in range(3)))
+    finding = only(judge(baseline(vmas), said, vmas=vmas))
+    assert (finding.verdict, finding.leak, finding.before_attach) == (Verdict.NEVER_JOINED, True, True)
+    assert (finding.count, finding.size, finding.rss) == (3, 3 * STACK_BYTES, 3 * 8192)
+    assert finding.bytes_per_minute is None
+    assert [orphan.guard for orphan in finding.orphans] == [GUARD] * 3
+    assert finding.orphans[0].outstanding.owner is None
+
+
+def test_the_baseline_verdict_says_the_same_and_groups_by_start_routine():
+    vmas = areas(5)
+    said = books(*(booked(stack_at(number), start_routine=0x10 + number % 2) for number in range(5)))
+    findings = baseline_verdict(said, vmas, name_of)
+    assert [(f.verdict, f.leak, f.count) for f in findings] == [
+        (Verdict.NEVER_JOINED, True, 3),
+        (Verdict.NEVER_JOINED, True, 2),
+    ]
+    assert findings[0].start_routine is not None
+    assert findings[0].start_routine.function == "routine_10"
+
+
+def test_the_baseline_verdict_waits_for_a_second_reading_where_it_can():
+    vmas = areas(2)
+    now = books(booked(stack_at(0)), booked(stack_at(1)))
+    earlier = books(booked(stack_at(0)), booked(stack_at(1), exited=False))
+    leak, young = baseline_verdict(now, vmas, name_of, earlier)
+    assert (leak.verdict, leak.leak, leak.count) == (Verdict.NEVER_JOINED, True, 1)
+    assert (young.verdict, young.leak, young.count) == (Verdict.JUST_EXITED, False, 1)
+
+
+def test_books_that_were_not_read_prove_nothing():
+    said = books(booked(stack_at(0)))
+    for state in (BooksState.UNSTABLE, BooksState.ABSENT):
+        assert baseline_verdict(replace(said, state=state), areas(1), name_of) == []
+
+
+def test_live_and_joining_threads_are_no_leak():
+    said = books(booked(stack_at(0), exited=False), booked(stack_at(1), joining=True))
+    finding = only(judge(baseline(areas(2)), said, vmas=areas(2)))
+    assert (finding.verdict, finding.leak, finding.count) == (Verdict.JUST_EXITED, False, 1)
+
+
+def test_a_thread_alive_at_attach_has_the_exit_that_the_trace_saw():
+    earlier = books(booked(stack_at(0), exited=False, tid=77))
+    gone = Thread(ThreadId(77, 5), "poller", TGID, exited_at=at(20), before_attach=True)
+    finding = only(
+        judge([], books(booked(stack_at(0))), vmas=areas(1), earlier_books=earlier, threads=(MAIN, gone))
+    )
+    assert (finding.verdict, finding.leak, finding.before_attach) == (Verdict.NEVER_JOINED, True, False)
+    assert finding.orphans[0].outstanding.owner is gone
+
+
+def test_a_thread_alive_at_attach_whose_exit_nobody_saw_is_given_time():
+    earlier = books(booked(stack_at(0), exited=False, tid=77))
+    finding = only(judge([], books(booked(stack_at(0))), vmas=areas(1), earlier_books=earlier))
+    assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
+
+
+def test_a_cached_stack_from_before_attach_that_a_new_thread_took_and_left():
+    """No mmap in the window, but a clone: the owner is known, and when it exited."""
+    stack = pthread_stack(1, before_attach=True)
+    finding = only(judge([stack], books(booked(span(stack)))))
+    assert (finding.verdict, finding.leak, finding.before_attach) == (Verdict.NEVER_JOINED, True, False)
+    assert finding.orphans[0].outstanding.owner == stack.owner
+    assert finding.bytes_per_minute == 0
+    assert only(judge([stack], READ)).verdict is Verdict.STACK_CACHE
+
+
+def test_old_and_new_are_two_findings_of_one_verdict():
+    new = pthread_stack(1)
+    said = books(booked(stack_at(0)), booked(span(new)))
+    findings = judge([*baseline(areas(1)), new], said, vmas=areas(1)).findings
+    assert sorted(finding.before_attach for finding in findings) == [False, True]
+    assert all(finding.leak and finding.count == 1 for finding in findings)
+
+
+def test_a_mapping_that_the_trace_thinks_owned_is_given_time_when_the_books_disagree():
+    alive = pthread_stack(1, exited=None)
+    finding = only(judge([alive], books(booked(span(alive)))))
+    assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
+
+
+def test_a_stack_in_use_by_a_live_thread_is_never_a_leak():
+    stack = pthread_stack(1, tgid=6000)
+    finding = only(judge([stack], books(booked(span(stack), exited=False))))
+    assert not finding.leak
+    assert any("glibc's books" in line for line in finding.evidence)
+
+
+def test_a_user_stack_from_before_attach_counts_its_own_bytes_only():
+    heap = Interval(LOW, LOW + (1 << 30))
+    block = Interval(LOW + 0x5000, LOW + 0x25000)
+    held = baseline([Vma(heap.start, heap.end, "rw-p", 0, "00:00", 0, "[heap]", rss=1 << 30)])
+    finding = only(judge(held, books(booked(block, user_stack=True))))
+    assert (finding.verdict, finding.leak, finding.size) == (Verdict.ABANDONED_STACK, True, 0x20000)
+
+
+def test_a_user_stack_of_unknown_extent_is_noted_not_counted():
+    heap = Interval(LOW, LOW + (1 << 30))
+    lost = booked(heap, user_stack=True, descriptor=LOW + 0x25000)
+    nowhere = replace(booked(stack_at(1)), stack=None)
+    diagnosis = judge([], books(lost, nowhere))
+    assert diagnosis.findings == ()
+    assert any("2 more threads" in note for note in diagnosis.notes)
+
+
+def test_a_user_stack_cut_from_a_mapping_of_the_window_does_not_take_all_of_it():
+    pool = pthread_stack(1, size=64 << 20, flags=0x22)
+    part = Interval(pool.mapping.start, pool.mapping.start + 65536)
+    pool = replace(pool, run=replace(pool.run, stack=part.start, stack_size=65536))
+    finding = only(judge([pool], books(booked(part, user_stack=True))))
+    assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
+
+
+def test_a_byte_is_not_counted_twice_where_old_and_new_stacks_touch():
+    """Fallback extents come from areas, and the kernel may have merged a new stack into an old area."""
+    new = pthread_stack(1)
+    merged = Interval(new.mapping.start - STACK_BYTES, new.mapping.end)
+    old = replace(booked(merged), descriptor=new.mapping.start - 0x900)
+    findings = judge([new], books(old, booked(span(new)))).findings
+    assert sum(finding.size for finding in findings) == merged.size
+
+
+def test_what_the_books_lack_is_noted():
+    assert any("static glibc" in note or "no symbols" in note for note in judge([], ABSENT).notes)
+    torn = Books(BooksState.READ, "2 listed threads neither live nor are marked as exited", libc="glibc 2.36")
+    assert any("2 listed threads" in note for note in judge([], torn).notes)
+    assert judge([], READ).notes == ()

@@ -1,0 +1,130 @@
+"""Whatever the evidence: every orphan has exactly one verdict, and it takes little time."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+
+from diagnosis_scenes import (
+    ABSENT,
+    MUSL,
+    NO_LIBC,
+    OWN_SITE,
+    STACK_BYTES,
+    THREAD_SITE,
+    booked,
+    books,
+    judge,
+    name_of,
+    orphaned,
+    pthread_stack,
+    span,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebpftrace.diagnosis import baseline_verdict
+from ebpftrace.model import BooksState, Interval, Outstanding, Vma
+
+moments = st.floats(0, 59)
+sites = st.sampled_from([0, THREAD_SITE, OWN_SITE, 99])
+flags = st.sampled_from([0x22, 0x20022, 0x4022, 0x32, 0x1])
+
+
+@st.composite
+def stacks(draw: st.DrawFn, number: int) -> Outstanding:
+    born = draw(moments)
+    exited = draw(st.one_of(st.none(), st.just(min(born + draw(st.floats(0, 60)), 60.0))))
+    return pthread_stack(
+        number,
+        born=born,
+        exited=exited,
+        site=draw(sites),
+        flags=draw(flags),
+        tgid=draw(st.sampled_from([4000, 6000, 0])),
+        size=draw(st.sampled_from([40960, 64 << 10, STACK_BYTES])),
+        clone3=draw(st.booleans()),
+        before_attach=draw(st.booleans()),
+    )
+
+
+@st.composite
+def mappings(draw: st.DrawFn, number: int) -> Outstanding:
+    made = draw(moments)
+    return orphaned(
+        number,
+        made=made,
+        exited=min(made + draw(st.floats(0, 60)), 60.0),
+        site=draw(sites),
+        size=draw(st.sampled_from([4096, 1 << 20, 64 << 20])),
+        prot=draw(st.sampled_from([0, 3])),
+        flags=draw(flags),
+    )
+
+
+@st.composite
+def scenes(draw):
+    held = [draw(stacks(number)) for number in range(draw(st.integers(0, 12)))]
+    said = [
+        booked(
+            span(stack),
+            exited=draw(st.booleans()),
+            user_stack=draw(st.booleans()),
+            joining=draw(st.booleans()),
+            start_routine=draw(st.integers(1, 2)),
+        )
+        for stack in held
+        if draw(st.booleans())
+    ]
+    cache = tuple(span(stack) for stack in held if draw(st.booleans()))
+    held += [draw(mappings(number)) for number in range(draw(st.integers(0, 12)))]
+    state = draw(st.sampled_from(list(BooksState)))
+    libc = draw(st.sampled_from(["glibc 2.36", ABSENT.libc, MUSL.libc, NO_LIBC.libc]))
+    read = books(*said, stack_cache=cache, libc=libc)
+    pointers = {number: stack.mapping.end - 64 for number, stack in enumerate(held) if draw(st.booleans())}
+    return held, replace(read, state=state), pointers
+
+
+@given(scenes())
+def test_each_orphan_has_exactly_one_verdict(scene):
+    held, said, pointers = scene
+    findings = judge(held, said, live_stack_pointers=pointers).findings
+    judged = Counter(span(orphan.outstanding) for finding in findings for orphan in finding.orphans)
+    must = {span(outstanding) for outstanding in held if outstanding.owner.exited_at is not None}
+    may = {span(outstanding) for outstanding in held}
+    assert must <= set(judged) <= may
+    assert set(judged.values()) <= {1}
+    assert list(findings) == sorted(findings, key=lambda finding: (not finding.leak, -finding.size))
+    for finding in findings:
+        assert finding.evidence
+        assert finding.advice
+        assert all(orphan.outstanding.mapping.size for orphan in finding.orphans)
+
+
+@given(scenes())
+def test_a_live_thread_on_it_is_never_called_a_leak(scene):
+    held, said, pointers = scene
+    occupied = {pointer + 64 for pointer in pointers.values()}
+    for finding in judge(held, said, live_stack_pointers=pointers).findings:
+        if finding.leak:
+            assert not any(orphan.outstanding.mapping.end in occupied for orphan in finding.orphans)
+
+
+def test_a_large_address_space_is_judged_in_a_second():
+    old = [
+        Interval(0x10000000000 + n * STACK_BYTES, 0x10000000000 + (n + 1) * STACK_BYTES)
+        for n in range(30_000)
+    ]
+    new = [pthread_stack(n, born=n / 600, exited=n / 600 + 1, site=n % 500 + 1) for n in range(32_500)]
+    workers = [orphaned(n, made=n / 600, exited=n / 600 + 1, site=n % 500 + 1) for n in range(32_500)]
+    vmas = [Vma(stack.start, stack.end, "rw-p", 0, "00:00", 0, "", rss=4096) for stack in old]
+    said = books(*map(booked, old), *(booked(span(stack)) for stack in new[:10_000]))
+
+    def seconds(job):
+        start = time.process_time()
+        job()
+        return time.process_time() - start
+
+    assert min(seconds(lambda: judge([*new, *workers], said, vmas=vmas)) for _ in range(2)) < 3
+    assert min(seconds(lambda: baseline_verdict(said, vmas, name_of)) for _ in range(2)) < 1.5

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebpftrace.diagnosis.period import period
+
+SECOND = 1_000_000_000
+
+
+@given(
+    seconds=st.floats(0.01, 3600),
+    count=st.integers(4, 200),
+    jitter=st.floats(0, 0.03),
+    seed=st.integers(0, 1 << 30),
+)
+def test_regular_events_have_a_period(seconds: float, count: int, jitter: float, seed: int) -> None:
+    draw = random.Random(seed)
+    times = [int((number + jitter * draw.random()) * seconds * SECOND) for number in range(count)]
+    draw.shuffle(times)
+    assert period(times) == pytest.approx(seconds, rel=0.07)
+
+
+def test_a_batch_counts_once() -> None:
+    times = [minute * 60 * SECOND + number * 1000 for minute in range(5) for number in range(3)]
+    assert period(times) == pytest.approx(60.0, rel=1e-3)
+
+
+@given(st.lists(st.integers(0, 10**12), max_size=3))
+def test_three_events_show_no_period(times: list[int]) -> None:
+    assert period(times) is None
+
+
+@given(count=st.integers(4, 40), ratio=st.floats(1.3, 3))
+def test_events_that_slow_down_have_none(count: int, ratio: float) -> None:
+    assert period([int(SECOND * ratio**number) for number in range(count)]) is None
+
+
+def test_a_random_process_seldom_looks_regular() -> None:
+    draw = random.Random(1)
+    regular = 0
+    for _ in range(1000):
+        time, times = 0.0, []
+        for _ in range(8):
+            time += draw.expovariate(1)
+            times.append(int(time * SECOND))
+        regular += period(times) is not None
+    assert regular <= 5
+
+
+@given(st.integers(0, 10**12), st.integers(0, 100))
+def test_events_of_one_moment_have_none(time: int, count: int) -> None:
+    assert period([time] * count) is None

@@ -1,0 +1,408 @@
+"""Each verdict, and the look-alike that must not get it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from diagnosis_scenes import (
+    ABSENT,
+    HEAP_BYTES,
+    HEAP_FLAGS,
+    LIBC,
+    MUSL,
+    NO_LIBC,
+    OWN_SITE,
+    READ,
+    REPORT,
+    SECOND,
+    STACK_BYTES,
+    THREAD_SITE,
+    at,
+    booked,
+    books,
+    judge,
+    only,
+    orphaned,
+    pthread_stack,
+    span,
+)
+
+from ebpftrace.model import (
+    Books,
+    BooksState,
+    Frame,
+    Interval,
+    Mapping,
+    Outstanding,
+    OwnedBy,
+    Stack,
+    StackSource,
+    Verdict,
+    Vma,
+)
+
+GROWING = [5.0, 15.0, 25.0, 35.0, 45.0, 55.0]
+RAW_CLONE = {"tgid": 6000, "size": 40960, "clone3": False}
+
+
+def steadily(count, **changes):
+    """Stacks of threads born evenly over the window of 60 s."""
+    step = 57.0 / count
+    return [
+        pthread_stack(number, born=step * number, exited=step * number + 0.5, **changes)
+        for number in range(count)
+    ]
+
+
+# --- never joined -----------------------------------------------------------
+
+
+def test_on_the_list_in_use_and_exited_is_never_joined():
+    stack = pthread_stack(1, site=THREAD_SITE)
+    finding = only(judge([stack], books(booked(span(stack)))))
+    assert (finding.verdict, finding.leak, finding.before_attach) == (Verdict.NEVER_JOINED, True, False)
+    assert finding.orphans[0].outstanding is stack
+    assert finding.start_routine == Frame("routine_401000")
+    assert "acme::Timer::on_minute()" in finding.advice
+    assert finding.bytes_per_minute == STACK_BYTES
+    assert any("49.0 s before the report" in line for line in finding.evidence)
+
+
+def test_one_a_minute_is_told():
+    stacks = [pthread_stack(number, born=60 * number, exited=60 * number + 1) for number in range(5)]
+    said = books(*(booked(span(stack)) for stack in stacks))
+    finding = only(judge(stacks, said, report_at=at(300)))
+    assert finding.period == pytest.approx(60.0)
+    assert any("every 60 s" in line for line in finding.evidence)
+
+
+def test_a_thread_inside_a_join_or_detached_is_no_leak():
+    stack = pthread_stack(1)
+    finding = only(judge([stack], books(booked(span(stack), joining=True))))
+    assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
+
+
+def test_one_that_just_exited_may_still_be_joined():
+    stack = pthread_stack(1, born=50, exited=59.5)
+    said = books(booked(span(stack)))
+    finding = only(judge([stack], said))
+    assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
+    assert only(judge([stack], said, min_age=SECOND // 4)).leak
+
+
+def test_books_that_changed_under_every_reading_prove_nothing():
+    stack = pthread_stack(1)
+    said = replace(books(booked(span(stack))), state=BooksState.UNSTABLE, why="torn")
+    diagnosis = judge([stack], said)
+    assert (only(diagnosis).verdict, only(diagnosis).leak) == (Verdict.STACK_CACHE, False)
+    assert any("torn" in note for note in diagnosis.notes)
+
+
+def test_a_live_stack_pointer_against_the_books_is_told_and_no_leak():
+    stack = pthread_stack(1)
+    said = books(booked(span(stack)))
+    finding = only(judge([stack], said, live_stack_pointers={42: stack.mapping.end - 8192}))
+    assert not finding.leak
+    assert any("conflicting" in line and "thread 42" in line for line in finding.evidence)
+
+
+def test_a_live_stack_pointer_elsewhere_changes_nothing():
+    stack = pthread_stack(1)
+    said = books(booked(span(stack)))
+    assert only(judge([stack], said, live_stack_pointers={42: stack.mapping.end})).leak
+
+
+def test_musl_keeps_no_cache_so_a_stack_that_stays_was_never_joined():
+    stack = pthread_stack(1, flags=0x22, clone3=False)
+    finding = only(judge([stack], MUSL))
+    assert (finding.verdict, finding.leak) == (Verdict.NEVER_JOINED, True)
+    assert "musl" in finding.evidence[0]
+
+
+def test_threads_of_two_start_routines_are_two_findings():
+    stacks = [pthread_stack(number, site=THREAD_SITE) for number in range(4)]
+    said = books(*(booked(span(stack), start_routine=number % 2 + 1) for number, stack in enumerate(stacks)))
+    findings = judge(stacks, said).findings
+    assert {finding.start_routine.function for finding in findings} == {"routine_1", "routine_2"}
+    assert [finding.count for finding in findings] == [2, 2]
+
+
+# --- stack cache ------------------------------------------------------------
+
+
+def test_off_the_list_in_use_is_the_cache():
+    finding = only(judge([pthread_stack(1), pthread_stack(2)], READ))
+    assert (finding.verdict, finding.leak, finding.count) == (Verdict.STACK_CACHE, False, 2)
+
+
+def test_on_the_cache_list_is_the_cache_whatever_made_it():
+    stack = pthread_stack(1, site=OWN_SITE)
+    finding = only(judge([stack], books(stack_cache=(span(stack),), stack_cache_bytes=STACK_BYTES)))
+    assert finding.verdict is Verdict.STACK_CACHE
+    assert "list of cached stacks" in finding.evidence[0]
+
+
+def test_too_many_for_the_cache_is_a_conflict_but_glibc_has_the_last_word():
+    finding = only(judge(steadily(30, site=THREAD_SITE), READ))
+    assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
+    assert any("conflicting" in line for line in finding.evidence)
+
+
+def test_without_books_a_few_stacks_may_be_the_cache():
+    finding = only(judge(steadily(3), ABSENT))
+    assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
+    assert any("cannot tell" in line for line in finding.evidence)
+
+
+def test_without_books_more_than_the_cache_holds_and_growing_is_a_leak():
+    finding = only(judge(steadily(30), ABSENT))
+    assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
+    assert any("no books" in line for line in finding.evidence)
+
+
+def test_without_books_a_burst_of_exited_threads_is_not_yet_a_leak():
+    burst = [pthread_stack(number, born=40 + number / 100, exited=45) for number in range(30)]
+    finding = only(judge(burst, ABSENT))
+    assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
+
+
+def test_a_larger_limit_is_respected():
+    roomy = replace(ABSENT, stack_cache_limit=1 << 40)
+    assert not only(judge(steadily(30), roomy)).leak
+
+
+# --- abandoned stack --------------------------------------------------------
+
+
+def test_the_reproducer_is_n_abandoned_stacks():
+    """The parent maps 40960 bytes with MAP_STACK, a raw clone without CLONE_THREAD runs on it and exits."""
+    finding = only(judge(steadily(7, **RAW_CLONE), READ))
+    assert (finding.verdict, finding.leak, finding.count) == (Verdict.ABANDONED_STACK, True, 7)
+    assert finding.size == 7 * 40960
+    assert "waitpid" in finding.advice
+
+
+@pytest.mark.parametrize("said", [READ, ABSENT, MUSL, NO_LIBC])
+def test_a_single_abandoned_stack_is_a_leak(said: Books):
+    finding = only(judge([pthread_stack(1, **RAW_CLONE)], said))
+    assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
+
+
+def test_an_abandoned_stack_that_just_lost_its_owner_is_not_yet_one():
+    stack = pthread_stack(1, born=50, exited=59.9, **RAW_CLONE)
+    assert only(judge([stack], READ)).verdict is Verdict.JUST_EXITED
+
+
+def test_a_stack_with_a_live_task_on_it_is_not_abandoned():
+    stack = pthread_stack(1, **RAW_CLONE)
+    finding = only(judge([stack], READ, live_stack_pointers={9: stack.mapping.start + 100}))
+    assert not finding.leak
+    assert any("conflicting" in line for line in finding.evidence)
+
+
+def test_a_stack_that_served_before_is_perhaps_kept_for_reuse():
+    stack = pthread_stack(1, made=5, born=30, exited=31, **RAW_CLONE)
+    finding = only(judge([stack], READ))
+    assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, False)
+
+
+def test_a_stack_the_application_gave_a_pthread_and_never_frees():
+    """pthread_attr_setstack, joined: on none of glibc's lists; the frames say who mapped it."""
+    finding = only(judge([pthread_stack(1, site=OWN_SITE)], books(stack_cache_bytes=0)))
+    assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
+    assert "take_stack" in finding.advice
+
+
+def test_a_user_stack_whose_thread_was_never_joined():
+    stack = pthread_stack(1, site=OWN_SITE, flags=0x22)
+    finding = only(judge([stack], books(booked(span(stack), user_stack=True))))
+    assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
+    assert "pthread_join" in finding.advice
+
+
+def test_a_runtime_without_libc_must_grow_to_leak():
+    few = [pthread_stack(number, flags=0x22, born=30 + number / 10, exited=40) for number in range(5)]
+    assert not only(judge(few, NO_LIBC)).leak
+    assert only(judge(steadily(6, flags=0x22, size=65536), NO_LIBC)).leak is False
+    assert only(judge(steadily(6, flags=0x02, size=65536), NO_LIBC)).leak
+
+
+def test_a_stack_that_is_a_small_part_of_its_mapping_is_a_pool():
+    """Go's threads run on 16 KiB pieces of a 64 MiB heap arena."""
+    arena = pthread_stack(1, flags=0x22, size=64 << 20)
+    run = replace(arena.run, stack=arena.mapping.start + 16384, stack_size=0)
+    finding = only(judge([replace(arena, run=run)], NO_LIBC))
+    assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
+
+
+# --- orphaned mapping -------------------------------------------------------
+
+
+def test_workers_that_map_and_exit_all_through_the_window_leak():
+    finding = only(judge([orphaned(n, made, made + 0.2) for n, made in enumerate(GROWING)], READ))
+    assert (finding.verdict, finding.leak, finding.count) == (Verdict.ORPHANED_MAPPING, True, 6)
+    assert finding.period == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("made", [[30.0], [1.0, 1.1, 1.2, 1.3, 1.4], [57.0, 57.5, 58.0, 58.5]])
+def test_a_single_one_a_burst_or_the_tail_is_perhaps_handed_over(made: list[float]):
+    finding = only(judge([orphaned(n, when, when + 0.2) for n, when in enumerate(made)], READ))
+    assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
+    assert any("handed over" in line for line in finding.evidence)
+
+
+def test_a_short_window_is_enough():
+    workers = [orphaned(n, n * 0.25, n * 0.25 + 0.05) for n in range(16)]
+    findings = judge(workers, READ, report_at=at(4)).findings
+    assert [(f.verdict, f.leak) for f in findings] == [
+        (Verdict.ORPHANED_MAPPING, True),
+        (Verdict.JUST_EXITED, False),
+    ]
+
+
+def test_sites_of_equal_frames_are_one_finding():
+    same = {site: Stack((Frame("mmap"), Frame("work")), True, StackSource.COPIED) for site in (11, 12, 13)}
+    workers = [orphaned(n, 10 + 20 * n, 11 + 20 * n, site=11 + n) for n in range(3)]
+    finding = only(judge(workers, READ, stack_of=lambda site: same[site]))
+    assert (finding.count, finding.leak) == (3, True)
+    assert finding.stack.frames[1].function == "work"
+
+
+def test_sites_without_frames_stay_apart():
+    workers = [orphaned(n, 10 + 20 * n, 11 + 20 * n, site=11 + n) for n in range(3)]
+    findings = judge(workers, READ).findings
+    assert [(finding.count, finding.leak) for finding in findings] == [(1, False)] * 3
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [
+        Frame("os::pd_reserve_memory", module="/usr/lib/jvm/lib/server/libjvm.so"),
+        Frame(None, module="/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"),
+        Frame("_rjem_je_pages_map", module="/opt/app"),
+        Frame("runtime.mmap", module="/opt/gopher"),
+    ],
+)
+def test_an_allocator_maps_for_the_whole_process(caller: Frame):
+    stack = Stack((Frame("mmap64", module=LIBC), caller, Frame("work")), True, StackSource.COPIED)
+    workers = [orphaned(n, made, made + 0.2, site=5) for n, made in enumerate(GROWING)]
+    finding = only(judge(workers, READ, stack_of=lambda _: stack))
+    assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
+
+
+def test_a_large_malloc_that_is_never_freed_is_no_allocators_matter():
+    names = ("mmap64", "sysmalloc_mmap", "sysmalloc", "_int_malloc", "malloc")
+    frames = (*(Frame(name, module=LIBC) for name in names), Frame("load", module="/opt/app"))
+    workers = [orphaned(n, made, made + 0.2, site=5) for n, made in enumerate(GROWING)]
+    assert only(judge(workers, READ, stack_of=lambda _: Stack(frames, True, StackSource.COPIED))).leak
+
+
+def test_without_stacks_a_loaded_allocator_is_the_benefit_of_the_doubt():
+    library = Vma(0x1000, 0x2000, "r-xp", 0, "08:01", 7, "/usr/lib/libjemalloc.so.2")
+    workers = [orphaned(n, made, made + 0.2) for n, made in enumerate(GROWING)]
+    assert not only(judge(workers, READ, vmas=(library,))).leak
+
+
+# --- malloc arena -----------------------------------------------------------
+
+
+def arena(number: int, **changes) -> Outstanding:
+    fields = {
+        "made": 2.0 * number,
+        "exited": 2.0 * number + 1,
+        "size": HEAP_BYTES,
+        "prot": 0,
+        "flags": HEAP_FLAGS,
+    }
+    return orphaned(number, **{**fields, **changes})
+
+
+def test_heaps_of_malloc_are_counted_together_and_no_leak():
+    heaps = [arena(n, site=n + 20) for n in range(9)]
+    finding = only(judge(heaps, READ))
+    assert (finding.verdict, finding.leak, finding.count) == (Verdict.MALLOC_ARENA, False, 9)
+    assert "16 arenas" in finding.evidence[0]
+    assert not any("conflicting" in line for line in finding.evidence)
+
+
+def test_more_heaps_than_arenas_is_a_conflict():
+    finding = only(judge([arena(n) for n in range(20)], READ))
+    assert not finding.leak
+    assert any("conflicting" in line for line in finding.evidence)
+
+
+def test_a_heap_whose_tail_was_given_back_is_still_one():
+    heap = arena(1)
+    pieces = (Interval(heap.mapping.start, heap.mapping.start + (1 << 20)),)
+    trimmed = replace(heap, mapping=heap.mapping._replace(pieces=pieces))
+    assert only(judge([trimmed], READ)).verdict is Verdict.MALLOC_ARENA
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prot": 3},
+        {"flags": 0x22},
+        {"start": 0x600000100000},
+        {"size": 2 * HEAP_BYTES},
+        {"flags": 0x4001},
+    ],
+)
+def test_what_only_looks_like_a_heap_is_judged_as_a_mapping(changes):
+    assert only(judge([arena(1, **changes)], READ)).verdict is Verdict.ORPHANED_MAPPING
+
+
+def test_musl_has_no_arenas():
+    assert only(judge([arena(1)], MUSL)).verdict is Verdict.ORPHANED_MAPPING
+
+
+# --- just exited, and who is no orphan --------------------------------------
+
+
+def test_what_ended_with_the_process_left_nothing_behind():
+    stacks = [pthread_stack(n, born=5, exited=50 + n) for n in range(3)]
+    workers = [orphaned(n, 5, 50 + n) for n in range(3)]
+    diagnosis = judge([*stacks, *workers], ABSENT, target_exited_at=at(50), report_at=REPORT)
+    assert {finding.verdict for finding in diagnosis.findings} == {Verdict.JUST_EXITED}
+    assert sum(finding.count for finding in diagnosis.findings) == 6
+
+
+def test_mappings_of_live_owners_and_of_nobody_are_no_findings():
+    alive = pthread_stack(1, exited=None)
+    baseline = Mapping((Interval(4096, 8192),), None, None, None, None, 0)
+    assert judge([alive, Outstanding(baseline, None, None, None)], READ).findings == ()
+
+
+def test_leaks_come_first_then_bytes():
+    leaking = [pthread_stack(n, **RAW_CLONE) for n in range(3)]
+    kept = [orphaned(1, size=1 << 30), orphaned(2, size=1 << 20)]
+    findings = judge([*kept, *leaking], READ).findings
+    assert [(f.leak, f.size) for f in findings] == [(True, 3 * 40960), (False, 1 << 30), (False, 1 << 20)]
+
+
+def test_rss_is_shared_among_mappings_the_kernel_merged():
+    workers = [orphaned(1, size=4096, start=0x10000, site=5), orphaned(2, size=8192, start=0x11000, site=5)]
+    area = Vma(0x10000, 0x13000, "rw-p", 0, "00:00", 0, "", rss=12288)
+    finding = only(judge(workers, READ, vmas=(area,), stack_of=one_place))
+    assert [orphan.rss for orphan in finding.orphans] == [4096, 8192]
+
+
+def one_place(_site: int) -> Stack:
+    return Stack((Frame("work"),), True, StackSource.COPIED)
+
+
+def test_the_guard_is_told_where_it_is_an_area():
+    stack = pthread_stack(1, **RAW_CLONE)
+    start = stack.mapping.start
+    areas = (
+        Vma(start, start + 4096, "---p", 0, "00:00", 0, "", guard=True),
+        Vma(start + 4096, stack.mapping.end, "rw-p", 0, "00:00", 0, ""),
+    )
+    assert only(judge([stack], READ, vmas=areas)).orphans[0].guard == 4096
+    assert only(judge([stack], READ)).orphans[0].guard is None
+
+
+def test_a_mapping_owned_by_its_mapper_is_kept_apart_from_a_stack():
+    stack = replace(pthread_stack(1, flags=0x22, site=OWN_SITE), run=None, owned_by=OwnedBy.MAPPED_IT)
+    assert only(judge([stack], READ)).verdict is Verdict.ORPHANED_MAPPING

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
 from ebpftrace.model import Interval, Vma
@@ -29,34 +30,44 @@ def find_block_offset(lists: Lists, memory: Readable) -> Optional[int]:
 
     It is followed by ``stackblock_size``, ``guardsize`` and ``reported_guardsize``, and the descriptor lies
     inside the block: no other four words look like that.  None where no thread but the first is listed, or
-    where the samples do not agree.
+    where most samples do not agree.
     """
-    layout = lists.layout
-    start = layout.next_event + 8
-    size = min(_SEARCHED, layout.size - start) // 8 * 8
-    votes: dict[int, int] = {}
+    votes: Counter[int] = Counter()
     samples = 0
-    for head in (lists.used, lists.user):
-        node = head
-        for _ in range(_SAMPLES):
-            try:
-                (node,) = struct.unpack(lists.order + "Q", memory.read(node + layout.next, 8))
-                if node == head:
-                    break
-                descriptor = node - layout.link
-                routine_at = descriptor + layout.start_routine
-                (routine,) = struct.unpack(lists.order + "Q", memory.read(routine_at, 8))
-                words = struct.unpack(f"{lists.order}{size // 8}Q", memory.read(descriptor + start, size))
-            except (OSError, OverflowError, struct.error):
-                break
-            if not routine:
-                continue
+    for head in (lists.used, lists.user, lists.cache):
+        # The place of the cache is itself a derivation, so it is asked only where there is no other thread.
+        if head is None or (samples and head == lists.cache):
+            continue
+        for descriptor, words in _sample(head, lists, memory):
             samples += 1
             for index in range(len(words) - 3):
-                if _is_block(descriptor, layout.size, *words[index : index + 4]):
-                    votes[start + 8 * index] = votes.get(start + 8 * index, 0) + 1
-    best = [offset for offset, count in votes.items() if count == samples]
-    return best[0] if len(best) == 1 else None
+                if _is_block(descriptor, lists.layout.size, *words[index : index + 4]):
+                    votes[_search_start(lists) + 8 * index] += 1
+    agreed = [offset for offset, count in votes.items() if 2 * count >= samples]
+    return agreed[0] if len(agreed) == 1 else None
+
+
+def _search_start(lists: Lists) -> int:
+    return lists.layout.next_event + 8
+
+
+def _sample(head: int, lists: Lists, memory: Readable) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The first descriptors of a list, as far as it can be followed: (address, words to search)."""
+    layout, start = lists.layout, _search_start(lists)
+    count = min(_SEARCHED, layout.size - start) // 8
+    node = head
+    try:
+        for _ in range(_SAMPLES):
+            (node,) = struct.unpack(lists.order + "Q", memory.read(node + layout.next, 8))
+            if node == head:
+                break
+            descriptor = node - layout.link
+            routine = memory.read(descriptor + layout.start_routine, 8)
+            if any(routine):
+                words = memory.read(descriptor + start, 8 * count)
+                yield descriptor, struct.unpack(f"{lists.order}{count}Q", words)
+    except (OSError, OverflowError):
+        return
 
 
 def _is_block(descriptor: int, descriptor_size: int, block: int, size: int, guard: int, asked: int) -> bool:

@@ -9,9 +9,11 @@ from typing import Optional
 from ebpftrace.model import Interval
 from ebpftrace.process.books.lists import Lists, Readable
 from ebpftrace.process.books.walk import Walker
-from ebpftrace.process.procfs import read_small
+from ebpftrace.process.procfs import read_small, task_dir, through_live_task
 
 DEFAULT_LIMIT = 40 << 20
+_VARIABLE = b"GLIBC_TUNABLES="
+_NAMESPACE = b"glibc."
 _TUNABLE = b"glibc.pthread.stack_cache_size"
 _TUNABLE_SINCE = (2, 34)
 _ATTEMPTS = 8
@@ -44,9 +46,9 @@ def read_cache(lists: Lists, memory: Readable, walker: Walker) -> StackCache:
     return StackCache()
 
 
-def read_limit(tid: int, lists: Lists, memory: Readable) -> int:
+def read_limit(pid: int, lists: Lists, memory: Readable) -> int:
     """Bytes that the cache may hold: glibc's variable where it has a symbol, else what the process was
-    started with (GLIBC_TUNABLES), else the default.
+    started with (GLIBC_TUNABLES), else the default.  Raises ``ProcessGone`` or ``CannotTrace``.
     """
     if lists.cache_limit is not None:
         try:
@@ -56,26 +58,30 @@ def read_limit(tid: int, lists: Lists, memory: Readable) -> int:
             pass
     if lists.version < _TUNABLE_SINCE:
         return DEFAULT_LIMIT
-    try:
-        return limit_from_environment(read_small(f"/proc/{tid}/environ"))
-    except OSError:
-        return DEFAULT_LIMIT
+    environment = through_live_task(
+        pid, "environment", lambda tid: read_small(f"{task_dir(pid, tid)}/environ")
+    )
+    return limit_from_environment(environment)
 
 
 def limit_from_environment(environment: bytes) -> int:
     """The limit that GLIBC_TUNABLES in an environment block sets; numbers are as in C (glibc dl-tunables.c).
 
-    The last setting counts, as in glibc; one that is no number counts for nothing.
+    The last setting counts, as in glibc; one that is no number counts for nothing.  glibc up to 2.37 cuts the
+    variable into one string per setting where it lies, so settings may follow as strings of their own.
     """
     limit = DEFAULT_LIMIT
-    for variable in environment.split(b"\0"):
-        name, _, settings = variable.partition(b"=")
-        if name == b"GLIBC_TUNABLES":
-            for setting in settings.split(b":"):
+    inside = False
+    for text in environment.split(b"\0"):
+        if text.startswith(_VARIABLE):
+            inside, text = True, text[len(_VARIABLE) :]
+        elif not text.startswith(_NAMESPACE):
+            inside = False
+        if inside:
+            for setting in text.split(b":"):
                 key, _, value = setting.partition(b"=")
                 if key == _TUNABLE:
                     limit = _c_number(value, limit)
-            break
     return limit
 
 

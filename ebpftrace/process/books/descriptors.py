@@ -10,7 +10,7 @@ The life of a descriptor, and what can be seen of it from outside at each point 
   detached thread then sets TERMINATED and takes itself off the list, all before it stops running.
 * exited: the kernel clears the word that was given to clone as ``child_tid``: ``tid`` up to 2.42,
   ``joinstate`` since 2.43 (BZ 19951), where the thread clears ``tid`` itself shortly before.
-* joined: TERMINATED is set, then it leaves the list.
+* joined: ``tid`` is set to -1 (up to 2.42), TERMINATED is set, then it leaves the list.
 
 So "cleared by the kernel, started, not TERMINATED" is exactly: exited and nobody has joined it yet.
 """
@@ -133,6 +133,8 @@ class Format:
             return Fate.ALIVE
         if descriptor.cancelhandling & _TERMINATED:
             return Fate.JOINED
+        if descriptor.tid < 0:
+            return Fate.JOINED if descriptor.cancelhandling & _EXITING else Fate.BEING_CREATED
         cleared = descriptor.tid == 0 if joinstate is None else joinstate == _JOINSTATE_EXITED
         # A thread that ends by a bare exit system call never gets to set EXITING.
         started = bool(descriptor.cancelhandling & _EXITING) or (
@@ -143,9 +145,10 @@ class Format:
         return Fate.UNKNOWN if descriptor.tid and not cleared else Fate.BEING_CREATED
 
     def joining(self, descriptor: Descriptor) -> bool:
-        """Some thread is inside pthread_join for it, or it is detached.
+        """It is detached: it will go by itself.
 
-        Since 2.43 glibc does not note who joins, so a join in progress cannot be seen there.
+        Who waits in pthread_join glibc does not note: 2.28 to 2.42 never write a joiner into ``joinid``
+        (nptl/pthread_join_common.c compares it with the joiner, to set it to NULL), 2.43 has no ``joinid``.
         """
         joinstate = self._joinstate(descriptor)
         return bool(descriptor.join) if joinstate is None else joinstate == _JOINSTATE_DETACHED

@@ -1,8 +1,6 @@
 """Reads glibc's books of one process, from the list heads to ``model.Books``.
 
 In order: find the lists; walk them; ask which threads live; read what seems to have exited once more.
-The second reading is what makes it proof: a descriptor is copied while the target runs, so one copy may
-join fields of two moments, but not two copies that say the same.
 """
 
 from __future__ import annotations
@@ -13,7 +11,8 @@ from collections.abc import Sequence
 from ebpftrace.model import BookedThread, Books, BooksState, Vma
 from ebpftrace.process.books.blocks import Mappings, find_block_offset
 from ebpftrace.process.books.cache import read_cache, read_limit
-from ebpftrace.process.books.descriptors import Descriptor, Fate, Format
+from ebpftrace.process.books.descriptors import Fate, Format
+from ebpftrace.process.books.judging import judge
 from ebpftrace.process.books.lists import Absent, Lists, Readable, find_lists
 from ebpftrace.process.books.liveness import live_tids
 from ebpftrace.process.books.walk import Walk, Walker
@@ -51,20 +50,19 @@ class _Reader:
         self._groups = groups
         self._form = Format(lists, find_block_offset(lists, memory))
         self._walker = Walker(memory, self._form)
-        self._live: frozenset[int] = frozenset()
 
     def read(self, vmas: Sequence[Vma]) -> Books:
         """The books, joined with the mappings."""
         used, user = self._walk(self._lists.used), self._walk(self._lists.user)
         # After the walks: a thread that is born during them is then among the live.
-        self._live = live_tids(self._pid, self._groups)
+        live = live_tids(self._pid, self._groups)
         on_user = {descriptor.address for descriptor in user.descriptors}
-        judged = self._judge(used.descriptors) + self._judge(user.descriptors)
+        judged = judge(used.descriptors + user.descriptors, self._walker, live)
         stacks = Mappings(vmas).stacks(descriptor for descriptor, _ in judged)
         threads = tuple(
             BookedThread(
                 descriptor=descriptor.address,
-                tid=descriptor.tid,
+                tid=max(0, descriptor.tid),
                 start_routine=descriptor.start_routine,
                 stack=stacks.get(descriptor.address),
                 user_stack=descriptor.address in on_user,
@@ -96,28 +94,6 @@ class _Reader:
                 best = walk
             attempt += 1
         return best
-
-    def _judge(self, descriptors: list[Descriptor]) -> list[tuple[Descriptor, Fate]]:
-        """The fate of each thread but the initial one; an exit is one only if a second reading agrees."""
-        judged = []
-        for descriptor in descriptors:
-            if descriptor.main:
-                continue
-            fate = self._form.fate(descriptor, self._live)
-            if fate is not Fate.ALIVE and not self._walker.unchanged(descriptor):
-                descriptor, fate = self._again(descriptor)
-            judged.append((descriptor, fate))
-        return judged
-
-    def _again(self, descriptor: Descriptor) -> tuple[Descriptor, Fate]:
-        """A descriptor that changed while we looked, as it is now."""
-        now = self._walker.read(descriptor.address + self._walker.link)
-        if now is None:
-            return descriptor, Fate.JOINED
-        fate = self._form.fate(now, self._live)
-        if fate is Fate.EXITED and not self._walker.unchanged(now):
-            return now, Fate.JOINED
-        return now, fate
 
 
 def _incomplete(used: Walk, user: Walk, unknown: int) -> str:

@@ -37,7 +37,7 @@ class Walker:
 
     def __init__(self, memory: Readable, form: Format) -> None:
         self._memory = memory
-        self._form = form
+        self.form = form
         self.link = form.lists.layout.link
         """Offset of the ``list_t`` in a descriptor."""
         self._reads_left = _MAX_READS
@@ -59,17 +59,17 @@ class Walker:
             return None
         self._reads_left -= 1
         try:
-            return self._form.unpack(node, self._memory.read(node, self._form.size))
+            return self.form.unpack(node, self._memory.read(node, self.form.size))
         except (OSError, OverflowError):
             return None
 
     def unchanged(self, descriptor: Descriptor) -> bool:
         """Whether a second reading says the same, its place in the list aside."""
         try:
-            raw = self._memory.read(descriptor.address + self.link, self._form.size)
+            raw = self._memory.read(descriptor.address + self.link, self.form.size)
         except OSError:
             return False
-        return self._form.unchanged(descriptor, raw)
+        return self.form.unchanged(descriptor, raw)
 
     def pointer(self, address: int) -> Optional[int]:
         """A pointer in the target's memory; None where there is none."""
@@ -77,12 +77,12 @@ class Walker:
             raw = self._memory.read(address, _POINTER)
         except (OSError, OverflowError):
             return None
-        (value,) = struct.unpack(self._form.lists.order + "Q", raw)
+        (value,) = struct.unpack(self.form.lists.order + "Q", raw)
         return int(value)
 
     def first(self, head: int, backward: bool) -> Optional[int]:
         """The node at one end of the list."""
-        layout = self._form.lists.layout
+        layout = self.form.lists.layout
         return self.pointer(head + (layout.prev if backward else layout.next))
 
 

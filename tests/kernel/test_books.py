@@ -1,0 +1,276 @@
+"""glibc's books, read from running programs and compared with what each program says of itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import TARGETS, Lines, Target
+
+from ebpftrace.model import BookedThread, Books, BooksState
+from ebpftrace.process.books import read_books
+from ebpftrace.process.maps import read_maps
+from ebpftrace.process.memory import Memory
+
+DEFAULT_CACHE = 40 << 20
+
+
+@dataclass(frozen=True)
+class Build:
+    """One way to make a program of the same source."""
+
+    name: str
+    compiler: str
+    flags: tuple[str, ...]
+
+
+DYNAMIC = Build("dynamic", "cc", ())
+STATIC = Build("static", "cc", ("-static",))
+STATIC_PIE = Build("static-pie", "cc", ("-static-pie", "-fPIE"))
+STRIPPED = Build("stripped", "cc", ("-static", "-s"))
+MUSL = Build("musl", "musl-gcc", ())
+MUSL_STATIC = Build("musl-static", "musl-gcc", ("-static",))
+BOOKED = [DYNAMIC, STATIC, STATIC_PIE]
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("books")
+
+
+def compiled(directory: Path, source: str, build: Build = DYNAMIC) -> Path:
+    binary = directory / f"{source}-{build.name}"
+    if shutil.which(build.compiler) is None:
+        pytest.skip(f"{build.compiler} is not installed")
+    if not binary.exists():
+        subprocess.run(
+            [build.compiler, "-O2", "-pthread", *build.flags, "-o", binary, TARGETS / f"{source}.c"],
+            check=True,
+        )
+    return binary
+
+
+class Program(Target):
+    """A target built by the test itself, since these need several builds of one source."""
+
+    def __init__(self, binary: Path, *arguments: object, **popen: object) -> None:
+        self.process = subprocess.Popen(
+            [str(binary), *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            **popen,  # type: ignore[call-overload]
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._stdin = self.process.stdin
+        self._lines = Lines(self.process.stdout)
+        self.pid = self.process.pid
+
+
+@contextmanager
+def ended(binary: Path, *arguments: object, **popen: object) -> Iterator[Program]:
+    """The program once its hazard has happened."""
+    with Program(binary, *arguments, **popen) as program:
+        program.run(patience=240)
+        yield program
+
+
+def books_of(pid: int) -> Books:
+    with Memory(pid) as memory:
+        return read_books(pid, read_maps(pid), memory)
+
+
+def exited(books: Books) -> list[BookedThread]:
+    return [thread for thread in books.threads if thread.exited]
+
+
+def proved(books: Books) -> set[tuple[int, int, int]]:
+    """(stack, bytes of it, start routine) of the threads that exited and that nobody joins."""
+    return {
+        (thread.stack.start, thread.stack.size, thread.start_routine)
+        for thread in exited(books)
+        if thread.stack is not None and not thread.joining
+    }
+
+
+def told(program: Program) -> set[tuple[int, int, int]]:
+    """The same of all threads that the program made, in its own words."""
+    return {(fact["start"], fact["length"], fact["routine"]) for fact in program.facts("thread")}
+
+
+@pytest.mark.parametrize("build", BOOKED, ids=lambda build: build.name)
+@pytest.mark.parametrize("kind", ["returns", "exits", "cancelled", "c11", "raw"])
+def test_every_end_without_a_join_is_proved(directory: Path, kind: str, build: Build) -> None:
+    if build.name != "dynamic" and kind == "cancelled":
+        pytest.skip("static glibc needs libgcc_s.so at run time to cancel a thread")
+    with ended(compiled(directory, "books_threads", build), kind, 10) as program:
+        books = books_of(program.pid)
+        assert books.state is BooksState.READ
+        assert books.why == ""
+        assert len(books.threads) == len(exited(books)) == 10
+        assert proved(books) == told(program)
+        assert not any(thread.user_stack for thread in books.threads)
+        assert books.libc.startswith("glibc 2." if build is DYNAMIC else "static glibc 2.")
+        assert program.end() == 0
+
+
+@pytest.mark.parametrize("count", [1000, 30000])
+def test_many(directory: Path, count: int) -> None:
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    if 2 * count + 1000 > limit:
+        pytest.skip(f"vm.max_map_count is {limit}: {count} stacks with guards do not fit")
+    with ended(compiled(directory, "books_threads"), "returns", count, 32768) as program:
+        vmas = read_maps(program.pid)
+        with Memory(program.pid) as memory:
+            begun = time.process_time()
+            books = read_books(program.pid, vmas, memory)
+            seconds = time.process_time() - begun
+        assert proved(books) == told(program)
+        assert seconds < 0.1 + count * 50e-6
+
+
+@pytest.mark.parametrize("kind", ["joined", "reversed", "detached", "detached-late"])
+def test_joined_and_detached_threads_are_not_listed_but_cached(directory: Path, kind: str) -> None:
+    with ended(compiled(directory, "books_threads"), kind, 20) as program:
+        books = books_of(program.pid)
+        assert books.state is BooksState.READ
+        assert exited(books) == []
+        stacks = {(stack.start, stack.size) for stack in books.stack_cache}
+        assert stacks == {(start, size) for start, size, _ in told(program)}
+        assert books.stack_cache_bytes == sum(size for _, size in stacks)
+
+
+def test_joined_late_is_on_the_list_until_then(directory: Path) -> None:
+    with Program(compiled(directory, "books_threads"), "late", 20) as program:
+        program.go()
+        program.wait_for("ended")
+        assert proved(books_of(program.pid)) == told(program)
+        program.go()
+        program.wait_for("done")
+        assert exited(books_of(program.pid)) == []
+
+
+def test_live_threads_are_alive(directory: Path) -> None:
+    with ended(compiled(directory, "books_threads"), "live", 20) as program:
+        books = books_of(program.pid)
+        assert exited(books) == []
+        tids = {fact["tid"] for fact in program.facts("thread")}
+        assert {thread.tid for thread in books.threads} == tids
+        assert not any(thread.joining for thread in books.threads)
+
+
+def test_live_threads_that_are_detached(directory: Path) -> None:
+    with ended(compiled(directory, "books_threads"), "live-detached", 5) as program:
+        books = books_of(program.pid)
+        assert len(books.threads) == 5
+        assert all(thread.joining and not thread.exited for thread in books.threads)
+
+
+def test_stacks_that_the_application_gave(directory: Path) -> None:
+    with ended(compiled(directory, "books_threads"), "user", 10, 200000) as program:
+        books = books_of(program.pid)
+        assert proved(books) == told(program)
+        assert all(thread.user_stack for thread in books.threads)
+
+
+def test_a_list_with_holes_gives_what_both_its_ends_lead_to(directory: Path) -> None:
+    with ended(compiled(directory, "books_threads"), "user-freed", 7) as program:
+        books = books_of(program.pid)
+        assert "broken" in books.why
+        assert len(exited(books)) == 2
+        assert proved(books) < told(program)
+
+
+@pytest.mark.parametrize("build", [STRIPPED, MUSL, MUSL_STATIC], ids=lambda build: build.name)
+def test_without_books_they_are_absent_and_said_to_be(directory: Path, build: Build) -> None:
+    with ended(compiled(directory, "books_threads", build), "returns", 3) as program:
+        books = books_of(program.pid)
+        assert books.state is BooksState.ABSENT
+        assert books.threads == ()
+        assert books.why
+        assert "\n" not in books.why
+        if build is MUSL:
+            assert books.libc == "musl"
+
+
+def test_a_program_and_a_libc_that_were_deleted_or_replaced(directory: Path) -> None:
+    found = subprocess.run(["ldd", compiled(directory, "books_threads")], capture_output=True, check=True)
+    libc = next(word for word in found.stdout.decode().split() if word.endswith("/libc.so.6"))
+    own = directory / "own"
+    own.mkdir()
+    shutil.copy(libc, own / "libc.so.6")
+    with ended(
+        compiled(directory, "books_threads"), "returns", 5, env={"LD_LIBRARY_PATH": str(own)}
+    ) as program:
+        (own / "new").write_bytes(b"\x7fELF no more")
+        (own / "new").rename(own / "libc.so.6")
+        assert proved(books_of(program.pid)) == told(program)
+
+
+@pytest.mark.parametrize(
+    ("tunables", "limit"),
+    [
+        ("", DEFAULT_CACHE),
+        ("glibc.pthread.stack_cache_size=1000000", 1000000),
+        ("glibc.malloc.arena_max=2:glibc.pthread.stack_cache_size=0x100000", 0x100000),
+    ],
+)
+def test_limit_of_the_stack_cache(directory: Path, tunables: str, limit: int) -> None:
+    environment = {"GLIBC_TUNABLES": tunables} if tunables else {}
+    with ended(compiled(directory, "books_threads"), "joined", 200, env=environment) as program:
+        books = books_of(program.pid)
+        assert books.stack_cache_limit == limit
+        # glibc drops stacks as soon as the sum exceeds the limit.
+        assert books.stack_cache_bytes is not None
+        assert limit - (1 << 20) < books.stack_cache_bytes <= limit
+
+
+@pytest.mark.parametrize("kind", ["joined", "detached", "user"])
+def test_no_false_proof_while_the_lists_change(directory: Path, kind: str) -> None:
+    churners, dead = 2, 50
+    with ended(compiled(directory, "books_churn"), kind, churners, dead) as program:
+        (routines,) = program.facts("routines")
+        vmas = read_maps(program.pid)
+        begun = time.monotonic()
+        unstable = 0
+        with Memory(program.pid) as memory:
+            for _ in range(1000):
+                books = read_books(program.pid, vmas, memory)
+                unstable += books.state is not BooksState.READ
+                ended_threads = exited(books)
+                if books.state is BooksState.READ:
+                    assert sum(thread.start_routine == routines["dead"] for thread in ended_threads) == dead
+                others = [thread for thread in ended_threads if thread.start_routine != routines["dead"]]
+                # A joinable thread is on the list, exited, from its end to its join.
+                assert len(others) <= (0 if kind == "detached" else churners)
+        seconds = time.monotonic() - begun
+        assert program.end() == 0
+        (churned,) = program.facts("churned")
+        print(f"{kind}: {churned['made'] / seconds:.0f} threads/s, {seconds:.1f} s, unstable {unstable}")
+        assert unstable <= 50
+
+
+@pytest.mark.parametrize(
+    "way", ["loop", "self", "wild", "odd", "kernel", "zero", "head", "long", "huge", "moving"]
+)
+def test_forged_lists_end_in_bounded_time(directory: Path, way: str) -> None:
+    with ended(compiled(directory, "books_forged"), way) as program:
+        mapped = sum(vma.size for vma in read_maps(program.pid))
+        begun = time.process_time()
+        books = books_of(program.pid)
+        seconds = time.process_time() - begun
+        stacks = [thread.stack for thread in exited(books) if thread.stack is not None]
+        assert seconds < 10
+        assert len(stacks) <= 8
+        assert sum(stack.size for stack in stacks) <= mapped
+        if way not in ("long", "huge", "moving"):
+            assert books.state is BooksState.UNSTABLE
+        assert program.end() == 0

@@ -1,0 +1,157 @@
+/*
+ * Threads that end in every way there is, or do not end: books_threads KIND COUNT [STACK_BYTES].
+ *
+ * Each thread says where its stack is, its tid and its start routine, as JSON. KIND:
+ *   returns, exits, cancelled, c11, raw   end in that way and are never joined
+ *   user                                  return, on a stack that the program gave; never joined
+ *   user-freed                            the same, and the program has unmapped every second stack
+ *   joined, reversed                      are joined before "done", in the order made or the other way
+ *   detached, detached-late               are detached at birth, or once they have ended
+ *   late                                  return; joined when a second line comes, which "joined" answers
+ *   live                                  wait for the end of the process
+ *   live-detached                         the same, detached
+ */
+#include "target.h"
+#include <threads.h>
+
+#define MOST 32768
+
+static const char *kind;
+static pthread_t made[MOST];
+static pid_t tids[MOST];
+static void *stacks[MOST];
+static size_t stack_size;
+
+static int is(const char *name)
+{
+    return !strcmp(kind, name);
+}
+
+static void say_thread(int index, unsigned long routine)
+{
+    pthread_attr_t attributes;
+    void *low;
+    size_t size, guard;
+
+    need(!pthread_getattr_np(pthread_self(), &attributes));
+    need(!pthread_attr_getstack(&attributes, &low, &size));
+    need(!pthread_attr_getguardsize(&attributes, &guard));
+    pthread_attr_destroy(&attributes);
+    if (stacks[index])
+        guard = 0;
+    target_say("{\"event\": \"thread\", \"start\": %lu, \"length\": %zu, \"tid\": %d, "
+               "\"routine\": %lu}\n",
+               (unsigned long)low - guard, size + guard, own_tid(), routine);
+    __atomic_store_n(&tids[index], own_tid(), __ATOMIC_RELEASE);
+}
+
+static void *returns(void *index)
+{
+    say_thread((long)index, (unsigned long)returns);
+    return index;
+}
+
+static void *exits(void *index)
+{
+    say_thread((long)index, (unsigned long)exits);
+    pthread_exit(index);
+}
+
+static void *raw(void *index)
+{
+    say_thread((long)index, (unsigned long)raw);
+    syscall(SYS_exit, 0);
+    return index;
+}
+
+static void *waits(void *index)
+{
+    say_thread((long)index, (unsigned long)waits);
+    for (;;)
+        pause();
+    return index;
+}
+
+static int c11(void *index)
+{
+    say_thread((long)index, (unsigned long)c11);
+    return 0;
+}
+
+static void *(*routine(void))(void *)
+{
+    if (is("exits"))
+        return exits;
+    if (is("raw"))
+        return raw;
+    if (is("cancelled") || is("live") || is("live-detached"))
+        return waits;
+    return returns;
+}
+
+static void make(long index, pthread_attr_t *attributes)
+{
+    int error;
+
+    if (is("user") || is("user-freed")) {
+        stacks[index] = map_anonymous(stack_size);
+        need(!pthread_attr_setstack(attributes, stacks[index], stack_size));
+    }
+    if (is("c11"))
+        error = thrd_create((thrd_t *)&made[index], c11, (void *)index) != thrd_success;
+    else
+        error = pthread_create(&made[index], attributes, routine(), (void *)index);
+    need(!error);
+    while (!__atomic_load_n(&tids[index], __ATOMIC_ACQUIRE))
+        sched_yield();
+    if (is("cancelled"))
+        need(!pthread_cancel(made[index]));
+    if (routine() != waits || is("cancelled"))
+        while (!syscall(SYS_tgkill, getpid(), tids[index], 0))
+            sched_yield();
+}
+
+/* What is done once all have ended. */
+static void settle(int count)
+{
+    for (long index = 0; index < count; index++) {
+        if (is("joined") || is("late"))
+            need(!pthread_join(made[index], NULL));
+        if (is("reversed"))
+            need(!pthread_join(made[count - 1 - index], NULL));
+        if (is("detached-late") || is("live-detached"))
+            need(!pthread_detach(made[index]));
+        if (is("user-freed") && index % 2)
+            need(!munmap(stacks[index], stack_size));
+    }
+}
+
+int main(int argc, char **argv)
+{
+    pthread_attr_t attributes;
+
+    need(argc > 2);
+    kind = argv[1];
+    int count = atoi(argv[2]);
+    stack_size = argc > 3 ? strtoul(argv[3], NULL, 0) : 256UL << 10;
+    need(count <= MOST);
+    need(!pthread_attr_init(&attributes));
+    need(!pthread_attr_setstacksize(&attributes, stack_size));
+    if (is("detached"))
+        need(!pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED));
+    target_ready();
+    for (long index = 0; index < count; index++)
+        make(index, &attributes);
+    if (!is("late"))
+        settle(count);
+    if (is("late")) {
+        char byte = 0;
+
+        target_say("ended\n");
+        while (byte != '\n')
+            need(read(0, &byte, 1) == 1);
+        settle(count);
+    }
+    target_done();
+    return 0;
+}

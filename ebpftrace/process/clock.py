@@ -1,4 +1,7 @@
-"""The clocks of the kernel: monotonic, time since boot, wall clock."""
+"""The clocks of the kernel: monotonic, time since boot, wall clock.
+
+Inside a time namespace (time_namespaces(7)) the first two are off by its offsets from what BPF sees.
+"""
 
 from __future__ import annotations
 

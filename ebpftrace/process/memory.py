@@ -64,6 +64,9 @@ class Memory:
 
     def read(self, address: int, size: int) -> bytes:
         """Exactly ``size`` bytes (at most ``MAX_READ``) from ``address``; raises ``UnreadableError``."""
+        content = self._pread(size, address) if 0 < size <= MAX_READ else b""
+        if len(content) == size:
+            return content
         content = self.read_partial(address, size)
         if len(content) != size:
             raise UnreadableError(self.pid, address, size)

@@ -109,15 +109,23 @@ def live_task(pid: int) -> int:
 
     Raises ``ProcessGone`` where there is none (also for a kernel thread) or ``CannotTrace``.
     """
+    # The leader without the list: with many threads that takes milliseconds.
+    if _has_address_space(pid, pid):
+        return pid
     for tid in task_ids(pid):
-        try:
-            require_address_space(pid, tid)
-        except VANISHED:
-            continue
-        except OSError as error:
-            raise explain(error, pid, "threads") from None
-        return tid
+        if _has_address_space(pid, tid):
+            return tid
     raise ProcessGone(pid)
+
+
+def _has_address_space(pid: int, tid: int) -> bool:
+    try:
+        require_address_space(pid, tid)
+    except VANISHED:
+        return False
+    except OSError as error:
+        raise explain(error, pid, "threads") from None
+    return True
 
 
 def through_live_task(pid: int, what: str, use: Callable[[int], _T]) -> _T:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import signal
-import stat
 import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable
 
 import pytest
+from process_helpers import compiled, running
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Vma
-from ebpftrace.process.files import CannotOpen, file_key, open_mapped_file
+from ebpftrace.process.files import open_mapped_file
 from ebpftrace.process.maps import read_maps, read_smaps
-from ebpftrace.process.memory import Memory, UnreadableError
+from ebpftrace.process.memory import Memory
+from ebpftrace.process.namespaces import own_pid_namespace
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.sharing import same_address_space
 from ebpftrace.process.status import (
@@ -35,6 +35,7 @@ from ebpftrace.process.status import (
 from ebpftrace.process.target import open_target
 from ebpftrace.process.tasks import list_tasks
 
+ROOT = Path(__file__).resolve().parents[2]
 STRANGE_NAME = b"a) Z\n(\x1b[3m\xff"
 
 LEADER_EXITS = r"""
@@ -83,57 +84,6 @@ int main(void)
     pthread_exit(NULL);
 }
 """
-
-MISSING_PAGE = r"""
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <stdio.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-int main(void)
-{
-    int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
-    struct uffdio_api api = {.api = UFFD_API};
-    char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    struct uffdio_register area = {
-        .range = {.start = (unsigned long)page, .len = 4096}, .mode = UFFDIO_REGISTER_MODE_MISSING};
-    int ready = fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0 && ioctl(fd, UFFDIO_REGISTER, &area) == 0;
-    dprintf(1, "%lu\n", ready ? (unsigned long)page : 0);
-    while (read(0, api.ioctls ? (char *)&api : NULL, 1) > 0)
-        ;
-}
-"""
-
-MAPS_A_FILE = """
-import mmap, sys
-with open(sys.argv[1], "rb") as file:
-    area = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def running(*command: object) -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
-    """A program and its first line; it ends when its stdin is closed."""
-    process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process:
-        try:
-            yield process, process.stdout.readline()
-        finally:
-            process.kill()
-
-
-def compiled(directory: Path, source: str) -> Path:
-    (directory / "target.c").write_text(source)
-    subprocess.run(["gcc", "-w", "-O1", "-pthread", "-o", "target", "target.c"], cwd=directory, check=True)
-    return directory / "target"
 
 
 @pytest.fixture
@@ -234,92 +184,20 @@ def test_another_users_process_is_refused_without_root() -> None:
     assert said_as_nobody(lambda: open_target(os.getppid())).startswith("not permitted to read")
 
 
-def test_deleted_replaced_and_renamed_files_are_opened_as_they_were_mapped(tmp_path: Path) -> None:
-    name = tmp_path / "a\nb (deleted)"
-    name.write_bytes(b"what was mapped")
-    with running(sys.executable, "-c", MAPS_A_FILE, name) as (process, _):
-        vma = mapping_of(process.pid, name)
-        assert vma.path == str(name).replace("\n", "\\012")
-        assert content(open_mapped_file(process.pid, vma)) == b"what was mapped"
-        name.rename(tmp_path / "elsewhere")
-        name.write_bytes(b"an impostor")
-        assert content(open_mapped_file(process.pid, vma)) == b"what was mapped"
-        (tmp_path / "elsewhere").unlink()
-        gone = mapping_of(process.pid, tmp_path / "elsewhere")
-        assert gone.path.endswith("elsewhere (deleted)")
-        assert content(open_mapped_file(process.pid, gone)) == b"what was mapped"
-        assert file_key(gone)[:2] == file_key(vma)[:2]
+def test_processes_that_cannot_be_compared_are_counted_and_the_reason_said() -> None:
+    def look() -> None:
+        sharers = same_address_space(os.getpid())
+        raise AssertionError(f"{sharers.tgids == (os.getpid(),)} {sharers.unchecked > 0} {sharers.why}")
+
+    assert said_as_nobody(look) == "True True kcmp: Operation not permitted"
 
 
-def test_without_the_exact_range_a_file_is_found_by_name_and_checked(tmp_path: Path) -> None:
-    name = tmp_path / "a\nb"
-    name.write_bytes(b"x" * (1 << 16))
-    with running(sys.executable, "-c", MAPS_A_FILE, name) as (process, _):
-        part = mapping_of(process.pid, name)
-        part = Vma(part.start, part.start + 4096, part.perms, 0, part.device, part.inode, part.path)
-        assert content(open_mapped_file(process.pid, part)) == b"x" * (1 << 16)
-        name.unlink()
-        name.write_bytes(b"an impostor")
-        with pytest.raises(CannotOpen):
-            open_mapped_file(process.pid, part)
-
-
-def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
-    fifo = tmp_path / "fifo\x1b[2J"
-    os.mkfifo(fifo)
-    status = fifo.stat()
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-    with pytest.raises(CannotOpen) as refusal:
-        open_mapped_file(os.getpid(), Vma(4096, 8192, "r--p", 0, device, status.st_ino, str(fifo)))
-    assert "\x1b" not in str(refusal.value)
-    with pytest.raises(CannotOpen):
-        open_mapped_file(os.getpid(), Vma(4096, 8192, "r--p", 0, "00:00", 0, ""))
-
-
-def test_memory_is_read_up_to_where_it_ends() -> None:
-    area = mmap.mmap(-1, 1 << 16)
-    area[-10:] = b"0123456789"
-    start = next(vma for vma in read_maps(os.getpid()) if vma.size == 1 << 16 and "zero" in vma.path).start
-    end = start + (1 << 16)
-    with Memory(os.getpid()) as memory:
-        assert memory.read(end - 10, 10) == b"0123456789"
-        assert memory.u32(end - 10) == int.from_bytes(b"0123", sys.byteorder)
-        assert memory.u64(end - 10) == int.from_bytes(b"01234567", sys.byteorder)
-        assert memory.read_partial(0, 4096) == b""
-        for size in (-1, 1 << 40):
-            with pytest.raises(UnreadableError):
-                memory.read(start, size)
-        for address in (0, -8, (1 << 63) - 4, 1 << 63, 1 << 64):
-            with pytest.raises(UnreadableError):
-                memory.u64(address)
-        with pytest.raises(UnreadableError):
-            memory.cstring(start + 65526, limit=4)
-    with pytest.raises(UnreadableError):
-        memory.read(start, 1)
-
-
-def test_a_page_that_a_target_never_delivers_does_not_hang_the_reader(tmp_path: Path) -> None:
-    with running(compiled(tmp_path, MISSING_PAGE)) as (process, line):
-        if line.strip() == b"0":
-            pytest.skip("this kernel has no userfaultfd")
-        with Memory(process.pid) as memory, pytest.raises(UnreadableError):
-            memory.read(int(line), 8)
-
-
-def test_an_exec_leaves_the_memory_that_was_opened_empty() -> None:
-    program = "import os; print(1, flush=True); os.read(0, 1); os.execv('/bin/cat', ['cat'])"
-    with running(sys.executable, "-c", program) as (process, _):
-        address = read_maps(process.pid)[0].start
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with Memory(process.pid) as memory:
-            assert memory.read(address, 4) == b"\x7fELF"
-            process.stdin.write(b".running cat\n")
-            process.stdin.flush()
-            while process.stdout.readline() != b"running cat\n":
-                pass
-            with pytest.raises(UnreadableError):
-                memory.read(address, 4)
+def test_a_pid_namespace_of_our_own_is_told_from_the_hosts() -> None:
+    program = "from ebpftrace.process.namespaces import *; print(own_pid_namespace().initial)"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
+    inside = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert inside.stdout == "False\n"
+    assert f"pid:[{own_pid_namespace().inode}]" == os.readlink("/proc/self/ns/pid")  # noqa: PTH115
 
 
 LOOKS: list[Callable[[int], object]] = [
@@ -359,18 +237,6 @@ def test_processes_that_vanish_at_any_moment_never_cost_more_than_one_clear_line
                 LOOKS[turn % len(LOOKS)](process.pid)
         process.wait()
     assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
-
-
-def mapping_of(pid: int, name: Path) -> Vma:
-    wanted = str(name).replace("\n", "\\012")
-    return next(vma for vma in read_maps(pid) if vma.path.startswith(wanted))
-
-
-def content(fd: int) -> bytes:
-    assert stat.S_ISREG(os.fstat(fd).st_mode)
-    assert not os.get_inheritable(fd)
-    with os.fdopen(fd, "rb") as file:
-        return file.read()
 
 
 def elf32_that_pauses(machine: int) -> bytes:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.process.clock import read_clock
-from ebpftrace.process.status import read_memory_use, read_target_info, stack_limit, uptime_ns
+from ebpftrace.process.status import max_map_count, read_memory_use, read_target_info, stack_limit, uptime_ns
 from ebpftrace.process.target import open_target
 from ebpftrace.process.tasks import list_tasks, parse_stat
 
@@ -20,6 +21,7 @@ TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 REST = b" S 41 1 1 0 -1 4194368 1 0 0 0 0 0 0 0 20 0 %d 0 %d 11059200 369 18446744073709551615\n"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=15), st.integers(1, 1 << 22), st.integers(0, 1 << 40))
 def test_a_name_of_any_bytes_comes_out_whole(name: bytes, tid: int, ticks: int) -> None:
     task = parse_stat(7, b"%d (%s)" % (tid, name) + REST % (3, ticks))
@@ -34,6 +36,7 @@ def test_names_that_look_like_the_rest_of_the_line() -> None:
         assert not task.exited
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_what_is_no_stat_file_is_a_value_error(content: bytes) -> None:
     try:
@@ -75,6 +78,7 @@ def test_what_we_are() -> None:
     assert 0 < uptime_ns(os.getpid()) < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     limit = stack_limit(os.getpid())
     assert limit is None or limit >= 1 << 14
+    assert max_map_count() == int(Path("/proc/sys/vm/max_map_count").read_text())
 
 
 @pytest.mark.parametrize("pid", [0, -1, 1 << 22, 1 << 31, 1 << 64])

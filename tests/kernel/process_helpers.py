@@ -1,0 +1,27 @@
+"""Starts small programs whose processes the tests of the process room look at."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def running(*command: object) -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
+    """A program and its first line; it ends when its stdin is closed."""
+    process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        try:
+            yield process, process.stdout.readline()
+        finally:
+            process.kill()
+
+
+def compiled(directory: Path, source: str) -> Path:
+    (directory / "target.c").write_text(source)
+    subprocess.run(["gcc", "-w", "-O1", "-pthread", "-o", "target", "target.c"], cwd=directory, check=True)
+    return directory / "target"

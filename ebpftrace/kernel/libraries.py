@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.check import Check
@@ -93,8 +94,16 @@ def check_llvm() -> Check:
     if "bcc" not in sys.modules:
         return Check("LLVM", False, "comes with bcc", required=False)
     maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
-    found = re.search(r"/libLLVM[-.](?:so\.)?(\d+(?:\.\d+)*)", maps)
-    return Check("LLVM", True, found.group(1) if found else "built into bcc", required=False)
+    return Check("LLVM", True, llvm_version(maps) or "built into bcc", required=False)
+
+
+def llvm_version(maps: str) -> Optional[str]:
+    """Return the major version of the libLLVM in the text of ``/proc/PID/maps``, None without one.
+
+    Debian puts it into the file's name or its directory's, by release; Fedora into the file's.
+    """
+    found = re.search(r"/(?:llvm-?(\d+)/\S*libLLVM|libLLVM-(\d+)|libLLVM\.so\.(\d+))", maps)
+    return next(filter(None, found.groups())) if found else None
 
 
 def check_headers() -> Check:

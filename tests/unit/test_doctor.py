@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import click
 import pytest
 
 from ebpftrace.kernel.check import Check
+from ebpftrace.kernel.libraries import llvm_version
 from ebpftrace.report.doctor import SCHEMA, as_json, as_text, can_trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,21 @@ def doctor_json(python: Path, *options: str, modules: str = "") -> dict[str, Any
     report = json.loads(told.stdout)
     assert report["can_trace"] is False
     return {check["name"]: check for check in report["checks"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "version"),
+    [
+        ("/usr/lib/x86_64-linux-gnu/libLLVM-14.so.1", "14"),  # Debian 12
+        ("/usr/lib/llvm-18/lib/libLLVM.so.1", "18"),  # Ubuntu 24.04
+        ("/usr/lib64/libLLVM.so.20.1", "20"),  # Fedora
+        ("/usr/lib64/llvm19/lib/libLLVM.so.19.1", "19"),
+        ("/usr/lib/llvm-14/lib/libclang-cpp.so.14", None),
+    ],
+)
+def test_llvm_version(path: str, version: Optional[str]) -> None:
+    libc = "7f00 r-xp 00000000 08:01 7 /usr/lib/x86_64-linux-gnu/libc.so.6"
+    assert llvm_version(f"{libc}\n7f10 r-xp 00000000 08:01 9                 {path}\n") == version
 
 
 def test_only_required_things_decide() -> None:

@@ -144,6 +144,8 @@ def test_doctor_mounts_nothing() -> None:
 
 
 def test_ordinary_user_is_told_to_become_root() -> None:
+    if shell(f"{NOBODY} test -r pyproject.toml").returncode:
+        pytest.skip("this checkout is in a place where only root may read")
     told = shell(f"{NOBODY} {DOCTOR}")
     assert told.returncode == 1
     assert failing(told)["privileges"]["what"] == "not root"

@@ -1,0 +1,191 @@
+"""Small helpers that turn values into text fit for a screen: names, sizes, times, rates.
+
+Our own words are ASCII, so that a report reads the same on a terminal, in a pipe and
+under ``LC_ALL=C``; only names from the target bring other characters along.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import unicodedata
+from collections.abc import Callable
+from typing import Optional
+
+from rich.cells import cell_len
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+TIB = 1024 * GIB
+
+_ELLIPSIS = "..."
+_NS = 1_000_000_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_FIRST_RAW_BYTE, _LAST_RAW_BYTE = 0xDC80, 0xDCFF
+_MISSING = "?"
+
+
+def escape(text: str) -> str:
+    r"""Make text from a target fit for a screen: one line, no effect on the terminal.
+
+    Every character that can act on a terminal or hide in it becomes a visible escape:
+    control characters (C0, DEL, C1: ``\x1b``, ``\n``), format characters (bidirectional
+    overrides, zero-width, soft hyphen: ``\u202e``), variation selectors, line and
+    paragraph separators, code points without a meaning, and bytes that are not UTF-8
+    (decoded with ``surrogateescape``: ``\xff``).  A backslash is doubled, so that the
+    result can be turned back.
+    """
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text
+    return "".join(_escape_character(character) for character in text)
+
+
+def _escape_character(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    code = ord(character)
+    if _FIRST_RAW_BYTE <= code <= _LAST_RAW_BYTE:
+        return f"\\x{code - 0xDC00:02x}"
+    if _is_plain(character):
+        return character
+    named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    if character in named:
+        return named[character]
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def _is_plain(character: str) -> bool:
+    category = unicodedata.category(character)
+    if category.startswith("C") or category in ("Zl", "Zp"):
+        return False
+    # They change how wide the character before them is drawn, so no width could be kept.
+    return not ("\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef")
+
+
+def without_surrogates(text: str) -> str:
+    r"""Text that can be encoded as UTF-8: bytes that were not UTF-8 become ``\xff``.
+
+    Everything else stays as it is: for formats that escape control characters themselves.
+    """
+    return _SURROGATE.sub(lambda match: _escape_character(match.group()), text)
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut the middle out of ``text`` so that it takes at most ``width`` terminal cells."""
+    if len(text) <= width and cell_len(text) <= width:
+        return text
+    room = max(width - len(_ELLIPSIS), 0)
+    tail_room = (room + 1) // 2
+    tail = _prefix(text[::-1], tail_room)[::-1]
+    return (_prefix(text, room - tail_room) + _ELLIPSIS + tail)[:width]
+
+
+def _prefix(text: str, width: int) -> str:
+    used = 0
+    for index, character in enumerate(text):
+        # A combining mark takes no cell of its own, but thousands of them must not get by.
+        used += max(cell_len(character), 1)
+        if used > width:
+            return text[:index]
+    return text
+
+
+def size(value: Optional[int]) -> str:
+    """Bytes for a reader: ``10244 KiB``, ``272.0 GiB``; in KiB up to 32 MiB, as pidstat and smaps count."""
+    if value is None:
+        return _MISSING
+    magnitude = abs(value)
+    if magnitude < KIB:
+        return f"{value} B"
+    if magnitude < 32 * MIB:
+        return f"{value // KIB} KiB" if value % KIB == 0 else f"{value / KIB:.1f} KiB"
+    if magnitude < GIB:
+        return f"{value / MIB:.1f} MiB"
+    if magnitude < TIB:
+        return f"{value / GIB:.1f} GiB"
+    return f"{value / TIB:.2f} TiB"
+
+
+def exact_size(value: int) -> str:
+    """Bytes in both spellings a reader greps for: ``10244 KiB = 10489856 bytes``."""
+    return size(value) if value < KIB else f"{size(value)} = {value} bytes"
+
+
+def change(start: Optional[int], end: Optional[int], show: Callable[[int], str] = size) -> str:
+    """The signed difference such as ``+10244 KiB``, ``-2``, ``+0``; empty where unknown."""
+    if start is None or end is None:
+        return ""
+    difference = end - start
+    if difference == 0:
+        return "+0"
+    return f"{'+' if difference > 0 else '-'}{show(abs(difference))}"
+
+
+def rate(bytes_per_minute: float) -> str:
+    """Growth, from bytes per minute: ``10244 KiB per minute``."""
+    return f"{size(round(bytes_per_minute))} per minute"
+
+
+def count(number: int) -> str:
+    """A number with thousands separators: ``27,842``."""
+    return f"{number:,}"
+
+
+def plural(number: int, singular: str, several: str = "") -> str:
+    """A count and its noun: ``1 mapping``, ``27,842 mappings``, ``2 stacks of ...``."""
+    return f"{count(number)} {singular if number == 1 else several or singular + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time: ``350 us``, ``12.3 ms``, ``1.2 s``, ``2 min 5 s``, ``3 h 12 min``, ``5 d 3 h``."""
+    if seconds < 0:
+        return f"-{duration(-seconds)}"
+    if seconds == 0:
+        return "0 s"
+    if seconds < 0.000_999_5:
+        return f"{seconds * 1e6:.0f} us"
+    if seconds < 0.999_5:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def period(seconds: float) -> str:
+    """A period as a person says it: ``60 s`` rather than ``1 min``, ``2.0 s`` as ``2 s``."""
+    if 1 <= seconds <= 120:
+        rounded = round(seconds, 1)
+        return f"{rounded:.0f} s" if rounded == int(rounded) else f"{rounded} s"
+    return duration(seconds)
+
+
+def wall(wall_ns: int, now_ns: int) -> str:
+    """Local wall-clock time (both arguments nanoseconds since the epoch); with its date when not today."""
+    moment = time.localtime(wall_ns // _NS)
+    clock = time.strftime("%H:%M:%S", moment)
+    now = time.localtime(now_ns // _NS)
+    if (moment.tm_year, moment.tm_yday) == (now.tm_year, now.tm_yday):
+        return clock
+    return f"{time.strftime('%Y-%m-%d', moment)} {clock}"
+
+
+def address(value: int) -> str:
+    """An address as /proc and strace write it: ``0x7faae0e49000``."""
+    return f"0x{value:x}"
+
+
+def printable(stream_encoding: Optional[str], text: str) -> str:
+    r"""The text with what ``stream_encoding`` (a stream's, None: UTF-8) lacks as escapes such as ``\xe9``."""
+    encoding = stream_encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

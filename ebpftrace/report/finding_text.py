@@ -1,0 +1,162 @@
+"""One finding as the terminal shows it: labelled rows of plain text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from ebpftrace.model import Finding, Orphan, Report, StackSource, Thread, Verdict
+from ebpftrace.report import flags, frames
+from ebpftrace.report.text import (
+    address,
+    count,
+    duration,
+    escape,
+    exact_size,
+    period,
+    plural,
+    rate,
+    shorten,
+    size,
+    wall,
+)
+
+Row = tuple[str, str]
+"""A label (empty: goes on with the row before) and a line of text."""
+
+_OWNERS_SHOWN = 3
+_SHAPES_SHOWN = 3
+_ADDRESSES_SHOWN = 3
+_FIRST_FRAMES, _LAST_FRAMES = 24, 8
+_NAME_WIDTH = 32
+_NS = 1e9
+
+_SOURCES = {
+    StackSource.FRAME_POINTER: "found by frame pointers, which most programs are built without: unreliable",
+    StackSource.SIGNATURE: "taken from another call with the same signature",
+}
+
+
+def rows(finding: Finding, report: Report, width: int) -> Iterator[Row]:
+    """The rows of a finding; stack frames and addresses fit in ``width``, prose may be longer."""
+    pace = _pace(finding)
+    if pace:
+        yield "growth", pace
+    yield from _labelled("owners" if finding.count > 1 else "owner", _owners(finding, report))
+    yield from _labelled("mapping", _shapes(finding))
+    yield from _labelled("addresses" if finding.count > 1 else "address", _addresses(finding))
+    if finding.start_routine is not None:
+        yield "started at", frames.line(finding.start_routine, width)
+    yield from _labelled(_stack_label(finding), _stack(finding, width))
+    # Evidence and advice may quote a name from the target.
+    yield from _labelled("why", map(escape, finding.evidence))
+    if finding.advice:
+        yield "advice", escape(finding.advice)
+
+
+def _labelled(label: str, lines: Iterator[str]) -> Iterator[Row]:
+    for index, line in enumerate(lines):
+        yield ("" if index else label), line
+
+
+def _pace(finding: Finding) -> str:
+    parts = []
+    if finding.bytes_per_minute:
+        parts.append(rate(finding.bytes_per_minute))
+    if finding.period is not None:
+        parts.append(f"one every {period(finding.period)}")
+    return ", ".join(parts)
+
+
+def _owners(finding: Finding, report: Report) -> Iterator[str]:
+    owners = {
+        orphan.outstanding.owner.id: orphan.outstanding.owner
+        for orphan in finding.orphans
+        if orphan.outstanding.owner is not None
+    }
+    latest_first = sorted(owners.values(), key=lambda owner: owner.exited_at or 0, reverse=True)
+    for owner in latest_first[:_OWNERS_SHOWN]:
+        yield _owner(owner, report)
+    rest = len(latest_first) - _OWNERS_SHOWN
+    if rest > 0:
+        yield f"and {count(rest)} more"
+    unknown = sum(orphan.outstanding.owner is None for orphan in finding.orphans)
+    if unknown:
+        yield f"{plural(unknown, 'thread')} that exited before attach: tid and name are gone"
+
+
+def _owner(owner: Thread, report: Report) -> str:
+    parts = [f"{owner.id.tid} {shorten(escape(owner.name), _NAME_WIDTH)}"]
+    if owner.exited_at is not None:
+        parts.append(f"lived {duration((owner.exited_at - owner.id.born) / _NS)}")
+        parts.append(f"exited {wall(report.clock.wall_ns(owner.exited_at), _now(report))}")
+    else:
+        parts.append("exited before attach")
+    if owner.creator is not None:
+        name = shorten(escape(owner.creator_name or ""), _NAME_WIDTH)
+        parts.append(f"created by {owner.creator.tid} {name}".rstrip())
+    return ", ".join(parts)
+
+
+def _now(report: Report) -> int:
+    return report.clock.wall_ns(report.ended_at)
+
+
+def _shapes(finding: Finding) -> Iterator[str]:
+    shapes = Counter(_shape(orphan) for orphan in finding.orphans)
+    for (extent, call), number in shapes.most_common(_SHAPES_SHOWN):
+        yield extent if len(shapes) == 1 else f"{count(number)} x {extent}"
+        if call:
+            yield call
+    rest = len(shapes) - _SHAPES_SHOWN
+    if rest > 0:
+        yield f"and {count(rest)} more sizes or kinds"
+
+
+def _shape(orphan: Orphan) -> tuple[str, str]:
+    """Its size, and the arguments of its mmap call (empty before attach)."""
+    mapping = orphan.outstanding.mapping
+    guard = f", guard {size(orphan.guard)}" if orphan.guard else ""
+    call = ""
+    if mapping.prot is not None and mapping.flags is not None:
+        call = f"{flags.prot(mapping.prot)}, {flags.map_flags(mapping.flags)}"
+    return f"{exact_size(mapping.size)}{guard}", call
+
+
+def _addresses(finding: Finding) -> Iterator[str]:
+    for orphan in finding.orphans[-_ADDRESSES_SHOWN:]:
+        mapping = orphan.outstanding.mapping
+        text = f"{address(mapping.start)}-{address(mapping.end)}"
+        if len(mapping.pieces) > 1:
+            text += f" ({len(mapping.pieces)} pieces, {size(mapping.size)} of it still mapped)"
+        yield text
+    rest = finding.count - _ADDRESSES_SHOWN
+    if rest > 0:
+        yield f"and {count(rest)} more"
+
+
+def _stack_label(finding: Finding) -> str:
+    on_stack = finding.verdict in (Verdict.NEVER_JOINED, Verdict.ABANDONED_STACK, Verdict.STACK_CACHE)
+    return "created at" if on_stack else "mapped at"
+
+
+def _stack(finding: Finding, width: int) -> Iterator[str]:
+    stack = finding.stack
+    if not stack.frames:
+        why = "before attach, so nobody saw the call" if finding.before_attach else "no stack was recorded"
+        yield escape(stack.note) or why
+        return
+    total = len(stack.frames)
+    digits = len(str(total - 1))
+    for index, frame in enumerate(stack.frames):
+        if _FIRST_FRAMES <= index < total - _LAST_FRAMES:
+            if index == _FIRST_FRAMES:
+                yield f"... {plural(total - _FIRST_FRAMES - _LAST_FRAMES, 'frame')} ..."
+            continue
+        yield f"#{index:<{digits}} {frames.line(frame, width - digits - 2)}"
+    if not stack.complete:
+        yield "(incomplete: the callers of the last frame are not known)"
+    if stack.source in _SOURCES:
+        yield f"({_SOURCES[stack.source]})"
+    if stack.note:
+        yield f"({escape(stack.note)})"

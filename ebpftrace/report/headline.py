@@ -1,0 +1,93 @@
+"""The first lines of a report: is there a leak, how large, how fast does it grow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ebpftrace.model import Finding, Losses, Report, Verdict
+from ebpftrace.report.text import count, duration, period, plural, rate, size
+
+
+def leak_lines(report: Report) -> list[str]:
+    """One line for each kind of leak, largest first; empty where there is none.
+
+    Speaks of all findings, whatever a view hides.
+    """
+    kinds: dict[Verdict, list[Finding]] = {}
+    for finding in report.findings:
+        if finding.leak:
+            kinds.setdefault(finding.verdict, []).append(finding)
+    largest_first = sorted(kinds.values(), key=_bytes, reverse=True)
+    return [f"LEAK: {_what(findings)}{_pace(findings)}" for findings in largest_first]
+
+
+def no_leak_line(report: Report) -> str:
+    """The verdict on a report without a leak, no stronger than what was seen."""
+    if report.seconds > 0:
+        verdict = f"No leak seen in {duration(report.seconds)}"
+    else:
+        verdict = "No leak seen; nothing was traced"
+    if report.losses.any:
+        verdict += ", but not everything could be recorded (see LOST): this proves nothing"
+    fresh = sum(finding.count for finding in report.findings if finding.verdict is Verdict.JUST_EXITED)
+    if fresh:
+        verdict += f"; the owner of {plural(fresh, 'mapping')} exited just before the report: look again"
+    return verdict
+
+
+def lost_line(losses: Losses) -> str:
+    """What could not be recorded, said loudly; empty on a good run."""
+    if not losses.any:
+        return ""
+    kinds = (
+        (losses.events, "event"),
+        (losses.mappings, "mapping"),
+        (losses.stacks, "stack"),
+        (losses.threads, "thread birth"),
+    )
+    lost = ", ".join(plural(number, noun) for number, noun in kinds if number)
+    return f"LOST: {lost} could not be recorded"
+
+
+def _what(findings: Sequence[Finding]) -> str:
+    number = sum(finding.count for finding in findings)
+    one = number == 1
+    total = size(_bytes(findings))
+    verdict = findings[0].verdict
+    if verdict is Verdict.NEVER_JOINED:
+        stacks = "its stack" if one else "their stacks"
+        return (
+            f"{plural(number, 'thread')} exited and {'was' if one else 'were'} never joined: "
+            f"{total} of {stacks} still mapped"
+        )
+    if verdict is Verdict.ABANDONED_STACK:
+        return (
+            f"{plural(number, 'stack')} left behind by {'an exited thread' if one else 'exited threads'}: "
+            f"{total} still mapped"
+        )
+    owner = "the thread that owned it" if one else "the threads that owned them"
+    return f"{plural(number, 'mapping')} outlived {owner}: {total} still mapped ({verdict.value})"
+
+
+def _pace(findings: Sequence[Finding]) -> str:
+    growing = [finding.bytes_per_minute for finding in findings if finding.bytes_per_minute]
+    growth = f", growing by {rate(sum(growing))}" if growing else ""
+    regular = [finding for finding in findings if finding.period is not None]
+    if len(regular) == 1 and regular[0].period is not None:
+        return f"{growth}, one every {period(regular[0].period)}"
+    return growth
+
+
+def _bytes(findings: Sequence[Finding]) -> int:
+    return sum(finding.size for finding in findings)
+
+
+def finding_title(finding: Finding) -> str:
+    """``27,840 mappings, 271.9 GiB, RSS 217.5 MiB``."""
+    return f"{count(finding.count)} {_noun(finding)}, {size(finding.size)}, RSS {size(finding.rss)}"
+
+
+def _noun(finding: Finding) -> str:
+    stack = finding.verdict in (Verdict.NEVER_JOINED, Verdict.ABANDONED_STACK, Verdict.STACK_CACHE)
+    noun = "stack" if stack else "mapping"
+    return noun if finding.count == 1 else f"{noun}s"

@@ -1,0 +1,247 @@
+"""A report for a terminal: plain, greppable text at a fixed width, colour only as an addition.
+
+rich lays out and wraps; everything is handed to it as ``Text``, so that nothing in a
+name from the target is ever taken for markup.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from typing import TextIO
+
+from rich.cells import cell_len
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ebpftrace.model import Calls, EndedBy, Finding, Report, ThreadTotal, Verdict
+from ebpftrace.report import finding_text, frames
+from ebpftrace.report.headline import finding_title, leak_lines, lost_line, no_leak_line
+from ebpftrace.report.text import change, count, duration, escape, plural, shorten, size, wall
+from ebpftrace.report.view import Selection, View, select
+
+WIDTH = 100
+"""Columns of a report that does not go to a narrower terminal."""
+
+_NARROWEST = 60
+_INDENT = 3
+_LABEL = 12
+_HEAD_LABEL = 9
+_GAP = 2
+_NAME_WIDTH = 20
+_NARROWEST_SITE = 16
+
+_LEAK, _GOOD, _LOUD, _HEAD, _FAINT = "bold red", "bold green", "bold yellow", "bold", "dim"
+
+_THREAD_COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
+    ("TID", "right"),
+    ("THREAD", "left"),
+    ("STATE", "left"),
+    ("MAPPINGS", "right"),
+    ("BYTES", "right"),
+    ("BRK", "right"),
+)
+_ENDED = {
+    EndedBy.DURATION: "",
+    EndedBy.INTERRUPT: ", interrupted",
+    EndedBy.TARGET_EXIT: ", ended because the target exited",
+    EndedBy.EXEC: ", ended because the target called exec",
+    EndedBy.INTERVAL: ", tracing goes on",
+}
+_INNOCENT = {
+    Verdict.ORPHANED_MAPPING: "kept",
+    Verdict.JUST_EXITED: "not yet",
+}
+
+
+def use_color(stream: TextIO, no_color: bool) -> bool:
+    """Colour only on a terminal that can show it, and never against NO_COLOR (no-color.org)."""
+    if no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return stream.isatty()
+
+
+def render(report: Report, view: View, *, width: int = WIDTH, color: bool = False) -> str:
+    """The report as text; no line is wider than ``width`` cells (at least 60), none ends in spaces."""
+    width = max(width, _NARROWEST)
+    sink = io.StringIO()
+    console = Console(
+        file=sink,
+        width=width,
+        force_terminal=color,
+        no_color=not color,
+        color_system="standard" if color else None,
+        legacy_windows=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    console.print(_page(report, select(report, view), width))
+    return "\n".join(line.rstrip() for line in sink.getvalue().splitlines()) + "\n"
+
+
+def _page(report: Report, selection: Selection, width: int) -> Group:
+    parts: list[RenderableType] = [_verdict(report), Text(), _head(report, width)]
+    for number, finding in enumerate(selection.leaks, start=1):
+        parts += [Text(), *_finding(number, finding, report, width)]
+    if selection.threads:
+        parts += [Text(), *_threads(selection, width)]
+    if selection.others:
+        parts += [Text(), Text("Not a leak", style=_HEAD)]
+        parts += [_indented(_hanging(_innocent(finding), "")) for finding in selection.others]
+    if selection.hidden:
+        total = sum(finding.size for finding in selection.hidden)
+        hidden = f"Not shown: {plural(len(selection.hidden), 'finding')}, {size(total)}"
+        parts += [Text(), Text(f"{hidden} (--top, --show, --min-bytes)")]
+    closing = _closing(report)
+    if closing:
+        parts += [Text(), _grid(closing)]
+    return Group(*parts)
+
+
+def _verdict(report: Report) -> RenderableType:
+    leaks = leak_lines(report)
+    lines = [_hanging(line, _LEAK) for line in leaks]
+    if not leaks:
+        lines.append(_hanging(no_leak_line(report), _LOUD if report.losses.any else _GOOD))
+    lost = lost_line(report.losses)
+    if lost:
+        lines.append(_hanging(f"{lost}; what is shown is mapped, but more may leak", _LOUD))
+    return Group(*lines)
+
+
+def _hanging(line: str, style: str) -> RenderableType:
+    """A line whose first word stands out when it has to be wrapped."""
+    first, _, rest = line.partition(": ")
+    if not rest:
+        return Text(line, style=style)
+    grid = Table.grid(padding=0)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(f"{first}: ", style=style), Text(rest, style=style))
+    return grid
+
+
+def _head(report: Report, width: int) -> RenderableType:
+    target, memory = report.target, report.memory
+    facts = [
+        f"VIRT {size(memory.virt_end)}{_since(change(memory.virt_start, memory.virt_end))}",
+        f"RSS {size(memory.rss_end)}{_since(change(memory.rss_start, memory.rss_end))}",
+    ]
+    if target.threads is not None:
+        threads = change(target.threads_start, target.threads, count)
+        facts.append(f"{plural(target.threads, 'thread')}{_since(threads)}")
+    rows = [("target", f"{escape(target.comm)} (PID {target.pid}): {', '.join(facts)}")]
+    if target.exe:
+        rows.append(("", shorten(escape(target.exe), width - _HEAD_LABEL)))
+    rows.append(("window", _window(report)))
+    if report.outstanding_mappings:
+        mapped = plural(report.outstanding_mappings, "mapping")
+        rows.append(("", f"{mapped} made in it still there: {size(report.outstanding_bytes)}"))
+    return _grid(rows, _HEAD_LABEL)
+
+
+def _since(difference: str) -> str:
+    return f" ({difference})" if difference else ""
+
+
+def _window(report: Report) -> str:
+    if report.seconds <= 0:
+        return "none: the state at this moment, without tracing"
+    ended = report.clock.wall_ns(report.ended_at)
+    began = ended - round(report.seconds * 1e9)
+    span = (
+        f"{duration(report.seconds)}, {wall(began, ended)} to {wall(ended, ended)}{_ENDED[report.ended_by]}"
+    )
+    lost = "see LOST above" if report.losses.any else "nothing lost"
+    return f"{span}: {_calls(report.calls)}; {lost}"
+
+
+def _calls(calls: Calls) -> str:
+    kinds = (
+        (calls.mmap, "mmap"),
+        (calls.munmap, "munmap"),
+        (calls.mremap, "mremap"),
+        (calls.brk, "brk"),
+        (calls.clone, "clone"),
+    )
+    seen = [f"{count(number)} {name}" for number, name in kinds]
+    return ", ".join([*seen, plural(calls.thread_exit, "thread exit")])
+
+
+def _finding(number: int, finding: Finding, report: Report, width: int) -> list[RenderableType]:
+    when = "before attach" if finding.before_attach else "in the window"
+    title = f"{number}. {finding.verdict.value}: {finding_title(finding)}, mapped {when}"
+    room = width - _INDENT - _LABEL
+    return [Text(title, style=_HEAD), _indented(_grid(finding_text.rows(finding, report, room)))]
+
+
+def _innocent(finding: Finding) -> str:
+    label = _INNOCENT.get(finding.verdict, finding.verdict.value)
+    why = f": {escape(finding.evidence[0])}" if finding.evidence else ""
+    return f"{label}: {finding_title(finding)}{why}"
+
+
+def _threads(selection: Selection, width: int) -> list[RenderableType]:
+    rows = [_thread_cells(total) for total in selection.threads]
+    table = Table(box=None, padding=(0, _GAP, 0, 0), header_style=_HEAD, pad_edge=False)
+    room = width - _INDENT
+    for index, (header, justify) in enumerate(_THREAD_COLUMNS):
+        table.add_column(header, justify=justify, no_wrap=True)
+        room -= max([len(header), *(cell_len(row[index]) for row in rows)]) + _GAP
+    table.add_column("MOSTLY MAPPED AT", overflow="fold")
+    for row, total in zip(rows, selection.threads):
+        site = frames.culprit(total.stack)
+        line = frames.site(site, max(room, _NARROWEST_SITE)) if site else "-"
+        table.add_row(*(Text(cell) for cell in (*row, line)))
+    parts: list[RenderableType] = [
+        Text("Mapped in the window and still there, by owner", style=_HEAD),
+        _indented(table),
+    ]
+    hidden = selection.hidden_threads
+    if hidden:
+        rest = sum(total.size + total.brk_growth for total in hidden)
+        parts.append(_indented(Text(f"and {plural(len(hidden), 'more thread')}, {size(rest)}")))
+    return parts
+
+
+def _thread_cells(total: ThreadTotal) -> tuple[str, ...]:
+    thread = total.thread
+    return (
+        str(thread.id.tid),
+        shorten(escape(thread.name), _NAME_WIDTH),
+        "alive" if thread.alive else "exited",
+        count(total.mappings),
+        size(total.size),
+        size(total.brk_growth) if total.brk_growth else "-",
+    )
+
+
+def _closing(report: Report) -> list[tuple[str, str]]:
+    rows = []
+    if report.unexplained_bytes:
+        unexplained = "mapped, but by no call that was seen (shmat, or events lost)"
+        rows.append(("unexplained", f"{size(report.unexplained_bytes)} {unexplained}"))
+    rows += [("note", escape(note)) for note in report.notes]
+    cost = report.cost
+    if cost is not None:
+        share = f" ({100 * cost.cpu_seconds / report.seconds:.1f} % of one CPU)" if report.seconds > 0 else ""
+        bpf = f", BPF programs {duration(cost.bpf_seconds)}" if cost.bpf_seconds is not None else ""
+        rows.append(("tracer", f"{duration(cost.cpu_seconds)} of CPU time{share}{bpf}"))
+    return rows
+
+
+def _indented(block: RenderableType) -> Padding:
+    return Padding(block, (0, 0, 0, _INDENT))
+
+
+def _grid(rows: Iterable[tuple[str, str]], label_width: int = _LABEL) -> Table:
+    grid = Table.grid(padding=0)
+    grid.add_column(width=label_width, no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, line in rows:
+        grid.add_row(Text(label, style=_FAINT), Text(line))
+    return grid

@@ -1,0 +1,60 @@
+"""Which findings a report shows: one pure choice that all output formats share.
+
+A filter never changes what was found: the first line of a report, its totals and the
+exit status speak of all findings, and what a filter hides is counted and told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ebpftrace.model import Finding, Report, ThreadTotal
+
+
+@dataclass(frozen=True)
+class View:
+    """What the user asked to see; the default shows everything worth a screen."""
+
+    top: int = 10
+    """Most findings (and rows of the thread table) to show."""
+    show_all: bool = True
+    """Also what is not a leak, and the table of threads (``--show all``)."""
+    min_bytes: int = 0
+    """Findings and threads with fewer bytes than this are left out."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a view leaves of a report; leaks and others sorted by bytes, largest first."""
+
+    leaks: tuple[Finding, ...]
+    others: tuple[Finding, ...]
+    threads: tuple[ThreadTotal, ...]
+    hidden: tuple[Finding, ...]
+    """Findings that the view leaves out."""
+    hidden_threads: tuple[ThreadTotal, ...]
+
+
+def select(report: Report, view: View) -> Selection:
+    """Sort by bytes and apply the view's filters."""
+    by_bytes = sorted(report.findings, key=lambda finding: finding.size, reverse=True)
+    wanted = [finding for finding in by_bytes if _wanted(finding, view)]
+    leaks = [finding for finding in wanted if finding.leak]
+    others = [finding for finding in wanted if not finding.leak]
+    hidden = [finding for finding in by_bytes if not _wanted(finding, view)]
+    hidden += leaks[view.top :] + others[view.top :]
+
+    totals = sorted(report.threads, key=lambda total: total.size + total.brk_growth, reverse=True)
+    large = sum(total.size + total.brk_growth >= view.min_bytes for total in totals)
+    rows = min(large, view.top) if view.show_all else 0
+    return Selection(
+        leaks=tuple(leaks[: view.top]),
+        others=tuple(others[: view.top]),
+        threads=tuple(totals[:rows]),
+        hidden=tuple(hidden),
+        hidden_threads=tuple(totals[rows:]),
+    )
+
+
+def _wanted(finding: Finding, view: View) -> bool:
+    return (finding.leak or view.show_all) and finding.size >= view.min_bytes

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import io
+import re
+import time
+import unicodedata
+from dataclasses import replace
+
+import pytest
+import report_strategies as strategies
+import reports
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from ebpftrace.model import Finding, Frame, Losses, Report, Verdict
+from ebpftrace.report import frames
+from ebpftrace.report.terminal import WIDTH, render, use_color
+from ebpftrace.report.view import View, select
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+HOSTILE = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=40)
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+
+def one_line(shown: str) -> str:
+    """The text without its wrapping."""
+    return re.sub(r"\s+", " ", shown)
+
+
+def section(shown: str, title: str) -> str:
+    """The block of lines that begins with ``title``, up to the next empty line."""
+    found = re.search(rf"^{re.escape(title)}.*?(?=^\s*$|\Z)", shown, re.MULTILINE | re.DOTALL)
+    assert found, f"no {title!r} in:\n{shown}"
+    return found.group()
+
+
+def test_production_case_says_what_the_engineer_needs_in_its_first_words() -> None:
+    shown = render(reports.production(), View())
+    assert one_line(shown).startswith(
+        "LEAK: 27,842 threads exited and were never joined: 272.0 GiB of their stacks still mapped, "
+        "growing by 10244 KiB per minute, one every 60 s"
+    )
+    assert "app_server (PID 31108): VIRT 285.0 GiB (+20488 KiB), RSS 4.0 GiB (+24 KiB), 41 threads" in shown
+    assert "nothing lost" in one_line(shown)
+    assert "22:58:30 to 23:00:30" in shown
+
+
+def test_finding_shows_owners_shape_stack_evidence_and_advice() -> None:
+    block = section(render(reports.production(), View()), "2. never-joined-thread: 2 stacks")
+    assert "31153 minute-job, lived 1.2 s, exited 23:00:01, created by 31110 timer" in block
+    assert "10244 KiB = 10489856 bytes, guard 4 KiB" in block
+    assert "PROT_NONE, MAP_PRIVATE|MAP_ANONYMOUS|MAP_STACK" in block
+    assert "0x7faae0e49000-0x7faae184a000" in block
+    assert "started at  acme::minute_job(void*)  src/acme/jobs.cpp:23  app_server+0x2a0c0" in block
+    assert re.search(
+        r"#5 acme::Timer::run\(\)  src/acme/timer.cpp:87  app_server\+0x2ac13$", block, re.MULTILINE
+    )
+    assert "(inlined)" in block
+    assert "on glibc's list of stacks in use" in block
+    assert "advice      pthread_join() these threads" in block
+    order = [int(number) for number in re.findall(r"#(\d+) ", block)]
+    assert order == list(range(8))
+
+
+def test_findings_are_sorted_by_bytes_and_a_few_owners_stand_for_many() -> None:
+    shown = render(reports.production(), View())
+    assert shown.index("27,840 stacks") < shown.index("2. never-joined-thread: 2 stacks")
+    block = section(render(reports.raw_clone(15), View()), "1. abandoned-stack: 15 stacks")
+    assert "4314 cloner, lived 310 us" in block
+    assert "and 12 more" in block
+    assert "one every 2 s" in block
+
+
+def test_healthy_target_has_no_leak_and_says_what_is_not_one() -> None:
+    shown = render(reports.healthy(), View())
+    assert shown.startswith("No leak seen in 2 min\n")
+    assert "LEAK" not in shown
+    innocent = section(shown, "Not a leak")
+    assert "stack-cache: 4 stacks, 32.0 MiB" in innocent
+    assert "malloc-arena: 1 mapping, 64.0 MiB" in innocent
+
+
+def test_losses_are_loud_and_forbid_a_clean_bill() -> None:
+    shown = render(reports.lossy(), View())
+    assert one_line(shown).count("LOST: 1,204 events, 17 mappings, 3 stacks could not be recorded") == 1
+    assert "nothing lost" not in shown
+    clean = one_line(render(replace(reports.healthy(), losses=Losses(threads=1)), View()))
+    assert "this proves nothing" in clean
+    assert "LOST: 1 thread birth could not be recorded" in clean
+
+
+def test_incomplete_and_unreliable_stacks_say_so() -> None:
+    shown = render(reports.lossy(), View())
+    assert "(incomplete: the callers of the last frame are not known)" in shown
+    assert "(3 of 40 copies differ)" in shown
+    assert "2 pieces, 12 KiB of it still mapped" in shown
+
+
+def test_just_exited_owners_are_neither_leak_nor_clean() -> None:
+    fresh = replace(reports.never_joined_in_window(), verdict=Verdict.JUST_EXITED, leak=False)
+    shown = one_line(render(replace(reports.healthy(), findings=(fresh,)), View()))
+    assert shown.startswith("No leak seen in 2 min; the owner of 2 mappings exited just before")
+    assert "not yet: 2 mappings" in shown
+
+
+def test_what_a_filter_hides_is_told_and_the_verdict_stays() -> None:
+    report = reports.production()
+    shown = render(report, View(top=1, show_all=False))
+    assert shown.startswith("LEAK: 27,842 threads")
+    assert "2. never-joined" not in shown
+    assert "Not a leak" not in shown
+    assert "Not shown: 3 findings" in shown
+    assert "Not shown: 4 findings" in render(report, View(min_bytes=1 << 50))
+
+
+def test_baseline_verdict_alone() -> None:
+    report = replace(reports.production(), seconds=0.0, findings=(reports.never_joined_before_attach(3),))
+    shown = render(report, View())
+    assert shown.startswith("LEAK: 3 threads exited and were never joined")
+    assert "window   none" in shown
+    assert "mapped before attach" in shown
+
+
+def test_long_stack_is_cut_in_its_middle() -> None:
+    deep = replace(
+        reports.TIMER_STACK, frames=tuple(Frame(f"level_{number}", module="/bin/x") for number in range(500))
+    )
+    report = replace(reports.raw_clone(2), threads=())
+    report = replace(report, findings=(replace(report.findings[0], stack=deep),))
+    shown = render(report, View())
+    assert "level_0 " in shown
+    assert "level_499 " in shown
+    assert "... 468 frames ..." in shown
+    assert len(shown.splitlines()) < 80
+
+
+@HOSTILE
+@given(strategies.any_report, st.integers(60, 140), st.booleans())
+def test_any_report_fits_its_width_and_cannot_act_on_the_terminal(
+    report: Report, width: int, show_all: bool
+) -> None:
+    view = View(show_all=show_all)
+    shown = render(report, view, width=width)
+    for line in shown.split("\n"):
+        assert cell_len(line) <= width
+        assert line == line.rstrip()
+    bad = {
+        character for character in shown if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    }
+    assert bad <= {"\n"}
+
+
+@HOSTILE
+@given(strategies.any_report)
+def test_colour_adds_only_colour(report: Report) -> None:
+    plain = render(report, View())
+    coloured = render(report, View(), color=True)
+    assert [line.rstrip() for line in ANSI.sub("", coloured).splitlines()] == plain.splitlines()
+
+
+def test_names_are_never_markup() -> None:
+    report = reports.production()
+    report = replace(report, target=replace(report.target, comm="[bold red]x[/bold red]:smile:"))
+    assert "[bold red]x[/bold red]:smile:" in render(report, View())
+
+
+@pytest.mark.parametrize("function", ["x" * 4096, "ns::" * 300 + "f<a, b>(int)", "f"])
+@pytest.mark.parametrize("width", [60, 85])
+def test_frame_line_keeps_function_and_module_readable(function: str, width: int) -> None:
+    frame = Frame(
+        function, "/src/" + "deep/" * 200 + "file.cpp", 42, "/opt/" + "d/" * 300 + "libx.so.1", 0x1234
+    )
+    line = frames.line(frame, width)
+    assert cell_len(line) <= width
+    assert "file.cpp:42" in line
+    assert line.endswith("  libx.so.1+0x1234")
+    assert line.startswith(function[:5])
+
+
+def test_frame_without_a_name_shows_the_whole_module_path() -> None:
+    assert frames.line(Frame(None, module="/opt/a/libx.so", offset=0x10), 80) == "/opt/a/libx.so+0x10"
+    assert frames.line(Frame(None), 80) == "??"
+
+
+@HOSTILE
+@given(strategies.any_report, st.integers(1, 5), st.booleans(), st.integers(0, 1 << 40))
+def test_a_view_loses_no_finding_and_no_thread(report: Report, top: int, show_all: bool, least: int) -> None:
+    chosen = select(report, View(top, show_all, least))
+    shown = [*chosen.leaks, *chosen.others]
+    everything = [*shown, *chosen.hidden]
+    assert sorted(map(id, everything)) == sorted(map(id, report.findings))
+    assert len(chosen.leaks) <= top
+    assert all(finding.size >= least for finding in shown)
+    assert show_all or not chosen.others
+    for group in (chosen.leaks, chosen.others):
+        assert [finding.size for finding in group] == sorted((f.size for f in group), reverse=True)
+    assert len(chosen.threads) + len(chosen.hidden_threads) == len(report.threads)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colour_only_on_a_terminal_that_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert use_color(Terminal(), no_color=False)
+    assert not use_color(Terminal(), no_color=True)
+    assert not use_color(io.StringIO(), no_color=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not use_color(Terminal(), no_color=False)
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not use_color(Terminal(), no_color=False)
+
+
+def test_default_width_is_the_one_promised() -> None:
+    assert WIDTH == 100
+    assert max(map(len, render(reports.production(), View()).splitlines())) <= WIDTH
+
+
+def test_thirty_thousand_orphans_take_a_screen_and_a_moment() -> None:
+    finding: Finding = reports.never_joined_before_attach(30_000)
+    report = replace(reports.production(), findings=(finding,))
+    began = time.process_time()
+    shown = render(report, View())
+    assert time.process_time() - began < 5
+    assert len(shown.splitlines()) < 60

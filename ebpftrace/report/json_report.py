@@ -1,0 +1,185 @@
+"""The JSON contract ``ebpftrace.mmap-leaks/1``: one report, one object, one line.
+
+Several targets (``-p`` repeated) or intervals (``-i``) are several lines (JSON Lines).
+``schema/mmap-leaks-1.json`` describes the object for machines.  Sizes are in bytes,
+times ISO 8601 in local time with offset, addresses hexadecimal strings; null where
+nobody knows.  Bytes of a name that are not UTF-8 stand as ``\\xff``; other characters,
+control characters included, are what they are (JSON escapes them).
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from importlib import resources
+from typing import Any, Optional
+
+from ebpftrace import __version__
+from ebpftrace.model import Finding, Frame, Orphan, Report, Stack, ThreadTotal
+from ebpftrace.report.text import address, without_surrogates
+from ebpftrace.report.view import View, select
+
+SCHEMA = "ebpftrace.mmap-leaks/1"
+_SCHEMA_FILE = "mmap-leaks-1.json"
+
+_NS = 1_000_000_000
+
+
+def render(report: Report, view: View) -> str:
+    """The report as one line of ASCII JSON; the view's filters apply and are told in ``hidden``."""
+    return json.dumps(document(report, view), allow_nan=False) + "\n"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the object, as shipped with the package."""
+    text = (resources.files(__package__) / "schema" / _SCHEMA_FILE).read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def document(report: Report, view: View) -> dict[str, Any]:
+    """The report as the object of the contract."""
+    selection = select(report, view)
+    target, memory, calls, losses = report.target, report.memory, report.calls, report.losses
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "target": {
+            "pid": target.pid,
+            "comm": without_surrogates(target.comm),
+            "exe": without_surrogates(target.exe),
+            "threads_start": target.threads_start,
+            "threads_end": target.threads,
+        },
+        "window": {
+            "seconds": report.seconds,
+            "ended_by": report.ended_by.value,
+            "ended_at": _time(report, report.ended_at),
+        },
+        "memory": {
+            "virt_start": memory.virt_start,
+            "virt_end": memory.virt_end,
+            "rss_start": memory.rss_start,
+            "rss_end": memory.rss_end,
+        },
+        "calls": {
+            "mmap": calls.mmap,
+            "munmap": calls.munmap,
+            "mremap": calls.mremap,
+            "brk": calls.brk,
+            "clone": calls.clone,
+            "thread_exit": calls.thread_exit,
+        },
+        "losses": {
+            "events": losses.events,
+            "mappings": losses.mappings,
+            "stacks": losses.stacks,
+            "threads": losses.threads,
+        },
+        "outstanding": {"mappings": report.outstanding_mappings, "bytes": report.outstanding_bytes},
+        "unexplained_bytes": report.unexplained_bytes,
+        "threads": [_thread(total) for total in selection.threads],
+        "findings": [_finding(finding, report) for finding in (*selection.leaks, *selection.others)],
+        "hidden": {
+            "findings": len(selection.hidden),
+            "leaks": sum(finding.leak for finding in selection.hidden),
+            "bytes": sum(finding.size for finding in selection.hidden),
+            "threads": len(selection.hidden_threads),
+        },
+        "notes": [without_surrogates(note) for note in report.notes],
+        "cost": _cost(report),
+    }
+
+
+def _cost(report: Report) -> Optional[dict[str, Any]]:
+    if report.cost is None:
+        return None
+    return {"cpu_seconds": report.cost.cpu_seconds, "bpf_seconds": report.cost.bpf_seconds}
+
+
+def _thread(total: ThreadTotal) -> dict[str, Any]:
+    thread = total.thread
+    return {
+        "tid": thread.id.tid,
+        "name": without_surrogates(thread.name),
+        "alive": thread.alive,
+        "mappings": total.mappings,
+        "bytes": total.size,
+        "brk_growth": total.brk_growth,
+        "stack": _stack(total.stack),
+    }
+
+
+def _finding(finding: Finding, report: Report) -> dict[str, Any]:
+    return {
+        "verdict": finding.verdict.value,
+        "leak": finding.leak,
+        "evidence": [without_surrogates(line) for line in finding.evidence],
+        "advice": without_surrogates(finding.advice),
+        "before_attach": finding.before_attach,
+        "count": finding.count,
+        "bytes": finding.size,
+        "rss_bytes": finding.rss,
+        "bytes_per_minute": finding.bytes_per_minute,
+        "period_seconds": finding.period,
+        "start_routine": _frame(finding.start_routine) if finding.start_routine else None,
+        "stack": _stack(finding.stack),
+        "mappings": [_mapping(orphan, report) for orphan in finding.orphans],
+    }
+
+
+def _stack(stack: Stack) -> dict[str, Any]:
+    return {
+        "frames": [_frame(frame) for frame in stack.frames],
+        "complete": stack.complete,
+        "source": stack.source.value,
+        "note": without_surrogates(stack.note),
+    }
+
+
+def _frame(frame: Frame) -> dict[str, Any]:
+    return {
+        "function": _text(frame.function),
+        "file": _text(frame.file),
+        "line": frame.line,
+        "module": _text(frame.module),
+        "offset": frame.offset,
+        "inlined": frame.inlined,
+    }
+
+
+def _mapping(orphan: Orphan, report: Report) -> dict[str, Any]:
+    outstanding = orphan.outstanding
+    mapping, owner = outstanding.mapping, outstanding.owner
+    creator = owner.creator if owner else None
+    return {
+        "start": address(mapping.start),
+        "end": address(mapping.end),
+        "bytes": mapping.size,
+        "rss_bytes": orphan.rss,
+        "guard_bytes": orphan.guard,
+        "pieces": [{"start": address(piece.start), "end": address(piece.end)} for piece in mapping.pieces],
+        "prot": mapping.prot,
+        "flags": mapping.flags,
+        "mapper_tid": mapping.mapper.tid if mapping.mapper else None,
+        "owner_tid": owner.id.tid if owner else None,
+        "owner_name": _text(owner.name) if owner else None,
+        "owner_creator_tid": creator.tid if creator else None,
+        "owner_creator_name": _text(owner.creator_name) if owner else None,
+        "owned_by": outstanding.owned_by.value if outstanding.owned_by else None,
+        "mapped_at": _time(report, mapping.made_at),
+        "owner_started_at": _time(report, owner.id.born) if owner else None,
+        "owner_exited_at": _time(report, owner.exited_at) if owner else None,
+    }
+
+
+def _text(text: Optional[str]) -> Optional[str]:
+    return None if text is None else without_surrogates(text)
+
+
+def _time(report: Report, monotonic_ns: Optional[int]) -> Optional[str]:
+    if monotonic_ns is None:
+        return None
+    seconds, nanoseconds = divmod(report.clock.wall_ns(monotonic_ns), _NS)
+    moment = datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=nanoseconds // 1000)
+    return moment.astimezone().isoformat(timespec="microseconds")

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import jsonschema
+import pytest
+import report_strategies as strategies
+import reports
+from hypothesis import HealthCheck, given, settings
+
+from ebpftrace.model import Report, StackSource, Verdict
+from ebpftrace.report import json_report
+from ebpftrace.report.view import View
+
+SCHEMA = json_report.schema()
+VALIDATOR = jsonschema.Draft202012Validator(
+    SCHEMA, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+)
+EVERYTHING = View(top=1000)
+
+
+def undescribed(value: Any, schema: dict[str, Any], path: str = "") -> list[str]:
+    """Members of ``value`` that the schema does not describe."""
+    for choice in schema.get("anyOf", ()):
+        if choice != {"type": "null"}:
+            schema = choice
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+    if isinstance(value, list):
+        return [name for item in value for name in undescribed(item, schema["items"], path + "[]")]
+    if not isinstance(value, dict):
+        return []
+    known = schema["properties"]
+    missing = [f"{path}.{name}" for name in value if name not in known]
+    inner = [undescribed(value[name], known[name], f"{path}.{name}") for name in value if name in known]
+    return missing + [name for names in inner for name in names]
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=40)
+@given(strategies.any_report)
+def test_any_report_is_valid_and_wholly_described_by_the_schema(report: Report) -> None:
+    text = json_report.render(report, EVERYTHING)
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+    text.encode("ascii")
+    loaded = json.loads(text)
+    # Lone surrogates survive Python's own parser but are no Unicode text.
+    json.dumps(loaded, ensure_ascii=False).encode("utf-8")
+    VALIDATOR.validate(loaded)
+    assert undescribed(loaded, SCHEMA) == []
+    assert sum(finding["bytes"] for finding in loaded["findings"]) == sum(f.size for f in report.findings)
+
+
+def test_schema_is_itself_valid_and_can_refuse() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    good = json_report.document(reports.production(), EVERYTHING)
+    for spoil in (
+        {"schema": "ebpftrace.mmap-leaks/2"},
+        {"losses": {}},
+        {"window": {"seconds": -1, "ended_by": "duration"}},
+        {"findings": [{**good["findings"][0], "verdict": "maybe"}]},
+        {"findings": [{**good["findings"][0], "mappings": [{}]}]},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            VALIDATOR.validate({**good, **spoil})
+
+
+def test_contract_of_the_design_is_there_member_by_member() -> None:
+    loaded = json.loads(json_report.render(reports.raw_clone(3), EVERYTHING))
+    assert loaded["schema"] == "ebpftrace.mmap-leaks/1"
+    assert loaded["target"].items() >= {"pid": 4242, "comm": "cloner", "exe": "/home/me/reproducer"}.items()
+    assert loaded["window"].items() >= {"seconds": 30.0, "ended_by": "interrupt"}.items()
+    assert set(loaded["memory"]) == {"virt_start", "virt_end", "rss_start", "rss_end"}
+    assert loaded["calls"] == {"mmap": 3, "munmap": 0, "mremap": 0, "brk": 0, "clone": 3, "thread_exit": 3}
+    assert not any(loaded["losses"].values())
+    assert {"tid", "name", "alive", "mappings", "bytes"} <= set(loaded["threads"][0])
+    finding = loaded["findings"][0]
+    assert (finding["verdict"], finding["leak"]) == ("abandoned-stack", True)
+    assert (finding["count"], finding["bytes"], finding["rss_bytes"]) == (3, 3 * 40960, 3 * 4096)
+    assert finding["stack"]["source"] == "copied"
+    assert finding["stack"]["frames"][1] == {
+        "function": "main",
+        "file": "reproducer.c",
+        "line": 27,
+        "module": "/home/me/reproducer",
+        "offset": 0x11D9,
+        "inlined": False,
+    }
+    mapping = finding["mappings"][0]
+    assert (mapping["start"], mapping["end"]) == ("0x7f4bc2600000", "0x7f4bc260a000")
+    assert (mapping["mapper_tid"], mapping["owner_tid"], mapping["owner_name"]) == (4242, 4300, "cloner")
+    mapped, exited = (datetime.fromisoformat(mapping[name]) for name in ("mapped_at", "owner_exited_at"))
+    assert mapped.utcoffset() is not None
+    assert exited - mapped == timedelta(microseconds=319)
+
+
+def test_what_nobody_saw_is_null() -> None:
+    report = replace(reports.production(), findings=(reports.never_joined_before_attach(1),))
+    finding = json_report.document(report, EVERYTHING)["findings"][0]
+    assert finding["before_attach"] is True
+    assert finding["bytes_per_minute"] is None
+    assert finding["stack"] == {"frames": [], "complete": False, "source": "none", "note": ""}
+    mapping = finding["mappings"][0]
+    unknown = {name for name, value in mapping.items() if value is None}
+    assert unknown >= {"mapper_tid", "owner_tid", "owner_name", "mapped_at", "owner_exited_at"}
+
+
+def test_bytes_that_are_not_text_become_visible() -> None:
+    report = reports.production()
+    comm = b"caf\xe9\n".decode("utf-8", "surrogateescape")
+    report = replace(report, target=replace(report.target, comm=comm))
+    assert json.loads(json_report.render(report, View()))["target"]["comm"] == "caf\\xe9\n"
+
+
+def test_filters_are_told() -> None:
+    document = json_report.document(reports.production(), View(top=1, show_all=False))
+    assert [finding["verdict"] for finding in document["findings"]] == ["never-joined-thread"]
+    assert (document["hidden"]["findings"], document["hidden"]["leaks"]) == (3, 1)
+
+
+def test_schema_knows_every_verdict_and_stack_source() -> None:
+    definitions = SCHEMA["$defs"]
+    assert set(definitions["finding"]["properties"]["verdict"]["enum"]) == {v.value for v in Verdict}
+    assert set(definitions["stack"]["properties"]["source"]["enum"]) == {s.value for s in StackSource}

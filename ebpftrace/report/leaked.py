@@ -1,0 +1,56 @@
+"""Leaked bytes by stack: what folded stacks, speedscope and the flame graph draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ebpftrace.model import Finding, Frame, Report
+from ebpftrace.report import frames
+from ebpftrace.report.text import escape
+
+
+@dataclass(frozen=True)
+class Box:
+    """One level of a stack as a graph names it; the names are escaped."""
+
+    name: str
+    file: str = ""
+    line: int = 0
+    inlined: bool = False
+
+
+@dataclass(frozen=True)
+class LeakedStack:
+    """A stack, outermost first, and the bytes that its leaks hold."""
+
+    boxes: tuple[Box, ...]
+    weight: int
+
+
+def leaked_stacks(report: Report) -> tuple[LeakedStack, ...]:
+    """One stack for each finding that is a leak, rooted in the target and its verdict.
+
+    No leaked byte is left out: a finding without a stack ends in the start routine of its
+    threads, or in ``[no stack]``.
+    """
+    root = Box(escape(report.target.comm) or str(report.target.pid))
+    return tuple(
+        LeakedStack((root, Box(f"[{finding.verdict.value}]"), *_boxes(finding)), finding.size)
+        for finding in report.findings
+        if finding.leak and finding.size
+    )
+
+
+def _boxes(finding: Finding) -> list[Box]:
+    stack = finding.stack
+    if stack.frames:
+        cut = [] if stack.complete else [Box("[incomplete]")]
+        return cut + [_box(frame) for frame in reversed(stack.frames)]
+    boxes = [Box("[before attach]" if finding.before_attach else "[no stack]")]
+    if finding.start_routine is not None:
+        boxes.append(_box(finding.start_routine))
+    return boxes
+
+
+def _box(frame: Frame) -> Box:
+    return Box(frames.name(frame), escape(frame.file or ""), frame.line or 0, frame.inlined)

@@ -1,0 +1,134 @@
+"""What a user sees while the trace runs: one panel on a terminal, nothing on a pipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Optional, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ebpftrace.model import Memory
+from ebpftrace.report.text import change, count, duration, escape, plural, shorten, size
+
+_NAME_WIDTH = 40
+
+
+@dataclass(frozen=True)
+class LiveState:
+    """The figures of one moment of the trace: seconds, counts, bytes."""
+
+    comm: str
+    pid: int
+    elapsed: float
+    remaining: Optional[float]
+    """None where only an interrupt ends the trace."""
+    made: int
+    """Mappings made since attach."""
+    removed: int
+    """Mappings removed since attach."""
+    outstanding: int
+    outstanding_bytes: int
+    orphaned: int
+    """Outstanding mappings whose owner has exited."""
+    orphaned_bytes: int
+    memory: Memory
+    """``virt_end`` and ``rss_end`` are those of now."""
+    lost: int
+    """Events and mappings that could not be recorded."""
+
+
+class LiveView:
+    """A panel on ``stream`` (standard error) that ``update`` redraws; it leaves no trace at exit.
+
+    Does nothing unless ``stream`` is a terminal that can move its cursor.  It draws only
+    when told to and starts no thread.
+    """
+
+    def __init__(self, stream: TextIO, *, color: bool) -> None:
+        self._live: Optional[Live] = None
+        if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+            console = Console(
+                file=stream,
+                no_color=not color,
+                markup=False,
+                emoji=False,
+                highlight=False,
+                legacy_windows=False,
+            )
+            self._live = Live(
+                console=console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+
+    def __enter__(self) -> LiveView:
+        self._draw(lambda live: live.start())
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self._draw(lambda live: live.stop())
+        self._live = None
+
+    @property
+    def active(self) -> bool:
+        """Somebody can see it: figures are worth collecting."""
+        return self._live is not None
+
+    def update(self, states: Sequence[LiveState]) -> None:
+        """Show these figures, one panel for each process."""
+        self._draw(lambda live: live.update(Group(*map(panel, states)), refresh=True))
+
+    def _draw(self, step: Callable[[Live], None]) -> None:
+        if self._live is None:
+            return
+        try:
+            step(self._live)
+        except OSError:
+            # The terminal is gone (a closed ssh session): that must not end the trace.
+            self._live = None
+
+
+def panel(state: LiveState) -> Table:
+    """The panel: a line of labels and figures for each subject."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    name = shorten(escape(state.comm), _NAME_WIDTH)
+    if state.remaining is None:
+        left = f"{duration(state.elapsed)} so far, Ctrl-C ends it"
+    else:
+        left = f"{duration(round(max(state.remaining, 0)))} left, Ctrl-C ends it now"
+    grid.add_row("tracing", Text(f"{name} (PID {state.pid}), {left}"))
+    memory = state.memory
+    grid.add_row(
+        "memory",
+        Text(
+            f"VIRT {size(memory.virt_end)} ({change(memory.virt_start, memory.virt_end) or '?'}), "
+            f"RSS {size(memory.rss_end)} ({change(memory.rss_start, memory.rss_end) or '?'})"
+        ),
+    )
+    grid.add_row(
+        "mappings",
+        Text(
+            f"{count(state.made)} made, {count(state.removed)} removed, "
+            f"{count(state.outstanding)} outstanding ({size(state.outstanding_bytes)})"
+        ),
+    )
+    orphaned = f"{plural(state.orphaned, 'mapping')} ({size(state.orphaned_bytes)}) of exited threads"
+    grid.add_row("orphaned", Text(orphaned, style="bold red" if state.orphaned else ""))
+    if state.lost:
+        grid.add_row("LOST", Text(f"{count(state.lost)} events and mappings", style="bold yellow"))
+    return grid

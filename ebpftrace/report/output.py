@@ -1,0 +1,146 @@
+"""Where a report goes: a file, whole or not at all, or a stream.
+
+A regular file is written beside its place and renamed into it (rename(2) replaces
+atomically), so that a full disk or a kill never leaves half a report.  What cannot be
+replaced (a FIFO, a device, one of our own descriptors) is written straight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Optional, TextIO
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.report.text import escape, printable
+
+_NEW_FILE_MODE = 0o666
+_OWN_DESCRIPTORS = {"/dev/stdout": 1, "/dev/stderr": 2}
+_DESCRIPTOR_PATH = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)")
+
+
+def check_writable(path: str) -> None:
+    """Make sure, before a trace of minutes, that ``write`` can put a file at ``path``.
+
+    Leaves nothing behind.  Raises CannotTrace with the reason where it cannot.
+    """
+    with _told(path):
+        descriptor = _descriptor(path)
+        if descriptor is not None:
+            os.write(descriptor, b"")
+        elif _is_special(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:
+            created, temporary = _create_beside(_place(path))
+            os.close(created)
+            temporary.unlink()
+
+
+def write(path: str, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path``; an existing file keeps its mode and owner.
+
+    Raises CannotTrace where it cannot be written; a file that was there is then unchanged.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    with _told(path):
+        descriptor = _descriptor(path)
+        if descriptor is not None:
+            _write_all(descriptor, data)
+        elif _is_special(path):
+            opened = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                _write_all(opened, data)
+            finally:
+                os.close(opened)
+        else:
+            _replace(_place(path), data)
+
+
+def write_stream(stream: TextIO, text: str) -> None:
+    """Write to an open stream; characters that its encoding lacks become escapes."""
+    stream.write(printable(stream.encoding, text))
+    stream.flush()
+
+
+@contextlib.contextmanager
+def _told(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotTrace(f"cannot write {escape(path)}: {reason}", "choose another file") from error
+
+
+def _descriptor(path: str) -> Optional[int]:
+    """The number of our own descriptor that ``path`` names: opening it anew would lose its offset."""
+    match = _DESCRIPTOR_PATH.fullmatch(path)
+    if match:
+        return int(match[1] or match[2])
+    return _OWN_DESCRIPTORS.get(path)
+
+
+def _is_special(path: str) -> bool:
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _place(path: str) -> Path:
+    """The file to replace.  A link is followed by the kernel, under its rules for links in /tmp
+    (proc(5), protected_symlinks), and only where there is a file that we may write."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if not path:
+            raise
+        return Path(path)
+    try:
+        return Path(f"/proc/self/fd/{descriptor}").readlink()
+    finally:
+        os.close(descriptor)
+
+
+def _create_beside(place: Path) -> tuple[int, Path]:
+    temporary = place.parent / f".{place.name[:100]}.{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(temporary, flags, _NEW_FILE_MODE), temporary
+
+
+def _replace(place: Path, data: bytes) -> None:
+    descriptor, temporary = _create_beside(place)
+    try:
+        try:
+            _keep_mode_and_owner(place, descriptor)
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(place)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _keep_mode_and_owner(place: Path, descriptor: int) -> None:
+    try:
+        before = place.stat()
+    except FileNotFoundError:
+        return
+    with contextlib.suppress(PermissionError):
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pty
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from ebpftrace.model import Memory
+from ebpftrace.report.live import LiveState, LiveView, panel
+
+STATE = LiveState(
+    comm="app_server",
+    pid=31108,
+    elapsed=12.0,
+    remaining=17.6,
+    made=1204,
+    removed=1190,
+    outstanding=14,
+    outstanding_bytes=14 * 10489856,
+    orphaned=3,
+    orphaned_bytes=3 * 10489856,
+    memory=Memory(1 << 30, (1 << 30) + 10489856, 1 << 20, 1 << 20),
+    lost=0,
+)
+
+
+def shown(state: LiveState) -> str:
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(panel(state))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def through_terminal(states: list[LiveState]) -> str:
+    """What a terminal gets while the view shows these states."""
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as stream:
+        with LiveView(stream, color=False) as view:
+            for state in states:
+                view.update([state])
+        stream.flush()
+        got = os.read(leader, 1 << 16)
+    os.close(leader)
+    return got.decode()
+
+
+def test_panel_has_every_figure() -> None:
+    text = shown(STATE)
+    assert "app_server (PID 31108), 18.0 s left" in text
+    assert "VIRT 1.0 GiB (+10244 KiB), RSS 1024 KiB (+0)" in text
+    assert "1,204 made, 1,190 removed, 14 outstanding (140.1 MiB)" in text
+    assert "3 mappings (30732 KiB) of exited threads" in text
+    assert "LOST" not in text
+
+
+def test_panel_tells_losses_and_open_end() -> None:
+    text = shown(replace(STATE, remaining=None, lost=7))
+    assert "12.0 s so far, Ctrl-C ends it" in text
+    assert "LOST" in text
+    assert "7 events and mappings" in text
+
+
+def test_terminal_sees_the_figures_change_and_gets_its_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    got = through_terminal([STATE, replace(STATE, comm="evil\x1b]0;x\x07", made=9999)])
+    assert "1,204 made" in got
+    assert "9,999 made" in got
+    assert "\x1b]0" not in got
+    assert r"evil\x1b]0;x\x07" in got
+    assert got.rindex("\x1b[?25h") > got.rindex("\x1b[?25l")
+
+
+def test_dumb_terminal_and_pipe_get_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    with LiveView(stream, color=True) as view:
+        view.update([STATE])
+    assert stream.getvalue() == ""
+    monkeypatch.setenv("TERM", "dumb")
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as terminal:
+        with LiveView(terminal, color=True) as view:
+            view.update([STATE])
+        terminal.write("end")
+        terminal.flush()
+        assert os.read(leader, 100) == b"end"
+    os.close(leader)
+
+
+def test_terminal_that_goes_away_does_not_end_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    leader, follower = pty.openpty()
+    stream = os.fdopen(follower, "w")
+    with LiveView(stream, color=False) as view:
+        view.update([STATE])
+        os.close(leader)
+        view.update([STATE])
+        view.update([replace(STATE, made=1)])
+    with contextlib.suppress(OSError):
+        stream.close()

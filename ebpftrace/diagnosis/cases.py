@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from ebpftrace.diagnosis.evidence import Evidence
 from ebpftrace.diagnosis.origin import Libc, Origin, libc_of, stack_origin
@@ -27,8 +27,7 @@ from ebpftrace.report.text import plural
 _NEAR_TOP = 4
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One orphan with all that is known of it."""
 
     orphan: Orphan
@@ -183,7 +182,7 @@ class _Builder:
         else:
             earlier = self._earlier.get(older.booked.descriptor)
             before_attach = owner is None and earlier is not None and earlier.exited
-        outstanding = Outstanding(mapping, owner, OwnedBy.RUNS_ON_IT if owner else None, None, run)
+        outstanding = Outstanding(mapping, owner, OwnedBy.RUNS_ON_IT, None, run)
         exited_at = owner.exited_at if owner is not None else None
         return self._case(outstanding, older.booked, exited_at, before_attach)
 
@@ -217,13 +216,12 @@ class _Builder:
         mapping = outstanding.mapping
         place, stack = self._sites.place(outstanding)
         mapped_from = self._sites.stack(mapping.site)
-        cached = any(True for piece in mapping.pieces for _ in self._cache.overlapping(piece))
         return Case(
             orphan=Orphan(outstanding, self._residency.rss(mapping), self._residency.guard(mapping)),
             booked=booked,
             exited_at=exited_at,
             before_attach=before_attach,
-            cached=cached and booked is None,
+            cached=booked is None and self._cache.touches(mapping.pieces),
             occupant=self._occupants.first_in(mapping.pieces) or "",
             origin=_origin(outstanding, booked, mapped_from, self._libc, self._evidence.tgid),
             place=("booked",) if booked is not None and place[0] == "shape" else place,

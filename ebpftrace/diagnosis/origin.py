@@ -9,7 +9,7 @@ from typing import Optional
 
 from ebpftrace.diagnosis.flags import MAP_STACK, PRIVATE_ANONYMOUS, has_all
 from ebpftrace.ledger.owners import UNKNOWN_TGID
-from ebpftrace.model import Books, BooksState, Frame, Outstanding, OwnedBy, Stack, Vma
+from ebpftrace.model import Books, BooksState, Frame, Outstanding, OwnedBy, Stack, StackSource, Vma
 
 _MMAP_NAMES = frozenset({"mmap", "mmap64", "__mmap", "__mmap64", "__GI___mmap", "__GI___mmap64", "syscall"})
 _THREAD_MAKERS = ("allocate_stack", "pthread_create", "__pthread_create", "thrd_create")
@@ -89,7 +89,9 @@ def _origin_by_frames(stack: Stack) -> Origin:
     callers = [frame for frame in stack.frames if frame.function not in _MMAP_NAMES][:_DEPTH_IN_LIBC]
     if any(frame.function and frame.function.startswith(_THREAD_MAKERS) for frame in callers):
         return Origin.LIBC
-    return Origin.APPLICATION if callers and callers[0].function else Origin.UNKNOWN
+    # A walk by frame pointers often misses the direct caller of mmap, so it can't show who that is not.
+    exact = stack.source in (StackSource.COPIED, StackSource.SIGNATURE)
+    return Origin.APPLICATION if exact and callers and callers[0].function else Origin.UNKNOWN
 
 
 def fills_mapping(outstanding: Outstanding) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import NS
-from ebpftrace.diagnosis.origin import allocator_of, creator_frame, loaded_allocator
+from ebpftrace.diagnosis.origin import allocator_of, creator_frame
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.model import OwnedBy, Verdict
 from ebpftrace.report.text import duration, plural
@@ -38,7 +38,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
         why = f"{mappings} of threads that exited, no steady growth over {window}: kept, maybe handed over"
         return Judgement(False, (why,), "trace longer: a leak will show as growth")
     growth = f"{mappings} of threads that exited; more were left all through {window}, old ones stay"
-    loaded = None if first.stack.frames else loaded_allocator(context.evidence.vmas)
+    loaded = None if first.stack.frames else context.allocator
     if loaded is not None:
         doubt = f"no stack tells whether {loaded} mapped them for the whole process: not called a leak"
         return Judgement(False, (growth, doubt), "look with the allocator's own statistics")

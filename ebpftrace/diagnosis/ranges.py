@@ -33,6 +33,10 @@ class RangeIndex(Generic[T]):
                 yield self._entries[position]
             position += 1
 
+    def touches(self, pieces: Iterable[Interval]) -> bool:
+        """Whether any entry shares a byte with one of ``pieces``."""
+        return bool(self._entries) and any(True for piece in pieces for _ in self.overlapping(piece))
+
 
 class PointIndex:
     """Addresses with a name each, such as stack pointers of live tasks."""
@@ -42,7 +46,7 @@ class PointIndex:
 
     def first_in(self, pieces: Sequence[Interval]) -> Optional[str]:
         """The name of the lowest point inside one of ``pieces``."""
-        for piece in pieces:
+        for piece in pieces if self._points else ():
             position = bisect_left(self._points, (piece.start, ""))
             if position < len(self._points) and self._points[position][0] < piece.end:
                 return self._points[position][1]

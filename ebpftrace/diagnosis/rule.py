@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Optional
 
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import Evidence
@@ -22,6 +22,8 @@ class Context:
     libc: Libc
     overflowing: frozenset[SiteKey] = frozenset()
     """Places that leave more stacks than glibc's cache can hold, and go on."""
+    allocator: Optional[str] = None
+    """An allocator or runtime library that is mapped into the target."""
 
     @property
     def books_read(self) -> bool:

@@ -13,7 +13,7 @@ from ebpftrace.diagnosis.evidence import NS, Diagnosis, Evidence
 from ebpftrace.diagnosis.just_exited import JUST_EXITED
 from ebpftrace.diagnosis.malloc_arena import MALLOC_ARENA
 from ebpftrace.diagnosis.never_joined import NEVER_JOINED
-from ebpftrace.diagnosis.origin import libc_of
+from ebpftrace.diagnosis.origin import libc_of, loaded_allocator
 from ebpftrace.diagnosis.orphaned_mapping import ORPHANED_MAPPING
 from ebpftrace.diagnosis.period import period
 from ebpftrace.diagnosis.rule import Context, Rule
@@ -46,7 +46,7 @@ class _Group:
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Judge every orphan exactly once; findings come leaks first, then by bytes."""
     cases, notes = collect_cases(evidence)
-    context = Context(evidence, libc_of(evidence.books))
+    context = Context(evidence, libc_of(evidence.books), allocator=loaded_allocator(evidence.vmas))
     context = replace(context, overflowing=overflowing_places(cases, context))
     findings = [_finding(group, context) for group in _grouped(cases, context)]
     findings.sort(key=lambda finding: (not finding.leak, -finding.size, finding.verdict.value))
@@ -66,12 +66,19 @@ def _books_note(evidence: Evidence) -> tuple[str, ...]:
 def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
     groups: dict[_GroupKey, list[Case]] = defaultdict(list)
     for case in cases:
-        number = next(number for number, rule in enumerate(RULES) if rule.claims(case, context))
+        number = _first_claim(case, context)
         routine = case.booked.start_routine if case.booked is not None else None
         place = case.place if RULES[number].by_place else None
         split = RULES[number].split(case, context)
         groups[number, bool(case.occupant), case.before_attach, routine, place, split].append(case)
     return [_Group(RULES[key[0]], members, key[1]) for key, members in groups.items()]
+
+
+def _first_claim(case: Case, context: Context) -> int:
+    for number, rule in enumerate(RULES[:-1]):
+        if rule.claims(case, context):
+            return number
+    return len(RULES) - 1
 
 
 def _finding(group: _Group, context: Context) -> Finding:

@@ -13,6 +13,7 @@ from diagnosis_scenes import (
     MUSL,
     NO_LIBC,
     OWN_SITE,
+    OWN_STACK,
     READ,
     REPORT,
     SECOND,
@@ -212,6 +213,13 @@ def test_a_stack_the_application_gave_a_pthread_and_never_frees():
     finding = only(judge([pthread_stack(1, site=OWN_SITE)], books(stack_cache_bytes=0)))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
     assert "take_stack" in finding.advice
+
+
+def test_frame_pointers_do_not_show_who_mapped_a_stack():
+    """They often miss the direct caller of mmap: pthread_create may have been there."""
+    walked = replace(OWN_STACK, source=StackSource.FRAME_POINTER)
+    finding = only(judge([pthread_stack(1, site=OWN_SITE)], READ, stack_of=lambda _: walked))
+    assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
 
 
 def test_a_user_stack_whose_thread_was_never_joined():

@@ -144,7 +144,7 @@ def test_doctor_mounts_nothing() -> None:
 
 
 def test_ordinary_user_is_told_to_become_root() -> None:
-    if shell(f"{NOBODY} test -r pyproject.toml").returncode:
+    if shell(f"{NOBODY} test -r {ROOT}/pyproject.toml").returncode:
         pytest.skip("this checkout is in a place where only root may read")
     told = shell(f"{NOBODY} {DOCTOR}")
     assert told.returncode == 1

@@ -27,7 +27,10 @@ static __always_inline void mark_hard(struct space_t *space, u64 at)
         space->hard_at = at;
 }
 
-/* The thread that mapped a row has one more or one less outstanding. */
+/*
+ * The thread that mapped a row has one more or one less outstanding.  Only rows that end whole and
+ * clean are taken off: of others Python may know remains, and must be able to name their mapper.
+ */
 static __always_inline void count_outstanding(struct thread_t *thread, struct mapping_t *row,
                                               s64 change)
 {
@@ -50,25 +53,37 @@ static __always_inline void count_outstanding(struct thread_t *thread, struct ma
         drop_exited(&key);
 }
 
-/* `gone` is the row that left the ledger with the hole, if one did. */
 static __always_inline void emit_hole(struct thread_t *thread, struct space_t *space, u64 at,
-                                      u64 done_at, u64 start, u64 length, struct mapping_t *gone)
+                                      u64 done_at, u64 start, u64 length)
 {
     struct event_t event = {.kind = EVENT_HOLE,
                             .space = thread->life.space,
                             .tid = thread->life.tid,
-                            .at = at,
-                            .done_at = done_at,
-                            .start = start,
-                            .length = length};
+                            .call = {.at = at, .done_at = done_at, .start = start, .length = length}};
 
-    /* A part of it may have been moved elsewhere, and Python must know whose that is. */
-    if (gone && !is_clean(thread, space, gone))
-        event.row = *gone;
     mark_hard(space, done_at);
     emit(space, &event);
 }
 
+static __always_inline void emit_displaced(struct thread_t *thread, struct space_t *space,
+                                           u64 start, struct mapping_t *row)
+{
+    struct event_t event = {.kind = EVENT_DISPLACED,
+                            .space = thread->life.space,
+                            .tid = row->mapper_tid,
+                            .row = {.since = row->since,
+                                    .made_at = row->made_at,
+                                    .start = start,
+                                    .length = row->length,
+                                    .mapper_born = row->mapper_born,
+                                    .site = row->site,
+                                    .prot = row->prot,
+                                    .flags = row->flags}};
+
+    emit(space, &event);
+}
+
+/* The row counts as its mapper's already. */
 static __always_inline void insert(struct thread_t *thread, struct space_t *space, u64 start,
                                    struct mapping_t *row)
 {
@@ -78,25 +93,17 @@ static __always_inline void insert(struct thread_t *thread, struct space_t *spac
 
     if (error == -EEXIST) {
         /* The memory at `start` was free or replaced, but more of the old row may still stand. */
-        struct event_t event = {.kind = EVENT_DISPLACED,
-                                .space = thread->life.space,
-                                .tid = thread->life.tid,
-                                .at = row->since,
-                                .start = start};
-
         old = find_mapping(key);
         if (old) {
-            event.row = *old;
-            count_outstanding(thread, &event.row, -1);
+            emit_displaced(thread, space, start, old);
             mark_hard(space, row->since - 1);
-            emit(space, &event);
         }
         error = put_mapping(key, row);
     }
-    if (error)
+    if (error) {
         __sync_fetch_and_add(&space->lost_mappings, 1);
-    else
-        count_outstanding(thread, row, 1);
+        count_outstanding(thread, row, -1);
+    }
 }
 
 /* Takes the row at `start` out of the ledger and keeps it with the thread until the call returns. */
@@ -104,18 +111,15 @@ static __always_inline void take(struct thread_t *thread, u64 start, struct mapp
 {
     thread->row = *row;
     thread->has_row = !drop_mapping(key_of(thread->life.space, start));
-    if (thread->has_row)
-        count_outstanding(thread, &thread->row, -1);
 }
 
 /* The call failed and changed nothing: the row comes back, unless a newer one has its place. */
 static __always_inline void restore(struct thread_t *thread, struct space_t *space, u64 start)
 {
-    thread->has_row = 0;
-    if (add_mapping(key_of(thread->life.space, start), &thread->row))
+    if (add_mapping(key_of(thread->life.space, start), &thread->row)) {
         __sync_fetch_and_add(&space->lost_mappings, 1);
-    else
-        count_outstanding(thread, &thread->row, 1);
+        count_outstanding(thread, &thread->row, -1);
+    }
 }
 
 /* mmap rounds a huge mapping to its page size (mm/mmap.c: ksys_mmap_pgoff). */
@@ -157,17 +161,16 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
             count_outstanding(thread, old, -1);
             drop_mapping(key_of(thread->life.space, start));
         } else {
-            emit_hole(thread, space, row.since, row.since - 1, start, row.length, 0);
+            emit_hole(thread, space, row.since, row.since - 1, start, row.length);
         }
     }
+    __sync_fetch_and_add(&thread->life.outstanding, 1);
     insert(thread, space, start, &row);
     if (row.prot & PROT_EXEC) {
         struct event_t event = {.kind = EVENT_CODE,
                                 .space = thread->life.space,
                                 .tid = thread->life.tid,
-                                .at = row.since,
-                                .start = start,
-                                .length = row.length};
+                                .call = {.at = row.since, .start = start, .length = row.length}};
 
         emit(space, &event);
     }
@@ -202,8 +205,13 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
     struct pt_regs storage;
     const struct pt_regs *registers;
 
-    if (!returned && !thread->is_hard && !(thread->has_row && thread->row.is_stack))
+    if (!returned && !thread->is_hard && !thread->has_row)
         return 0;
+    if (!returned && !thread->is_hard) {
+        count_outstanding(thread, &thread->row, -1);
+        if (!thread->row.is_stack)
+            return 0;
+    }
     space = space_at(thread->life.space);
     if (!space)
         return 0;
@@ -215,9 +223,12 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
     }
     if (thread->has_row && thread->row.is_stack)
         drop_run(key_of(thread->life.space, ARGUMENT_1(registers)));
+    /* A part of a row that was not whole may have been moved elsewhere: Python must know whose. */
+    if (thread->has_row && !is_clean(thread, space, &thread->row))
+        emit_displaced(thread, space, ARGUMENT_1(registers), &thread->row);
     if (thread->is_hard)
         emit_hole(thread, space, thread->entered_at, bpf_ktime_get_ns(), ARGUMENT_1(registers),
-                  round_to_pages(ARGUMENT_2(registers)), thread->has_row ? &thread->row : 0);
+                  round_to_pages(ARGUMENT_2(registers)));
     return 0;
 }
 
@@ -267,13 +278,13 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
         struct event_t event = {.kind = EVENT_MOVE,
                                 .space = thread->life.space,
                                 .tid = thread->life.tid,
-                                .flags = ARGUMENT_4(registers),
-                                .at = thread->entered_at,
-                                .done_at = now,
-                                .start = ARGUMENT_1(registers),
-                                .length = round_to_pages(ARGUMENT_2(registers)),
-                                .new_start = returned,
-                                .new_length = new_length};
+                                .call = {.at = thread->entered_at,
+                                         .done_at = now,
+                                         .start = ARGUMENT_1(registers),
+                                         .length = round_to_pages(ARGUMENT_2(registers)),
+                                         .new_start = returned,
+                                         .new_length = new_length,
+                                         .flags = ARGUMENT_4(registers)}};
 
         mark_hard(space, now);
         emit(space, &event);

@@ -99,18 +99,32 @@ struct space_t {
     u64 lost_threads;
 };
 
+/* One size for all kinds, so that Python reads them in bulk (layout.EVENT). */
 struct event_t {
-    u32 kind; /* EVENT_*, defined by the loader from layout.EventKind */
-    u32 space;
-    u32 tid;
-    u32 flags;       /* of mremap */
-    u64 at;          /* enter of the call: what is older is concerned */
-    u64 done_at;     /* exit of the call */
-    u64 start;
-    u64 length;
-    u64 new_start;
-    u64 new_length;
-    struct mapping_t row; /* that left the ledger; length 0: none did */
+    u16 kind; /* EVENT_*, defined by the loader from layout.EventKind */
+    u16 space;
+    u32 tid; /* who made the call; EVENT_DISPLACED: the mapper */
+    union {
+        struct {
+            u64 at;      /* enter of the call: what is older is concerned */
+            u64 done_at; /* exit of the call */
+            u64 start;
+            u64 length;
+            u64 new_start;
+            u64 new_length;
+            u64 flags; /* of mremap */
+        } call;
+        struct {
+            u64 since;
+            u64 made_at;
+            u64 start;
+            u64 length;
+            u64 mapper_born;
+            u64 site;
+            u32 prot;
+            u32 flags;
+        } row; /* EVENT_DISPLACED: it left the ledger, but a part of it may stand */
+    };
 };
 
 /* How often a site's stack was seen and copied. */

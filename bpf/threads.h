@@ -105,14 +105,14 @@ static __always_inline int thread_executed(struct thread_t *thread, u32 tid)
     struct event_t event = {.kind = EVENT_EXEC,
                             .space = thread->life.space,
                             .tid = tid,
-                            .at = bpf_ktime_get_ns()};
+                            .call = {.at = bpf_ktime_get_ns()}};
 
     if (space)
         emit(space, &event);
     if (thread->waits_for_exec) {
         /* The COMMAND begins: from here on this is the traced address space. */
         thread->waits_for_exec = 0;
-        thread->life.born = event.at;
+        thread->life.born = event.call.at;
         return 0;
     }
     return thread_left(thread);

@@ -23,11 +23,7 @@ from ebpftrace.stacks.engine import Engine
 from ebpftrace.watch import Watch
 
 _POLL_SECONDS = 0.1
-"""How long events may wait in the ring buffer; the kernel side does not wake us for each."""
-
-_BUSY_POLL_SECONDS = 0.005
-_BUSY_EVENTS = 5_000
-"""Events in one poll from which on the ring buffer is looked at more often, lest it fill up."""
+"""How long events may wait to be handled; the kernel side does not wake us for each."""
 
 _LEAST_THREADS = 16_384
 _SITES = 16_384
@@ -117,17 +113,15 @@ def _follow(
     began = time.monotonic()
     ends = None if settings.duration is None else began + settings.duration
     next_report = None if settings.interval is None else began + settings.interval
-    handled = 0
     while True:
         living = [watch for watch in watches if watch.ended_by is None]
         if not living:
             return EndedBy.TARGET_EXIT
-        pause = _BUSY_POLL_SECONDS if handled > _BUSY_EVENTS else _POLL_SECONDS
         waits = [moment - time.monotonic() for moment in (ends, next_report) if moment is not None]
         # Not poll(2) on the ring buffers: a wake-up for each event would cost the target.
         readable = [interrupts.fileno(), *(watch.target.fileno() for watch in living)]
-        select.select(readable, [], [], max(0.0, min([pause, *waits])))
-        handled = tracer.poll()
+        select.select(readable, [], [], max(0.0, min([_POLL_SECONDS, *waits])))
+        tracer.poll()
         for watch in living:
             watch.tend(tracer)
         if interrupts.received:

@@ -77,9 +77,7 @@ class Btf:
             position += _TYPE.size
             if kind == _STRUCT and self._string(name) == struct_name:
                 for index in range(count):
-                    member_name, _, bits = _MEMBER.unpack_from(
-                        self._content, position + index * _MEMBER.size
-                    )
+                    member_name, _, bits = _MEMBER.unpack_from(self._content, position + index * _MEMBER.size)
                     if self._string(member_name) == member:
                         return int(bits & 0xFFFFFF if info >> 31 else bits) // 8
             if kind not in _TAILS:

@@ -13,9 +13,7 @@ def code_ranges(vmas: Iterable[Vma]) -> list[Interval]:
     ranges: list[Interval] = []
     for vma in sorted((vma for vma in vmas if "x" in vma.perms), key=lambda vma: vma.start):
         ranges.append(Interval(vma.start, vma.end))
-    gaps = sorted(
-        (later.start - earlier.end, later.start) for earlier, later in zip(ranges, ranges[1:])
-    )
+    gaps = sorted((later.start - earlier.end, later.start) for earlier, later in zip(ranges, ranges[1:]))
     starts = {start for _, start in gaps[len(gaps) - (IMAGES - 1) :]} if len(ranges) > IMAGES else None
     if starts is None:
         return ranges

@@ -6,9 +6,10 @@ The constants reach the C as ``-D`` definitions (``definitions``), so each stand
 from __future__ import annotations
 
 import ctypes
+import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Optional
+from typing import NamedTuple, Optional
 
 NAME_BYTES = 16
 CALLS = ("mmap", "munmap", "mremap", "brk", "clone", "thread_exit")
@@ -134,22 +135,39 @@ class SpaceT(ctypes.Structure):
     )
 
 
-class EventT(ctypes.Structure):
-    """``struct event_t``: what a start match could not settle."""
+class CallEvent(NamedTuple):
+    """``struct event_t`` of every kind but DISPLACED."""
 
-    _fields_ = (
-        ("kind", _u32),
-        ("space", _u32),
-        ("tid", _u32),
-        ("flags", _u32),
-        ("at", _u64),
-        ("done_at", _u64),
-        ("start", _u64),
-        ("length", _u64),
-        ("new_start", _u64),
-        ("new_length", _u64),
-        ("row", MappingT),
-    )
+    kind: int
+    space: int
+    tid: int
+    at: int
+    done_at: int
+    start: int
+    length: int
+    new_start: int
+    new_length: int
+    flags: int
+
+
+class RowEvent(NamedTuple):
+    """``struct event_t`` of kind DISPLACED."""
+
+    kind: int
+    space: int
+    tid: int
+    since: int
+    made_at: int
+    start: int
+    length: int
+    mapper_born: int
+    site: int
+    prot: int
+    flags: int
+
+
+CALL_EVENT = struct.Struct("=HHI7Q")
+ROW_EVENT = struct.Struct("=HHI6QII")
 
 
 class SiteT(ctypes.Structure):
@@ -158,19 +176,20 @@ class SiteT(ctypes.Structure):
     _fields_ = (("seen", _u64), ("copies", _u64), ("copied_at", _u64), ("brk_growth", _s64))
 
 
-class CopyHeadT(ctypes.Structure):
+class CopyHead(NamedTuple):
     """``struct copy_t`` up to its registers, which follow with the size of ``struct pt_regs``."""
 
-    _fields_ = (
-        ("site", _u64),
-        ("at", _u64),
-        ("tid", _u32),
-        ("space", _u32),
-        ("call", _u32),
-        ("size", _u32),
-        ("is_cut", _u32),
-        ("reserved", _u32),
-    )
+    site: int
+    at: int
+    tid: int
+    space: int
+    call: int
+    size: int
+    is_cut: int
+    reserved: int
+
+
+COPY_HEAD = struct.Struct("=QQ6I")
 
 
 @dataclass(frozen=True)
@@ -195,8 +214,8 @@ class Sizes:
     threads: int
     runs: int
     sites: int
-    event_pages: int = 1024
-    """Ring buffer of events, in pages; a power of two."""
+    event_pages: int = 2048
+    """Ring buffer of events, in pages; a power of two.  80 bytes an event."""
     copy_pages: int = 1024
     """Ring buffer of stack copies, in pages; a power of two."""
     stack_bytes: int = 16384

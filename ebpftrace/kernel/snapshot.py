@@ -53,7 +53,18 @@ def read_snapshots(fds: Mapping[str, int], spaces: int, skipped_runs: int) -> di
         mapper = names.get(identity)
         if mapper is None:
             mapper = names[identity] = ThreadId(*identity)
-        rows[address >> SPACE_SHIFT].append(make_row(address & _ADDRESS_MASK, row, mapper))
+        rows[address >> SPACE_SHIFT].append(
+            Row(
+                start=address & _ADDRESS_MASK,
+                length=row.length,
+                since=row.since,
+                made_at=row.made_at,
+                mapper=mapper,
+                prot=row.prot,
+                flags=row.flags,
+                site=row.site,
+            )
+        )
     for space, snapshot in found.items():
         snapshot.rows = rows[space]
         record = SpaceT()
@@ -66,11 +77,6 @@ def read_snapshots(fds: Mapping[str, int], spaces: int, skipped_runs: int) -> di
                 threads=record.lost_threads,
             )
     return found
-
-
-def make_row(start: int, row: MappingT, mapper: ThreadId) -> Row:
-    """Return the model's row of a kernel row."""
-    return Row(start, row.length, row.since, row.made_at, mapper, row.prot, row.flags, row.site)
 
 
 def decode_name(raw: bytes) -> str:

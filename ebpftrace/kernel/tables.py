@@ -81,7 +81,8 @@ def lookup(fd: int, key: Data, leaf: ctypes.Structure) -> bool:
     """Read one entry into ``leaf``; False where there is none."""
     try:
         _bpf(
-            _LOOKUP_ELEM, _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf))
+            _LOOKUP_ELEM,
+            _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf)),
         )
     except OSError as error:
         if error.errno == errno.ENOENT:
@@ -151,4 +152,6 @@ def _entries_one_by_one(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> 
         previous, key = key, key_type()
         if lookup(fd, previous, leaf):
             yield previous, leaf
-        attributes = _ElementAttributes(map_fd=fd, key=ctypes.addressof(previous), value=ctypes.addressof(key))
+        attributes = _ElementAttributes(
+            map_fd=fd, key=ctypes.addressof(previous), value=ctypes.addressof(key)
+        )

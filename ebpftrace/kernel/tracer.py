@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Union
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import tables
 from ebpftrace.kernel.images import code_ranges
 from ebpftrace.kernel.layout import (
+    CALL_EVENT,
+    COPY_HEAD,
     MAX_SPACES,
     NAME_BYTES,
     REGISTER_BYTES,
+    ROW_EVENT,
     SPACE_SHIFT,
-    CopyHeadT,
+    CallEvent,
+    CopyHead,
     EventKind,
-    EventT,
     LifeT,
     RangeT,
+    RowEvent,
     Sizes,
     SpaceT,
     ThreadT,
@@ -34,15 +39,15 @@ from ebpftrace.kernel.layout import (
 )
 from ebpftrace.kernel.loader import load
 from ebpftrace.kernel.losses import skipped_runs
-from ebpftrace.kernel.snapshot import Snapshot, make_row, read_snapshots
+from ebpftrace.kernel.ringbuf import Drainer, RingBuffer, record_size, records
+from ebpftrace.kernel.snapshot import Snapshot, read_snapshots
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
-from ebpftrace.model import Interval, ThreadId, Vma
+from ebpftrace.model import Interval, Row, ThreadId, Vma
 from ebpftrace.process.tasks import Task
 
-_MOST_EVENTS_A_POLL = 200_000
-"""A target that makes events faster than they are read must not keep one poll from returning."""
+_MOST_WAITING_BYTES = 64 << 20
+"""Events, and likewise stack copies, that may wait in Python; what comes beyond is lost and counted."""
 
-_STOP_POLLING = -1
 _MREMAP_DONTUNMAP = 4  # include/uapi/linux/mman.h
 _NEVER = (1 << 64) - 1
 _EVERYWHERE = Interval(0, 1 << SPACE_SHIFT)
@@ -97,8 +102,7 @@ class Tracer:
         """Load and attach.  Raises CannotTrace."""
         self._on_event = on_event
         self._on_copy = on_copy
-        self._failure: Optional[BaseException] = None
-        self._handled = 0
+        self._register_bytes = REGISTER_BYTES[platform.machine()]
         self._registered: dict[int, set[ThreadId]] = {}
         self._baseline_at: dict[int, int] = {}
         self._bpf: Any = load(sizes)
@@ -106,8 +110,10 @@ class Tracer:
         self._fds = {name: self._bpf[name].map_fd for name in names}
         self._programs = [function.fd for function in self._bpf.funcs.values()]
         self._skipped_before = skipped_runs(self._programs)
-        self._bpf["events"].open_ring_buffer(self._receive(self._event))
-        self._bpf["copies"].open_ring_buffer(self._receive(self._copy))
+        page = os.sysconf("SC_PAGE_SIZE")
+        self._events = RingBuffer(self._bpf["events"].map_fd, sizes.event_pages * page, _MOST_WAITING_BYTES)
+        self._copies = RingBuffer(self._bpf["copies"].map_fd, sizes.copy_pages * page, _MOST_WAITING_BYTES)
+        self._drainer = Drainer([self._events, self._copies])
 
     def __enter__(self) -> Tracer:
         return self
@@ -118,6 +124,9 @@ class Tracer:
     def close(self) -> None:
         """Detach and free everything; a second call does nothing."""
         if self._bpf is not None:
+            self._drainer.stop()
+            self._events.close()
+            self._copies.close()
             self._bpf.cleanup()
             self._bpf = None
 
@@ -175,22 +184,21 @@ class Tracer:
         with contextlib.suppress(KeyError):
             del self._bpf["threads"][ctypes.c_uint32(tid)]
 
-    def poll(self) -> int:
-        """Handle the events that have come, and return how many; does not wait.
-
-        Raises whatever ``on_event`` or ``on_copy`` raised.
-        """
-        self._handled = 0
-        self._bpf.ring_buffer_consume()
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-        return self._handled
+    def poll(self) -> None:
+        """Handle all events and copies that have come; does not wait."""
+        self._drainer.drain()
+        for piece in self._events.take():
+            for record in records(piece):
+                self._event(record)
+        for piece in self._copies.take():
+            for record in records(piece):
+                self._copy(record)
 
     def read(self) -> dict[int, Snapshot]:
         """Read the ledger of every address space.  Poll afterwards: its events then cover the rows."""
-        skipped = skipped_runs(self._programs) - self._skipped_before
-        return read_snapshots(self._fds, len(self._registered), skipped)
+        lost = skipped_runs(self._programs) - self._skipped_before
+        lost += self._events.dropped // record_size(CALL_EVENT.size)
+        return read_snapshots(self._fds, len(self._registered), lost)
 
     def _new_space(self, record: SpaceT) -> int:
         space = len(self._registered)
@@ -216,59 +224,42 @@ class Tracer:
             return False
         return True
 
-    def _receive(self, handle: Callable[[int], None]) -> Callable[[Any, int, int], int]:
-        """A ring buffer callback: exceptions can't cross ctypes, so they wait for poll()."""
-
-        def receive(_: Any, address: int, __: int) -> int:
-            if self._failure is not None:
-                return _STOP_POLLING
-            try:
-                handle(address)
-            except BaseException as failure:
-                self._failure = failure
-                return _STOP_POLLING
-            self._handled += 1
-            return _STOP_POLLING if self._handled >= _MOST_EVENTS_A_POLL else 0
-
-        return receive
-
-    def _event(self, address: int) -> None:
-        record = EventT.from_address(address)
-        if record.row.length:
-            mapper = ThreadId(record.row.mapper_tid, record.row.mapper_born)
-            self._on_event(record.space, Displaced(make_row(record.start, record.row, mapper)))
+    def _event(self, record: memoryview) -> None:
+        call = CallEvent(*CALL_EVENT.unpack(record))
         event: KernelEvent
-        if record.kind == EventKind.DISPLACED:
-            return
-        if record.kind == EventKind.HOLE:
-            event = Hole(Interval(record.start, record.start + record.length), record.at)
-        elif record.kind == EventKind.MOVE:
-            event = Move(
-                old=Interval(record.start, record.start + record.length),
-                new=Interval(record.new_start, record.new_start + record.new_length),
-                at=record.at,
-                done_at=record.done_at,
-                keeps_old=bool(record.flags & _MREMAP_DONTUNMAP) or not record.length,
+        if call.kind == EventKind.HOLE:
+            event = Hole(Interval(call.start, call.start + call.length), call.at)
+        elif call.kind == EventKind.DISPLACED:
+            row = RowEvent(*ROW_EVENT.unpack(record))
+            mapper = ThreadId(row.tid, row.mapper_born)
+            event = Displaced(
+                Row(row.start, row.length, row.since, row.made_at, mapper, row.prot, row.flags, row.site)
             )
-        elif record.kind == EventKind.EXEC:
-            event = Executed(record.tid, record.at)
+        elif call.kind == EventKind.MOVE:
+            event = Move(
+                old=Interval(call.start, call.start + call.length),
+                new=Interval(call.new_start, call.new_start + call.new_length),
+                at=call.at,
+                done_at=call.done_at,
+                keeps_old=bool(call.flags & _MREMAP_DONTUNMAP) or not call.length,
+            )
+        elif call.kind == EventKind.EXEC:
+            event = Executed(call.tid, call.at)
         else:
-            event = CodeMapped(Interval(record.start, record.start + record.length), record.at)
-        self._on_event(record.space, event)
+            event = CodeMapped(Interval(call.start, call.start + call.length), call.at)
+        self._on_event(call.space, event)
 
-    def _copy(self, address: int) -> None:
-        head = CopyHeadT.from_address(address)
-        registers = address + ctypes.sizeof(CopyHeadT)
-        register_bytes = REGISTER_BYTES[platform.machine()]
-        memory = registers + register_bytes
+    def _copy(self, record: memoryview) -> None:
+        head = CopyHead(*COPY_HEAD.unpack_from(record))
+        memory = COPY_HEAD.size + self._register_bytes
         self._on_copy(
             head.space,
             RawCopy(
                 site=head.site,
                 at=head.at,
                 tid=head.tid,
-                registers=ctypes.string_at(registers, register_bytes),
-                memory=ctypes.string_at(memory, head.size),
+                registers=bytes(record[COPY_HEAD.size : memory]),
+                memory=bytes(record[memory : memory + head.size]),
                 is_cut=bool(head.is_cut),
             ),
         )

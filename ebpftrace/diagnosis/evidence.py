@@ -39,8 +39,8 @@ class Evidence:
     min_age: int = DEFAULT_MIN_AGE
     """An owner that exited more recently than this may still be joined."""
     cores: int = 1
-    arena_limit: int = 8
-    """Arenas glibc's malloc makes at most: MALLOC_ARENA_MAX or 8 x cores (mallopt(3), M_ARENA_MAX)."""
+    arena_limit: Optional[int] = None
+    """MALLOC_ARENA_MAX of the target (mallopt(3), M_ARENA_MAX); None where it has none."""
     stack_of: Callable[[int], Stack] = no_stack_of
     """Site -> stack; NO_STACK for site 0 and for unknown ones."""
     name_of: Callable[[int], Optional[Frame]] = no_name_of

@@ -29,6 +29,8 @@ HEAP_MAX_SIZE = 64 << 20
 
 _MALLOC_FUNCTIONS = frozenset({"shrink_heap", "heap_trim", "new_heap", "alloc_new_heap"})
 _SHRINKING_DEPTH = 3
+_ARENAS_PER_CORE = 8
+"""NARENAS_FROM_NCORES on 64-bit systems (malloc/arena.c)."""
 
 
 def is_heap(mapping: Mapping) -> bool:
@@ -57,11 +59,18 @@ def _claims(case: Case, context: Context) -> bool:
     return (is_heap(case.mapping) and allocator_of(case.stack) is None) or _is_overlay(case)
 
 
+def _limit(context: Context) -> tuple[int, str]:
+    given = context.evidence.arena_limit
+    if given is not None:
+        return given, "MALLOC_ARENA_MAX"
+    cores = context.evidence.cores
+    return _ARENAS_PER_CORE * cores, plural(cores, "core")
+
+
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     heaps = sum(1 for case in cases if is_heap(case.mapping))
-    limit = context.evidence.arena_limit
-    cores = plural(context.evidence.cores, "core")
-    bound = f"malloc makes at most {plural(limit, 'arena')} here ({cores})"
+    limit, source = _limit(context)
+    bound = f"malloc makes at most {plural(limit, 'arena')} here ({source})"
     evidence = [f"{plural(heaps, 'heap')} as glibc's malloc makes them, kept for later threads; {bound}"]
     if heaps > limit:
         evidence.append(

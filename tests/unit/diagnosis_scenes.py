@@ -151,7 +151,6 @@ def evidence(outstanding: list[Outstanding], said: Books = READ, **changes: Any)
         "attached_at": ATTACHED,
         "report_at": REPORT,
         "cores": 2,
-        "arena_limit": 16,
         "stack_of": lambda site: STACKS.get(site, Stack()),
         "name_of": name_of,
     }

@@ -340,6 +340,12 @@ def test_more_heaps_than_arenas_is_a_conflict():
     assert any("conflicting" in line for line in finding.evidence)
 
 
+def test_the_limit_of_the_environment_counts():
+    finding = only(judge([arena(n) for n in range(3)], READ, arena_limit=1))
+    assert "1 arena here (MALLOC_ARENA_MAX)" in finding.evidence[0]
+    assert any("conflicting" in line for line in finding.evidence)
+
+
 def test_a_heap_whose_tail_was_given_back_is_still_one():
     heap = arena(1)
     pieces = (Interval(heap.mapping.start, heap.mapping.start + (1 << 20)),)

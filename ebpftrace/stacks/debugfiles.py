@@ -1,0 +1,91 @@
+"""Separate debug info of a file: by build id or ``.gnu_debuglink``, on the host and in the target's root.
+
+Places as gdb documents them ("Debugging Information in Separate Files").  A file in the target's root
+counts only with the right build id or checksum; nothing is fetched from a network.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import PurePosixPath
+from typing import NamedTuple, Optional
+
+from ebpftrace.stacks.files import StoredFile
+from ebpftrace.stacks.rooted import open_in_root
+
+DEBUG_ROOT = "/usr/lib/debug"
+MAX_CHECKED_BYTES = 2 << 30
+"""Largest debug file whose checksum is computed."""
+_DELETED = " (deleted)"
+
+
+class DebugFile(NamedTuple):
+    """A candidate; the descriptor is the caller's to close."""
+
+    path: str
+    fd: int
+    checked: bool
+    """Its checksum was right; else the reader has to compare build ids."""
+
+
+class _Link(NamedTuple):
+    name: str
+    checksum: int
+
+
+def debug_files(file: StoredFile, roots: Sequence[int]) -> Iterator[DebugFile]:
+    """Candidates for a file's debug info, best first, in each of ``roots`` (directory descriptors)."""
+    build_id = file.headers.build_id
+    link = _debug_link(file)
+    for root in roots:
+        if build_id is not None:
+            digits = build_id.hex()
+            path = f"{DEBUG_ROOT}/.build-id/{digits[:2]}/{digits[2:]}.debug"
+            with suppress(OSError):
+                yield DebugFile(path, open_in_root(root, path), False)
+        if link is not None:
+            for path in _link_paths(file.path, link.name):
+                with suppress(OSError):
+                    fd = open_in_root(root, path)
+                    if os.path.sameopenfile(fd, file.fd) or (
+                        build_id is None and _checksum(fd) != link.checksum
+                    ):
+                        os.close(fd)
+                    else:
+                        yield DebugFile(path, fd, build_id is None)
+
+
+def _link_paths(path: str, name: str) -> list[str]:
+    if path.endswith(_DELETED):
+        path = path[: -len(_DELETED)]
+    directory = PurePosixPath(path).parent
+    if not directory.is_absolute() or ".." in directory.parts:
+        return []
+    return [f"{directory}/{name}", f"{directory}/.debug/{name}", f"{DEBUG_ROOT}{directory}/{name}"]
+
+
+def _debug_link(file: StoredFile) -> Optional[_Link]:
+    section = file.headers.section(".gnu_debuglink")
+    if section is None or not 8 <= section.size <= 4096:
+        return None
+    raw = file.read(section.offset, section.size)
+    end = raw.find(b"\0")
+    name = os.fsdecode(raw[:end])
+    if end <= 0 or "/" in name or len(raw) < 8:
+        return None
+    return _Link(name, int(struct.unpack("<I", raw[-4:])[0]))
+
+
+def _checksum(fd: int) -> Optional[int]:
+    if os.fstat(fd).st_size > MAX_CHECKED_BYTES:
+        return None
+    checksum, at = 0, 0
+    while True:
+        chunk = os.pread(fd, 1 << 20, at)
+        if not chunk:
+            return checksum
+        checksum, at = zlib.crc32(chunk, checksum), at + len(chunk)

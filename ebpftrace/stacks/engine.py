@@ -1,0 +1,302 @@
+"""The tracer's side of the worker: unwinding and names, with its crashes and hangs contained.
+
+A worker that dies or takes too long is replaced.  What it was busy with pays: a file whose debug info
+killed it has no names, code whose stacks killed it repeatedly is not unwound any more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Optional
+
+import ebpftrace
+from ebpftrace.model import Frame
+from ebpftrace.stacks import wire
+from ebpftrace.stacks.copies import Pc, StackCopy, Walk
+from ebpftrace.stacks.debugfiles import debug_files
+from ebpftrace.stacks.files import FileStore, StoredFile
+from ebpftrace.stacks.modules import Layout
+
+START_SECONDS = 20.0
+WALK_SECONDS = 5.0
+LOAD_SECONDS = 60.0
+"""For reading one file: a debug file of 1 GiB takes about ten."""
+MAX_SECONDS_PER_CULPRIT = 120.0
+"""Of all requests about one file, or one process's code, together."""
+MAX_STRIKES = 3
+MAX_RESTARTS = 25
+_MAX_LAYOUTS = 32
+"""At most worker.MAX_UNWINDERS, so that the worker knows what we think it knows."""
+_MAX_NAME = 4096
+
+_BOOT = (
+    "import sys; sys.path[:] = sys.argv[2:]; from ebpftrace.stacks.worker import main; main(int(sys.argv[1]))"
+)
+
+
+class _DiedError(Exception):
+    """The worker crashed, hung or talked nonsense; it has been replaced or given up."""
+
+
+class Engine:
+    """One worker for all targets.  Use as a context manager, or ``close`` it."""
+
+    def __init__(self) -> None:
+        self.files = FileStore()
+        self.crashes = 0
+        """Workers that died or had to be killed."""
+        self.because = ""
+        """Why stacks cannot be unwound here, in one line; empty while they can."""
+        self._process: Optional[subprocess.Popen[bytes]] = None
+        self._sock: Optional[socket.socket] = None
+        self._greeted = False
+        self._known_files: set[int] = set()
+        self._named_files: set[int] = set()
+        self._layouts: OrderedDict[Layout, int] = OrderedDict()
+        self._next_layout = 0
+        self._strikes: Counter[object] = Counter()
+        self._seconds: Counter[object] = Counter()
+        self._frames: dict[tuple[int, Pc], tuple[Frame, ...]] = {}
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the worker without waiting for it; requests start it where this was not called."""
+        if self._process is not None or self.because:
+            return
+        ours, theirs = socket.socketpair()
+        # Isolated (-I) and with our own path: as root, nothing may come from the working directory.
+        package = str(Path(ebpftrace.__file__).resolve().parent.parent)
+        path = [package, *(entry for entry in sys.path if entry and entry != package)]
+        command = [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), *path]
+        try:
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, cwd="/", env={"LC_ALL": "C.UTF-8"},
+            )  # fmt: skip
+        except OSError as error:
+            ours.close()
+            self.because = f"the unwinding worker cannot start: {error.strerror}"
+            return
+        finally:
+            theirs.close()
+        self._sock = ours
+        self._greeted = False
+
+    @property
+    def available(self) -> bool:
+        """Stacks can be unwound here; starts the worker to find out, and waits for it."""
+        self.start()
+        if self._sock is not None and not self._greeted:
+            try:
+                self._greet(self._sock)
+            except _DiedError:
+                return self.available
+        return not self.because
+
+    def _greet(self, sock: socket.socket) -> None:
+        answer = self._exchange(sock, None, b"", None, START_SECONDS)
+        self._greeted = True
+        if "error" in answer:
+            self.because = f"drgn cannot be used: {_text(answer['error'])}"
+            self._stop()
+
+    def walk(self, layout: Layout, copy: StackCopy) -> Optional[Walk]:
+        """Physical frames of a copy; None where it could not be tried at all."""
+        if self._is_given_up(layout):
+            return None
+        request: dict[str, Any] = {"do": "walk"}
+        blob = copy.registers + copy.memory
+        try:
+            for _ in range(2):
+                request["layout"] = self._number(layout)
+                answer = self._ask(layout, request, blob, None, WALK_SECONDS)
+                if "unknown" not in answer:
+                    break
+                self._layouts.pop(layout, None)
+            return _walk(answer)
+        except _DiedError:
+            return None
+
+    def _number(self, layout: Layout) -> int:
+        number = self._layouts.get(layout)
+        if number is not None:
+            self._layouts.move_to_end(layout)
+            return number
+        modules = layout.modules
+        for module in modules:
+            self._hand_over(layout, self.files[module.file])
+        number = self._next_layout
+        self._next_layout += 1
+        request = {
+            "do": "layout", "layout": number, "modules": modules,
+            "executable": [(r.start, r.end) for r in layout.ranges],
+        }  # fmt: skip
+        self._ask(layout, request, b"", None, LOAD_SECONDS)
+        self._layouts[layout] = number
+        if len(self._layouts) > _MAX_LAYOUTS:
+            self._layouts.popitem(last=False)
+        return number
+
+    def names(
+        self, file: int, pcs: Sequence[Pc], debug_roots: Sequence[int] = ()
+    ) -> dict[Pc, tuple[Frame, ...]]:
+        """Frames of addresses in a file (as its program headers count), innermost first.
+
+        Every address gets at least one frame, if only with module and offset.  ``debug_roots`` are
+        directory descriptors below which separate debug info may lie.
+        """
+        stored = self.files[file]
+        wanted = [pc for pc in dict.fromkeys(pcs) if (file, pc) not in self._frames]
+        if wanted:
+            self._frames.update(
+                ((file, pc), found) for pc, found in self._look_up(stored, wanted, debug_roots)
+            )
+        return {pc: self._frames[file, pc] for pc in pcs}
+
+    def _look_up(
+        self, file: StoredFile, pcs: Sequence[Pc], roots: Sequence[int]
+    ) -> list[tuple[Pc, tuple[Frame, ...]]]:
+        found: Sequence[object] = ()
+        with suppress(_DiedError):
+            if not self._is_given_up(file.id):
+                self._load_symbols(file, roots)
+                request = {"do": "names", "file": file.id, "addresses": pcs}
+                names = self._ask(file.id, request, b"", None, LOAD_SECONDS).get("names")
+                found = names if isinstance(names, list) and len(names) == len(pcs) else ()
+        if not found:
+            return [(pc, (Frame(None, module=file.path, offset=pc.address),)) for pc in pcs]
+        return [(pc, _frames(file, pc, names)) for pc, names in zip(pcs, found)]
+
+    def _load_symbols(self, file: StoredFile, roots: Sequence[int]) -> None:
+        if self.available and file.id in self._named_files:
+            return
+        self._hand_over(file.id, file)
+        answer = self._ask(file.id, {"do": "symbols", "file": file.id}, b"", None, LOAD_SECONDS)
+        self._named_files.add(file.id)
+        if not answer.get("wants"):
+            return
+        for candidate in debug_files(file, roots):
+            try:
+                request = {
+                    "do": "debug", "file": file.id, "path": candidate.path, "checked": candidate.checked,
+                }  # fmt: skip
+                answer = self._ask(file.id, request, b"", candidate.fd, LOAD_SECONDS)
+            finally:
+                os.close(candidate.fd)
+            if not answer.get("wants", True):
+                return
+
+    def _hand_over(self, culprit: object, file: StoredFile) -> None:
+        if self.available and file.id not in self._known_files:
+            self._ask(culprit, {"do": "file", "file": file.id, "path": file.path}, b"", file.fd, WALK_SECONDS)
+            self._known_files.add(file.id)
+
+    def _is_given_up(self, culprit: object) -> bool:
+        return (
+            not self.available
+            or self._strikes[culprit] >= MAX_STRIKES
+            or self._seconds[culprit] > MAX_SECONDS_PER_CULPRIT
+        )
+
+    def _ask(
+        self, culprit: object, request: dict[str, Any], blob: bytes, fd: Optional[int], seconds: float
+    ) -> dict[str, Any]:
+        if not self.available or self._sock is None:
+            raise _DiedError
+        begin = time.monotonic()
+        try:
+            return self._exchange(self._sock, request, blob, fd, seconds)
+        except _DiedError:
+            self._strikes[culprit] += 1
+            raise
+        finally:
+            self._seconds[culprit] += time.monotonic() - begin  # type: ignore[assignment]
+
+    def _exchange(
+        self,
+        sock: socket.socket,
+        request: Optional[dict[str, Any]],
+        blob: bytes,
+        fd: Optional[int],
+        seconds: float,
+    ) -> dict[str, Any]:
+        try:
+            sock.settimeout(seconds)
+            if request is not None:
+                wire.send(sock, request, blob, fd)
+            return wire.receive(sock)[0]
+        except (OSError, wire.ClosedError):
+            self._stop()
+            self.crashes += 1
+            if self.crashes > MAX_RESTARTS:
+                self.because = f"the unwinding worker died {self.crashes} times"
+            raise _DiedError from None
+
+    def _stop(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+        self._process = self._sock = None
+        self._known_files.clear()
+        self._named_files.clear()
+        self._layouts.clear()
+
+    def close(self) -> None:
+        """End the worker and close the kept files."""
+        self._stop()
+        self.because = self.because or "closed"
+        self.files.close()
+
+
+def _walk(answer: dict[str, Any]) -> Optional[Walk]:
+    try:
+        pcs = tuple(Pc(int(address), bool(exact)) for address, exact in answer["pcs"])
+        stopped_at = answer["stopped_at"]
+        return Walk(
+            pcs, bool(answer["complete"]), bool(answer["truncated"]), bool(answer["guessed"]),
+            None if stopped_at is None else int(stopped_at),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _frames(file: StoredFile, pc: Pc, names: object) -> tuple[Frame, ...]:
+    frames = []
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, list) and len(name) == 4:
+            function, source, line, inlined = name
+            frames.append(
+                Frame(
+                    _text(function), _text(source), line if isinstance(line, int) else None, file.path,
+                    pc.address, inlined is True,
+                )
+            )  # fmt: skip
+    return tuple(frames) or (Frame(None, module=file.path, offset=pc.address),)
+
+
+def _text(value: object) -> Optional[str]:
+    return value[:_MAX_NAME] if isinstance(value, str) else None

@@ -1,0 +1,120 @@
+"""Names of JIT code from ``/tmp/perf-PID.map``, as V8, OpenJDK agents and CPython (-X perf) write it.
+
+Format: kernel tools/perf/Documentation/jit-interface.txt, lines "START SIZE name" in hex.  The file
+belongs to whoever may write the target's /tmp, so it is opened and read with care.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from bisect import bisect_right
+from collections.abc import Collection
+from contextlib import suppress
+from typing import NamedTuple, Optional
+
+from ebpftrace.stacks.rooted import open_in_root
+
+MAX_BYTES = 64 << 20
+MAX_NAME = 512
+MAX_READINGS = 16
+SECONDS_BETWEEN_READINGS = 2.0
+_LINE = re.compile(rb"^(?:0x)?([0-9a-fA-F]{1,16}) (?:0x)?([0-9a-fA-F]{1,8}) (.+)$", re.MULTILINE)
+
+
+class Region(NamedTuple):
+    """A piece of JIT code: [start, end)."""
+
+    start: int
+    end: int
+    name: str
+
+
+class PerfMap:
+    """The regions of one map file; where they overlap, the one written last is right."""
+
+    def __init__(self, text: bytes) -> None:
+        newest: dict[int, Region] = {}
+        for start_hex, size_hex, name in _LINE.findall(text):
+            start = int(start_hex, 16)
+            region = Region(
+                start, start + int(size_hex, 16), name[:MAX_NAME].decode("utf-8", "surrogateescape")
+            )
+            # The last line for a start wins and counts as written last.
+            newest.pop(start, None)
+            newest[start] = region
+        self._regions = sorted(newest.values())
+        self._starts = [region.start for region in self._regions]
+        self._written = {region.start: at for at, region in enumerate(newest.values())}
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
+    def find(self, address: int) -> Optional[Region]:
+        """The region that holds ``address``, None if there is none."""
+        found: Optional[Region] = None
+        at = bisect_right(self._starts, address) - 1
+        # Old code may still be listed around new; more overlaps than this are not a real map.
+        for region in self._regions[max(at - 15, 0) : at + 1]:
+            if address < region.end and (
+                found is None or self._written[region.start] > self._written[found.start]
+            ):
+                found = region
+        return found
+
+
+class JitNames:
+    """Names of one process's JIT code; reads its map when first asked, and again when it may have grown."""
+
+    def __init__(self, root: int, pid: int, owners: Collection[int]) -> None:
+        """Arguments as in ``read_perf_map``; ``root`` stays the caller's."""
+        self._root, self._pid, self._owners = root, pid, owners
+        self._map: Optional[PerfMap] = None
+        self._readings = 0
+        self._next_reading = 0.0
+        self.note = ""
+        """Why the map was not, or not wholly, read: one line."""
+
+    def find(self, address: int) -> Optional[Region]:
+        """The JIT function at ``address``, None if unknown."""
+        found = self._map.find(address) if self._map is not None else None
+        if found is None and self._readings < MAX_READINGS and time.monotonic() >= self._next_reading:
+            self._map, self.note = read_perf_map(self._root, self._pid, self._owners)
+            self._readings += 1
+            self._next_reading = time.monotonic() + SECONDS_BETWEEN_READINGS
+            found = self._map.find(address) if self._map is not None else None
+        return found
+
+
+def read_perf_map(root: int, pid: int, owners: Collection[int]) -> tuple[Optional[PerfMap], str]:
+    """The map of a process, and one line that says why there is none.
+
+    ``root`` is a descriptor of its root directory, ``pid`` its PID in its own PID namespace, ``owners``
+    the user ids that may own the file (the process's and root's).  A missing file is no reason to
+    speak: the line is empty.
+    """
+    path = f"/tmp/perf-{pid}.map"
+    try:
+        fd = open_in_root(root, path)
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return None, f"perf map {path} not read: {error.strerror}"
+    try:
+        status = os.fstat(fd)
+        if status.st_uid not in owners:
+            return None, f"perf map {path} not read: owned by user {status.st_uid}"
+        text = bytearray()
+        with suppress(OSError):
+            while len(text) < MAX_BYTES:
+                chunk = os.read(fd, min(1 << 20, MAX_BYTES - len(text)))
+                if not chunk:
+                    break
+                text += chunk
+        cut = (
+            f"only the first {MAX_BYTES >> 20} MiB of perf map {path} read" if len(text) == MAX_BYTES else ""
+        )
+        return PerfMap(bytes(text)), cut
+    finally:
+        os.close(fd)

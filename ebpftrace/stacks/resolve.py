@@ -1,0 +1,173 @@
+"""From the copies of one process to stacks with names: the one entry to this room."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Optional
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.model import NO_STACK, Frame, Stack, StackSource
+from ebpftrace.process.procfs import read_small, through_live_task
+from ebpftrace.stacks.copies import Pc, StackCopy, Walk
+from ebpftrace.stacks.engine import Engine
+from ebpftrace.stacks.modules import Layout, ModuleHistory
+from ebpftrace.stacks.perfmap import JitNames
+
+JIT = "[jit]"
+"""Module of frames in executable memory without a file."""
+NOTE_TRUNCATED = "cut where the copy of the stack ends"
+NOTE_GUESSED = "some frames guessed by frame pointers: their code has no unwind tables"
+NOTE_STOPPED = "unwinding stopped early"
+NOTE_UNRELIABLE = "followed frame pointers, which most programs do not keep: callers may be missing or wrong"
+
+
+class StackResolver:
+    """Unwinds and names the stacks of one process, also after it has exited.
+
+    Create it while the process lives and ``refresh`` it when code is mapped or the process execs: files
+    are opened then, and kept.  Raises CannotTrace nowhere: what cannot be known is left out and said in
+    the stack's note.
+    """
+
+    def __init__(self, pid: int, engine: Engine) -> None:
+        self._pid = pid
+        self._engine = engine
+        self._history = ModuleHistory(pid, engine.files)
+        self._handle = _pidfd(pid)
+        self._root = _root(pid)
+        self._own_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._jit = None if self._root is None else JitNames(self._root, *_identity(pid))
+        self.refresh()
+
+    def __enter__(self) -> StackResolver:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what belongs to this process; files stay with the engine."""
+        for fd in (self._handle, self._root, self._own_root):
+            if fd is not None:
+                os.close(fd)
+        self._handle = self._root = None
+
+    @property
+    def perf_map_note(self) -> str:
+        """Why the target's perf map could not be used, where it has one; one line, else empty."""
+        return "" if self._jit is None else self._jit.note
+
+    @property
+    def alive(self) -> bool:
+        """The process we were made for still runs (its PID may be another's by now)."""
+        if self._handle is None:
+            return False
+        poll = select.poll()
+        poll.register(self._handle, select.POLLIN)
+        return not poll.poll(0)
+
+    def refresh(self, at: Optional[int] = None) -> bool:
+        """Read which code is mapped, open new files; True if it changed.
+
+        ``at`` (CLOCK_MONOTONIC ns): when the change happened, such as the time of an exec; default now.
+        """
+        return self.alive and self._history.refresh(at)
+
+    def resolve(self, copy: StackCopy) -> Stack:
+        """The named stack of a copy; NO_STACK with a note where unwinding is not possible."""
+        layout = self._history.at(copy.at)
+        walk = self._engine.walk(layout, copy)
+        ended_nowhere = walk is not None and (walk.stopped_at is not None or not walk.pcs)
+        if ended_nowhere and self.alive and self._history.refresh_for_unknown():
+            # A library that was loaded since the last reading, most likely.
+            layout = self._history.at(copy.at)
+            walk = self._engine.walk(layout, copy) or walk
+        if walk is None:
+            return Stack(note=self._engine.because or "unwinding failed on this program's files")
+        return Stack(self._frames(walk.pcs, layout), walk.complete, StackSource.COPIED, _note(walk))
+
+    def name_address(self, address: int, at: Optional[int] = None) -> Optional[Frame]:
+        """The function at the very address (a thread's start routine); None if no code is there."""
+        layout = self._history.at(at)
+        if layout.find(address) is None and self.alive and self._history.refresh_for_unknown():
+            layout = self._history.at(at)
+        if layout.find(address) is None:
+            return None
+        return self._frames([Pc(address, True)], layout)[-1]
+
+    def walk_frame_pointers(self, pcs: Sequence[int], at: Optional[int] = None) -> Stack:
+        """A stack from addresses that the kernel found by frame pointers, innermost first."""
+        if not pcs:
+            return NO_STACK
+        frames = self._frames([Pc(pc, i == 0) for i, pc in enumerate(pcs)], self._history.at(at))
+        return Stack(frames, False, StackSource.FRAME_POINTER, NOTE_UNRELIABLE)
+
+    def _frames(self, pcs: Sequence[Pc], layout: Layout) -> tuple[Frame, ...]:
+        places = [layout.find(pc.address - (not pc.exact)) for pc in pcs]
+        by_file: dict[int, list[Pc]] = {}
+        for pc, place in zip(pcs, places):
+            if place is not None and place.file is not None:
+                by_file.setdefault(place.file, []).append(Pc(pc.address - place.bias, pc.exact))
+        roots = [root for root in (self._root, self._own_root) if root is not None]
+        named = {file: self._engine.names(file, inside, roots) for file, inside in by_file.items()}
+        frames: list[Frame] = []
+        for pc, place in zip(pcs, places):
+            if place is None:
+                frames.append(Frame(None, offset=pc.address))
+            elif place.file is not None:
+                frames += named[place.file][Pc(pc.address - place.bias, pc.exact)]
+            elif place.path:
+                frames.append(Frame(None, module=place.path, offset=pc.address - place.bias))
+            else:
+                frames.append(self._jit_frame(pc))
+        return tuple(frames)
+
+    def _jit_frame(self, pc: Pc) -> Frame:
+        region = self._jit.find(pc.address - (not pc.exact)) if self._jit is not None else None
+        return Frame(None if region is None else region.name, module=JIT, offset=pc.address)
+
+
+def _note(walk: Walk) -> str:
+    notes = []
+    if walk.truncated:
+        notes.append(NOTE_TRUNCATED)
+    elif not walk.complete:
+        notes.append(NOTE_STOPPED)
+    if walk.guessed:
+        notes.append(NOTE_GUESSED)
+    return "; ".join(notes)
+
+
+def _pidfd(pid: int) -> Optional[int]:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _root(pid: int) -> Optional[int]:
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    with suppress(CannotTrace, OSError):
+        return through_live_task(pid, "root directory", lambda tid: os.open(f"/proc/{tid}/root", flags))
+    return None
+
+
+def _identity(pid: int) -> tuple[int, frozenset[int]]:
+    """The PID of a process in its own PID namespace, and the users that may own its perf map (proc(5))."""
+    inner, owners = pid, {0}
+    with suppress(OSError, ValueError, IndexError):
+        for line in read_small(f"/proc/{pid}/status").splitlines():
+            if line.startswith(b"NSpid:"):
+                inner = int(line.split()[-1])
+            elif line.startswith(b"Uid:"):
+                owners.update(int(word) for word in line.split()[1:])
+    return inner, frozenset(owners)

@@ -1,0 +1,112 @@
+"""Tier 2: names of code addresses, by debug info and symbol tables (drgn).
+
+Runs in the worker process.  One program serves all targets: each distinct file is in it once, at a
+made-up address, so its debug info is indexed once and names are cached by file and file address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple, Optional
+
+import drgn
+
+from ebpftrace.stacks.demangle import demangle, is_mangled
+
+_FIRST_BASE = 1 << 32
+_GAP = 1 << 21
+MAX_INLINED = 64
+"""Inlined frames taken per address; more is not what a compiler makes."""
+MAX_NAME = 1024
+
+
+class Name(NamedTuple):
+    """One function at an address; inlined ones come first."""
+
+    function: Optional[str]
+    file: Optional[str]
+    line: Optional[int]
+    inlined: bool
+
+
+@dataclass
+class _File:
+    module: Any
+    bias: int
+
+
+class Symbolizer:
+    """Names for file addresses of the files given to ``add_file``."""
+
+    def __init__(self) -> None:
+        self._program = drgn.Program(drgn.host_platform)
+        # The default would also ask a server on the network (debuginfod).
+        self._program.set_enabled_debug_info_finders([])
+        self._files: dict[int, _File] = {}
+        self._next_base = _FIRST_BASE
+
+    def add_file(self, file: int, path: str, fd: int, start: int, end: int) -> None:
+        """Load a file whose segments span [start, end) of its own addresses; takes ownership of ``fd``.
+
+        Raises what drgn raises on bad data.
+        """
+        base = self._next_base + start % 4096
+        self._next_base += (end - start + 2 * _GAP) // _GAP * _GAP
+        module = self._program.extra_module(path, file, create=True)
+        module.address_range = (base, base + end - start)
+        self._files[file] = _File(module, base - start)
+        module.try_file(path, fd=fd, force=True)
+
+    def wants_debug_file(self, file: int) -> bool:
+        """The file itself has no debug info."""
+        return bool(self._files[file].module.wants_debug_file())
+
+    def add_debug_file(self, file: int, path: str, fd: int, checked: bool) -> None:
+        """Offer a separate debug file; takes ownership of ``fd``.
+
+        drgn takes it only with the same build id, unless the caller ``checked`` that it belongs to the
+        file.  Raises what drgn raises on bad data.
+        """
+        self._files[file].module.try_file(path, fd=fd, force=checked)
+
+    def names(self, file: int, address: int, exact: bool) -> Sequence[Name]:
+        """Functions at a file address, innermost first; empty if nothing is known.
+
+        ``exact`` as in ``copies.Pc``: a return address is looked up inside the call before it.
+        """
+        at = self._files[file].bias + address
+        symbol = self._symbol(at if exact else at - 1)
+        if symbol is None and not exact:
+            # Signal return (__restore_rt) is entered by a pushed address: nothing of it lies before.
+            symbol = self._symbol(at)
+        frames = self._frames(at + 1 if exact else at)
+        if not frames:
+            return [Name(demangle(symbol), None, None, False)] if symbol else []
+        physical = frames[-1]
+        if symbol is not None and (physical.function is None or is_mangled(symbol)):
+            # Debug info says "run" where the symbol says "Pool<int>::run(int)".
+            frames[-1] = physical._replace(function=demangle(symbol)[:MAX_NAME])
+        return frames
+
+    def _symbol(self, address: int) -> Optional[str]:
+        try:
+            name: str = self._program.symbol(address).name
+        except LookupError:
+            return None
+        return name.split("@", 1)[0][: MAX_NAME * 4] or None
+
+    def _frames(self, address: int) -> list[Name]:
+        frames = []
+        for frame in islice(self._program.stack_trace_from_pcs([address]), MAX_INLINED):
+            try:
+                source = frame.source()
+                file, line = source.filename or None, source.line or None
+            except LookupError:
+                file, line = None, None
+            name = frame.function_name
+            if name is None and file is None:
+                continue
+            frames.append(Name(name[:MAX_NAME] if name else None, file, line, frame.is_inline))
+        return frames

@@ -1,0 +1,148 @@
+"""The process that reads targets' ELF files with drgn, on behalf of ``engine``.
+
+ELF and DWARF readers are written in C for honest files.  A hostile file that crashes, hangs or fills
+the memory of one takes this process down, not the tracer: it has no privileges, a memory limit, and
+holds nothing but the files it was handed and the copies it is asked about.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Optional
+
+from ebpftrace.stacks import wire
+from ebpftrace.stacks.copies import REGISTERS_SIZE
+from ebpftrace.stacks.elf import NotElfError, read_headers
+from ebpftrace.stacks.files import reader
+from ebpftrace.stacks.unwind_image import unwind_image
+
+MEMORY_LIMIT = 6 << 30
+"""Address space of the worker, bytes: debug info is mapped, and the largest programs have 3 GiB of it."""
+MAX_UNWINDERS = 32
+_NOBODY = 65534
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+
+
+def main(sock_fd: int) -> None:
+    """Serve requests on a socket until the other side closes it."""
+    sock = socket.socket(fileno=sock_fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        worker = Worker()
+    except Exception as error:  # drgn missing, for a wrong C library, too old: all the same to the user
+        wire.send(sock, {"error": f"{type(error).__name__}: {error}"[:300]})
+        return
+    _confine()
+    wire.send(sock, {})
+    while True:
+        try:
+            request, blob, fd = wire.receive(sock)
+        except wire.ClosedError:
+            return
+        wire.send(sock, worker.handle(request, blob, fd))
+
+
+def _confine() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Without root's rights to begin with there are none to drop.
+    with suppress(PermissionError):
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    # The change of user cleared the death signal (prctl(2)).
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class Worker:
+    """The requests of ``engine``, one method each; what drgn raises becomes an ``error`` in the answer."""
+
+    def __init__(self) -> None:
+        from ebpftrace.stacks import symbols, unwind
+
+        self._unwind = unwind
+        self._symbolizer = symbols.Symbolizer()
+        self._files: dict[int, tuple[str, int]] = {}
+        self._images: dict[int, Optional[bytes]] = {}
+        self._unwinders: OrderedDict[int, unwind.Unwinder] = OrderedDict()
+
+    def handle(self, request: dict[str, Any], blob: bytes, fd: Optional[int]) -> dict[str, Any]:
+        """The answer to one request."""
+        operation: Callable[..., dict[str, Any]] = getattr(self, f"do_{request['do']}")
+        try:
+            return operation(request, blob, fd)
+        except Exception as error:  # drgn raises many types on bad data
+            return {"error": f"{type(error).__name__}: {error}"[:300]}
+
+    def do_file(self, request: dict[str, Any], _: bytes, fd: Optional[int]) -> dict[str, Any]:
+        """Take a file for later use."""
+        if fd is None:
+            return {"error": "no descriptor came"}
+        self._files[request["file"]] = (request["path"], fd)
+        return {}
+
+    def do_layout(self, request: dict[str, Any], _: bytes, __: Optional[int]) -> dict[str, Any]:
+        """Prepare unwinding with one set of loaded files; answers which of them cannot be used."""
+        images, refused = [], []
+        for file, bias in request["modules"]:
+            path, fd = self._files[file]
+            read = reader(fd)
+            try:
+                headers = read_headers(read)
+                if file not in self._images:
+                    self._images[file] = unwind_image(read, headers)
+            except (NotElfError, OSError):
+                self._images[file] = None
+            image = self._images[file]
+            if image is None:
+                refused.append(path)
+            else:
+                name = f"{file}@{bias:x}"
+                images.append(self._unwind.LoadedImage(name, image, bias + headers.start, bias + headers.end))
+        unwinder = self._unwind.Unwinder(images, [tuple(r) for r in request["executable"]])
+        self._unwinders[request["layout"]] = unwinder
+        if len(self._unwinders) > MAX_UNWINDERS:
+            self._unwinders.popitem(last=False)
+        return {"refused": refused + unwinder.refused}
+
+    def do_walk(self, request: dict[str, Any], blob: bytes, _: Optional[int]) -> dict[str, Any]:
+        """Unwind a copy: registers and stack memory."""
+        if request["layout"] not in self._unwinders:
+            return {"unknown": True}
+        self._unwinders.move_to_end(request["layout"])
+        walk = self._unwinders[request["layout"]].walk(blob[:REGISTERS_SIZE], blob[REGISTERS_SIZE:])
+        return {
+            "pcs": walk.pcs, "complete": walk.complete, "truncated": walk.truncated,
+            "guessed": walk.guessed, "stopped_at": walk.stopped_at,
+        }  # fmt: skip
+
+    def do_symbols(self, request: dict[str, Any], _: bytes, __: Optional[int]) -> dict[str, Any]:
+        """Load a file for names; answers whether separate debug info is wanted."""
+        path, fd = self._files[request["file"]]
+        headers = read_headers(reader(fd))
+        self._symbolizer.add_file(request["file"], path, os.dup(fd), headers.start, headers.end)
+        return {"wants": self._symbolizer.wants_debug_file(request["file"])}
+
+    def do_debug(self, request: dict[str, Any], _: bytes, fd: Optional[int]) -> dict[str, Any]:
+        """Offer separate debug info; answers whether more is wanted."""
+        if fd is None:
+            return {"error": "no descriptor came"}
+        self._symbolizer.add_debug_file(request["file"], request["path"], fd, request["checked"])
+        return {"wants": self._symbolizer.wants_debug_file(request["file"])}
+
+    def do_names(self, request: dict[str, Any], _: bytes, __: Optional[int]) -> dict[str, Any]:
+        """Functions at file addresses."""
+        names = [self._symbolizer.names(request["file"], at, exact) for at, exact in request["addresses"]]
+        return {"names": names}

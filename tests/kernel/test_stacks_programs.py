@@ -1,0 +1,263 @@
+"""Whole stacks of small programs, compiled in many ways, against what their sources say."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from stacks_helpers import SYS_CLONE, SYS_CLONE3, SYS_MMAP, TARGETS, catch, compile_target
+
+from ebpftrace.model import Stack, StackSource
+from ebpftrace.stacks.engine import Engine
+from ebpftrace.stacks.resolve import NOTE_TRUNCATED, StackResolver
+
+pytest.importorskip("drgn")
+
+CHAIN = ["leaf", "middle", "outer"]
+OUTERMOST = ["main", "*", "*", "_start"]
+"""glibc 2.34 and newer: __libc_start_call_main, __libc_start_main."""
+EXPECTED = {
+    0: [*CHAIN, *OUTERMOST],
+    1: [*CHAIN, "compare", "...", "sort", *OUTERMOST],
+    2: [*CHAIN, "on_signal", "...", "interrupted", *OUTERMOST],
+    3: [*CHAIN, "thread_main", "...", "*"],
+    6: ["has_inlined", *OUTERMOST],
+}
+"""Physical frames from the caller of mmap outwards; "*" is any one frame, "..." any number."""
+PLUGIN = [*CHAIN, "plugin_inner", "plugin_entry", "in_plugin", *OUTERMOST]
+
+GCC = ["gcc", "-O2", "-fomit-frame-pointer"]
+CLANG = ["clang", "-O2", "-fomit-frame-pointer"]
+BUILDS = {
+    "debug": [*GCC, "-g"],
+    "plain": GCC,
+    "stripped": [*GCC, "-s"],
+    "no-pie": [*GCC, "-no-pie", "-fno-pie"],
+    "static": [*GCC, "-static"],
+    "static-stripped": [*GCC, "-static", "-s"],
+    "static-pie": [*GCC, "-static-pie", "-fPIE"],
+    "gold": [*GCC, "-fuse-ld=gold"],
+    "gold-stripped": [*GCC, "-fuse-ld=gold", "-s"],
+    "compressed-debug": [*GCC, "-g", "-gz"],
+    "split-dwarf": [*GCC, "-g", "-gsplit-dwarf"],
+    "lto": [*GCC, "-g", "-flto"],
+    "dwarf4": [*GCC, "-gdwarf-4"],
+    "size": ["gcc", "-Os", "-fomit-frame-pointer"],
+    "frame-pointers": ["gcc", "-O2", "-fno-omit-frame-pointer"],
+    "clang": [*CLANG, "-g"],
+    "clang-lld": [*CLANG, "-fuse-ld=lld"],
+    "clang-lld-stripped": [*CLANG, "-fuse-ld=lld", "-s"],
+    "large-pages": [*GCC, "-Wl,-z,max-page-size=2097152"],
+    "no-section-headers": GCC,
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plugin") / "plugin.so"
+    return compile_target(out, *GCC, "-shared", "-fPIC", str(TARGETS / "stacks_plugin.c"))
+
+
+def physical(stack: Stack) -> list[str]:
+    """Names of the physical frames; file address where there is no name."""
+    return [
+        f.function or f"{Path(f.module or '?').name}+{f.offset or 0:#x}"
+        for f in stack.frames
+        if not f.inlined
+    ]
+
+
+def matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """``pattern`` as in EXPECTED, for all of ``names`` but the innermost."""
+
+    def rest(n: int, p: int) -> bool:
+        if p == len(pattern):
+            return n == len(names)
+        if pattern[p] == "...":
+            return any(rest(m, p + 1) for m in range(n, len(names) + 1))
+        return n < len(names) and pattern[p] in ("*", names[n]) and rest(n + 1, p + 1)
+
+    return rest(1, 0)
+
+
+def build(name: str, out: Path) -> Path:
+    command = BUILDS[name]
+    if shutil.which(command[0]) is None or ("-fuse-ld=lld" in command and shutil.which("ld.lld") is None):
+        pytest.skip(f"{command[0]} or its linker is not installed")
+    if "-fuse-ld=gold" in command and shutil.which("ld.gold") is None:
+        pytest.skip("ld.gold is not installed")
+    return compile_target(out, *command, str(TARGETS / "stacks_chain.c"), "-pthread", "-ldl")
+
+
+def stacks_of(engine: Engine, command: Sequence[str], **options: object) -> dict[int, Stack]:
+    stacks = {}
+    resolver = None
+    for caught in catch(command, **options):  # type: ignore[arg-type]
+        resolver = resolver or StackResolver(caught.pid, engine)
+        resolver.refresh()
+        stacks.setdefault(caught.site, resolver.resolve(caught.copy))
+    assert resolver is not None
+    resolver.close()
+    return stacks
+
+
+def symbol_starts(binary: Path) -> dict[int, str]:
+    listed = subprocess.run(["nm", str(binary)], check=True, capture_output=True, text=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    return {int(row[0], 16): row[2] for row in rows if len(row) == 3 and row[1] in "tT"}
+
+
+def renamed_by_twin(stack: Stack, twin: Path) -> list[str]:
+    """Names of a stripped program's frames by the symbols of its unstripped twin: same addresses."""
+    starts = symbol_starts(twin)
+    ordered = sorted(starts)
+    names = []
+    for frame in stack.frames:
+        if frame.inlined:
+            continue
+        if frame.function is None and frame.offset is not None and "chain" in (frame.module or ""):
+            names.append(starts[max(start for start in ordered if start < frame.offset)])
+        else:
+            names.append(frame.function or "?")
+    return names
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_build_gives_the_whole_stack(name: str, tmp_path: Path, engine: Engine, plugin: Path) -> None:
+    binary = build(name, tmp_path / "chain")
+    twin = binary
+    if "stripped" in name:
+        BUILDS["twin"] = [word for word in BUILDS[name] if word != "-s"]
+        twin = build("twin", tmp_path / "chain_twin")
+        del BUILDS["twin"]
+    if name == "no-section-headers":
+        raw = bytearray(binary.read_bytes())
+        raw[0x28:0x30], raw[0x3C:0x40] = bytes(8), bytes(4)
+        twin = tmp_path / "chain_twin"
+        shutil.copy(binary, twin)
+        binary.write_bytes(raw)
+    stacks = stacks_of(engine, [str(binary)] if "static" in name else [str(binary), str(plugin)])
+    for site, expected in {**EXPECTED, **({} if "static" in name else {4: PLUGIN})}.items():
+        stack = stacks[site]
+        names = renamed_by_twin(stack, twin) if twin is not binary else physical(stack)
+        assert stack.complete, (site, names, stack.note)
+        assert stack.source is StackSource.COPIED
+        assert stack.note == ""
+        assert matches(names, [*expected[:-1], "*"]), (site, names)
+
+
+@pytest.mark.parametrize("name", ["debug", "static"])
+def test_too_deep_a_stack_is_cut_and_says_so(name: str, tmp_path: Path, engine: Engine) -> None:
+    stack = stacks_of(engine, [str(build(name, tmp_path / "chain"))])[5]
+    names = physical(stack)
+    assert names[1:5] == [*CHAIN, "recursion"]
+    assert set(names[4:]) == {"recursion"}
+    assert len(names) > 100
+    assert not stack.complete
+    assert stack.note == NOTE_TRUNCATED
+
+
+@pytest.mark.parametrize("limit", [64, 256, 512, 1024, 2048, 4096])
+def test_a_short_copy_gives_a_beginning_of_the_stack_and_nothing_wrong(
+    limit: int, tmp_path: Path, engine: Engine
+) -> None:
+    binary = str(build("debug", tmp_path / "chain"))
+    whole = stacks_of(engine, [binary], limit=65536)
+    for site, stack in stacks_of(engine, [binary], limit=limit).items():
+        names, full = physical(stack), physical(whole[site])
+        assert names == full[: len(names)], site
+        assert stack.complete == (names == full)
+        assert stack.complete or stack.note == NOTE_TRUNCATED
+
+
+def test_debug_info_gives_lines_and_inlined_functions(tmp_path: Path, engine: Engine) -> None:
+    stacks = stacks_of(engine, [str(build("debug", tmp_path / "chain"))])
+    lines = (TARGETS / "stacks_chain.c").read_text().splitlines()
+    leaf = next(f for f in stacks[0].frames if f.function == "leaf")
+    assert leaf.file is not None
+    assert leaf.file.endswith("stacks_chain.c")
+    assert "mmap(" in lines[(leaf.line or 0) - 1]
+    inlined = next(f for f in stacks[6].frames if f.function == "inlined")
+    assert inlined.inlined
+    assert "mmap(" in lines[(inlined.line or 0) - 1]
+
+
+def test_the_creator_of_a_thread_is_named(tmp_path: Path, engine: Engine) -> None:
+    calls = (SYS_CLONE, SYS_CLONE3)
+    stacks = stacks_of(engine, [str(build("plain", tmp_path / "chain"))], calls=calls)
+    names = physical(stacks[-1])
+    assert stacks[-1].complete
+    assert any("pthread_create" in name for name in names), names
+    assert names[-4] == "main"
+
+
+def test_a_start_routine_is_named_by_its_address(tmp_path: Path, engine: Engine) -> None:
+    binary = build("no-pie", tmp_path / "chain")
+    address = next(start for start, name in symbol_starts(binary).items() if name == "thread_main")
+    calls = catch([str(binary)])
+    caught = next(calls)
+    with StackResolver(caught.pid, engine) as resolver:
+        frame = resolver.name_address(address)
+        assert frame is not None
+        assert frame.function == "thread_main"
+        assert resolver.name_address(0x10) is None
+    calls.close()
+
+
+def test_cxx_templates_and_threads(tmp_path: Path, engine: Engine) -> None:
+    source = str(TARGETS / "stacks_classes.cpp")
+    binary = compile_target(tmp_path / "classes", "g++", "-O2", "-fomit-frame-pointer", source, "-pthread")
+    stacks = stacks_of(engine, [str(binary)])
+    assert "shop::Pool<int>::grow(int)" in physical(stacks[7])[1]
+    assert "shop::Pool<double>::grow(int)" in physical(stacks[8])[1]
+    assert any("shop::with_lambda()" in name for name in physical(stacks[8]))
+    assert "shop::worker(int)" in physical(stacks[9])
+    assert all(stack.complete for stack in stacks.values())
+
+
+@pytest.mark.parametrize("mangling", ["default", "v0"])
+def test_rust(mangling: str, tmp_path: Path, engine: Engine) -> None:
+    if shutil.which("rustc") is None:
+        pytest.skip("rustc is not installed")
+    options = [] if mangling == "default" else [f"-Csymbol-mangling-version={mangling}"]
+    command = ["rustc", "-O", *options, "--crate-name", "crate_of_stacks", str(TARGETS / "stacks_crate.rs")]
+    try:
+        binary = compile_target(tmp_path / "crate_of_stacks", *command)
+    except subprocess.CalledProcessError:
+        pytest.skip("this rustc has no such option")
+    stacks = stacks_of(engine, [str(binary)])
+    assert physical(stacks[10])[1:4] == [
+        "crate_of_stacks::leaf",
+        "crate_of_stacks::outer",
+        "crate_of_stacks::main",
+    ]
+    assert "grow" in physical(stacks[11])[2]
+    assert all(stack.complete for stack in stacks.values())
+
+
+def test_every_mmap_of_a_real_program(engine: Engine) -> None:
+    """python3 as Debian builds it: stripped, without frame pointers."""
+    program = shutil.which("python3", path="/usr/bin:/bin")
+    if program is None:
+        pytest.skip("no system python3")
+    script = (
+        "import json, threading, sqlite3; t = threading.Thread(target=len, args=('',)); t.start(); t.join()"
+    )
+    resolver = None
+    complete = []
+    for caught in catch([program, "-c", script], calls=(SYS_MMAP,), every=True):
+        resolver = resolver or StackResolver(caught.pid, engine)
+        resolver.refresh()
+        stack = resolver.resolve(caught.copy)
+        complete.append(stack.complete or NOTE_TRUNCATED in stack.note)
+    assert len(complete) > 40
+    assert sum(complete) >= 0.99 * len(complete)

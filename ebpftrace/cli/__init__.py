@@ -10,7 +10,6 @@ import errno
 import importlib
 import os
 import sys
-import traceback
 from typing import Any, Optional
 
 import click
@@ -65,6 +64,8 @@ def _tell(error: Exception) -> int:
         return STATUS_CLOSED_PIPE
     debugging = os.environ.get("EBPFTRACE_DEBUG") == "1"
     if debugging:
+        import traceback
+
         traceback.print_exc()
     if isinstance(error, CannotTrace):
         click.echo(f"ebpftrace: {error}", err=True)

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from ebpftrace.diagnosis.cases import Case
-from ebpftrace.diagnosis.origin import Libc, Origin, creator_frame, fills_mapping, foreign, used_late
+from ebpftrace.diagnosis.origin import (
+    Libc,
+    Origin,
+    creator_frame,
+    fills_mapping,
+    foreign,
+    raw_clone,
+    used_late,
+)
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.stack_cache import cache_limit
 from ebpftrace.model import Verdict
@@ -83,7 +91,7 @@ def _overflow(cases: Sequence[Case], context: Context) -> str:
 def _advice(case: Case, context: Context) -> str:
     creator = creator_frame(case.stack)
     where = f" in {creator.function}" if creator is not None else ""
-    if foreign(case.outstanding, context.evidence.tgid):
+    if raw_clone(case.outstanding, context.evidence.tgid):
         return f"munmap the stack{where} once waitpid has returned for the task cloned on it"
     return f"munmap the stack{where} after the thread was joined, or give it to the next one"
 

@@ -128,9 +128,10 @@ def _exits(cases: Sequence[Case], context: Context) -> list[str]:
     ages = [context.age(case.exited_at) / NS for case in cases if case.exited_at is not None]
     if not ages or min(ages) < 0:
         return []
-    if len(ages) == 1:
-        return [f"the owner exited {duration(ages[0])} before the report"]
-    return [f"the owners exited between {duration(max(ages))} and {duration(min(ages))} before the report"]
+    oldest, youngest = duration(max(ages)), duration(min(ages))
+    owners = "the owner" if len(ages) == 1 else "the owners"
+    when = oldest if oldest == youngest else f"between {oldest} and {youngest}"
+    return [f"{owners} exited {when} before the report"]
 
 
 def _rate(cases: Sequence[Case], context: Context) -> Optional[float]:

@@ -87,11 +87,15 @@ def pthread_stack(
     clone3: bool = True,
     made: Optional[float] = None,
     before_attach: bool = False,
+    top: int = 0x1000,
 ) -> Outstanding:
-    """A stack as glibc maps one, and the thread that clone put on it; by default it exited long ago."""
+    """A stack as glibc maps one, and the thread that clone put on it; by default it exited long ago.
+
+    ``top`` is how far below the end of the mapping clone, not clone3, was told to begin.
+    """
     start = 0x7F0000000000 + number * max(size, STACK_BYTES)
     owner = thread(5000 + number, born, exited, tgid)
-    stack, stack_size = (start, size - 0x1000) if clone3 else (start + size, 0)
+    stack, stack_size = (start, size - 0x1000) if clone3 else (start + size - top, 0)
     run = Run(owner.id, owner.name, stack, stack_size, owner.exited_at, MAIN.id, MAIN.name)
     made_at = at(born if made is None else made) - 50_000
     if before_attach:

@@ -44,7 +44,7 @@ from ebpftrace.model import (
 )
 
 GROWING = [5.0, 15.0, 25.0, 35.0, 45.0, 55.0]
-RAW_CLONE = {"tgid": 6000, "size": 40960, "clone3": False}
+RAW_CLONE = {"tgid": 6000, "size": 40960, "clone3": False, "top": 0}
 
 
 def steadily(count, **changes):
@@ -182,6 +182,15 @@ def test_the_reproducer_is_n_abandoned_stacks():
     assert (finding.verdict, finding.leak, finding.count) == (Verdict.ABANDONED_STACK, True, 7)
     assert finding.size == 7 * 40960
     assert "waitpid" in finding.advice
+
+
+@pytest.mark.parametrize(("tgid", "top"), [(6000, 0x1000), (0, 0)])
+def test_a_raw_clone_is_told_by_its_group_or_by_having_no_descriptor(tgid: int, top: int):
+    """Even if no stack is known, and the group of a short-lived task is not."""
+    finding = only(judge([pthread_stack(1, tgid=tgid, clone3=False, top=top)], READ))
+    assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
+    pthread = pthread_stack(1, tgid=0, clone3=False, top=0x900)
+    assert only(judge([pthread], READ)).verdict is Verdict.STACK_CACHE
 
 
 @pytest.mark.parametrize("said", [READ, ABSENT, MUSL, NO_LIBC])

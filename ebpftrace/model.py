@@ -24,6 +24,7 @@ class Interval(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Bytes."""
         return self.end - self.start
 
 
@@ -52,6 +53,7 @@ class Thread:
 
     @property
     def alive(self) -> bool:
+        """It has not exited, as far as the tracer saw."""
         return self.exited_at is None
 
 
@@ -104,22 +106,26 @@ class Mapping(NamedTuple):
     """Flags of the mmap call; None for a mapping of the baseline."""
     site: int
     since: Optional[int] = None
-    """When it came to lie where it is: ``made_at``, or later after mremap; None where it was before attach."""
+    """When it came to lie where it is: ``made_at``, or later after mremap; None if before attach."""
 
     @property
     def start(self) -> int:
+        """Lowest address that is left."""
         return self.pieces[0].start
 
     @property
     def end(self) -> int:
+        """End of the last piece."""
         return self.pieces[-1].end
 
     @property
     def size(self) -> int:
+        """Bytes that are left."""
         return sum(piece.size for piece in self.pieces)
 
     @property
     def before_attach(self) -> bool:
+        """It is of the baseline."""
         return self.made_at is None
 
 
@@ -142,8 +148,7 @@ class Outstanding:
     """The clone call that put the owner on this stack, where there was one in the window."""
 
 
-@dataclass(frozen=True)
-class Vma:
+class Vma(NamedTuple):
     """One line of ``/proc/PID/maps`` (with the figures of ``smaps`` where they were read)."""
 
     start: int
@@ -162,6 +167,7 @@ class Vma:
 
     @property
     def size(self) -> int:
+        """Bytes."""
         return self.end - self.start
 
 
@@ -194,6 +200,8 @@ class StackSource(Enum):
 
 @dataclass(frozen=True)
 class Stack:
+    """A user stack with names."""
+
     frames: tuple[Frame, ...] = ()
     complete: bool = False
     """The walk reached the outermost frame of the thread."""
@@ -227,6 +235,8 @@ class BookedThread:
 
 
 class BooksState(Enum):
+    """What came of reading glibc's books."""
+
     READ = "read"
     UNSTABLE = "unstable"
     """The lists changed under every reading; what was read is not proof."""
@@ -295,14 +305,17 @@ class Finding:
 
     @property
     def count(self) -> int:
+        """Orphans in it."""
         return len(self.orphans)
 
     @property
     def size(self) -> int:
+        """Bytes of all of them."""
         return sum(orphan.outstanding.mapping.size for orphan in self.orphans)
 
     @property
     def rss(self) -> Optional[int]:
+        """Resident bytes of those whose are known; None where none is."""
         known = [orphan.rss for orphan in self.orphans if orphan.rss is not None]
         return sum(known) if known else None
 
@@ -311,6 +324,8 @@ class Finding:
 
 
 class EndedBy(Enum):
+    """What ended the window."""
+
     DURATION = "duration"
     INTERRUPT = "interrupt"
     TARGET_EXIT = "target-exit"
@@ -346,11 +361,14 @@ class Losses:
 
     @property
     def any(self) -> bool:
+        """Something was lost."""
         return bool(self.events or self.mappings or self.stacks or self.threads)
 
 
 @dataclass(frozen=True)
 class Memory:
+    """Size of the address space at both ends of the window, bytes; None where it could not be read."""
+
     virt_start: Optional[int]
     virt_end: Optional[int]
     rss_start: Optional[int]
@@ -359,6 +377,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class TargetInfo:
+    """Which process was traced."""
+
     pid: int
     comm: str
     exe: str
@@ -386,6 +406,7 @@ class Clock:
     realtime_ns: int
 
     def wall_ns(self, monotonic_ns: int) -> int:
+        """Nanoseconds since the epoch of that moment."""
         return self.realtime_ns + (monotonic_ns - self.monotonic_ns)
 
 

@@ -1,0 +1,97 @@
+"""A map from disjoint address ranges to values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, Optional, TypeVar
+
+from sortedcontainers import SortedDict
+
+V = TypeVar("V")
+
+
+class IntervalMap(Generic[V]):
+    """Disjoint half-open ranges, each with a value.
+
+    Lookups and changes cost O(log n + k), k the number of ranges they touch.  Neighbours with
+    equal values are not joined.  An empty range (``start >= end``) holds nothing and changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._at: SortedDict[int, tuple[int, V]] = SortedDict()
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __iter__(self) -> Iterator[tuple[int, int, V]]:
+        """Yield (start, end, value), ascending; the map must not change meanwhile."""
+        for start, (end, value) in self._at.items():
+            yield start, end, value
+
+    def copy(self) -> IntervalMap[V]:
+        """Return a map of its own with the same values; O(n)."""
+        twin: IntervalMap[V] = IntervalMap()
+        twin._at = SortedDict(self._at)
+        return twin
+
+    def rebuild(self, change: Callable[[V], Optional[V]]) -> None:
+        """Give every range the value ``change`` makes of its own, drop those it makes None of; O(n)."""
+        changed = ((start, end, change(value)) for start, (end, value) in self._at.items())
+        self._at = SortedDict({start: (end, value) for start, end, value in changed if value is not None})
+
+    def at(self, address: int) -> Optional[V]:
+        """Return the value at ``address``, None where there is none."""
+        found = self._whole(address, address + 1)
+        return found[0][2] if found else None
+
+    def overlapping(self, start: int, end: int) -> list[tuple[int, int, V]]:
+        """Return what lies in [start, end), clipped to it, ascending."""
+        return [
+            (max(range_start, start), min(range_end, end), value)
+            for range_start, range_end, value in self._whole(start, end)
+        ]
+
+    def cut(self, start: int, end: int, goes: Callable[[V], bool]) -> list[tuple[int, int, V]]:
+        """Remove from [start, end) every value that ``goes``; return what was removed, ascending."""
+        return [self._cut_one(start, end, *whole) for whole in self._whole(start, end) if goes(whole[2])]
+
+    def fill(self, start: int, end: int, value: V, yields: Callable[[V], bool]) -> None:
+        """Put ``value`` on [start, end), except where a value stands that does not yield."""
+        at = start
+        for whole in self._whole(start, end):
+            range_start, range_end, standing = whole
+            if yields(standing):
+                self._cut_one(start, end, *whole)
+                continue
+            if at < range_start:
+                self._at[at] = (range_start, value)
+            at = range_end
+        if at < end:
+            self._at[at] = (end, value)
+
+    def _whole(self, start: int, end: int) -> list[tuple[int, int, V]]:
+        """Return the ranges that reach into [start, end), whole, ascending."""
+        found: list[tuple[int, int, V]] = []
+        if start >= end:
+            return found
+        for index in range(self._at.bisect_left(end) - 1, -1, -1):
+            range_start, (range_end, value) = self._at.peekitem(index)
+            if range_end <= start:
+                break
+            found.append((range_start, range_end, value))
+        found.reverse()
+        return found
+
+    def _cut_one(
+        self, start: int, end: int, range_start: int, range_end: int, value: V
+    ) -> tuple[int, int, V]:
+        """Remove [start, end) from one range that reaches into it; return what was removed."""
+        if range_start < start:
+            self._at[range_start] = (start, value)
+            range_start = start
+        else:
+            del self._at[range_start]
+        if end < range_end:
+            self._at[end] = (range_end, value)
+            range_end = end
+        return range_start, range_end, value

@@ -1,0 +1,108 @@
+"""The ledger: baseline + kernel rows + events -> outstanding mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Optional, Union
+
+from ebpftrace.ledger.events import Displaced, Event, Hole, Move
+from ebpftrace.ledger.space import BEFORE_ALL, RowKey, Space, row_key
+from ebpftrace.model import Mapping, Row, Vma
+
+Step = tuple[int, Union[Row, Hole, Move]]
+"""One change of the address space: when, as time * KINDS + kind, and what."""
+
+HOLE, LEAVE, INSERT, ARRIVE = range(4)
+KINDS = 4
+
+
+class Ledger:
+    """What the target has mapped, as far as its calls tell; the answer does not depend on arrival order.
+
+    A row that is not among the rows any more was unmapped or moved by a call that touched nothing
+    else, and is forgotten altogether, unless a ``Displaced`` event hands it over.
+
+    **The baseline** counts as older than every event, also older than those of the time while it was
+    read: an munmap that was running then must still remove what was read.  Calls between attaching and
+    the end of that reading are right too as long as the kernel side takes the end of the reading
+    as a hard operation, i.e. sends a ``Hole`` for the munmap of any row made before it.
+    """
+
+    def __init__(self, baseline: Iterable[Vma]) -> None:
+        self._folded = Space(baseline)
+        self._folded_until = BEFORE_ALL
+        self._folded_rows: set[RowKey] = set()
+        self._events: list[Event] = []
+
+    @property
+    def pending(self) -> int:
+        """Number of events that the next ``outstanding`` has to replay; ``compact`` lowers it."""
+        return len(self._events)
+
+    def apply(self, event: Event) -> None:
+        """Take in an event, in any order."""
+        self._events.append(event)
+
+    def compact(self, rows: Iterable[Row], now: int) -> None:
+        """Fold what happened up to ``now`` into a checkpoint, so that memory and work stay bounded.
+
+        ``now`` is a time before the reading of ``rows`` began, and the events sent until that reading
+        ended have been applied.  A ``Hole`` older than ``now`` may still arrive later (an munmap that
+        was under way is told at its exit) and acts as if it had come in time.  A late ``Move`` does so
+        unless something else was mapped at its ``old`` place before ``now``: let ``now`` lie about a
+        second back, and no mremap that was under way then still is.
+        """
+        latest = _one_per_start(rows)
+        now = self._folded_until = max(now, self._folded_until)
+        self._replay(self._folded, latest, now)
+        self._events = [event for event in self._events if _ends_at(event) > now]
+        self._folded_rows = {row_key(row) for row in latest if row.since <= now}
+
+    def outstanding(self, rows: Iterable[Row]) -> list[Mapping]:
+        """Return what is mapped according to the rows and all events so far, by address; changes nothing."""
+        space = self._folded.copy()
+        self._replay(space, _one_per_start(rows), None)
+        return space.mappings()
+
+    def _replay(self, space: Space, rows: list[Row], until: Optional[int]) -> None:
+        displaced = {event.row for event in self._events if isinstance(event, Displaced)}
+        space.settle({row_key(row) for row in rows}, {row_key(row) for row in displaced})
+        steps: list[Step] = [(row.since * KINDS + INSERT, row) for row in self._unfolded({*rows, *displaced})]
+        for event in self._events:
+            if isinstance(event, Hole):
+                steps.append((event.at * KINDS + HOLE, event))
+            elif isinstance(event, Move):
+                steps.append((event.at * KINDS + LEAVE, event))
+                steps.append((event.done_at * KINDS + ARRIVE, event))
+        steps.sort()
+        for when, subject in steps:
+            if until is not None and when // KINDS > until:
+                break
+            if isinstance(subject, Hole):
+                space.dig(*subject.interval, subject.at)
+            elif isinstance(subject, Row):
+                space.insert(subject, subject not in displaced)
+            elif when % KINDS == LEAVE:
+                space.leave(subject)
+            else:
+                space.arrive(subject)
+
+    def _unfolded(self, rows: Iterable[Row]) -> list[Row]:
+        """Return the rows the checkpoint has not seen (of those it has, it knows what is left)."""
+        return [row for row in rows if row_key(row) not in self._folded_rows]
+
+
+def _one_per_start(rows: Iterable[Row]) -> list[Row]:
+    """Return the newest row of each start: a table read while it changes can show a slot twice."""
+    latest: dict[int, Row] = {}
+    for row in rows:
+        if row.start not in latest or latest[row.start].since < row.since:
+            latest[row.start] = row
+    return list(latest.values())
+
+
+def _ends_at(event: Event) -> int:
+    """Return the time of the last step of the event."""
+    if isinstance(event, Displaced):
+        return event.row.since
+    return event.done_at if isinstance(event, Move) else event.at

@@ -1,0 +1,227 @@
+"""A model of an address space, and of what the kernel side records about it.
+
+``Target`` has both: ``pages`` is the truth, page by page; ``rows`` and ``sent`` are what the BPF programs
+would leave behind, by an exact match of the start address and nothing else.  Addresses are page numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Optional
+
+from ebpftrace.ledger.events import Displaced, Event, Hole, Move
+from ebpftrace.model import Interval, Row, ThreadId, Vma
+
+SIZE = 32
+"""Pages of the model's address space."""
+
+
+class Page(NamedTuple):
+    """What a page holds: who mapped it and when; None for the baseline."""
+
+    mapper: Optional[ThreadId]
+    made_at: Optional[int]
+
+
+@dataclass
+class Unmap:
+    """A munmap between its enter and its exit: it has taken effect, but its event is not out."""
+
+    area: Interval
+    entered: int
+    hole: bool
+
+
+@dataclass
+class Remap:
+    """A mremap between its enter and its exit."""
+
+    old: Interval
+    new: Interval
+    entered: int
+    keeps_old: bool
+    fixed: bool
+    row: Optional[Row]
+    """The row that goes along in the kernel; None where Python must finish it."""
+
+
+@dataclass
+class Target:
+    """An address space with a baseline, and the kernel's ledger of it."""
+
+    baseline: list[Interval]
+    now: int = 100
+    pages: dict[int, Page] = field(default_factory=dict)
+    rows: dict[int, Row] = field(default_factory=dict)
+    sent: list[Event] = field(default_factory=list)
+    under_way: list[Unmap | Remap] = field(default_factory=list)
+    hard_at: int = 0
+    moved_at: int = 0
+
+    def __post_init__(self) -> None:
+        for area in self.baseline:
+            self._set(area, Page(None, None))
+        self.hard_at = self.now
+
+    def vmas(self) -> list[Vma]:
+        """Return what /proc/PID/maps shows, each page by itself."""
+        return [Vma(page, page + 1, "rw-p", 0, "00:00", 0, "") for page in sorted(self.pages)]
+
+    def baseline_vmas(self) -> list[Vma]:
+        return [Vma(*area, "rw-p", 0, "00:00", 0, "") for area in self.baseline]
+
+    # --- calls ---------------------------------------------------------------
+
+    def mmap(self, mapper: ThreadId, hint: int, size: int, fixed: bool) -> None:
+        """MAP_FIXED at the hint, or somewhere free (from the hint on, then from the bottom)."""
+        area = Interval(hint, hint + size) if fixed else self._free(hint, size)
+        if area is None or area.end > SIZE or self._busy(area):
+            return
+        at = self._tick()
+        if fixed:
+            self._hole(area, at)
+        self._enter_row(Row(area.start, area.size, at, at, mapper, 3, 0x22, 0))
+        self._set(area, Page(mapper, at))
+
+    def mmap_noreplace(self, mapper: ThreadId, start: int, size: int) -> None:
+        area = Interval(start, start + size)
+        if area.end <= SIZE and not self._busy(area) and not self._mapped(area):
+            at = self._tick()
+            self._enter_row(Row(start, size, at, at, mapper, 3, 0x22, 0))
+            self._set(area, Page(mapper, at))
+
+    def munmap(self, start: int, size: int, fails: bool = False) -> None:
+        """Enter, and take effect; ``finish`` is the exit.  A failing one is over at once."""
+        area = Interval(start, min(start + size, SIZE))
+        if self._busy(area) or not area.size:
+            return
+        at = self._tick()
+        row = self.rows.get(start)
+        if fails:
+            return  # removed and restored: the same rows as before
+        hole = True
+        if row is not None and row.length <= area.size:
+            del self.rows[start]
+            hole = row.length < area.size or row.since < self.hard_at
+            if row.since < self.moved_at:
+                self.sent.append(Displaced(row))
+        if hole:
+            self.hard_at = at
+        self._clear(area)
+        self.under_way.append(Unmap(area, at, hole))
+
+    def mremap(self, start: int, old_size: int, new_size: int, to: Optional[int], keeps_old: bool) -> None:
+        """Enter, and take effect: MREMAP_FIXED at ``to``; else in place where it fits, else moved."""
+        old = Interval(start, start + old_size)
+        new = self._destination(old, new_size, to, keeps_old)
+        source = Interval(start, start + max(old_size, 1))
+        if new is None or self._busy(source) or self._busy(new):
+            return
+        at = self._tick()
+        row = self.rows.get(start)
+        exact = row is not None and row.length == old.size and row.since >= self.hard_at and not keeps_old
+        if exact:
+            del self.rows[start]
+        else:
+            self.hard_at = self.moved_at = at
+        self._remap_pages(old, new, keeps_old)
+        self.under_way.append(Remap(old, new, at, keeps_old, to is not None, row if exact else None))
+
+    def finish(self, index: int) -> None:
+        """Let one of the calls under way return."""
+        if not self.under_way:
+            return
+        call = self.under_way.pop(index % len(self.under_way))
+        at = self._tick()
+        if isinstance(call, Unmap):
+            if call.hole:
+                self._hole(call.area, call.entered)
+        elif call.row is None:
+            self.sent.append(Move(call.old, call.new, call.entered, at, call.keeps_old))
+            self.hard_at = at
+        else:
+            if call.fixed:
+                self._hole(call.new, at)
+            self._enter_row(call.row._replace(start=call.new.start, length=call.new.size, since=at))
+
+    def finish_all(self) -> None:
+        while self.under_way:
+            self.finish(0)
+
+    # --- the kernel's ledger -------------------------------------------------
+
+    def _tick(self) -> int:
+        self.now += 1
+        return self.now
+
+    def _enter_row(self, row: Row) -> None:
+        older = self.rows.get(row.start)
+        if older is not None:
+            self.sent.append(Displaced(older))
+        self.rows[row.start] = row
+
+    def _hole(self, area: Interval, at: int) -> None:
+        self.sent.append(Hole(area, at))
+        self.hard_at = self.now
+
+    # --- the truth -----------------------------------------------------------
+
+    def _set(self, area: Interval, page: Page) -> None:
+        self.pages.update(dict.fromkeys(range(*area), page))
+
+    def _clear(self, area: Interval) -> None:
+        for page in range(*area):
+            self.pages.pop(page, None)
+
+    def _mapped(self, area: Interval) -> bool:
+        return any(page in self.pages for page in range(*area))
+
+    def _busy(self, area: Interval) -> bool:
+        """Say whether a mremap that has not returned is about to hand out a part of the area."""
+        return any(
+            isinstance(call, Remap) and area.start < call.new.end and call.new.start < area.end
+            for call in self.under_way
+        )
+
+    def _free(self, hint: int, size: int) -> Optional[Interval]:
+        for start in (*range(hint, SIZE - size + 1), *range(SIZE - size + 1)):
+            if not self._mapped(Interval(start, start + size)):
+                return Interval(start, start + size)
+        return None
+
+    def _destination(
+        self, old: Interval, new_size: int, to: Optional[int], keeps_old: bool
+    ) -> Optional[Interval]:
+        """Return where mm/mremap.c puts it, None where the call fails or changes nothing."""
+        moves = Interval(old.start, old.start + min(old.size, new_size))
+        gapless = all(page in self.pages for page in range(*moves))
+        if old.end > SIZE or not new_size or old.start not in self.pages:
+            return None
+        if keeps_old and old.size not in (0, new_size):
+            return None
+        if to is not None:
+            new = Interval(to, to + new_size)
+            overlaps = (new.start < old.end and old.start < new.end) or new.start == old.start
+            movable = gapless or new_size == old.size
+            return new if movable and not overlaps and new.end <= SIZE else None
+        if new_size < old.size:
+            return Interval(old.start, old.start + new_size)
+        if not gapless or (new_size == old.size and not keeps_old):
+            return None
+        in_place = Interval(old.start, old.start + new_size)
+        if not keeps_old and in_place.end <= SIZE and not self._mapped(Interval(old.end, in_place.end)):
+            return in_place
+        return self._free(0, new_size)
+
+    def _remap_pages(self, old: Interval, new: Interval, keeps_old: bool) -> None:
+        if not old.size:
+            self._set(new, self.pages[old.start])
+            return
+        last = self.pages[max(page for page in range(*old) if page in self.pages)]
+        moved = {page: self.pages[page] for page in range(*old) if page in self.pages}
+        if not keeps_old:
+            self._clear(old)
+        for page, held in moved.items():
+            if page - old.start < new.size:
+                self.pages[page - old.start + new.start] = held
+        self._set(Interval(new.start + old.size, new.end), last)

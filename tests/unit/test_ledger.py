@@ -1,0 +1,139 @@
+"""The ledger against a page-by-page model of an address space."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from kernel_model import SIZE, Page, Remap, Target
+
+from ebpftrace.ledger.replay import Ledger
+from ebpftrace.model import Interval, Mapping, Row, ThreadId
+
+THREADS = [ThreadId(tid, 1) for tid in (11, 12, 13)]
+
+places = st.integers(0, SIZE - 1)
+sizes = st.integers(1, 8)
+threads = st.sampled_from(THREADS)
+destinations = st.none() | places
+rows = st.integers(0, 20)
+"""Which of the rows there are; the numbers after it: how far a range differs from it at start and end."""
+nearly = st.sampled_from([0, 0, 0, 1, 2, -1])
+
+calls = st.one_of(
+    st.tuples(st.just("mmap"), threads, places, sizes, st.booleans()),
+    st.tuples(st.just("mmap"), threads, st.just(0), sizes, st.just(False)),
+    st.tuples(st.just("mmap_noreplace"), threads, places, sizes),
+    st.tuples(st.just("munmap"), places, sizes),
+    st.tuples(st.just("munmap_row"), rows, nearly, nearly, st.sampled_from([False, False, False, True])),
+    st.tuples(st.just("munmap_row"), rows, st.just(0), st.just(0), st.just(False)),
+    st.tuples(st.just("mremap"), places, st.integers(0, 8), sizes, destinations, st.booleans()),
+    st.tuples(st.just("mremap_row"), rows, nearly, nearly, sizes, destinations, st.booleans()),
+    st.tuples(st.just("mremap_row"), rows, st.just(0), st.just(0), sizes, destinations, st.just(False)),
+    st.tuples(st.just("finish"), st.integers(0, 5)),
+    st.tuples(st.just("finish"), st.integers(0, 5)),
+    st.tuples(st.just("compact"), st.sampled_from([0, 0, 1, 2, 5, 20])),
+    st.tuples(st.just("look")),
+)
+sequences = st.integers(0, 80).flatmap(lambda length: st.lists(calls, min_size=length, max_size=length))
+
+
+def _areas(cuts: list[int]) -> list[Interval]:
+    cuts = sorted(cuts)
+    return [Interval(start, end) for start, end in zip(cuts[::2], cuts[1::2])]
+
+
+baselines = st.lists(places, max_size=8, unique=True).map(_areas)
+
+
+def pages_of(mappings: list[Mapping]) -> dict[int, Page]:
+    pages: dict[int, Page] = {}
+    for mapping in mappings:
+        assert mapping.pieces
+        for before, after in zip(mapping.pieces, mapping.pieces[1:]):
+            assert before.end < after.start
+        for piece in mapping.pieces:
+            assert piece.size > 0
+            for page in range(*piece):
+                assert page not in pages, "two mappings overlap"
+                pages[page] = Page(mapping.mapper, mapping.made_at)
+    return pages
+
+
+class Tracer:
+    """Reads the kernel's table and events as the session does, in a shuffled order."""
+
+    def __init__(self, target: Target, shuffle: random.Random) -> None:
+        self.target = target
+        self.shuffle = shuffle
+        self.ledger = Ledger(target.baseline_vmas())
+        self.read = 0
+
+    def rows(self) -> list[Row]:
+        rows = list(self.target.rows.values())
+        self.shuffle.shuffle(rows)
+        return rows
+
+    def drain(self) -> None:
+        events = self.target.sent[self.read :]
+        self.read = len(self.target.sent)
+        self.shuffle.shuffle(events)
+        for event in events:
+            self.ledger.apply(event)
+
+    def compact(self, lag: int) -> None:
+        rows = self.rows()
+        self.drain()
+        moving = (call.entered for call in self.target.under_way if isinstance(call, Remap))
+        self.ledger.compact(
+            rows, min(self.target.now - lag, *(entered - 1 for entered in moving), sys.maxsize)
+        )
+
+    def pages(self) -> dict[int, Page]:
+        rows = self.rows()
+        self.drain()
+        return pages_of(self.ledger.outstanding(rows))
+
+
+def perform(target: Target, call: tuple[Any, ...]) -> None:
+    name, *arguments = call
+    if name.endswith("_row"):
+        which, head, tail, *arguments = arguments
+        rows = sorted(target.rows.values())
+        if not rows:
+            return
+        row = rows[which % len(rows)]
+        start = max(row.start + head, 0)
+        size = max(row.start + row.length + tail - start, 1)
+        arguments = [start, size, *arguments]
+    getattr(target, name.removesuffix("_row"))(*arguments)
+
+
+@settings(max_examples=600, deadline=None)
+@given(baselines, sequences, st.randoms(use_true_random=False))
+def test_ledger_equals_the_page_model(
+    baseline: list[Interval], sequence: list[tuple[Any, ...]], shuffle: random.Random
+) -> None:
+    target = Target(baseline)
+    folding, waiting = Tracer(target, shuffle), Tracer(target, shuffle)
+    for call in sequence:
+        if call[0] == "compact":
+            folding.compact(call[1])
+        elif call[0] == "look":
+            target.finish_all()
+            assert folding.pages() == target.pages
+        else:
+            perform(target, call)
+    target.finish_all()
+    assert waiting.pages() == target.pages
+    assert folding.pages() == target.pages
+    folding.compact(0)
+    assert folding.ledger.pending == 0
+    assert folding.pages() == target.pages

@@ -1,0 +1,158 @@
+"""Who owns a mapping."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebpftrace.ledger.owners import assign
+from ebpftrace.ledger.totals import totals
+from ebpftrace.model import Interval, Mapping, OwnedBy, Run, Thread, ThreadId
+
+CREATOR = ThreadId(10, 1)
+
+
+def mapping(start: int, end: int, made_at: Optional[int] = 100, since: Optional[int] = None) -> Mapping:
+    mapper = None if made_at is None else CREATOR
+    return Mapping((Interval(start, end),), made_at, mapper, 3, 0x20022, 7, since or made_at)
+
+
+def run(born: int, stack: int, size: int = 0, tid: int = 20, exited_at: Optional[int] = None) -> Run:
+    return Run(ThreadId(tid, born), "worker", stack, size, exited_at, CREATOR, "main")
+
+
+def known(*threads: Thread) -> dict[ThreadId, Thread]:
+    main = Thread(CREATOR, "main", 10)
+    return {thread.id: thread for thread in (main, *threads)}
+
+
+@pytest.mark.parametrize(
+    ("stack", "size", "owns"),
+    [
+        (1000, 64, True),
+        (1999, 1, True),
+        (2000, 64, False),
+        (999, 64, False),
+        (1000, 0, False),
+        (1001, 0, True),
+        (2000, 0, True),
+        (2001, 0, False),
+    ],
+)
+def test_clone3_names_the_lowest_byte_and_clone_the_top(stack: int, size: int, owns: bool) -> None:
+    [owned] = assign([mapping(1000, 2000)], [run(200, stack, size)], known())
+    assert owned.owned_by is (OwnedBy.RUNS_ON_IT if owns else OwnedBy.MAPPED_IT)
+    assert owned.mapper is not None
+    assert owned.mapper.id == CREATOR
+
+
+def test_neighbours_share_a_border_address() -> None:
+    areas = [mapping(1000, 2000), mapping(2000, 3000)]
+    by_clone = assign(areas, [run(200, 2000)], known())
+    assert [owned.owned_by for owned in by_clone] == [OwnedBy.RUNS_ON_IT, OwnedBy.MAPPED_IT]
+    by_clone3 = assign(areas, [run(200, 2000, 500)], known())
+    assert [owned.owned_by for owned in by_clone3] == [OwnedBy.MAPPED_IT, OwnedBy.RUNS_ON_IT]
+
+
+def test_a_cached_stack_that_is_reused_changes_owner() -> None:
+    first, second = run(200, 1100, 800, exited_at=300), run(400, 1100, 800, tid=21, exited_at=500)
+    for runs in ([first, second], [second, first]):
+        [owned] = assign([mapping(1000, 2000)], runs, known())
+        assert owned.run is second
+
+
+def test_a_tid_that_is_reused_is_another_thread() -> None:
+    gone, reused = run(200, 1100, 800, exited_at=300), run(400, 3100, 800)
+    first, second = assign([mapping(1000, 2000), mapping(3000, 4000)], [gone, reused], known())
+    assert first.owner is not None
+    assert second.owner is not None
+    assert (first.owner.alive, second.owner.alive) == (False, True)
+
+
+def test_a_thread_older_than_the_mapping_does_not_own_it() -> None:
+    [owned] = assign([mapping(1000, 2000, made_at=300)], [run(200, 1100, 800)], known())
+    assert owned.owned_by is OwnedBy.MAPPED_IT
+
+
+def test_a_mapping_moved_to_where_a_stack_was_stays_its_mappers() -> None:
+    [owned] = assign([mapping(1000, 2000, made_at=100, since=300)], [run(200, 1100, 800)], known())
+    assert owned.owned_by is OwnedBy.MAPPED_IT
+
+
+def test_a_living_thread_on_a_shared_area_wins_over_a_later_one_that_exited() -> None:
+    living, gone = run(200, 1100, 100), run(300, 1500, 100, tid=21, exited_at=400)
+    [owned] = assign([mapping(1000, 2000)], [living, gone], known())
+    assert owned.run is living
+
+
+def test_baseline_has_an_owner_only_once_a_thread_runs_on_it() -> None:
+    areas = [mapping(1000, 2000, None), mapping(3000, 4000, None)]
+    idle, used = assign(areas, [run(50, 3100, 800)], known())
+    assert (idle.owner, idle.owned_by, idle.mapper) == (None, None, None)
+    assert used.owned_by is OwnedBy.RUNS_ON_IT
+
+
+@pytest.mark.parametrize("told_by", ["run", "thread"])
+def test_an_exit_counts_whichever_source_knows_it(told_by: str) -> None:
+    on_it = run(200, 1100, 800, exited_at=300 if told_by == "run" else None)
+    thread = Thread(on_it.thread, "worker", 10, exited_at=300 if told_by == "thread" else None)
+    [owned] = assign([mapping(1000, 2000)], [on_it], known(thread))
+    assert owned.owner is not None
+    assert owned.owner.exited_at == 300
+
+
+def test_a_mapper_nobody_knows_is_no_owner() -> None:
+    [owned] = assign([mapping(1000, 2000)], [], {})
+    assert (owned.owner, owned.owned_by) == (None, None)
+
+
+def test_a_mapper_known_only_by_its_clone_call() -> None:
+    born = run(50, 9000, 100, exited_at=150)
+    area = mapping(1000, 2000)._replace(mapper=born.thread)
+    [owned] = assign([area], [born], {})
+    assert owned.owner is not None
+    assert (owned.owner.id, owned.owner.exited_at, owned.owned_by) == (born.thread, 150, OwnedBy.MAPPED_IT)
+
+
+areas = st.lists(st.integers(0, 60), unique=True, max_size=12).map(
+    lambda cuts: [
+        mapping(start, end, made_at=50) for start, end in zip(sorted(cuts)[::2], sorted(cuts)[1::2])
+    ]
+)
+some_runs = st.lists(
+    st.tuples(st.integers(40, 60), st.integers(0, 62), st.integers(0, 1), st.none() | st.just(99)),
+    max_size=12,
+)
+
+
+@given(areas, some_runs)
+def test_assign_equals_the_nested_loop(
+    areas: list[Mapping], some_runs: list[tuple[int, int, int, Optional[int]]]
+) -> None:
+    runs = [
+        run(born, stack, size, 100 + tid, gone) for tid, (born, stack, size, gone) in enumerate(some_runs)
+    ]
+    for owned in assign(areas, runs, known()):
+        start, end = owned.mapping.start, owned.mapping.end
+        on_it = [
+            each
+            for each in runs
+            if each.thread.born >= 50
+            and (start <= each.stack < end if each.stack_size else start < each.stack <= end)
+        ]
+        best = max(
+            on_it, key=lambda each: (each.exited_at is None, each.thread.born, each.thread.tid), default=None
+        )
+        assert owned.run is best
+
+
+def test_totals_count_each_owner_most_bytes_first() -> None:
+    areas = [mapping(1000, 2000), mapping(3000, 9000), mapping(9000, 9500), mapping(20000, 90000, None)]
+    found = totals(assign(areas, [run(200, 3100, 800)], known()))
+    assert [(total.thread.id.tid, total.mappings, total.size) for total in found] == [
+        (20, 1, 6000),
+        (10, 2, 1500),
+    ]

@@ -1,0 +1,87 @@
+"""The ledger's special cases, and its answer held against /proc."""
+
+from __future__ import annotations
+
+import pytest
+
+from ebpftrace.ledger.events import Hole, Move
+from ebpftrace.ledger.replay import Ledger
+from ebpftrace.ledger.verify import verify
+from ebpftrace.model import Interval, Mapping, Row, ThreadId, Vma
+
+THREAD = ThreadId(11, 1)
+
+
+def vma(start: int, end: int, path: str = "", perms: str = "rw-p") -> Vma:
+    return Vma(start, end, perms, 0, "00:00", 0, path)
+
+
+def row(start: int, end: int, since: int) -> Row:
+    return Row(start, end - start, since, since, THREAD, 3, 0x22, 5)
+
+
+@pytest.mark.parametrize(
+    "name", ["[heap]", "[stack]", "[stack:12]", "[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"]
+)
+def test_special_areas_are_no_mappings_and_need_no_explanation(name: str) -> None:
+    areas = [vma(10, 20, name), vma(20, 30, "[anon:arena]")]
+    mappings = Ledger(areas).outstanding([])
+    assert [mapping.pieces for mapping in mappings] == [(Interval(20, 30),)]
+    assert verify([], areas, 0).unexplained_bytes == 10
+
+
+def test_guard_and_stack_of_the_baseline_stay_two_mappings() -> None:
+    guard, stack = Ledger([vma(10, 11, perms="---p"), vma(11, 20)]).outstanding([])
+    assert (guard.pieces, stack.pieces) == ((Interval(10, 11),), (Interval(11, 20),))
+    assert stack.before_attach
+    assert (stack.mapper, stack.prot, stack.flags, stack.since) == (None, None, None, None)
+
+
+def test_a_part_that_moved_is_a_mapping_of_its_own_with_the_same_maker() -> None:
+    ledger = Ledger([])
+    ledger.apply(Move(Interval(14, 16), Interval(40, 44), 8, 9, False))
+    rest, moved = ledger.outstanding([row(10, 20, 5)])
+    assert rest.pieces == (Interval(10, 14), Interval(16, 20))
+    assert moved.pieces == (Interval(40, 44),)
+    assert (moved.mapper, moved.made_at, moved.since, moved.site) == (THREAD, 5, 9, 5)
+
+
+def test_what_moved_from_nowhere_known_is_there_and_nobodys() -> None:
+    ledger = Ledger([vma(10, 20, "[vdso]")])
+    ledger.apply(Move(Interval(10, 20), Interval(40, 50), 8, 9, False))
+    [moved] = ledger.outstanding([row(38, 42, 3)])[1:]
+    assert (moved.pieces, moved.mapper, moved.made_at) == ((Interval(40, 50),), None, None)
+
+
+def test_a_late_hole_spares_what_is_newer() -> None:
+    ledger = Ledger([vma(0, 10)])
+    rows = [row(4, 6, 7)]
+    ledger.compact(rows, 8)
+    ledger.apply(Hole(Interval(2, 8), 6))
+    assert [mapping.pieces for mapping in ledger.outstanding(rows)] == [
+        (Interval(0, 2), Interval(8, 10)),
+        (Interval(4, 6),),
+    ]
+
+
+def test_pending_is_what_compact_folds() -> None:
+    ledger = Ledger([])
+    for at in (3, 5, 9):
+        ledger.apply(Hole(Interval(0, 4), at))
+    assert ledger.pending == 3
+    ledger.compact([], 5)
+    assert ledger.pending == 1
+
+
+def test_verify_drops_phantoms_and_counts_both_sides() -> None:
+    mapping = Mapping((Interval(10, 20), Interval(30, 40)), 5, THREAD, 3, 0x22, 5, 5)
+    phantom = Mapping((Interval(60, 64),), 5, THREAD, 3, 0x22, 5, 5)
+    areas = [vma(8, 12, perms="---p"), vma(12, 18), vma(35, 36)]
+    verified = verify([mapping, phantom], areas, 100)
+    assert [left.pieces for left in verified.mappings] == [(Interval(10, 18), Interval(35, 36))]
+    assert (verified.unexplained_bytes, verified.phantom_bytes) == (2, 2 + 9 + 4)
+
+
+def test_verify_keeps_what_came_after_the_reading() -> None:
+    late = Mapping((Interval(10, 20),), 5, THREAD, 3, 0x22, 5, 101)
+    assert verify([late], [vma(12, 14)], 100) == ([late], 0, 0)

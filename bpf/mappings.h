@@ -56,10 +56,11 @@ static __always_inline void count_outstanding(struct thread_t *thread, struct ma
 static __always_inline void emit_hole(struct thread_t *thread, struct space_t *space, u64 at,
                                       u64 done_at, u64 start, u64 length)
 {
-    struct event_t event = {.kind = EVENT_HOLE,
-                            .space = thread->life.space,
-                            .tid = thread->life.tid,
-                            .call = {.at = at, .done_at = done_at, .start = start, .length = length}};
+    struct event_t event = {
+        .kind = EVENT_HOLE,
+        .space = thread->life.space,
+        .tid = thread->life.tid,
+        .call = {.at = at, .done_at = done_at, .start = start, .length = length}};
 
     mark_hard(space, done_at);
     emit(space, &event);

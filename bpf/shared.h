@@ -142,8 +142,8 @@ struct copy_t {
     u32 tid;
     u32 space;
     u32 call;
-    u32 size;       /* bytes in memory[] that were read */
-    u32 is_cut;     /* the copy ended at its size limit, not at the end of the stack */
+    u32 size;   /* bytes in memory[] that were read */
+    u32 is_cut; /* the copy ended at its size limit, not at the end of the stack */
     u32 reserved;
     u64 registers[REGISTER_WORDS];
     u8 memory[STACK_BYTES + PAGE_BYTES];

@@ -26,6 +26,7 @@ class Command:
         program = shutil.which(arguments[0])
         if program is None:
             raise CannotTrace(f"there is no program {arguments[0]!a}", "give its path, or check the spelling")
+        self.program = program
         self._arguments = list(arguments)
         go_read, self._go = os.pipe()
         self._failed, failed_write = os.pipe()

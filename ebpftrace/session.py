@@ -73,8 +73,9 @@ def run(settings: Settings, observer: Observer) -> None:
         command = held.enter_context(Command(settings.command)) if settings.command else None
         pids = [command.pid] if command else settings.pids
         engine = held.enter_context(Engine())
+        program = command.program if command else ""
         watches = [
-            held.enter_context(Watch(held.enter_context(open_target(pid)), engine, settings.min_age))
+            held.enter_context(Watch(held.enter_context(open_target(pid)), engine, settings.min_age, program))
             for pid in pids
         ]
         if not command:
@@ -153,7 +154,7 @@ class _Cost:
 
 
 def _tracer(settings: Settings, watches: Sequence[Watch]) -> Tracer:
-    by_space = {number: watch for number, watch in enumerate(watches)}
+    by_space = dict(enumerate(watches))
 
     def on_event(space: int, event: KernelEvent) -> None:
         by_space[space].handle(event, tracer)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple, Optional
 
 from ebpftrace.diagnosis import Evidence, baseline_verdict, diagnose
@@ -71,7 +72,8 @@ class _Now(NamedTuple):
 class Watch:
     """A traced address space: ``attach``, then events come in by ``handle``, and ``report`` at any time."""
 
-    def __init__(self, target: Target, engine: Engine, min_age: int) -> None:
+    def __init__(self, target: Target, engine: Engine, min_age: int, program: str = "") -> None:
+        """``program`` is the path of a COMMAND's program, which may be gone before it can be looked at."""
         self.target = target
         self.ended_by: Optional[EndedBy] = None
         """Why this address space is at its end; None while it lives."""
@@ -84,7 +86,7 @@ class Watch:
         self._clock = read_clock()
         self._ledger = Ledger([])
         self._books = _GONE
-        self._info = TargetInfo(target.pid, "", "")
+        self._info = TargetInfo(target.pid, Path(program).name, program)
         self._memory: Optional[MemoryUse] = None
         self._ended_at: Optional[int] = None
         self._code_changed = False
@@ -315,7 +317,7 @@ class Watch:
     def _verified(self, mappings: list[Mapping], now: _Now) -> Verified:
         if self.ended_by is None:
             return verify(mappings, now.vmas, now.read_at)
-        self._notes = ["the target is gone: what it had mapped could not be checked against /proc"]
+        self._notes.append("the target is gone: what it had mapped could not be checked against /proc")
         return Verified(mappings, 0, 0)
 
     def _memory_change(self, end: Optional[MemoryUse]) -> Memory:
@@ -359,8 +361,8 @@ class Watch:
                 break
         else:
             self._notes.append("threads were created faster than they could be listed; some may be missing")
-        if sharers.unchecked:
-            self._notes.append(sharers.why)
+        if sharers.unchecked > 1:  # init alone is often out of bounds, and shares with nobody
+            self._notes.append(f"{sharers.unchecked} processes could not be compared ({sharers.why})")
         for task in added:
             if not os.path.exists(f"/proc/{task.tgid}/task/{task.id.tid}"):  # noqa: PTH110 - one call each
                 tracer.forget_thread(task.id.tid)

@@ -40,7 +40,9 @@ Examples:
 
 
 @click.command("mmap-leaks", epilog=_EXAMPLES)
-@click.option("-p", "--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Process to trace; repeatable.")
+@click.option(
+    "-p", "--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Process to trace; repeatable."
+)
 @click.option(
     "-d",
     "--duration",
@@ -66,13 +68,19 @@ Examples:
     metavar="SECONDS",
     help="An owner that exited more recently has just exited: it may still be joined.",
 )
-@click.option("--min-bytes", type=click.IntRange(min=0), default=0, help="Leave out findings with fewer bytes.")
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Most findings to show.")
+@click.option(
+    "--min-bytes", type=click.IntRange(min=0), default=0, help="Leave out findings with fewer bytes."
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Most findings to show."
+)
 @click.option(
     "--show", type=click.Choice(["all", "leaks"]), default="all", show_default=True, help="What to report."
 )
 @click.option("--json", "form", flag_value="json", help="Report as JSON, one object for each report.")
-@click.option("--folded", "form", flag_value="folded", help="Report as folded stacks, weighted by leaked bytes.")
+@click.option(
+    "--folded", "form", flag_value="folded", help="Report as folded stacks, weighted by leaked bytes."
+)
 @click.option(
     "--flamegraph",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -49,8 +49,8 @@ class RingBuffer:
 
     def drain(self) -> float:
         """Copy out what has come; return which share of the buffer it filled."""
-        (begin,) = _POSITION.unpack_from(self._consumer)
-        (produced,) = _POSITION.unpack_from(self._producer)
+        begin: int = _POSITION.unpack_from(self._consumer)[0]
+        produced: int = _POSITION.unpack_from(self._producer)[0]
         end = self._committed(begin, produced)
         if end == begin:
             return 0.0

@@ -70,7 +70,7 @@ def _bpf(command: int, attributes: ctypes.Structure) -> None:
 
 
 def update(fd: int, key: Data, leaf: ctypes.Structure, flags: int) -> None:
-    """Write one entry; raises FileExistsError with BPF_NOEXIST where there is one, OSError E2BIG when full."""
+    """Write one entry.  Raises FileExistsError where BPF_NOEXIST finds one, OSError (E2BIG) when full."""
     _bpf(
         _UPDATE_ELEM,
         _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf), flags=flags),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from operator import attrgetter
 from typing import Callable, Optional
 
@@ -89,7 +88,7 @@ def disjoint(vmas: list[Vma]) -> list[Vma]:
 
 def _without_head(vma: Vma, start: int) -> Vma:
     offset = vma.offset + (start - vma.start) if vma.inode else vma.offset
-    return replace(vma, start=start, offset=offset)
+    return vma._replace(start=start, offset=offset)
 
 
 def _read(pid: int, name: str, parse: Callable[[Iterable[bytes]], list[Vma]]) -> list[Vma]:

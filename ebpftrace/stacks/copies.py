@@ -102,3 +102,12 @@ class Walk:
     """Some frame had no unwind table and was crossed by its frame pointer."""
     stopped_at: Optional[int] = None
     """The pc that lies in no executable mapping, where the walk was cut there."""
+
+
+class Name(NamedTuple):
+    """One function at an address; inlined ones come first."""
+
+    function: Optional[str]
+    file: Optional[str]
+    line: Optional[int]
+    inlined: bool

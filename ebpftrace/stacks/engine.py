@@ -29,9 +29,9 @@ from ebpftrace.stacks.modules import Layout
 
 START_SECONDS = 20.0
 WALK_SECONDS = 5.0
-LOAD_SECONDS = 60.0
+LOAD_SECONDS = 30.0
 """For reading one file: a debug file of 1 GiB takes about ten."""
-MAX_SECONDS_PER_CULPRIT = 120.0
+MAX_SECONDS_PER_CULPRIT = 60.0
 """Of all requests about one file, or one process's code, together."""
 MAX_STRIKES = 3
 MAX_RESTARTS = 25
@@ -56,7 +56,8 @@ class Engine:
         self.crashes = 0
         """Workers that died or had to be killed."""
         self.because = ""
-        """Why stacks cannot be unwound here, in one line; empty while they can."""
+        """Why stacks cannot be unwound here, in one line; empty while they can or nobody asked."""
+        self._is_over = False
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._sock: Optional[socket.socket] = None
         self._greeted = False
@@ -82,7 +83,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the worker without waiting for it; requests start it where this was not called."""
-        if self._process is not None or self.because:
+        if self._process is not None or self._is_over:
             return
         ours, theirs = socket.socketpair()
         # Isolated (-I) and with our own path: as root, nothing may come from the working directory.
@@ -96,7 +97,7 @@ class Engine:
             )  # fmt: skip
         except OSError as error:
             ours.close()
-            self.because = f"the unwinding worker cannot start: {error.strerror}"
+            self._give_up(f"the unwinding worker cannot start: {error.strerror}")
             return
         finally:
             theirs.close()
@@ -104,26 +105,32 @@ class Engine:
         self._greeted = False
 
     @property
-    def available(self) -> bool:
-        """Stacks can be unwound here; starts the worker to find out, and waits for it."""
+    def can_unwind(self) -> bool:
+        """Copies can be unwound here, else ``because`` says why not; waits for the worker to start."""
+        return self._ready() and not self.because
+
+    def _ready(self) -> bool:
+        """There is a worker, which has said what it can."""
         self.start()
-        if self._sock is not None and not self._greeted:
-            try:
+        while self._sock is not None and not self._greeted:
+            with suppress(_DiedError):
                 self._greet(self._sock)
-            except _DiedError:
-                return self.available
-        return not self.because
+            self.start()
+        return self._sock is not None
+
+    def _give_up(self, because: str) -> None:
+        self.because = self.because or because
+        self._is_over = True
 
     def _greet(self, sock: socket.socket) -> None:
         answer = self._exchange(sock, None, b"", None, START_SECONDS)
         self._greeted = True
-        if "error" in answer:
-            self.because = f"drgn cannot be used: {_text(answer['error'])}"
-            self._stop()
+        if answer.get("without_drgn"):
+            self.because = f"drgn cannot be used ({_text(answer['without_drgn'])})"
 
     def walk(self, layout: Layout, copy: StackCopy) -> Optional[Walk]:
         """Physical frames of a copy; None where it could not be tried at all."""
-        if self._is_given_up(layout):
+        if not self.can_unwind or self._is_given_up(layout):
             return None
         request: dict[str, Any] = {"do": "walk"}
         blob = copy.registers + copy.memory
@@ -189,7 +196,7 @@ class Engine:
         return [(pc, _frames(file, pc, names)) for pc, names in zip(pcs, found)]
 
     def _load_symbols(self, file: StoredFile, roots: Sequence[int]) -> None:
-        if self.available and file.id in self._named_files:
+        if self._ready() and file.id in self._named_files:
             return
         self._hand_over(file.id, file)
         answer = self._ask(file.id, {"do": "symbols", "file": file.id}, b"", None, LOAD_SECONDS)
@@ -208,13 +215,13 @@ class Engine:
                 return
 
     def _hand_over(self, culprit: object, file: StoredFile) -> None:
-        if self.available and file.id not in self._known_files:
+        if self._ready() and file.id not in self._known_files:
             self._ask(culprit, {"do": "file", "file": file.id, "path": file.path}, b"", file.fd, WALK_SECONDS)
             self._known_files.add(file.id)
 
     def _is_given_up(self, culprit: object) -> bool:
         return (
-            not self.available
+            not self._ready()
             or self._strikes[culprit] >= MAX_STRIKES
             or self._seconds[culprit] > MAX_SECONDS_PER_CULPRIT
         )
@@ -222,7 +229,7 @@ class Engine:
     def _ask(
         self, culprit: object, request: dict[str, Any], blob: bytes, fd: Optional[int], seconds: float
     ) -> dict[str, Any]:
-        if not self.available or self._sock is None:
+        if not self._ready() or self._sock is None:
             raise _DiedError
         begin = time.monotonic()
         try:
@@ -250,7 +257,7 @@ class Engine:
             self._stop()
             self.crashes += 1
             if self.crashes > MAX_RESTARTS:
-                self.because = f"the unwinding worker died {self.crashes} times"
+                self._give_up(f"the unwinding worker died {self.crashes} times")
             raise _DiedError from None
 
     def _stop(self) -> None:
@@ -268,7 +275,7 @@ class Engine:
     def close(self) -> None:
         """End the worker and close the kept files."""
         self._stop()
-        self.because = self.because or "closed"
+        self._give_up("closed")
         self.files.close()
 
 

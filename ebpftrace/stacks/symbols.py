@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import drgn
 
+from ebpftrace.stacks.copies import Name
 from ebpftrace.stacks.demangle import demangle, is_mangled
 
 _FIRST_BASE = 1 << 32
@@ -20,15 +21,6 @@ _GAP = 1 << 21
 MAX_INLINED = 64
 """Inlined frames taken per address; more is not what a compiler makes."""
 MAX_NAME = 1024
-
-
-class Name(NamedTuple):
-    """One function at an address; inlined ones come first."""
-
-    function: Optional[str]
-    file: Optional[str]
-    line: Optional[int]
-    inlined: bool
 
 
 @dataclass

@@ -15,13 +15,18 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from ebpftrace.stacks import wire
 from ebpftrace.stacks.copies import REGISTERS_SIZE
 from ebpftrace.stacks.elf import NotElfError, read_headers
 from ebpftrace.stacks.files import reader
+from ebpftrace.stacks.symtab import SymbolTables
 from ebpftrace.stacks.unwind_image import unwind_image
+
+if TYPE_CHECKING:
+    from ebpftrace.stacks.symbols import Symbolizer
+    from ebpftrace.stacks.unwind import Unwinder
 
 MEMORY_LIMIT = 6 << 30
 """Address space of the worker, bytes: debug info is mapped, and the largest programs have 3 GiB of it."""
@@ -34,13 +39,9 @@ def main(sock_fd: int) -> None:
     """Serve requests on a socket until the other side closes it."""
     sock = socket.socket(fileno=sock_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        worker = Worker()
-    except Exception as error:  # drgn missing, for a wrong C library, too old: all the same to the user
-        wire.send(sock, {"error": f"{type(error).__name__}: {error}"[:300]})
-        return
+    worker = Worker()
     _confine()
-    wire.send(sock, {})
+    wire.send(sock, {"without_drgn": worker.without_drgn})
     while True:
         try:
             request, blob, fd = wire.receive(sock)
@@ -70,13 +71,22 @@ class Worker:
     """The requests of ``engine``, one method each; what drgn raises becomes an ``error`` in the answer."""
 
     def __init__(self) -> None:
-        from ebpftrace.stacks import symbols, unwind
+        self.without_drgn = ""
+        """Why drgn cannot be used here; empty if it can."""
+        self._symbolizer: Symbolizer | SymbolTables
+        try:
+            # The one place that needs drgn: it has no build for some platforms.
+            from ebpftrace.stacks.symbols import Symbolizer
+            from ebpftrace.stacks.unwind import LoadedImage, Unwinder
 
-        self._unwind = unwind
-        self._symbolizer = symbols.Symbolizer()
+            self._loaded_image, self._unwinder = LoadedImage, Unwinder
+            self._symbolizer = Symbolizer()
+        except Exception as error:  # missing, too old, for another C library: all the same to the user
+            self.without_drgn = f"{type(error).__name__}: {error}"[:300]
+            self._symbolizer = SymbolTables()
         self._files: dict[int, tuple[str, int]] = {}
         self._images: dict[int, Optional[bytes]] = {}
-        self._unwinders: OrderedDict[int, unwind.Unwinder] = OrderedDict()
+        self._unwinders: OrderedDict[int, Unwinder] = OrderedDict()
 
     def handle(self, request: dict[str, Any], blob: bytes, fd: Optional[int]) -> dict[str, Any]:
         """The answer to one request."""
@@ -110,8 +120,8 @@ class Worker:
                 refused.append(path)
             else:
                 name = f"{file}@{bias:x}"
-                images.append(self._unwind.LoadedImage(name, image, bias + headers.start, bias + headers.end))
-        unwinder = self._unwind.Unwinder(images, [tuple(r) for r in request["executable"]])
+                images.append(self._loaded_image(name, image, bias + headers.start, bias + headers.end))
+        unwinder = self._unwinder(images, [tuple(r) for r in request["executable"]])
         self._unwinders[request["layout"]] = unwinder
         if len(self._unwinders) > MAX_UNWINDERS:
             self._unwinders.popitem(last=False)

@@ -16,8 +16,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ebpftrace.model import Stack
 from ebpftrace.stacks.copies import REGISTERS_SIZE, Registers, StackCopy
 
+GCC = ("gcc", "-O2", "-fomit-frame-pointer")
 TARGETS = Path(__file__).parent.parent / "targets"
 FIRST_PAGES = 0x1230
 """Length of the mapping of site 0, in pages (stacks_chain.c)."""
@@ -41,6 +43,15 @@ class Caught:
     site: int
     """Number of the site in the targets' sources, -1 for a call other than a marked mmap."""
     copy: StackCopy
+
+
+def physical(stack: Stack) -> list[str]:
+    """Names of the physical frames; file address where there is no name."""
+    return [
+        f.function or f"{Path(f.module or '?').name}+{f.offset or 0:#x}"
+        for f in stack.frames
+        if not f.inlined
+    ]
 
 
 def compile_target(out: Path, *command: str) -> Path:
@@ -112,7 +123,7 @@ def catch(
                     inside.discard(tid)
                 else:
                     inside.add(tid)
-                    caught = _look(pid, tid, limit, calls, every)
+                    caught = _look(tid, limit, calls, every)
                     if caught is not None:
                         yield caught
             elif stopped not in (signal.SIGTRAP, signal.SIGSTOP):
@@ -133,7 +144,12 @@ def _wait(group: int) -> tuple[int, int]:
         return 0, 0
 
 
-def _look(pid: int, tid: int, limit: int, calls: Sequence[int], every: bool) -> Caught | None:
+def _process_of(tid: int) -> int:
+    status = Path(f"/proc/{tid}/status").read_text(errors="replace")
+    return int(status.split("\nTgid:", 1)[1].split(None, 1)[0])
+
+
+def _look(tid: int, limit: int, calls: Sequence[int], every: bool) -> Caught | None:
     raw = ctypes.create_string_buffer(512)
     _libc.ptrace(_GETREGS, tid, None, raw)
     registers = raw.raw[:REGISTERS_SIZE]
@@ -151,4 +167,4 @@ def _look(pid: int, tid: int, limit: int, calls: Sequence[int], every: bool) -> 
     sp = Registers(words).sp
     memory, truncated = copy_stack(tid, sp, limit)
     copy = StackCopy(hash(registers), time.monotonic_ns(), tid, registers, memory, truncated)
-    return Caught(pid, call, site, copy)
+    return Caught(_process_of(tid), call, site, copy)

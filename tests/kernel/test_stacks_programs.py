@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from stacks_helpers import SYS_CLONE, SYS_CLONE3, SYS_MMAP, TARGETS, catch, compile_target
+from stacks_helpers import GCC, SYS_CLONE, SYS_CLONE3, SYS_MMAP, TARGETS, catch, compile_target, physical
 
 from ebpftrace.model import Stack, StackSource
 from ebpftrace.stacks.engine import Engine
@@ -29,11 +29,10 @@ EXPECTED = {
 """Physical frames from the caller of mmap outwards; "*" is any one frame, "..." any number."""
 PLUGIN = [*CHAIN, "plugin_inner", "plugin_entry", "in_plugin", *OUTERMOST]
 
-GCC = ["gcc", "-O2", "-fomit-frame-pointer"]
 CLANG = ["clang", "-O2", "-fomit-frame-pointer"]
 BUILDS = {
     "debug": [*GCC, "-g"],
-    "plain": GCC,
+    "plain": [*GCC],
     "stripped": [*GCC, "-s"],
     "no-pie": [*GCC, "-no-pie", "-fno-pie"],
     "static": [*GCC, "-static"],
@@ -51,7 +50,7 @@ BUILDS = {
     "clang-lld": [*CLANG, "-fuse-ld=lld"],
     "clang-lld-stripped": [*CLANG, "-fuse-ld=lld", "-s"],
     "large-pages": [*GCC, "-Wl,-z,max-page-size=2097152"],
-    "no-section-headers": GCC,
+    "no-section-headers": [*GCC],
 }
 
 
@@ -65,15 +64,6 @@ def engine() -> Iterator[Engine]:
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("plugin") / "plugin.so"
     return compile_target(out, *GCC, "-shared", "-fPIC", str(TARGETS / "stacks_plugin.c"))
-
-
-def physical(stack: Stack) -> list[str]:
-    """Names of the physical frames; file address where there is no name."""
-    return [
-        f.function or f"{Path(f.module or '?').name}+{f.offset or 0:#x}"
-        for f in stack.frames
-        if not f.inlined
-    ]
 
 
 def matches(names: Sequence[str], pattern: Sequence[str]) -> bool:

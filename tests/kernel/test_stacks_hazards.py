@@ -1,0 +1,280 @@
+"""Files that are deleted, replaced, hidden or gone when the stacks are named: the same names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stacks_helpers import GCC, TARGETS, Caught, catch, compile_target, physical
+
+from ebpftrace.model import Stack, StackSource
+from ebpftrace.stacks.copies import Registers
+from ebpftrace.stacks.engine import Engine
+from ebpftrace.stacks.resolve import JIT, NOTE_STOPPED, StackResolver
+
+pytest.importorskip("drgn")
+
+OUTER_CHAIN = ["leaf", "middle", "outer", "main"]
+PLUGIN_CHAIN = ["leaf", "middle", "outer", "plugin_inner", "plugin_entry", "in_plugin", "main"]
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    source = str(TARGETS / "stacks_chain.c")
+    return compile_target(tmp_path / "chain", *GCC, "-g", source, "-pthread", "-ldl")
+
+
+@pytest.fixture
+def static_chain(tmp_path: Path) -> Path:
+    command = [*GCC, "-g", "-static", "-Wl,--build-id", str(TARGETS / "stacks_chain.c"), "-pthread", "-ldl"]
+    return compile_target(tmp_path / "static_chain", *command)
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    return compile_target(tmp_path / "plugin.so", *GCC, "-shared", "-fPIC", str(TARGETS / "stacks_plugin.c"))
+
+
+def names_from_leaf(stack: Stack) -> list[str]:
+    names = physical(stack)
+    return names[names.index("leaf") :] if "leaf" in names else names
+
+
+def test_files_deleted_and_process_dead(engine: Engine, chain: Path, plugin: Path) -> None:
+    kept: dict[int, Caught] = {}
+    resolver = None
+    for caught in catch([str(chain), str(plugin)]):
+        resolver = resolver or StackResolver(caught.pid, engine)
+        resolver.refresh()
+        kept[caught.site] = caught
+    assert resolver is not None
+    chain.unlink()
+    plugin.unlink()
+    assert not resolver.alive
+    assert names_from_leaf(resolver.resolve(kept[0].copy))[:4] == OUTER_CHAIN
+    assert names_from_leaf(resolver.resolve(kept[4].copy))[:7] == PLUGIN_CHAIN
+    assert all(resolver.resolve(kept[site].copy).complete for site in (0, 1, 2, 3, 4, 6))
+
+
+def test_files_deleted_before_the_tracer_came(engine: Engine, chain: Path, plugin: Path) -> None:
+    calls = catch([str(chain), str(plugin)])
+    for caught in calls:
+        if caught.site == 4:
+            break
+    chain.unlink()
+    plugin.unlink()
+    with StackResolver(caught.pid, engine) as resolver:
+        stack = resolver.resolve(caught.copy)
+    calls.close()
+    assert names_from_leaf(stack)[:7] == PLUGIN_CHAIN
+    assert stack.complete
+
+
+def test_files_replaced_by_others_of_the_same_name(engine: Engine, chain: Path, plugin: Path) -> None:
+    calls = catch([str(chain), str(plugin)])
+    for caught in calls:
+        if caught.site == 4:
+            break
+    for path in (chain, plugin):
+        other = path.with_suffix(".new")
+        shutil.copy("/bin/true", other)
+        other.rename(path)
+    with StackResolver(caught.pid, engine) as resolver:
+        stack = resolver.resolve(caught.copy)
+    calls.close()
+    assert names_from_leaf(stack)[:7] == PLUGIN_CHAIN
+    assert stack.complete
+
+
+def test_files_in_another_mount_namespace(engine: Engine, chain: Path, tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    script = f"mount -t tmpfs none {hidden} && cp {chain} {hidden}/chain && exec {hidden}/chain"
+    calls = catch(["unshare", "-m", "sh", "-c", script])
+    caught = next(calls)
+    with StackResolver(caught.pid, engine) as resolver:
+        assert not (hidden / "chain").exists()
+        stack = resolver.resolve(caught.copy)
+    calls.close()
+    assert names_from_leaf(stack)[:4] == OUTER_CHAIN
+    assert stack.complete
+
+
+def test_a_library_loaded_later_is_found_when_a_stack_needs_it(
+    engine: Engine, chain: Path, plugin: Path
+) -> None:
+    resolver = None
+    for caught in catch([str(chain), str(plugin)]):
+        resolver = resolver or StackResolver(caught.pid, engine)
+        if caught.site == 4:
+            stack = resolver.resolve(caught.copy)
+    assert names_from_leaf(stack)[:7] == PLUGIN_CHAIN
+    assert stack.complete
+
+
+def split_debug(binary: Path) -> Path:
+    debug = binary.with_suffix(".dbg")
+    subprocess.run(["objcopy", "--only-keep-debug", binary, debug], check=True)
+    subprocess.run(["strip", "-s", binary], check=True)
+    return debug
+
+
+def build_id(binary: Path) -> str:
+    notes = subprocess.run(["readelf", "-n", binary], check=True, capture_output=True, text=True).stdout
+    return notes.split("Build ID: ", 1)[1].split()[0]
+
+
+def container(tmp_path: Path, binary: Path) -> Path:
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copy(binary, root / "app")
+    return root
+
+
+def first_stack(engine: Engine, *command: str) -> Stack:
+    calls = catch(command)
+    caught = next(calls)
+    with StackResolver(caught.pid, engine) as resolver:
+        stack = resolver.resolve(caught.copy)
+    calls.close()
+    return stack
+
+
+def test_debug_info_of_the_container_by_build_id(engine: Engine, static_chain: Path, tmp_path: Path) -> None:
+    debug = split_debug(static_chain)
+    digits = build_id(static_chain)
+    root = container(tmp_path, static_chain)
+    place = root / "usr/lib/debug/.build-id" / digits[:2] / f"{digits[2:]}.debug"
+    place.parent.mkdir(parents=True)
+    # An absolute link means the container's root, not the host's.
+    shutil.copy(debug, root / "app.debug")
+    place.symlink_to("/app.debug")
+    stack = first_stack(engine, "chroot", str(root), "/app")
+    assert names_from_leaf(stack)[:4] == OUTER_CHAIN
+    assert next(f for f in stack.frames if f.function == "leaf").file is not None
+
+
+def test_debug_info_by_debug_link(engine: Engine, chain: Path) -> None:
+    debug = split_debug(chain)
+    (chain.parent / ".debug").mkdir()
+    subprocess.run(["objcopy", f"--add-gnu-debuglink={debug}", chain], check=True)
+    debug.rename(chain.parent / ".debug" / debug.name)
+    assert names_from_leaf(first_stack(engine, str(chain)))[:4] == OUTER_CHAIN
+
+
+def test_debug_info_of_another_program_is_refused(engine: Engine, static_chain: Path, tmp_path: Path) -> None:
+    split_debug(static_chain)
+    digits = build_id(static_chain)
+    other = compile_target(tmp_path / "other", *GCC, "-g", str(TARGETS / "stacks_jit.c"))
+    root = container(tmp_path, static_chain)
+    place = root / "usr/lib/debug/.build-id" / digits[:2] / f"{digits[2:]}.debug"
+    place.parent.mkdir(parents=True)
+    shutil.copy(other, place)
+    stack = first_stack(engine, "chroot", str(root), "/app")
+    assert stack.complete
+    assert not any(f.function for f in stack.frames)
+    assert all(f.module == "/app" or (f.module or "").endswith("/app") for f in stack.frames)
+
+
+@pytest.mark.parametrize("namespace", [[], ["unshare", "--mount", "--pid", "--fork", "--mount-proc"]])
+def test_jit_code_is_named_by_the_perf_map(engine: Engine, tmp_path: Path, namespace: list[str]) -> None:
+    binary = compile_target(tmp_path / "jit", *GCC, str(TARGETS / "stacks_jit.c"))
+    stacks = {}
+    resolver = None
+    for caught in catch([*namespace, str(binary)]):
+        resolver = resolver or StackResolver(caught.pid, engine)
+        resolver.refresh()
+        stacks[caught.site] = resolver.resolve(caught.copy)
+    with_pointer = physical(stacks[20])
+    assert with_pointer[1:5] == ["leaf", "py::with_pointer:/srv/app.py", "outer", "main"]
+    assert stacks[20].complete
+    assert "guessed" in stacks[20].note
+    without = physical(stacks[21])
+    assert without[1:] == ["leaf", "LazyCompile:~without app.js:1"]
+    assert not stacks[21].complete
+
+
+def test_jit_code_without_a_map_keeps_its_place(engine: Engine, tmp_path: Path) -> None:
+    binary = compile_target(tmp_path / "jit", *GCC, str(TARGETS / "stacks_jit.c"))
+    stack = first_stack(engine, str(binary), "no-map")
+    assert [f.module for f in stack.frames if f.function is None] == [JIT]
+    assert stack.complete
+
+
+@pytest.mark.parametrize("hazard", ["fifo", "directory", "link", "other-owner"])
+def test_a_dangerous_perf_map_is_left_alone(engine: Engine, tmp_path: Path, hazard: str) -> None:
+    binary = compile_target(tmp_path / "jit", *GCC, str(TARGETS / "stacks_jit.c"))
+    calls = catch([str(binary), "no-map"])
+    caught = next(calls)
+    place = Path(f"/tmp/perf-{caught.pid}.map")
+    try:
+        if hazard == "fifo":
+            os.mkfifo(place)
+        elif hazard == "directory":
+            place.mkdir()
+        elif hazard == "link":
+            place.symlink_to("/dev/zero")
+        else:
+            place.write_text("0 ffffffff wrong\n")
+            os.chown(place, 12345, 12345)
+        with StackResolver(caught.pid, engine) as resolver:
+            stack = resolver.resolve(caught.copy)
+            assert "not read" in resolver.perf_map_note
+    finally:
+        calls.close()
+        place.rmdir() if hazard == "directory" else place.unlink()
+    assert "wrong" not in physical(stack)
+    assert stack.complete
+
+
+def test_frame_pointers_only(engine: Engine, chain: Path) -> None:
+    calls = catch([str(chain)])
+    caught = next(calls)
+    with StackResolver(caught.pid, engine) as resolver:
+        whole = resolver.resolve(caught.copy)
+        walk = engine.walk(resolver._history.at(None), caught.copy)
+        assert walk is not None
+        stack = resolver.walk_frame_pointers([pc.address for pc in walk.pcs])
+    calls.close()
+    assert stack.source is StackSource.FRAME_POINTER
+    assert not stack.complete
+    assert "frame pointers" in stack.note
+    assert physical(stack) == physical(whole)
+
+
+def test_unwinding_stops_where_code_has_no_table(engine: Engine, tmp_path: Path) -> None:
+    options = ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-exceptions"]
+    source = str(TARGETS / "stacks_chain.c")
+    binary = compile_target(tmp_path / "chain", *GCC, *options, source, "-pthread", "-ldl")
+    stack = first_stack(engine, str(binary))
+    assert physical(stack)[1] == "leaf"
+    assert not stack.complete
+    assert NOTE_STOPPED in stack.note
+
+
+def test_without_drgn_names_come_from_symbol_tables(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker of this test cannot import drgn: its path has no installed packages."""
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if "packages" not in p])
+    with Engine() as engine:
+        calls = catch([str(chain)])
+        caught = next(calls)
+        with StackResolver(caught.pid, engine) as resolver:
+            unwound = resolver.resolve(caught.copy)
+            registers = Registers.from_bytes(caught.copy.registers)
+            guessed = resolver.walk_frame_pointers([registers.ip])
+        calls.close()
+        assert not engine.can_unwind
+    assert unwound.source is StackSource.NONE
+    assert "drgn" in unwound.note
+    assert "mmap" in physical(guessed)[0]

@@ -1,0 +1,152 @@
+"""Broken and hostile ELF files: contained by the worker, in bounded time, and nobody else suffers."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stacks_helpers import GCC, TARGETS, Caught, catch, compile_target, physical
+
+from ebpftrace.process.files import FileKey
+from ebpftrace.stacks.copies import Pc, StackCopy, Walk
+from ebpftrace.stacks.engine import MAX_RESTARTS, Engine
+from ebpftrace.stacks.modules import CodeRange, Layout, load_bias
+from ebpftrace.stacks.resolve import StackResolver
+
+pytest.importorskip("drgn")
+
+
+@pytest.fixture(scope="module")
+def caught(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caught]:
+    """A stack all of whose code is in one file, with debug info; the process stays stopped."""
+    source = str(TARGETS / "stacks_chain.c")
+    out = tmp_path_factory.mktemp("hostile") / "chain"
+    binary = compile_target(out, *GCC, "-g", "-static", source, "-pthread", "-ldl")
+    calls = catch([str(binary)])
+    yield next(calls)
+    calls.close()
+
+
+def broken(original: bytes, rng: random.Random) -> bytes:
+    """Cut short, or with bytes changed in its headers, its last part (sections, debug info) or anywhere."""
+    raw = bytearray(original)
+    kind = rng.randrange(4)
+    if kind == 0:
+        return bytes(raw[: rng.randrange(len(raw))])
+    low, high = [(0, 1024), (len(raw) * 3 // 4, len(raw)), (0, len(raw))][kind - 1]
+    for _ in range(rng.choice((1, 4, 64, 4096))):
+        raw[rng.randrange(low, high)] = rng.choice((0, 0xFF, 0x7F, rng.randrange(256)))
+    return bytes(raw)
+
+
+def resolve_with(engine: Engine, program: Path, copy: StackCopy, real: Layout) -> Walk | None:
+    """Unwind and name a copy with another file in the place of the program's; the files say nothing true."""
+    key = FileKey("0:0", len(engine.files._by_key) + 1, str(program))
+    stored = engine.files.add(key, lambda: os.open(program, os.O_RDONLY))
+    code = next(r for r in real.ranges if r.file is not None and r.path != "[vdso]")
+    if stored is None:
+        return None
+    bias = load_bias(stored.headers, code.start, 0x1000, code.end - code.start)
+    layout = Layout((CodeRange(code.start, code.end, str(program), stored.id, bias or 0),))
+    walk = engine.walk(layout, copy)
+    pcs = [Pc(0x401000 + i * 0x1234, False) for i in range(40)]
+    frames = engine.names(stored.id, pcs)
+    assert all(frames[pc] and frames[pc][0].module == str(program) for pc in pcs)
+    assert walk is None or len(walk.pcs) <= 1025
+    return walk
+
+
+def test_broken_files_are_contained(caught: Caught, tmp_path: Path) -> None:
+    seed, tries = int(os.environ.get("STACKS_SEED", "1")), int(os.environ.get("STACKS_TRIES", "150"))
+    original = Path(f"/proc/{caught.pid}/exe").read_bytes()
+    crashes = walked = 0
+    slowest = 0.0
+    engine = Engine()
+    for number in range(seed, seed + tries):
+        program = tmp_path / f"broken{number}"
+        program.write_bytes(broken(original, random.Random(number)))
+        with StackResolver(caught.pid, engine) as resolver:
+            real = resolver._history.at(None)
+        before, begin = engine.crashes, time.monotonic()
+        walk = resolve_with(engine, program, caught.copy, real)
+        slowest = max(slowest, time.monotonic() - begin)
+        walked += walk is not None
+        if engine.crashes > before:
+            crashes += engine.crashes - before
+            print(f"worker died: seed {number}")
+        program.unlink()
+        if engine.crashes > MAX_RESTARTS // 2 or number % 100 == 99:
+            engine.close()
+            engine = Engine()
+    with StackResolver(caught.pid, engine) as resolver:
+        assert physical(resolver.resolve(caught.copy))[1:4] == ["leaf", "middle", "outer"]
+    engine.close()
+    print(f"{tries} files, {walked} walked, {crashes} workers died, slowest {slowest:.1f} s")
+    assert slowest < 60
+
+
+def test_a_dead_worker_is_replaced(caught: Caught) -> None:
+    with Engine() as engine, StackResolver(caught.pid, engine) as resolver:
+        before = resolver.resolve(caught.copy)
+        assert engine._process is not None
+        engine._process.kill()
+        engine._process.wait()
+        assert resolver.resolve(caught.copy).source.value == "none"
+        assert engine.crashes == 1
+        assert resolver.resolve(caught.copy) == before
+
+
+def test_a_worker_that_cannot_start_is_given_up(caught: Caught, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with Engine() as engine, StackResolver(caught.pid, engine) as resolver:
+        begin = time.monotonic()
+        stack = resolver.resolve(caught.copy)
+        assert stack.frames == ()
+        assert "worker" in stack.note
+        assert time.monotonic() - begin < 10
+
+
+def test_the_worker_has_no_privileges(caught: Caught) -> None:
+    with Engine() as engine, StackResolver(caught.pid, engine) as resolver:
+        assert resolver.resolve(caught.copy).complete
+        assert engine._process is not None
+        status = Path(f"/proc/{engine._process.pid}/status").read_text()
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert fields["Uid"].split() == ["65534"] * 4
+        assert fields["Groups"].strip() == ""
+        assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 0
+        assert fields["NoNewPrivs"] == "1"
+
+
+def test_hostile_registers_and_memory(caught: Caught) -> None:
+    rng = random.Random(3)
+    with Engine() as engine, StackResolver(caught.pid, engine) as resolver:
+        for size in (0, 1, 7, 8, 9, 100, 4096, 16384):
+            for _ in range(20):
+                registers = bytearray(caught.copy.registers)
+                for _ in range(rng.randrange(6)):
+                    registers[rng.randrange(len(registers))] = rng.randrange(256)
+                copy = replace(caught.copy, registers=bytes(registers), memory=rng.randbytes(size))
+                assert len(resolver.resolve(copy).frames) < 5000
+        assert engine.crashes == 0
+        assert resolver.resolve(caught.copy).complete
+
+
+def test_a_file_cut_short_while_it_is_read(caught: Caught, tmp_path: Path) -> None:
+    """The reader maps files into memory: a target that cuts its own kills the worker, not the tracer."""
+    program = tmp_path / "cut"
+    program.write_bytes(Path(f"/proc/{caught.pid}/exe").read_bytes())
+    with Engine() as engine, StackResolver(caught.pid, engine) as resolver:
+        real = resolver._history.at(None)
+        assert resolve_with(engine, program, caught.copy, real) is not None
+        os.truncate(program, 4096)
+        stored = engine.files[max(file.id for file in engine.files._by_id)]
+        pcs = [Pc(0x401000 + i * 77, False) for i in range(500)]
+        assert all(engine.names(stored.id, pcs).values())
+        assert resolver.resolve(caught.copy).complete or engine.crashes
+        assert resolver.resolve(caught.copy).complete

@@ -1,0 +1,153 @@
+"""Load bias, layouts over time, and ELF headers, on real and broken files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebpftrace.process.files import FileKey
+from ebpftrace.process.maps import read_maps
+from ebpftrace.stacks.elf import PT_LOAD, ElfHeaders, NotElfError, Segment, read_headers
+from ebpftrace.stacks.files import FileStore
+from ebpftrace.stacks.modules import CodeRange, Layout, ModuleHistory, load_bias
+from ebpftrace.stacks.unwind_image import unwind_image
+
+
+def code(start: int, end: int, path: str = "a", file: int = 0) -> CodeRange:
+    return CodeRange(start, end, path, file, start)
+
+
+def test_find_is_half_open() -> None:
+    layout = Layout((code(10, 20), code(30, 40, "b")))
+    assert [bool(layout.find(at)) for at in (9, 10, 19, 20, 29, 30, 39, 40)] == [0, 1, 1, 0, 0, 1, 1, 0]
+
+
+def test_a_layout_is_filled_up_only_where_it_is_free() -> None:
+    before = Layout((code(10, 20, "old"), code(50, 60, "stays")))
+    after = Layout((code(15, 25, "new"), code(30, 40, "loaded"), code(50, 60, "stays")))
+    assert [r.path for r in before.over(after).ranges] == ["old", "loaded", "stays"]
+
+
+@given(
+    st.lists(st.integers(0, 60), unique=True, max_size=12),
+    st.lists(st.integers(0, 60), unique=True, max_size=12),
+)
+def test_merged_layouts_stay_disjoint_and_keep_the_first(cuts: list[int], others: list[int]) -> None:
+    def ranges(points: list[int], path: str) -> Layout:
+        ordered = sorted(points)
+        return Layout(tuple(code(a, b, path) for a, b in zip(ordered[::2], ordered[1::2])))
+
+    first, second = ranges(cuts, "first"), ranges(others, "second")
+    merged = first.over(second)
+    assert all(a.end <= b.start for a, b in zip(merged.ranges, merged.ranges[1:]))
+    assert set(first.ranges) <= set(merged.ranges)
+    left_out = set(second.ranges) - set(merged.ranges)
+    assert all(any(a.start < r.end and r.start < a.end for a in first.ranges) for r in left_out)
+
+
+def test_bias_comes_from_the_executable_segment() -> None:
+    # As lld lays out: code at file offset 0x1234 is loaded one page further on.
+    loads = (Segment(PT_LOAD, 4, 0, 0, 0x1234, 0x1234), Segment(PT_LOAD, 5, 0x1234, 0x2234, 0x5000, 0x5000))
+    headers = ElfHeaders(3, loads, (), None)
+    assert load_bias(headers, 0x7F0000002000, 0x1000, 0x6000) == 0x7F0000000000
+    assert load_bias(headers, 0x7F0000002000, 0x9000, 0x1000) is None
+
+
+def test_own_process_has_its_interpreter_and_library() -> None:
+    files = FileStore()
+    history = ModuleHistory(os.getpid(), files)
+    assert history.refresh()
+    paths = [r.path for r in history.at(None).ranges if r.file is not None]
+    assert os.path.realpath(sys.executable) in paths
+    assert any("libc.so" in path for path in paths)
+    assert "[vdso]" in paths
+    assert not history.refresh()
+    files.close()
+
+
+def test_refresh_of_a_process_that_is_gone_changes_nothing() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    history = ModuleHistory(pid, FileStore())
+    assert not history.refresh()
+    assert history.at(0) == Layout(())
+
+
+def test_files_beyond_the_limit_are_counted() -> None:
+    files = FileStore(limit=1)
+    history = ModuleHistory(os.getpid(), files)
+    history.refresh()
+    assert files.refused > 0
+    assert len([r for r in history.at(None).ranges if r.file is not None]) >= 1
+    files.close()
+
+
+def test_bias_of_every_own_module_is_right() -> None:
+    """The ELF header of a module is mapped at bias plus its lowest address."""
+    files = FileStore()
+    history = ModuleHistory(os.getpid(), files)
+    history.refresh()
+    starts = {vma.start: vma for vma in read_maps(os.getpid())}
+    modules = history.at(None).modules
+    assert modules
+    for module in modules:
+        start = module.bias + files[module.file].headers.start
+        assert starts[start & ~4095].offset == 0
+    files.close()
+
+
+@pytest.fixture(scope="module")
+def real() -> bytes:
+    return Path("/proc/self/exe").read_bytes()
+
+
+def test_headers_of_a_real_file(real: bytes) -> None:
+    headers = read_headers(lambda offset, count: real[offset : offset + count])
+    assert headers.section(".eh_frame") is not None
+    assert headers.build_id is not None
+    assert headers.start < headers.end
+    image = unwind_image(lambda offset, count: real[offset : offset + count], headers)
+    assert image is not None
+    again = read_headers(lambda offset, count: image[offset : offset + count])
+    assert (again.start, again.end) == (headers.start, headers.end)
+    table, small = headers.section(".eh_frame"), again.section(".eh_frame")
+    assert table is not None
+    assert small is not None
+    assert (small.address, small.size) == (table.address, table.size)
+
+
+@given(data=st.data())
+def test_broken_headers_are_refused_or_read(data: st.DataObject, real: bytes) -> None:
+    broken = bytearray(real[: data.draw(st.integers(0, 4096))])
+    for _ in range(data.draw(st.integers(0, 8))):
+        if broken:
+            at = data.draw(st.integers(0, min(len(broken), 1024) - 1))
+            broken[at] = data.draw(st.integers(0, 255))
+    raw = bytes(broken)
+
+    def read(offset: int, count: int) -> bytes:
+        assert count <= 1 << 28
+        return raw[offset : offset + count]
+
+    try:
+        headers = read_headers(read)
+    except NotElfError:
+        return
+    unwind_image(read, headers)
+
+
+def test_what_is_not_elf_is_refused_and_counted(tmp_path: Path) -> None:
+    files = FileStore()
+    text = tmp_path / "text"
+    text.write_text("hello")
+    for number, path in enumerate(["/dev/null", str(text), "/nonexistent"]):
+        assert files.add(FileKey("0:0", number, path), lambda path=path: os.open(path, os.O_RDONLY)) is None
+    assert files.refused == 3
+    files.close()

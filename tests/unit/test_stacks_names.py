@@ -1,0 +1,124 @@
+"""The pure parts of naming: demangling, perf maps, agreement of copies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebpftrace.model import Frame, Stack, StackSource
+from ebpftrace.stacks.agreement import agree
+from ebpftrace.stacks.demangle import demangle
+from ebpftrace.stacks.perfmap import PerfMap, read_perf_map
+
+
+@pytest.mark.parametrize(
+    ("mangled", "plain"),
+    [
+        ("main", "main"),
+        ("_ZN4shop4PoolIiE4growEi", "shop::Pool<int>::grow(int)"),
+        ("_ZN4shop4PoolIiE4growEi.isra.0", "shop::Pool<int>::grow(int) [clone .isra.0]"),
+        ("_ZN12stacks_crate5outer17h0123456789abcdefE", "stacks_crate::outer"),
+        (
+            "_ZN81_$LT$stacks_crate..stock..Shelf$LT$T$GT$$u20$as$u20$stacks_crate..stock..Grow$GT$4grow17h6a8f2b8ae3f9d5a4E",
+            "<stacks_crate::stock::Shelf<T> as stacks_crate::stock::Grow>::grow",
+        ),
+        ("_RNvCs1234_7mycrate3foo", "mycrate::foo"),
+        ("_RNvNtCs1234_7mycrate3bar3foo", "mycrate::bar::foo"),
+        ("_RNCNvCs1234_7mycrate4main0B3_", "mycrate::main"),
+        ("_Zgarbage", "_Zgarbage"),
+        ("_R", "_R"),
+        ("_Z" + "N" * 5000, "_Z" + "N" * 5000),
+    ],
+)
+def test_demangle(mangled: str, plain: str) -> None:
+    assert demangle(mangled) == plain
+
+
+@given(st.text(alphabet="_ZRNCsv0123456789abIE$.", max_size=300))
+def test_demangling_never_fails(name: str) -> None:
+    for prefix in ("", "_Z", "_R", "_ZN"):
+        assert isinstance(demangle(prefix + name), str)
+
+
+def test_perf_map_finds_by_range() -> None:
+    found = PerfMap(b"1000 10 one\n0x2000 0x20 two words\nnonsense\n3000 0 empty\n")
+    assert found.find(0x1000).name == "one"  # type: ignore[union-attr]
+    assert found.find(0x100F).name == "one"  # type: ignore[union-attr]
+    assert found.find(0x1010) is None
+    assert found.find(0x201F).name == "two words"  # type: ignore[union-attr]
+    assert found.find(0x3000) is None
+    assert found.find(0) is None
+
+
+def test_perf_map_code_written_later_wins() -> None:
+    found = PerfMap(b"1000 100 old\n1020 10 new\n1000 10 newest\n")
+    assert found.find(0x1008).name == "newest"  # type: ignore[union-attr]
+    assert found.find(0x1028).name == "new"  # type: ignore[union-attr]
+
+
+@given(st.binary(max_size=2000), st.integers(0, (1 << 64) - 1))
+def test_perf_map_takes_any_bytes(text: bytes, address: int) -> None:
+    PerfMap(text).find(address)
+
+
+def test_perf_map_of_the_right_owner_is_read(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp/perf-7.map").write_bytes(b"1000 10 name\n")
+    root = os.open(tmp_path, os.O_PATH)
+    try:
+        assert read_perf_map(root, 8, [os.getuid()]) == (None, "")
+        found, note = read_perf_map(root, 7, [os.getuid()])
+        assert found is not None
+        assert len(found) == 1
+        assert note == ""
+        found, note = read_perf_map(root, 7, [os.getuid() + 1])
+        assert found is None
+        assert "owned by" in note
+    finally:
+        os.close(root)
+
+
+def stack(*offsets: int, complete: bool = True) -> Stack:
+    frames = tuple(Frame(f"f{offset}", module="m", offset=offset) for offset in offsets)
+    return Stack(frames, complete, StackSource.COPIED)
+
+
+def test_equal_stacks_agree() -> None:
+    found = agree([stack(1, 2, 3), stack(1, 2, 3)])
+    assert found.unanimous
+    assert found.stack == stack(1, 2, 3)
+    assert found.stack.note == ""
+
+
+def test_a_shorter_copy_of_the_same_stack_agrees() -> None:
+    found = agree([stack(1, 2, complete=False), stack(1, 2, 3)])
+    assert found.unanimous
+    assert found.stack == stack(1, 2, 3)
+
+
+def test_a_complete_shorter_stack_is_another() -> None:
+    assert not agree([stack(1, 2), stack(1, 2, 3)]).unanimous
+
+
+def test_different_stacks_are_told_with_their_shares() -> None:
+    found = agree([stack(1, 2, 3), stack(1, 9, 3), stack(1, 2, 3)])
+    assert [count for _, count in found.groups] == [2, 1]
+    assert found.stack.frames == stack(1, 2, 3).frames
+    assert found.stack.note == "1 of 3 checked copies came by another way"
+
+
+def test_no_stacks_give_no_stack() -> None:
+    assert agree([]).stack.source is StackSource.NONE
+    assert agree([Stack()]).stack.source is StackSource.NONE
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 3), max_size=4), st.booleans()), max_size=12))
+def test_every_copy_is_counted_once(shapes: list[tuple[list[int], bool]]) -> None:
+    stacks = [stack(*offsets, complete=complete) for offsets, complete in shapes]
+    found = agree(stacks)
+    assert sum(count for _, count in found.groups) == sum(bool(s.frames) for s in stacks)
+    assert found.unanimous or found.stack.note

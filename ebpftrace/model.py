@@ -74,6 +74,8 @@ class Run:
     creator_name: str
     site: int = 0
     """Site of the clone call (who created the thread), 0 where none was recorded."""
+    tgid: int = 0
+    """Thread group of the thread, 0 where it is not known."""
 
 
 class Row(NamedTuple):
@@ -164,6 +166,8 @@ class Vma(NamedTuple):
     swap: Optional[int] = None
     guard: bool = False
     """smaps VmFlags or permissions say that nothing here can be touched (---p)."""
+    huge: int = 0
+    """Bytes in huge TLB pages, which are in neither ``rss`` nor the process's RSS; 0 unless smaps was read."""
 
     @property
     def size(self) -> int:

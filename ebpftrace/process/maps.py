@@ -22,6 +22,7 @@ _MAPS_LINE = re.compile(
     re.MULTILINE,
 )
 _SMAPS_RECORD_END = b"\nVmFlags:"
+_HUGE_LABELS = (b"\nShared_Hugetlb:", b"\nPrivate_Hugetlb:")
 _NO_ACCESS = "---"
 _KIB = 1024
 _MAX_DIGITS = 20
@@ -38,7 +39,7 @@ def read_maps(pid: int) -> list[Vma]:
 
 
 def read_smaps(pid: int) -> list[Vma]:
-    """Like ``read_maps``, with resident and swapped bytes (huge TLB pages not among them).
+    """Like ``read_maps``, with resident and swapped bytes, and apart from those huge TLB pages.
 
     Costs the kernel a walk of the page tables, under the lock that the target's page faults and mmap
     calls take: for seldom use.  About 1.2 s for 130,000 mappings.
@@ -67,7 +68,9 @@ def parse_smaps(chunks: Iterable[bytes]) -> list[Vma]:
                     _figure(record, b"\nRss:", header.end()),
                     _figure(record, b"\nSwap:", header.end()),
                 )
-                vmas.append(decode.vma(header.groups(), rss, swap))
+                vma = decode.vma(header.groups(), rss, swap)
+                huge = sum(_figure(record, label, header.end()) or 0 for label in _HUGE_LABELS)
+                vmas.append(vma._replace(huge=huge) if huge else vma)
     return disjoint(vmas)
 
 

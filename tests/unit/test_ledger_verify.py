@@ -85,3 +85,13 @@ def test_verify_drops_phantoms_and_counts_both_sides() -> None:
 def test_verify_keeps_what_came_after_the_reading() -> None:
     late = Mapping((Interval(10, 20),), 5, THREAD, 3, 0x22, 5, 101)
     assert verify([late], [vma(12, 14)], 100) == ([late], 0, 0)
+
+
+def test_a_row_that_a_failed_munmap_restores_does_not_hide_newer_ones() -> None:
+    ledger = Ledger([])
+    restored, newer = row(0, 10, 5), row(4, 6, 7)
+    ledger.compact([newer], 8)
+    assert [mapping.pieces for mapping in ledger.outstanding([restored, newer])] == [
+        (Interval(0, 4), Interval(6, 10)),
+        (Interval(4, 6),),
+    ]

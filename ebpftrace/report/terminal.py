@@ -26,12 +26,12 @@ from ebpftrace.report.view import Selection, View, select
 WIDTH = 100
 """Columns of a report that does not go to a narrower terminal."""
 
-_NARROWEST = 60
+_NARROWEST = 80
 _INDENT = 3
 _LABEL = 12
 _HEAD_LABEL = 9
 _GAP = 2
-_NAME_WIDTH = 20
+_NAME_WIDTH = 16
 _NARROWEST_SITE = 16
 
 _LEAK, _GOOD, _LOUD, _HEAD, _FAINT = "bold red", "bold green", "bold yellow", "bold", "dim"
@@ -65,7 +65,7 @@ def use_color(stream: TextIO, no_color: bool) -> bool:
 
 
 def render(report: Report, view: View, *, width: int = WIDTH, color: bool = False) -> str:
-    """The report as text; no line is wider than ``width`` cells (at least 60), none ends in spaces."""
+    """The report as text; no line is wider than ``width`` cells (at least 80), none ends in spaces."""
     width = max(width, _NARROWEST)
     sink = io.StringIO()
     console = Console(
@@ -192,11 +192,13 @@ def _threads(selection: Selection, width: int) -> list[RenderableType]:
     for index, (header, justify) in enumerate(_THREAD_COLUMNS):
         table.add_column(header, justify=justify, no_wrap=True)
         room -= max([len(header), *(cell_len(row[index]) for row in rows)]) + _GAP
-    table.add_column("MOSTLY MAPPED AT", overflow="fold")
+    with_site = room >= _NARROWEST_SITE
+    if with_site:
+        table.add_column("MOSTLY MAPPED AT", no_wrap=True)
     for row, total in zip(rows, selection.threads):
         site = frames.culprit(total.stack)
-        line = frames.site(site, max(room, _NARROWEST_SITE)) if site else "-"
-        table.add_row(*(Text(cell) for cell in (*row, line)))
+        line = (frames.site(site, room) if site else "-",) if with_site else ()
+        table.add_row(*(Text(cell) for cell in (*row, *line)))
     parts: list[RenderableType] = [
         Text("Mapped in the window and still there, by owner", style=_HEAD),
         _indented(table),

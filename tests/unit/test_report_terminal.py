@@ -141,7 +141,7 @@ def test_long_stack_is_cut_in_its_middle() -> None:
 
 
 @HOSTILE
-@given(strategies.any_report, st.integers(60, 140), st.booleans())
+@given(strategies.any_report, st.integers(80, 140), st.booleans())
 def test_any_report_fits_its_width_and_cannot_act_on_the_terminal(
     report: Report, width: int, show_all: bool
 ) -> None:
@@ -162,6 +162,15 @@ def test_colour_adds_only_colour(report: Report) -> None:
     plain = render(report, View())
     coloured = render(report, View(), color=True)
     assert [line.rstrip() for line in ANSI.sub("", coloured).splitlines()] == plain.splitlines()
+
+
+def test_a_long_thread_name_leaves_room_for_the_site() -> None:
+    report = reports.raw_clone(1)
+    total = report.threads[0]
+    named = replace(total, thread=replace(total.thread, name="\x1b" * 15))
+    shown = render(replace(report, threads=(named,)), View())
+    row = next(line for line in shown.splitlines() if line.startswith("   4300 "))
+    assert re.search(r"^   4300  \\x1b\S*\.\.\.\S*b  exited +1  40 KiB +-  main  reproducer.c:27$", row), row
 
 
 def test_names_are_never_markup() -> None:

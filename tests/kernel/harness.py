@@ -24,7 +24,7 @@ import jsonschema
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ROOT / "tests" / "targets"
-SCHEMA = ROOT / "ebpftrace" / "report" / "mmap-leaks-1.schema.json"
+SCHEMA = ROOT / "ebpftrace" / "report" / "schema" / "mmap-leaks-1.json"
 TRACER = (sys.executable, "-m", "ebpftrace", "mmap-leaks")
 PATIENCE = 60.0
 """Seconds after which a wait has failed; generous, since compiling BPF on a busy machine is slow."""
@@ -159,7 +159,7 @@ class Tracer:
 
     def __init__(self, *options: object) -> None:
         self.process = subprocess.Popen(
-            [*TRACER, "--json", *map(str, options)],
+            [*TRACER, "--json", "--top", "1000", *map(str, options)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -212,11 +212,11 @@ class Tracer:
         return ids
 
 
-def run_tracer(*options: object, **popen: Any) -> Result:
+def run_tracer(*options: object, cwd: Path = ROOT, **popen: Any) -> Result:
     """Runs ``mmap-leaks`` to its end, with nobody to interrupt it."""
     ended = subprocess.run(
         [*TRACER, *map(str, options)],
-        cwd=ROOT,
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -329,9 +329,14 @@ def leaks(report: Json) -> list[Json]:
     return [finding for finding in report["findings"] if finding["leak"]]
 
 
-def mapping_area(mapping: Json) -> Area:
-    """From the first to the last byte of a reported mapping; it may have holes."""
-    return int(mapping["start"], 16), int(mapping["end"], 16)
+def pieces(mapping: Json) -> list[Area]:
+    """What is left of a reported mapping."""
+    return [(int(piece["start"], 16), int(piece["end"], 16)) for piece in mapping["pieces"]]
+
+
+def reported_areas(report: Json, *verdicts: str) -> list[Area]:
+    """The pieces of all these mappings, each as often as it is reported."""
+    return [piece for mapping in reported(report, *verdicts) for piece in pieces(mapping)]
 
 
 def no_losses(report: Json) -> bool:

@@ -1,5 +1,5 @@
 /*
- * Workers map memory and exit; the workers themselves are joined.  orphans MODE [COUNT]:
+ * Workers map memory and exit; the workers themselves are joined.  orphans MODE [COUNT [PAUSE_MS]]:
  *   kept         nothing more happens to it
  *   hole         the main thread unmaps the middle: two pieces are left
  *   moved        the main thread moves it with mremap: it is still the worker's
@@ -83,12 +83,15 @@ static void meddle(const char *mode, struct worker worker)
 
 static const char *mode = "";
 static int count = 1;
+static int pause_between;
 
 static void hazard(void)
 {
     target_ready();
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
         meddle(mode, run_worker());
+        pause_ms(pause_between);
+    }
     target_done();
 }
 
@@ -112,6 +115,7 @@ int main(int argc, char **argv)
 {
     mode = argc > 1 ? argv[1] : "";
     count = argc > 2 ? atoi(argv[2]) : 1;
+    pause_between = argc > 3 ? atoi(argv[3]) : 0;
     if (!strcmp(mode, "leader-gone")) {
         pthread_t thread;
 

@@ -1,0 +1,68 @@
+"""Byte for byte: what the ledger says is mapped is what the kernel says is mapped.
+
+The ledger is dumped before it is checked against /proc, so that nothing is put right by the check;
+the target is quiet by then.  EBPFTRACE_EXACT_SEEDS=N and EBPFTRACE_EXACT_MS=N make the run longer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from harness import Area, Json, Target, fact_areas, mapped, minus, reported_areas, size, traced, union, within
+
+SEEDS = int(os.environ.get("EBPFTRACE_EXACT_SEEDS", "10"))
+MILLISECONDS = int(os.environ.get("EBPFTRACE_EXACT_MS", "2000"))
+
+
+def ledger_areas(ledger: Json) -> list[Area]:
+    """All that the ledger holds; overlapping entries would hide in a union, so they are refused."""
+    areas = [tuple(piece) for mapping in ledger["mappings"] for piece in mapping["pieces"]]
+    areas += [tuple(area) for area in ledger["baseline"]]
+    assert size(areas) == size(union(areas)), "entries of the ledger overlap"
+    return union(areas)
+
+
+def mapper_areas(ledger: Json) -> dict[int, list[Area]]:
+    """What each thread mapped; what nobody was seen to map is under 0, as in the target's books."""
+    areas: dict[int, list[Area]] = {0: [tuple(area) for area in ledger["baseline"]]}
+    for mapping in ledger["mappings"]:
+        areas.setdefault(mapping["mapper_tid"] or 0, []).extend(tuple(piece) for piece in mapping["pieces"])
+    return areas
+
+
+@pytest.mark.parametrize("seed", range(1, SEEDS + 1))
+def test_ledger_is_what_the_kernel_has(seed: int, tmp_path: Path) -> None:
+    dump = tmp_path / "ledger.json"
+    options = ["--min-age", 0, "--dump-ledger", dump]
+    with Target("exact", seed, MILLISECONDS) as target, traced(target, *options) as tracer:
+        target.run(MILLISECONDS / 1000 + 60)
+        result = tracer.interrupt()
+        truth = mapped(target.pid)
+        report = result.report
+    ledger = json.loads(dump.read_text())
+    # Stacks are copied while the rate allows; the ledger itself loses nothing at any rate.
+    for losses in (report["losses"], ledger["losses"]):
+        assert (losses["events"], losses["mappings"], losses["threads"]) == (0, 0, 0)
+
+    held = target.facts("holds")
+    windows = fact_areas(target.facts("window"))
+    shared = fact_areas(target.facts("shared"))
+    books = union(fact_areas(held))
+    assert not minus(books, truth), "the target's books are wrong, not the tracer"
+    assert not minus(within(truth, windows), books), "the target's books are wrong, not the tracer"
+
+    # Outside the shared area no two calls on the same bytes overlap in time: raw and exact.
+    known = ledger_areas(ledger)
+    assert minus(minus(known, truth), shared) == [], "in the ledger, not in /proc"
+    assert minus(minus(truth, known), shared) == [], "in /proc, not in the ledger"
+    # In it, what calls that ran at the same time did is not known; but it is known how much.
+    assert ledger["phantom_bytes"] == size(minus(known, truth))
+    assert ledger["unexplained_bytes"] == report["unexplained_bytes"] == size(minus(truth, known))
+    assert not minus(reported_areas(report), truth)
+
+    mappers = mapper_areas(ledger)
+    wrong = [fact for fact in held if minus(fact_areas([fact]), mappers.get(fact["mapper"], []))]
+    assert not wrong, "bytes that the ledger gives to another thread"

@@ -1,0 +1,81 @@
+"""A flood of calls costs the tracer nothing; a table that overflows is counted, never silent.
+
+EBPFTRACE_FLOOD_MS=N makes the flood longer.
+"""
+
+from __future__ import annotations
+
+import os
+
+from harness import (
+    Json,
+    Target,
+    fact_areas,
+    mapped,
+    minus,
+    no_losses,
+    reported_areas,
+    traced,
+    union,
+)
+
+MILLISECONDS = int(os.environ.get("EBPFTRACE_FLOOD_MS", "3000"))
+SLOW_PAIRS_PER_SECOND = 1000
+CPU_SHARE_OF_NOISE = 0.04
+"""Of one CPU: how much two runs of the tracer at rest may differ on a busy machine."""
+
+
+def flood(pairs_per_second: int) -> tuple[Json, Json, float]:
+    """What the target did, the report, and the tracer's CPU seconds while it did it."""
+    with Target("flood", MILLISECONDS, pairs_per_second) as target, traced(target) as tracer:
+        before = tracer.cpu_seconds()
+        target.run(MILLISECONDS / 1000 + 60)
+        used = tracer.cpu_seconds() - before
+        report = tracer.interrupt().report
+    (done,) = target.facts("flooded")
+    return done, report, used
+
+
+def test_flood_loses_nothing_and_costs_the_tracer_nothing() -> None:
+    slow, slow_report, slow_cpu = flood(SLOW_PAIRS_PER_SECOND)
+    fast, fast_report, fast_cpu = flood(0)
+
+    assert fast["pairs"] > 20 * slow["pairs"]
+    for done, report in ((slow, slow_report), (fast, fast_report)):
+        assert report["calls"]["mmap"] == report["calls"]["munmap"] == done["pairs"]
+        assert no_losses(report), report["losses"]
+        assert not report["findings"]
+        assert report["unexplained_bytes"] == 0
+    assert fast_cpu - slow_cpu < CPU_SHARE_OF_NOISE * fast["seconds"], (slow_cpu, fast_cpu)
+
+
+def test_overflow_is_counted_and_the_report_stays_true() -> None:
+    """200 orphans, room for 64: the report has what fitted, and says how many did not."""
+    workers, room = 200, 64
+    options = ["--min-age", 0, "--max-mappings", room]
+    with Target("orphans", "kept", workers) as target, traced(target, *options) as tracer:
+        target.run()
+        result = tracer.interrupt()
+        report = result.report
+        stale = minus(reported_areas(report), mapped(target.pid))
+    assert result.status == 0
+    truth = union(fact_areas(target.facts("mapped")))
+    found = reported_areas(report, "orphaned-mapping")
+    assert not stale
+    assert not minus(found, truth)
+    assert 0 < len(found) <= room
+    assert report["losses"]["mappings"] >= workers - room
+    assert len(found) + report["losses"]["mappings"] >= workers
+    # What was lost is still seen in /proc.
+    assert report["unexplained_bytes"] >= (workers - room) * 16 * 4096
+
+
+def test_overflow_under_random_calls_keeps_the_report_true() -> None:
+    """Rows come, go and are cut while the table is full."""
+    options = ["--min-age", 0, "--max-mappings", 64]
+    with Target("exact", 1, 500) as target, traced(target, *options) as tracer:
+        target.run()
+        report = tracer.interrupt().report
+        stale = minus(reported_areas(report), mapped(target.pid))
+    assert report["losses"]["mappings"] > 0
+    assert not stale

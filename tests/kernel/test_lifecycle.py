@@ -1,0 +1,355 @@
+"""How a trace begins and ends: signals, exit, exec, COMMAND, and every error in one line."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import platform
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import (
+    ROOT,
+    TRACER,
+    Result,
+    Target,
+    Tracer,
+    build,
+    eventually,
+    fact_areas,
+    leaks,
+    reported,
+    reported_areas,
+    run_tracer,
+    traced,
+    union,
+)
+
+BPF_CALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+BPF_GET_FD_BY_ID = {"prog": 13, "map": 14}
+"""Commands of bpf(2): BPF_PROG_GET_FD_BY_ID, BPF_MAP_GET_FD_BY_ID."""
+NOBODY = 65534
+
+
+def bpf_object_exists(kind: str, number: int) -> bool:
+    """Whether the kernel still has the program or map; an attached program is never freed."""
+    attributes = ctypes.create_string_buffer(struct.pack("=III", number, 0, 0).ljust(128, b"\0"))
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.syscall(BPF_CALL, BPF_GET_FD_BY_ID[kind], attributes, len(attributes.raw) - 1)
+    if descriptor >= 0:
+        os.close(descriptor)
+        return True
+    assert ctypes.get_errno() == errno.ENOENT, os.strerror(ctypes.get_errno())
+    return False
+
+
+def assert_gone(programs: set[int], maps: set[int]) -> None:
+    assert programs
+    assert maps
+    eventually(
+        lambda: (
+            not any(
+                bpf_object_exists(kind, number)
+                for kind, numbers in (("prog", programs), ("map", maps))
+                for number in numbers
+            )
+        ),
+        "the tracer's programs and maps are gone",
+    )
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    """A zombie that nobody reaps does not run."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def assert_one_line(result: Result, status: int, *words: str) -> None:
+    """One clear line on stderr that holds the words, nothing on stdout."""
+    assert result.status == status, result
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+# --- how a trace ends -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_trace_with_a_report(number: int) -> None:
+    with Target("orphans", "kept", 3) as target, traced(target, "--min-age", 0) as tracer:
+        programs, maps = tracer.bpf_ids("prog"), tracer.bpf_ids("map")
+        target.run()
+        result = tracer.interrupt(number)
+        assert target.process.poll() is None
+    assert result.status == 0
+    assert result.report["window"]["ended_by"] == "interrupt"
+    assert len(reported(result.report, "orphaned-mapping")) == 3
+    assert_gone(programs, maps)
+
+
+def test_sigkill_leaves_nothing_attached_and_the_target_running() -> None:
+    with Target("flood", 2000, 0) as target, traced(target) as tracer:
+        programs, maps = tracer.bpf_ids("prog"), tracer.bpf_ids("map")
+        helpers = children(tracer.pid)
+        target.go()
+        tracer.process.kill()
+        tracer.process.wait()
+        assert_gone(programs, maps)
+        eventually(lambda: not any(map(is_running, helpers)), "the tracer's helpers are gone")
+        target.wait_for("done")
+        assert target.end() == 0
+
+
+def test_duration_ends_the_trace() -> None:
+    with Target("orphans", "kept", 3) as target:
+        with Tracer("-p", target.pid, "-d", 2, "--min-age", 0) as tracer:
+            target.run()
+            result = tracer.wait()
+        report = result.report
+    assert result.status == 0
+    assert report["window"]["ended_by"] == "duration"
+    assert 2 <= report["window"]["seconds"] < 4
+    assert len(reported(report, "orphaned-mapping")) == 3
+
+
+@pytest.mark.parametrize("mode", ["exit", "killed"])
+def test_end_of_the_target_ends_the_trace(mode: str) -> None:
+    with Target("ends", mode) as target, traced(target) as tracer:
+        target.go()
+        result = tracer.wait()
+    assert result.status == 0
+    report = result.report
+    assert report["window"]["ended_by"] == "target-exit"
+    assert report["target"]["pid"] == target.pid
+    assert report["calls"]["mmap"] >= 2
+    assert report["calls"]["thread_exit"] >= 1
+
+
+def test_exec_of_the_target_ends_the_trace() -> None:
+    """All that was mapped is gone at once: none of it may be reported as still there."""
+    with Target("ends", "exec") as target, traced(target, "--min-age", 0) as tracer:
+        target.go()
+        result = tracer.wait()
+        assert target.process.poll() is None
+        assert target.end() == 0
+    assert result.status == 0
+    assert result.report["window"]["ended_by"] == "exec"
+    assert result.report["target"]["comm"] == "ends"
+    assert not leaks(result.report)
+
+
+def test_fail_on_leak() -> None:
+    with Target("reproducer", 20) as target, traced(target, "--min-age", 0, "--fail-on-leak") as tracer:
+        target.run()
+        result = tracer.interrupt()
+    assert leaks(result.report)
+    assert result.status == 3
+
+
+def test_output_file_is_whole(tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
+    with Target("reproducer", 5) as target, traced(target, "--min-age", 0, "-o", output) as tracer:
+        target.run()
+        assert not output.exists()
+        result = tracer.interrupt()
+    assert result.status == 0
+    assert result.stdout == ""
+    report = Result(0, output.read_text(), "").report
+    assert sum(finding["count"] for finding in leaks(report)) == 5
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_interval_reports_again_and_again() -> None:
+    """One JSON document per line, each whole, the last one with everything."""
+    with Target("reproducer", 5) as target, Tracer("-p", target.pid, "-d", 3, "-i", 1) as tracer:
+        target.run()
+        result = tracer.wait()
+    reports = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(reports) >= 3
+    assert {report["window"]["ended_by"] for report in reports[:-1]} == {"interval"}
+    assert reports[-1]["window"]["ended_by"] == "duration"
+    assert len(reported(reports[-1], "abandoned-stack")) == 5
+
+
+# --- COMMAND ----------------------------------------------------------------------------------
+
+
+def test_command_is_traced_from_its_first_instruction(tmp_path: Path) -> None:
+    """The report is in a file, since the command has the tracer's stdout."""
+    output = tmp_path / "report.json"
+    result = run_tracer("--json", "-o", output, "-d", 30, "--", build("ends"), "exit", "now")
+    report = Result(0, output.read_text(), "").report
+    assert result.status == 0, result.stderr
+    assert report["window"]["ended_by"] == "target-exit"
+    assert report["target"]["comm"] == "ends"
+    # The dynamic loader's calls are there too, not only the two of the program.
+    assert report["calls"]["mmap"] > 5
+    assert report["calls"]["brk"] >= 1
+
+
+def test_command_that_outlives_the_trace(tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
+    command = [str(build("ends")), "stays", "now"]
+    process = subprocess.Popen(
+        [*TRACER, "--json", "-o", output, "-d", "2", "--min-age", "0", "--", *command],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        eventually(output.exists, "the report is written")
+    finally:
+        said, _ = process.communicate("", timeout=60)
+    report = Result(0, output.read_text(), "").report
+    facts = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    found = reported_areas(report, "orphaned-mapping")
+    assert union(found) == union(fact_areas(facts))
+    assert report["window"]["ended_by"] == "duration"
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_no_such_process() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert_one_line(run_tracer("-p", child.pid), 1, str(child.pid))
+
+
+def test_kernel_thread() -> None:
+    """PID 2 is kthreadd, where this is not a PID namespace of its own."""
+    if Path("/proc/2/comm").exists() and Path("/proc/2/comm").read_text() == "kthreadd\n":
+        assert_one_line(run_tracer("-p", 2), 1, "kernel thread")
+    else:
+        pytest.skip("no kernel thread in sight")
+
+
+def test_zombie() -> None:
+    child = subprocess.Popen(["true"])
+    stat = Path(f"/proc/{child.pid}/stat")
+    eventually(lambda: " Z " in stat.read_text(), "the child is a zombie")
+    try:
+        assert_one_line(run_tracer("-p", child.pid), 1, str(child.pid))
+    finally:
+        child.wait()
+
+
+def test_command_not_found(tmp_path: Path) -> None:
+    assert_one_line(run_tracer("-d", 1, "--", tmp_path / "no-such-command"), 1, "no-such-command")
+
+
+def test_command_not_executable(tmp_path: Path) -> None:
+    command = tmp_path / "plain-file"
+    command.write_text("text")
+    assert_one_line(run_tracer("-d", 1, "--", command), 1, "plain-file")
+
+
+def test_output_file_not_writable(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    output = tmp_path / "no-such-directory" / "report.json"
+    started = time.monotonic()
+    result = run_tracer("-p", sleeper.pid, "-d", 30, "-o", output)
+    assert_one_line(result, 1, "no-such-directory")
+    assert time.monotonic() - started < 20, "it is said before the trace, not after it"
+
+
+def test_not_root(sleeper: subprocess.Popen[bytes]) -> None:
+    """The program is copied to where everybody can read it."""
+    nobody: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    try:
+        subprocess.run([sys.executable, "-c", ""], check=True, **nobody)
+    except (PermissionError, subprocess.CalledProcessError):
+        pytest.skip("this Python can be run by root only")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        shutil.copytree(ROOT / "ebpftrace", directory / "ebpftrace")
+        shutil.copytree(ROOT / "bpf", directory / "bpf")
+        assert_one_line(run_tracer("-p", sleeper.pid, "-d", 1, cwd=directory, **nobody), 1, "root")
+
+
+def test_bcc_missing(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    (tmp_path / "bcc.py").write_text("raise ImportError('no bcc here')\n")
+    result = run_tracer("-p", sleeper.pid, "-d", 1, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert_one_line(result, 1, "bcc")
+
+
+def test_tracefs_not_mounted(sleeper: subprocess.Popen[bytes]) -> None:
+    """In a mount namespace without tracefs: it mounts it for itself, or says how."""
+    script = 'umount -l /sys/kernel/tracing 2>/dev/null; umount -l /sys/kernel/debug 2>/dev/null; exec "$@"'
+    ended = subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            *TRACER,
+            "-p",
+            str(sleeper.pid),
+            "-d",
+            "1",
+            "--json",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in ended.stderr, ended.stderr
+    result = Result(ended.returncode, ended.stdout, ended.stderr)
+    if result.status == 0:
+        assert result.report["target"]["pid"] == sleeper.pid
+    else:
+        assert_one_line(result, 1, "tracefs")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["-p", "none"],
+        ["-p", "-1"],
+        ["-p", "1", "-d", "-1"],
+        ["-p", "1", "--no-such-option"],
+        ["-p", "1", "--min-age", "soon"],
+        ["-p", "1", "--", "true"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage(arguments: list[str]) -> None:
+    result = run_tracer(*arguments)
+    assert result.status == 2
+    assert result.stdout == ""
+    assert result.stderr

@@ -1,0 +1,77 @@
+"""Memory that a thread mapped and left behind, and what others then do to it."""
+
+from __future__ import annotations
+
+import pytest
+from harness import (
+    Json,
+    Target,
+    fact_areas,
+    leaks,
+    mapped,
+    minus,
+    no_losses,
+    pieces,
+    reported,
+    reported_areas,
+    size,
+    trace,
+    traced,
+    union,
+)
+
+WORKERS = 7
+
+
+def orphaned(report: Json) -> list[Json]:
+    return reported(report, "orphaned-mapping")
+
+
+@pytest.mark.parametrize("mode", ["kept", "hole", "moved", "overlaid", "unmapped", "destroyed"])
+def test_what_is_left_of_an_orphan(mode: str) -> None:
+    target, report = trace("orphans", mode, WORKERS, options=["--min-age", 0])
+
+    truth = fact_areas(target.facts("mapped"))
+    found = reported_areas(report, "orphaned-mapping")
+    assert sorted(found) == sorted(truth)
+    assert sum(mapping["bytes"] for mapping in orphaned(report)) == size(truth)
+    owners = {fact["start"]: fact["owner"] for fact in target.facts("mapped")}
+    for mapping in orphaned(report):
+        for start, _ in pieces(mapping):
+            assert mapping["owner_tid"] == mapping["mapper_tid"] == owners[start]
+    assert no_losses(report)
+
+
+def test_hole_leaves_one_mapping_of_two_pieces() -> None:
+    _, report = trace("orphans", "hole", 1, options=["--min-age", 0])
+
+    (mapping,) = orphaned(report)
+    (start, _), (_, end) = pieces(mapping)
+    assert (int(mapping["start"], 16), int(mapping["end"], 16)) == (start, end)
+    assert mapping["bytes"] == size(pieces(mapping)) == 13 * 4096
+
+
+def test_orphans_that_grow_in_number_are_a_leak() -> None:
+    _, report = trace("orphans", "kept", 40, 50, options=["--min-age", 0])
+
+    found = [finding for finding in leaks(report) if finding["verdict"] == "orphaned-mapping"]
+    assert sum(finding["count"] for finding in found) == 40
+
+
+def test_single_orphan_is_told_but_not_called_a_leak() -> None:
+    _, report = trace("orphans", "kept", 1, options=["--min-age", 0])
+
+    assert len(orphaned(report)) == 1
+    assert not leaks(report)
+
+
+def test_group_leader_is_gone() -> None:
+    """/proc/PID/maps of such a process is empty; each live task still has its own."""
+    with Target("orphans", "leader-gone", WORKERS) as target, traced(target, "--min-age", 0) as tracer:
+        target.run()
+        report = tracer.interrupt().report
+        stale = minus(reported_areas(report), mapped(target.pid))
+    assert not stale
+    assert union(reported_areas(report, "orphaned-mapping")) == union(fact_areas(target.facts("mapped")))
+    assert report["memory"]["virt_end"] > size(fact_areas(target.facts("mapped")))
+    assert no_losses(report)

@@ -201,6 +201,42 @@ def test_without_books_they_are_absent_and_said_to_be(directory: Path, build: Bu
             assert books.libc == "musl"
 
 
+def test_the_initial_thread_has_ended(directory: Path) -> None:
+    with ended(compiled(directory, "books_threads"), "leader", 5) as program:
+        books = books_of(program.pid)
+        assert books.state is BooksState.READ
+        assert proved(books) == told(program)
+        assert len(books.threads) == 6
+
+
+@pytest.mark.parametrize("kind", ["live", "returns"])
+def test_tids_of_another_pid_namespace(directory: Path, kind: str) -> None:
+    binary = compiled(directory, "books_threads")
+    inside = ("--pid", "--fork", "--kill-child", str(binary), kind)
+    with ended(Path("/usr/bin/unshare"), *inside, 5) as program:
+        pid = int(Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text())
+        books = books_of(pid)
+        assert books.state is BooksState.READ
+        assert books.why == ""
+        if kind == "live":
+            assert {thread.tid for thread in books.threads} == {
+                fact["tid"] for fact in program.facts("thread")
+            }
+            assert max(thread.tid for thread in books.threads) < 100
+            assert exited(books) == []
+        else:
+            assert proved(books) == told(program)
+
+
+def test_a_fork_behind_the_back_of_glibc_proves_nothing(directory: Path) -> None:
+    """Its copy of the list names threads that never lived in it, and nothing has cleared their tids."""
+    with ended(compiled(directory, "books_threads"), "raw-fork", 4) as program:
+        (child,) = (fact["pid"] for fact in program.facts("child"))
+        books = books_of(child)
+        assert exited(books) == []
+        assert books.why == "4 listed threads neither live nor are marked as exited"
+
+
 def test_a_program_and_a_libc_that_were_deleted_or_replaced(directory: Path) -> None:
     found = subprocess.run(["ldd", compiled(directory, "books_threads")], capture_output=True, check=True)
     libc = next(word for word in found.stdout.decode().split() if word.endswith("/libc.so.6"))
@@ -246,6 +282,7 @@ def test_no_false_proof_while_the_lists_change(directory: Path, kind: str) -> No
                 books = read_books(program.pid, vmas, memory)
                 unstable += books.state is not BooksState.READ
                 ended_threads = exited(books)
+                assert "neither" not in books.why
                 if books.state is BooksState.READ:
                     assert sum(thread.start_routine == routines["dead"] for thread in ended_threads) == dead
                 others = [thread for thread in ended_threads if thread.start_routine != routines["dead"]]

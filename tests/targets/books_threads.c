@@ -8,10 +8,14 @@
  *   joined, reversed                      are joined before "done", in the order made or the other way
  *   detached, detached-late               are detached at birth, or once they have ended
  *   late                                  return; joined when a second line comes, which "joined" answers
+ *   leader                                return; then the initial thread ends and the process goes on
  *   live                                  wait for the end of the process
+ *   raw-fork                              the same, and the process forks without telling glibc
  *   live-detached                         the same, detached
  */
 #include "target.h"
+#include <fcntl.h>
+#include <sys/prctl.h>
 #include <threads.h>
 
 #define MOST 32768
@@ -84,7 +88,7 @@ static void *(*routine(void))(void *)
         return exits;
     if (is("raw"))
         return raw;
-    if (is("cancelled") || is("live") || is("live-detached"))
+    if (is("cancelled") || is("live") || is("live-detached") || is("raw-fork"))
         return waits;
     return returns;
 }
@@ -126,6 +130,25 @@ static void settle(int count)
     }
 }
 
+static int leader_has_ended(void)
+{
+    char text[512] = "";
+    int fd = open("/proc/self/stat", O_RDONLY);
+
+    need(fd >= 0 && read(fd, text, sizeof(text) - 1) > 0);
+    close(fd);
+    return strstr(text, ") Z ") != NULL;
+}
+
+static void *outlives(void *unused)
+{
+    while (!leader_has_ended())
+        sched_yield();
+    target_done();
+    _exit(0);
+    return unused;
+}
+
 int main(int argc, char **argv)
 {
     pthread_attr_t attributes;
@@ -151,6 +174,24 @@ int main(int argc, char **argv)
         while (byte != '\n')
             need(read(0, &byte, 1) == 1);
         settle(count);
+    }
+    if (is("raw-fork")) {
+        pid_t parent = getpid(), child = syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
+
+        need(child >= 0);
+        if (!child) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            while (getppid() == parent)
+                pause();
+            _exit(0);
+        }
+        target_say("{\"event\": \"child\", \"pid\": %d}\n", child);
+    }
+    if (is("leader")) {
+        pthread_t other;
+
+        need(!pthread_create(&other, NULL, outlives, NULL));
+        pthread_exit(NULL);
     }
     target_done();
     return 0;

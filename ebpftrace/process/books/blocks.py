@@ -18,11 +18,15 @@ from ebpftrace.process.books.descriptors import Descriptor
 from ebpftrace.process.books.lists import Lists, Readable
 
 _SEARCHED = 256
-"""Bytes searched behind ``nextevent``: 40 in all versions known (exc, then stackblock: nptl/descr.h)."""
+"""Bytes searched behind ``nextevent``; in 2.28 to 2.43 ``exc``, 32 bytes, comes first (nptl/descr.h)."""
 _LEAST_STACK = 16384
 """PTHREAD_STACK_MIN, the least of all architectures."""
-_MOST_STACK = 1 << 47
+_MOST_STACK = 1 << 40
+"""Below any address that mmap returns, so that no pointer is taken for a size."""
+_EXC_SIZE = 32
+_EXC_ALIGNMENT = 16
 _SAMPLES = 16
+_FIRST_ENDS = 2
 
 
 def find_block_offset(lists: Lists, memory: Readable) -> Optional[int]:
@@ -32,18 +36,25 @@ def find_block_offset(lists: Lists, memory: Readable) -> Optional[int]:
     inside the block: no other four words look like that.  None where no thread but the first is listed, or
     where most samples do not agree.
     """
+    forward, backward = lists.layout.next, lists.layout.prev
+    ends = [(lists.used, forward), (lists.user, forward), (lists.used, backward), (lists.user, backward)]
+    if lists.cache is not None:
+        ends.append((lists.cache, forward))
     votes: Counter[int] = Counter()
     samples = 0
-    for head in (lists.used, lists.user, lists.cache):
-        # The place of the cache is itself a derivation, so it is asked only where there is no other thread.
-        if head is None or (samples and head == lists.cache):
-            continue
-        for descriptor, words in _sample(head, lists, memory):
+    for index, (head, direction) in enumerate(ends):
+        # The other ends of broken lists, and the cache (whose place is itself derived), only in need.
+        if samples and index >= _FIRST_ENDS:
+            break
+        for descriptor, words in _sample(head, direction, lists, memory):
             samples += 1
-            for index in range(len(words) - 3):
-                if _is_block(descriptor, lists.layout.size, *words[index : index + 4]):
-                    votes[_search_start(lists) + 8 * index] += 1
+            for at in range(len(words) - 3):
+                if _is_block(descriptor, lists.layout.size, *words[at : at + 4]):
+                    votes[_search_start(lists) + 8 * at] += 1
     agreed = [offset for offset, count in votes.items() if 2 * count >= samples]
+    usual = -(-_search_start(lists) // _EXC_ALIGNMENT) * _EXC_ALIGNMENT + _EXC_SIZE
+    if usual in agreed:
+        return usual
     return agreed[0] if len(agreed) == 1 else None
 
 
@@ -51,14 +62,16 @@ def _search_start(lists: Lists) -> int:
     return lists.layout.next_event + 8
 
 
-def _sample(head: int, lists: Lists, memory: Readable) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The first descriptors of a list, as far as it can be followed: (address, words to search)."""
+def _sample(
+    head: int, direction: int, lists: Lists, memory: Readable
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Descriptors at one end of a list, as far as it can be followed: (address, words to search)."""
     layout, start = lists.layout, _search_start(lists)
     count = min(_SEARCHED, layout.size - start) // 8
     node = head
     try:
         for _ in range(_SAMPLES):
-            (node,) = struct.unpack(lists.order + "Q", memory.read(node + layout.next, 8))
+            (node,) = struct.unpack(lists.order + "Q", memory.read(node + direction, 8))
             if node == head:
                 break
             descriptor = node - layout.link

@@ -16,7 +16,7 @@ _VARIABLE = b"GLIBC_TUNABLES="
 _NAMESPACE = b"glibc."
 _TUNABLE = b"glibc.pthread.stack_cache_size"
 _TUNABLE_SINCE = (2, 34)
-_ATTEMPTS = 8
+_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ _USER = ("_dl_stack_user", "__stack_user")
 _CACHE = ("_dl_stack_cache", "stack_cache")
 _CACHE_SIZE = ("_dl_stack_cache_actsize", "stack_cache_actsize")
 _CACHE_LIMIT = ("__nptl_stack_cache_maxsize", "stack_cache_maxsize")
-_SYMBOLS = frozenset(
+SYMBOLS = frozenset(
     [_DB + name for name in (*_FIELDS, *_ROOT_FIELDS)]
     + [_SIZEOF_PTHREAD, _ROOT, *_VERSION, *_USED, *_USER, *_CACHE, *_CACHE_SIZE, *_CACHE_LIMIT]
 )
@@ -52,6 +52,8 @@ _LOADER = re.compile(r"ld(64)?[.-]")
 _MAX_FILES = 4
 """Executable mappings looked at in a process without a libc by name: static programs have one."""
 _MAX_PTHREAD = 1 << 16
+_JOIN_GAP = 28
+"""Bytes before ``schedparam`` that hold setxid_futex, joinid or joinstate, and result (nptl/descr.h)."""
 _LIST_HEAD_SIZE = 16
 
 
@@ -126,10 +128,10 @@ def find_lists(pid: int, vmas: Sequence[Vma], memory: Readable) -> Union[Lists, 
             refusals.append(refusal.what)
             continue
         with os.fdopen(fd, "rb") as file:
-            image = read_image(file, _SYMBOLS)
+            image = read_image(file, SYMBOLS)
         if image is None or not any(name in image.symbols for name in (*_USED, _ROOT)):
             continue
-        found = _read_lists(image, vma, memory, static)
+        found = lists_of_image(image, vma, memory, static)
         if found is not None:
             return found
     if refusals:
@@ -139,7 +141,8 @@ def find_lists(pid: int, vmas: Sequence[Vma], memory: Readable) -> Union[Lists, 
     return Absent("the C library has no symbols of glibc's thread lists, or they could not be read")
 
 
-def _read_lists(image: Image, vma: Vma, memory: Readable, static: bool) -> Optional[Lists]:
+def lists_of_image(image: Image, vma: Vma, memory: Readable, static: bool) -> Optional[Lists]:
+    """The lists of the glibc in ``image``, one mapping of which is ``vma``; None where it has none."""
     bias = image.bias(vma)
     if bias is None:
         return None
@@ -220,9 +223,13 @@ class _Symbols:
         (size,) = struct.unpack(self._image.order + "I", size_raw)
         link, tid, cancel, priority, start, event, forward, back = (self.offset(name) for name in _FIELDS)
         if not (
-            link < tid < cancel < priority < start < event < size <= _MAX_PTHREAD
-            and {forward, back} == {0, 8}
-            and tid >= link + _LIST_HEAD_SIZE
+            {forward, back} == {0, 8}
+            and link + _LIST_HEAD_SIZE <= tid
+            and tid + 4 <= cancel
+            and cancel + 4 + _JOIN_GAP <= priority
+            and priority + 4 <= start
+            and start + 8 <= event
+            and event + 8 <= size <= _MAX_PTHREAD
         ):
             raise _UnsoundError("layout")
         return Layout(size, link, forward, back, tid, cancel, priority, start, event)

@@ -54,10 +54,10 @@ class _Reader:
     def read(self, vmas: Sequence[Vma]) -> Books:
         """The books, joined with the mappings."""
         used, user = self._walk(self._lists.used), self._walk(self._lists.user)
-        # After the walks: a thread that is born during them is then among the live.
-        live = live_tids(self._pid, self._groups)
         on_user = {descriptor.address for descriptor in user.descriptors}
-        judged = judge(used.descriptors + user.descriptors, self._walker, live)
+        # A forged list may lead into the other one: no thread counts twice.
+        listed = {descriptor.address: descriptor for descriptor in used.descriptors + user.descriptors}
+        judged = judge(listed.values(), self._walker, self._who_lives)
         stacks = Mappings(vmas).stacks(descriptor for descriptor, _ in judged)
         threads = tuple(
             BookedThread(
@@ -82,6 +82,9 @@ class _Reader:
             stack_cache=cache.stacks,
             libc=self._lists.name,
         )
+
+    def _who_lives(self) -> frozenset[int]:
+        return live_tids(self._pid, self._groups)
 
     def _walk(self, head: int) -> Walk:
         """Walk until one walk comes back to the head; of broken walks the longest."""

@@ -45,8 +45,8 @@ class Walker:
     def walk(self, head: int) -> Walk:
         """All descriptors of the list at ``head``; of a broken one those that either end leads to."""
         forward = _Path(self, head, backward=False)
-        if forward.follow() or not forward.descriptors:
-            return Walk(forward.descriptors, forward.complete)
+        if forward.follow():
+            return Walk(forward.descriptors, True)
         seen = {descriptor.address for descriptor in forward.descriptors}
         backward = _Path(self, head, backward=True)
         backward.follow()

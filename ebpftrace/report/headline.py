@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ebpftrace.model import Finding, Losses, Report, Verdict
-from ebpftrace.report.text import count, duration, period, plural, rate, size
+from ebpftrace.model import EndedBy, Finding, Losses, Report, Verdict
+from ebpftrace.report.text import duration, period, plural, rate, size
 
 
 def leak_lines(report: Report) -> list[str]:
@@ -30,7 +30,7 @@ def no_leak_line(report: Report) -> str:
     if report.losses.any:
         verdict += ", but not everything could be recorded (see LOST): this proves nothing"
     fresh = sum(finding.count for finding in report.findings if finding.verdict is Verdict.JUST_EXITED)
-    if fresh:
+    if fresh and report.ended_by is not EndedBy.TARGET_EXIT:
         verdict += f"; the owner of {plural(fresh, 'mapping')} exited just before the report: look again"
     return verdict
 
@@ -82,12 +82,10 @@ def _bytes(findings: Sequence[Finding]) -> int:
     return sum(finding.size for finding in findings)
 
 
-def finding_title(finding: Finding) -> str:
-    """``27,840 mappings, 271.9 GiB, RSS 217.5 MiB``."""
-    return f"{count(finding.count)} {_noun(finding)}, {size(finding.size)}, RSS {size(finding.rss)}"
-
-
-def _noun(finding: Finding) -> str:
-    stack = finding.verdict in (Verdict.NEVER_JOINED, Verdict.ABANDONED_STACK, Verdict.STACK_CACHE)
-    noun = "stack" if stack else "mapping"
-    return noun if finding.count == 1 else f"{noun}s"
+def title(findings: Sequence[Finding]) -> str:
+    """Findings of one verdict in figures: ``27,840 stacks, 272.0 GiB, RSS 217.5 MiB``."""
+    number = sum(finding.count for finding in findings)
+    known = [finding.rss for finding in findings if finding.rss is not None]
+    stack = findings[0].verdict in (Verdict.NEVER_JOINED, Verdict.ABANDONED_STACK, Verdict.STACK_CACHE)
+    things = plural(number, "stack" if stack else "mapping")
+    return f"{things}, {size(_bytes(findings))}, RSS {size(sum(known) if known else None)}"

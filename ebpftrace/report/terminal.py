@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ebpftrace.model import Calls, EndedBy, Finding, Report, ThreadTotal, Verdict
 from ebpftrace.report import finding_text, frames
-from ebpftrace.report.headline import finding_title, leak_lines, lost_line, no_leak_line
+from ebpftrace.report.headline import leak_lines, lost_line, no_leak_line, title
 from ebpftrace.report.text import change, count, duration, escape, plural, shorten, size, wall
 from ebpftrace.report.view import Selection, View, select
 
@@ -91,7 +91,7 @@ def _page(report: Report, selection: Selection, width: int) -> Group:
         parts += [Text(), *_threads(selection, width)]
     if selection.others:
         parts += [Text(), Text("Not a leak", style=_HEAD)]
-        parts += [_indented(_hanging(_innocent(finding), "")) for finding in selection.others]
+        parts += [_indented(_hanging(line, "")) for line in _innocent(selection.others)]
     if selection.hidden:
         total = sum(finding.size for finding in selection.hidden)
         hidden = f"Not shown: {plural(len(selection.hidden), 'finding')}, {size(total)}"
@@ -174,15 +174,21 @@ def _calls(calls: Calls) -> str:
 
 def _finding(number: int, finding: Finding, report: Report, width: int) -> list[RenderableType]:
     when = "before attach" if finding.before_attach else "in the window"
-    title = f"{number}. {finding.verdict.value}: {finding_title(finding)}, mapped {when}"
+    heading = f"{number}. {finding.verdict.value}: {title([finding])}, mapped {when}"
     room = width - _INDENT - _LABEL
-    return [Text(title, style=_HEAD), _indented(_grid(finding_text.rows(finding, report, room)))]
+    return [Text(heading, style=_HEAD), _indented(_grid(finding_text.rows(finding, report, room)))]
 
 
-def _innocent(finding: Finding) -> str:
-    label = _INNOCENT.get(finding.verdict, finding.verdict.value)
-    why = f": {escape(finding.evidence[0])}" if finding.evidence else ""
-    return f"{label}: {finding_title(finding)}{why}"
+def _innocent(findings: Iterable[Finding]) -> list[str]:
+    """One line for all findings of one kind that the same evidence clears."""
+    alike: dict[tuple[Verdict, tuple[str, ...]], list[Finding]] = {}
+    for finding in findings:
+        alike.setdefault((finding.verdict, finding.evidence[:1]), []).append(finding)
+    return [
+        f"{_INNOCENT.get(verdict, verdict.value)}: {title(group)}"
+        + "".join(f": {escape(why)}" for why in evidence)
+        for (verdict, evidence), group in alike.items()
+    ]
 
 
 def _threads(selection: Selection, width: int) -> list[RenderableType]:

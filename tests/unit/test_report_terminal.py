@@ -4,7 +4,9 @@ import io
 import re
 import time
 import unicodedata
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import pytest
 import report_strategies as strategies
@@ -13,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from ebpftrace.model import Finding, Frame, Losses, Report, Verdict
+from ebpftrace.model import EndedBy, Finding, Frame, Losses, Report, Verdict
 from ebpftrace.report import frames
 from ebpftrace.report.terminal import WIDTH, render, use_color
 from ebpftrace.report.view import View, select
@@ -171,6 +173,38 @@ def test_a_long_thread_name_leaves_room_for_the_site() -> None:
     shown = render(replace(report, threads=(named,)), View())
     row = next(line for line in shown.splitlines() if line.startswith("   4300 "))
     assert re.search(r"^   4300  \\x1b\S*\.\.\.\S*b  exited +1  40 KiB +-  main  reproducer.c:27$", row), row
+
+
+def hostile(value: Any) -> Any:
+    """The same report with an attack in each of its texts."""
+    if isinstance(value, str):
+        return "\x1b[2J\u202e\n\udcff[bold]"
+    if isinstance(value, tuple):
+        items = [hostile(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: hostile(getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
+@pytest.mark.parametrize("make", [reports.production, reports.raw_clone, reports.healthy, reports.lossy])
+def test_every_text_of_a_report_is_escaped(make: Callable[[], Report]) -> None:
+    shown = render(hostile(make()), View())
+    assert not set(shown) & set("\x1b\u202e\udcff")
+    assert all(r"[2J" not in line or r"\x1b[2J\u202e" in line or "..." in line for line in shown.splitlines())
+
+
+def test_innocent_findings_alike_share_a_line() -> None:
+    report = replace(reports.healthy(), findings=(reports.stack_cache(), reports.stack_cache()))
+    innocent = section(render(report, View()), "Not a leak")
+    assert innocent.count("stack-cache") == 1
+    assert "8 stacks, 64.0 MiB, RSS 32 KiB" in innocent
+
+
+def test_threads_that_died_with_their_process_need_no_second_look() -> None:
+    fresh = replace(reports.never_joined_in_window(), verdict=Verdict.JUST_EXITED, leak=False)
+    report = replace(reports.healthy(), findings=(fresh,), ended_by=EndedBy.TARGET_EXIT)
+    assert render(report, View()).startswith("No leak seen in 2 min\n")
 
 
 def test_names_are_never_markup() -> None:

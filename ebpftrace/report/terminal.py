@@ -220,7 +220,7 @@ def _thread_cells(total: ThreadTotal) -> tuple[str, ...]:
     thread = total.thread
     return (
         str(thread.id.tid),
-        shorten(escape(thread.name), _NAME_WIDTH),
+        shorten(escape(thread.name), _NAME_WIDTH) or "-",
         "alive" if thread.alive else "exited",
         count(total.mappings),
         size(total.size),

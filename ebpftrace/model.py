@@ -167,7 +167,7 @@ class Vma(NamedTuple):
     guard: bool = False
     """smaps VmFlags or permissions say that nothing here can be touched (---p)."""
     huge: int = 0
-    """Bytes in huge TLB pages, which are in neither ``rss`` nor the process's RSS; 0 unless smaps was read."""
+    """Bytes in huge TLB pages, in neither ``rss`` nor the process's RSS; 0 unless smaps was read."""
 
     @property
     def size(self) -> int:

@@ -17,7 +17,7 @@ import click
 from ebpftrace import __version__
 from ebpftrace.errors import CannotTrace
 
-COMMANDS = ("mmap-leaks", "doctor")
+COMMANDS = ("mmap-leaks", "maps", "scan", "doctor")
 """In the order of the help; each is a function in the module of its name, with ``_`` for ``-``."""
 
 STATUS_CANNOT_TRACE = 1
@@ -94,5 +94,7 @@ def main() -> None:
     \b
     Examples:
       ebpftrace doctor                    can this machine trace?
+      ebpftrace scan                      which process of this host looks as if it leaked?
+      ebpftrace maps -p 31108             what is its address space made of?
       ebpftrace mmap-leaks -p 31108       trace a live process for 30 seconds
     """

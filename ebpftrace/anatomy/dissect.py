@@ -1,0 +1,170 @@
+"""From one look at an address space to areas that each are one thing; no byte is lost or counted twice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Optional
+
+from ebpftrace.anatomy.areas import Area, Kind, Sight
+from ebpftrace.anatomy.claims import MAX_GUARD, Claim, claim_all, is_anonymous
+from ebpftrace.model import Vma
+
+_VSYSCALL = "[vsyscall]"
+_KERNEL_NAMES = re.compile(r"\[(vdso|vvar|vvar_vclock|vectors|sigpage|uprobes|timens_vvar)\]$")
+_SHARED_PATHS = re.compile(r"/dev/shm/|/SYSV[0-9a-f]{8}\b|/memfd:|/dev/zero( \(deleted\))?$|/drm mm object")
+_NO_CLAIM = -1
+_HUGE_PATH = "/anon_hugepage"
+_DEVICE_PATHS = re.compile(r"/dev/|anon_inode:|socket:|/\[aio\]|\[(?!anon|heap|stack|vdso|vvar)")
+
+
+def dissect(sight: Sight) -> tuple[list[Area], list[str]]:
+    """All areas, ascending, and notes on what could not be placed.
+
+    Their sizes add up to the process's VIRT (VmSize): the vsyscall page, which is in ``maps`` but in no
+    address space, is left out.  Where areas share a VMA, they share its RSS and swap by size.
+    """
+    claims, notes = claim_all(sight)
+    vmas = [vma for vma in sight.vmas if vma.path != _VSYSCALL]
+    images = {(vma.device, vma.inode) for vma in vmas if vma.inode and "x" in vma.perms}
+    areas: list[Area] = []
+    open_claim = _NO_CLAIM
+    for piece in _cut(vmas, claims):
+        if piece.claim is None:
+            area = _plain(piece, images, areas[-1] if areas else None)
+            if area.kind is Kind.STACK_SHAPED:
+                areas.pop()
+            areas.append(area)
+        elif open_claim == piece.claim_index:
+            areas[-1] = _joined(areas[-1], piece)
+        else:
+            areas.append(_claimed(piece, piece.claim))
+        open_claim = piece.claim_index
+    return areas, notes
+
+
+class _Piece(NamedTuple):
+    """The part of a VMA that lies inside one claim, or outside all."""
+
+    start: int
+    end: int
+    vma: Vma
+    claim: Optional[Claim]
+    claim_index: int
+
+    def share(self, figure: Optional[int]) -> int:
+        """Its part of a figure of the VMA; the parts of all pieces add up to the whole."""
+        if not figure:
+            return 0
+        size, start = self.vma.size, self.vma.start
+        return figure * (self.end - start) // size - figure * (self.start - start) // size
+
+    @property
+    def guard(self) -> int:
+        return self.end - self.start if self.vma.guard else 0
+
+
+def _cut(vmas: Sequence[Vma], claims: Sequence[Claim]) -> Iterator[_Piece]:
+    index = 0
+    for vma in vmas:
+        at = vma.start
+        while at < vma.end:
+            while index < len(claims) and claims[index].end <= at:
+                index += 1
+            if index == len(claims) or claims[index].start >= vma.end:
+                yield _Piece(at, vma.end, vma, None, _NO_CLAIM)
+                break
+            claim = claims[index]
+            if claim.start > at:
+                yield _Piece(at, claim.start, vma, None, _NO_CLAIM)
+                at = claim.start
+            end = min(claim.end, vma.end)
+            yield _Piece(at, end, vma, claim, index)
+            at = end
+
+
+def _area(piece: _Piece, kind: Kind) -> Area:
+    vma = piece.vma
+    return Area(
+        piece.start, piece.end, kind, piece.end - piece.start,
+        piece.share(vma.rss), piece.share(vma.swap), piece.share(vma.huge), vma.perms, vma.path,
+    )  # fmt: skip
+
+
+def _claimed(piece: _Piece, claim: Claim) -> Area:
+    return _area(piece, claim.kind)._replace(
+        guard=piece.guard,
+        tid=claim.tid,
+        thread=claim.thread,
+        start_routine=claim.start_routine,
+        note=claim.note,
+    )
+
+
+def _joined(area: Area, piece: _Piece) -> Area:
+    """An area that goes on in the next VMA; its access is that of what can be touched."""
+    only_guard = area.guard == area.size
+    return area._replace(
+        end=piece.end,
+        size=area.size + piece.end - piece.start,
+        rss=area.rss + piece.share(piece.vma.rss),
+        swap=area.swap + piece.share(piece.vma.swap),
+        huge=area.huge + piece.share(piece.vma.huge),
+        guard=area.guard + (piece.guard if only_guard else 0),
+        perms=piece.vma.perms if only_guard else area.perms,
+        path=area.path or piece.vma.path,
+    )
+
+
+def _plain(piece: _Piece, images: set[tuple[str, int]], below: Optional[Area]) -> Area:
+    """What a piece is by its own looks and those of the area right below."""
+    vma = piece.vma
+    kind = _kind(vma, piece.end - piece.start, images)
+    area = _area(piece, kind)
+    if kind is not Kind.ANONYMOUS or below is None or below.end != piece.start:
+        return area
+    if below.kind is Kind.DATA and "w" in below.perms and not below.note:
+        # ld.so maps what of a data segment is not in the file (.bss) right behind it.
+        return area._replace(kind=Kind.DATA, path=below.path, note="bss")
+    if below.kind is Kind.GUARD and not below.path and "w" in vma.perms:
+        return area._replace(
+            kind=Kind.STACK_SHAPED,
+            start=below.start,
+            size=below.size + area.size,
+            guard=below.size,
+            note="a guard below it",
+        )
+    return area
+
+
+def _kind(vma: Vma, size: int, images: set[tuple[str, int]]) -> Kind:
+    path, perms = vma.path, vma.perms
+    if vma.huge or path.startswith(_HUGE_PATH):
+        return Kind.HUGE
+    if path == "[heap]":
+        return Kind.HEAP
+    if path == "[stack]":
+        return Kind.MAIN_STACK
+    if _KERNEL_NAMES.match(path):
+        return Kind.KERNEL
+    if path.startswith("[anon_shmem:") or _SHARED_PATHS.match(path):
+        return Kind.SHARED
+    if vma.guard:
+        return Kind.GUARD if size <= MAX_GUARD or vma.inode else Kind.RESERVED
+    if is_anonymous(vma):
+        if "x" in perms:
+            return Kind.JIT
+        return Kind.NAMED if path else Kind.ANONYMOUS
+    if _DEVICE_PATHS.match(path):
+        return Kind.DEVICE
+    return _file_kind(vma, images)
+
+
+def _file_kind(vma: Vma, images: set[tuple[str, int]]) -> Kind:
+    if not vma.inode:
+        return Kind.SHARED if vma.perms.endswith("s") else Kind.ANONYMOUS
+    if "x" in vma.perms:
+        return Kind.TEXT
+    if (vma.device, vma.inode) not in images:
+        return Kind.FILE
+    return Kind.DATA if "w" in vma.perms else Kind.RODATA

@@ -1,0 +1,219 @@
+"""``scan``, told once: look at every process of the host without tracing, closer at those that need it."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Optional
+
+from ebpftrace.anatomy import attention, suspect
+from ebpftrace.anatomy.host import HostMemory
+from ebpftrace.anatomy.suspicion import Figures, Suspect, promise, shape_of
+from ebpftrace.errors import CannotTrace
+from ebpftrace.interrupts import Interrupts
+from ebpftrace.model import Vma
+from ebpftrace.process.books import read_books
+from ebpftrace.process.hostmemory import read_meminfo
+from ebpftrace.process.malloc import find_heaps, guess_heaps
+from ebpftrace.process.maps import read_maps
+from ebpftrace.process.memory import Memory
+from ebpftrace.process.procfs import ProcessGone, numbers_in
+from ebpftrace.process.status import max_map_count, read_memory_use
+from ebpftrace.process.tasks import read_task
+
+_SECONDS_OF_MAPS = 0.9
+"""For reading mappings, largest VIRT first: what is left then is told by size alone."""
+_SECONDS_OF_BOOKS = 0.6
+
+
+@dataclass(frozen=True)
+class Census:
+    """What one scan of the host found."""
+
+    taken_at: int
+    """ns since the epoch."""
+    seconds: Optional[float]
+    """Between the two looks; None where there was one."""
+    suspects: Sequence[Suspect]
+    """All processes, most suspect first."""
+    kernel_threads: int
+    zombies: int
+    vanished: int
+    """Processes that exited while they were looked at."""
+    unreadable: int
+    """Processes whose mappings we may not read: judged by their size alone."""
+    not_looked: int
+    """Processes whose mappings there was no time to read."""
+    books_unread: int
+    """Processes whose books were worth a look, but could not be read or there was no time."""
+    memory: HostMemory
+    took: float
+    """Seconds of looking, without the wait between two looks."""
+
+
+def run(seconds: Optional[float]) -> Census:
+    """Scan the host, ``seconds`` after a first short look where growth is asked for.
+
+    A signal ends the wait early.  Raises CannotTrace where /proc cannot be read.
+    """
+    began = time.monotonic()
+    earlier: Optional[_Sizes] = None
+    waited = 0.0
+    if seconds is not None:
+        earlier = _read_sizes()
+        waited = _wait(seconds)
+    sizes = _read_sizes()
+    reader = _Reader(sizes)
+    reader.read_shapes()
+    reader.read_books()
+    figures = _with_growth(reader.figures.values(), {} if earlier is None else earlier.figures)
+    return Census(
+        taken_at=time.time_ns(),
+        seconds=sizes.at - earlier.at if earlier is not None else None,
+        suspects=suspect(figures, _max_map_count()),
+        kernel_threads=sizes.kernel_threads,
+        zombies=sizes.zombies,
+        vanished=sizes.vanished + reader.vanished,
+        unreadable=reader.unreadable,
+        not_looked=reader.not_looked,
+        books_unread=reader.books_unread,
+        memory=attention(read_meminfo()),
+        took=time.monotonic() - began - waited,
+    )
+
+
+def _wait(seconds: float) -> float:
+    began = time.monotonic()
+    with Interrupts() as interrupts:
+        select.select([interrupts], [], [], seconds)
+    return time.monotonic() - began
+
+
+def _max_map_count() -> Optional[int]:
+    try:
+        return max_map_count()
+    except CannotTrace:
+        return None
+
+
+class _Sizes(NamedTuple):
+    """The sizes of all processes, as anyone may read them."""
+
+    at: float
+    figures: Mapping[int, Figures]
+    kernel_threads: int
+    zombies: int
+    vanished: int
+
+
+def _read_sizes() -> _Sizes:
+    at = time.monotonic()
+    figures: dict[int, Figures] = {}
+    kernel_threads = zombies = vanished = 0
+    for pid in _processes():
+        vanished += 1
+        with suppress(ProcessGone):
+            task = read_task(pid, pid)
+            if task.kernel_thread:
+                kernel_threads += 1
+            elif task.exited and task.group_size <= 1:
+                zombies += 1
+            else:
+                use = read_memory_use(pid)
+                threads = task.group_size - task.exited
+                figures[pid] = Figures(pid, task.name, threads, use.virt, use.rss, task.id.born)
+            vanished -= 1
+    return _Sizes(at, figures, kernel_threads, zombies, vanished)
+
+
+def _processes() -> list[int]:
+    try:
+        return numbers_in("/proc")
+    except OSError as error:
+        raise CannotTrace(f"cannot read /proc: {error.strerror}", "mount /proc") from None
+
+
+def _with_growth(figures: Iterable[Figures], earlier: Mapping[int, Figures]) -> list[Figures]:
+    grown = []
+    for now in figures:
+        then = earlier.get(now.pid)
+        if then is not None and then.started == now.started:
+            now = replace(
+                now,
+                virt_growth=now.virt - then.virt,
+                rss_growth=now.rss - then.rss,
+                thread_growth=now.threads - then.threads,
+            )
+        grown.append(now)
+    return grown
+
+
+class _Reader:
+    """Looks closer at the processes, within a budget of time."""
+
+    def __init__(self, sizes: _Sizes) -> None:
+        self.figures = dict(sizes.figures)
+        self.vanished = 0
+        self.unreadable = 0
+        self.not_looked = 0
+        self.books_unread = 0
+        self._vmas: dict[int, list[Vma]] = {}
+
+    def read_shapes(self) -> None:
+        """Read the mappings: those with most untouched address space first."""
+        until = time.monotonic() + _SECONDS_OF_MAPS
+        ordered = sorted(self.figures.values(), key=lambda one: one.virt - one.rss, reverse=True)
+        for figures in ordered:
+            if time.monotonic() >= until:
+                self.not_looked += 1
+                continue
+            with suppress(ProcessGone):
+                self._read_shape(figures)
+                continue
+            del self.figures[figures.pid]
+            self.vanished += 1
+
+    def _read_shape(self, figures: Figures) -> None:
+        try:
+            vmas = read_maps(figures.pid)
+        except ProcessGone:
+            raise
+        except CannotTrace:
+            self.unreadable += 1
+            return
+        looked = replace(figures, shape=shape_of(vmas, len(guess_heaps(vmas))))
+        self.figures[figures.pid] = looked
+        if promise(looked):
+            self._vmas[figures.pid] = vmas
+
+    def read_books(self) -> None:
+        """Read glibc's books where they may prove something, the most promising first."""
+        until = time.monotonic() + _SECONDS_OF_BOOKS
+        for pid in sorted(self._vmas, key=lambda pid: promise(self.figures[pid]), reverse=True):
+            if time.monotonic() >= until:
+                self.books_unread += 1
+                continue
+            try:
+                self.figures[pid] = _with_books(self.figures[pid], self._vmas[pid])
+            except ProcessGone:
+                del self.figures[pid]
+                self.vanished += 1
+            except CannotTrace:
+                self.books_unread += 1
+
+
+def _with_books(figures: Figures, vmas: Sequence[Vma]) -> Figures:
+    with Memory(figures.pid) as memory:
+        books = read_books(figures.pid, vmas, memory)
+        heaps = find_heaps(vmas, memory) if "glibc" in books.libc else []
+    exited = [thread for thread in books.threads if thread.exited and not thread.joining]
+    return replace(
+        figures,
+        books=books.state,
+        exited=len(exited),
+        exited_size=sum(thread.stack.size for thread in exited if thread.stack is not None),
+        arenas=sum(heap.first for heap in heaps),
+    )

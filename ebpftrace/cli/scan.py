@@ -1,0 +1,56 @@
+"""``ebpftrace scan``: all processes of the host in one look, without tracing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Optional
+
+import click
+
+_EXAMPLES = """
+\b
+Examples:
+  ebpftrace scan               which process looks as if it leaked?
+  ebpftrace scan --for 60      which one grows?
+  ebpftrace scan --json | jq '.processes[] | select(.exited_threads > 0)'
+"""
+
+
+@click.command("scan", epilog=_EXAMPLES)
+@click.option(
+    "--for",
+    "seconds",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="Look twice, so far apart, and tell growth.",
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=20, show_default=True, help="Most processes to show."
+)
+@click.option("--json", "json_output", is_flag=True, help="Report as one JSON object.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write here instead of stdout, whole or not at all.",
+)
+def scan(seconds: Optional[float], top: int, json_output: bool, output: Optional[Path]) -> None:
+    """Rank the processes of this host by how much they look like a leak of mappings.
+
+    Also tells which lines of /proc/meminfo deserve attention.  Needs no tracing; without root, only
+    your own processes are looked at closely.
+    """
+    from ebpftrace.census import run
+    from ebpftrace.report import scan as text
+    from ebpftrace.report import scan_json
+    from ebpftrace.report.output import check_writable, write, write_stream
+
+    if output is not None:
+        check_writable(str(output))
+    census = run(seconds)
+    page = scan_json.render(census, top) if json_output else text.render(census, top)
+    if output is None:
+        write_stream(sys.stdout, page)
+    else:
+        write(str(output), page)

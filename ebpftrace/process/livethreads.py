@@ -1,0 +1,52 @@
+"""The tasks that live in an address space: names, numbers, and where their stacks are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Optional
+
+from ebpftrace.anatomy.areas import LiveThread
+from ebpftrace.process.procfs import ProcessGone, read_small, task_dir
+from ebpftrace.process.stackpointers import read_stack_pointers
+from ebpftrace.process.tasks import Task, list_tasks
+
+_LOOKS = 3
+"""Where some thread was running: one that is not always at work waits at one of them."""
+
+
+def read_live_threads(pid: int, groups: Sequence[int] = ()) -> list[LiveThread]:
+    """The threads of process ``pid`` and of other thread groups in its address space.
+
+    Raises ``ProcessGone`` or ``CannotTrace``.
+    """
+    tasks = _living(pid)
+    tgids = (pid, *(group for group in groups if group != pid))
+    for group in tgids[1:]:
+        with suppress(ProcessGone):
+            tasks += _living(group)
+    pointers: dict[int, int] = {}
+    for _ in range(_LOOKS):
+        pointers = {**read_stack_pointers(tgids), **pointers}
+        if all(task.id.tid in pointers for task in tasks):
+            break
+    nested = bool(tasks) and len(_numbers(tasks[0])) > 1
+    return [_live_thread(task, pointers.get(task.id.tid), nested) for task in tasks]
+
+
+def _living(pid: int) -> list[Task]:
+    return [task for task in list_tasks(pid) if not task.exited]
+
+
+def _live_thread(task: Task, pointer: Optional[int], nested: bool) -> LiveThread:
+    numbers = _numbers(task) if nested else []
+    return LiveThread(task.id.tid, numbers[-1] if numbers else task.id.tid, task.name, pointer)
+
+
+def _numbers(task: Task) -> list[int]:
+    """What each PID namespace from ours to its own calls the thread (proc(5), NSpid); empty once gone."""
+    with suppress(OSError):
+        for line in read_small(f"{task_dir(task.tgid, task.id.tid)}/status").splitlines():
+            if line.startswith(b"NSpid:"):
+                return [int(number) for number in line.split()[1:]]
+    return []

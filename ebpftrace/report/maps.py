@@ -1,0 +1,264 @@
+"""The report of ``ebpftrace maps`` as text: what the address space is made of, and what changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ebpftrace.anatomy.areas import UNEXPLAINED, Area, Kind, Totals, unexplained
+from ebpftrace.anatomy.growth import Growth, What, grouped
+from ebpftrace.anatomy.look import Look
+from ebpftrace.model import BooksState
+from ebpftrace.report import frames
+from ebpftrace.report.tables import WIDTH, table, wrapped
+from ebpftrace.report.text import address, change, count, duration, escape, plural, shorten, size, wall
+
+_MEANING = {
+    Kind.ORPHANED_STACK: "thread exited, never joined: a leak",
+    Kind.STACK_SHAPED: "a guard below, no thread known: see below",
+    Kind.ANONYMOUS: "nobody but the program knows: see below",
+    Kind.NAMED: "named by the program",
+    Kind.HEAP: "brk: malloc's main arena",
+    Kind.MALLOC_BLOCK: "large allocations of malloc",
+    Kind.THREAD_STACK: "of live threads: see below",
+    Kind.MAIN_STACK: "of the first thread",
+    Kind.HUGE: "huge TLB pages, not in the process's RSS",
+    Kind.SHARED: "tmpfs, memfd, System V, shared anonymous",
+    Kind.JIT: "executable memory without a file",
+    Kind.TEXT: "code of programs and libraries",
+    Kind.RODATA: "their constants",
+    Kind.DATA: "their variables",
+    Kind.FILE: "other mapped files",
+    Kind.DEVICE: "devices and kernel buffers",
+    Kind.RESERVED: "no access: costs address space only",
+    Kind.GUARD: "no access, small",
+    Kind.KERNEL: "from the kernel",
+}
+_ARENAS_PER_CORE = 8
+_NEAR_LIMIT = 0.1
+_MOST_ROUTINES = 5
+_NAME_WIDTH = 24
+_LABEL = "         "
+
+
+def render(look: Look, top: int, list_all: bool) -> str:
+    """One look as text, no line wider than 100 cells; ``top``: most rows of each table of areas."""
+    parts = [wrapped(line) for line in _headline(look)]
+    parts += [[""], *_head(look), [""]]
+    if look.growth is not None:
+        parts += [_growth(look.growth, top)]
+    else:
+        parts += [_classes(look), _stacks(look, top), _unexplained(look, top)]
+    if list_all:
+        parts.append(_all(look))
+    parts += [wrapped(escape(note), first="note     ") for note in look.notes]
+    lines = [line for part in parts for line in part]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _headline(look: Look) -> list[str]:
+    lines = []
+    orphans = look.of(Kind.ORPHANED_STACK)
+    if look.growth is not None:
+        lines.append(_growth_line(look.growth))
+    if orphans.number:
+        threads = plural(orphans.number, "thread exited and was", "threads exited and were")
+        lines.append(
+            f"LEAK: {threads} never joined: {size(orphans.size)} of their stacks still mapped"
+            f"{_routines(look)}"
+        )
+    elif look.growth is None:
+        largest = sorted(look.kinds.items(), key=lambda item: item[1].size, reverse=True)[:3]
+        made_of = ", ".join(f"{kind.value} {size(sums.size)}" for kind, sums in largest)
+        lines.append(f"VIRT {size(look.total.size)} is mostly {made_of}; {_no_orphans(look)}")
+    return lines
+
+
+def _no_orphans(look: Look) -> str:
+    shaped = look.of(Kind.STACK_SHAPED)
+    if look.books.state is BooksState.READ:
+        return "no thread exited without being joined (glibc's books)"
+    if shaped.number:
+        return f"{plural(shaped.number, 'area')} look like stacks without a thread ({size(shaped.size)})"
+    return "no stack without a thread seen"
+
+
+def _routines(look: Look) -> str:
+    """What the exited threads ran, most of them first."""
+    ran = Counter(area.start_routine for area in look.areas if area.kind is Kind.ORPHANED_STACK)
+    names = [
+        f"{_routine(routine, look)} ({count(number)})" for routine, number in ran.most_common(_MOST_ROUTINES)
+    ]
+    more = f" and {len(ran) - _MOST_ROUTINES} more" if len(ran) > _MOST_ROUTINES else ""
+    return f"; they ran {', '.join(names)}{more}"
+
+
+def _routine(at: int, look: Look) -> str:
+    frame = look.routines.get(at)
+    return frames.name(frame) if frame is not None else address(at)
+
+
+def _head(look: Look) -> list[list[str]]:
+    target = look.target
+    facts = [f"VIRT {size(look.total.size)}", f"RSS {size(look.rss)}"]
+    if target.threads is not None:
+        facts.append(plural(target.threads, "thread"))
+    limit = look.max_vma_count
+    near = limit is not None and look.vma_count >= _NEAR_LIMIT * limit
+    share = f" of at most {count(limit)} (vm.max_map_count)" if near and limit else ""
+    facts.append(f"{plural(look.vma_count, 'VMA')}{share}")
+    when = wall(look.taken_at, look.taken_at)
+    parts = [
+        wrapped(f"{escape(target.comm)} (PID {target.pid}) at {when}: {', '.join(facts)}", first="target   ")
+    ]
+    if target.exe:
+        parts.append([_LABEL + shorten(escape(target.exe), WIDTH - len(_LABEL))])
+    if look.of(Kind.ORPHANED_STACK).number:
+        parts.append([f"next     ebpftrace mmap-leaks -p {target.pid}    names the code that leaks, live"])
+    return parts
+
+
+def _classes(look: Look) -> list[str]:
+    rows = [(kind.value, *_figures(sums), _meaning(kind, look)) for kind, sums in look.kinds.items()]
+    rows.append(("total", *_figures(look.total), ""))
+    return [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP|WHAT", rows), ""]
+
+
+def _figures(sums: Totals) -> tuple[str, str, str, str]:
+    swap = size(sums.swap) if sums.swap else "-"
+    return count(sums.number), size(sums.size), size(sums.resident), swap
+
+
+def _meaning(kind: Kind, look: Look) -> str:
+    if kind is Kind.MALLOC_ARENA:
+        most = _ARENAS_PER_CORE * look.cores
+        return f"{plural(look.arenas, 'arena')}, at most {most} by default ({plural(look.cores, 'core')})"
+    if kind is Kind.STACK_CACHE:
+        return f"kept by glibc for new threads, limit {size(look.books.stack_cache_limit)}"
+    return _MEANING[kind]
+
+
+def _stacks(look: Look, top: int) -> list[str]:
+    stacks = [area for area in look.areas if area.kind is Kind.THREAD_STACK]
+    if not stacks:
+        return []
+    stacks.sort(key=lambda area: (area.resident, area.size), reverse=True)
+    rows = [
+        (
+            str(area.tid) if area.tid is not None else "-",
+            shorten(escape(area.thread), _NAME_WIDTH) if area.tid is not None else "-",
+            size(area.size),
+            size(area.resident),
+            address(area.start),
+            area.note,
+        )
+        for area in stacks[:top]
+    ]
+    return [
+        f"Stacks of live threads, most resident first ({count(len(stacks))})",
+        *table(">TID|THREAD|>VIRT|>RSS|AT|", rows, indent=3),
+        *_more(len(stacks) - top, "stack"),
+        "",
+    ]
+
+
+def _more(hidden: int, noun: str) -> list[str]:
+    return [f"   and {plural(hidden, f'more {noun}')} (--top, --all)"] if hidden > 0 else []
+
+
+def _unexplained(look: Look, top: int) -> list[str]:
+    groups = unexplained(look.areas)
+    if not groups:
+        return []
+    rows = [
+        (
+            count(group.totals.number),
+            size(group.size),
+            size(group.totals.size),
+            size(group.totals.resident),
+            group.perms,
+            group.kind.value,
+            address(group.first.start),
+        )
+        for group in groups[:top]
+    ]
+    sums = sum(look.of(kind).size for kind in UNEXPLAINED)
+    return [
+        f"Largest unexplained areas, alike ones together ({size(sums)})",
+        *table(">COUNT|>EACH|>VIRT|>RSS|PERM|CLASS|FIRST AT", rows, indent=3),
+        *_more(len(groups) - top, "group"),
+        "",
+    ]
+
+
+def _growth_line(growth: Growth) -> str:
+    virt, resident = _sums(growth)
+    line = f"In {duration(growth.seconds)}: VIRT {change(0, virt)}, RSS {change(0, resident)}"
+    grew = [(sums.size, kind, sums.number) for kind, sums in growth.kinds.items() if sums.size > 0]
+    if grew:
+        bytes_grown, kind, number = max(grew, key=lambda entry: entry[0])
+        line += f"; most of it {kind.value} {change(0, bytes_grown)}"
+        line += f" ({plural(number, 'area')} more)" if number > 0 else ""
+    return line
+
+
+def _sums(growth: Growth) -> tuple[int, int]:
+    sums = growth.kinds.values()
+    return sum(one.size for one in sums), sum(one.resident for one in sums)
+
+
+def _growth(growth: Growth, top: int) -> list[str]:
+    if not growth.kinds and not growth.changes:
+        return ["Nothing changed.", ""]
+    rows = [
+        (
+            kind.value,
+            change(0, sums.number, count),
+            change(0, sums.size),
+            change(0, sums.resident),
+            change(0, sums.swap),
+        )
+        for kind, sums in growth.kinds.items()
+    ]
+    lines = [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP", rows), ""]
+    groups = grouped(growth.changes)
+    if groups:
+        lines += ["Areas that changed, alike ones together"]
+        changed = [
+            (
+                group.what.value,
+                count(group.number),
+                change(0, group.step),
+                change(0, group.resident),
+                f"{group.kind.value} (was {group.was.value})" if group.was else group.kind.value,
+                address(group.first.area.start),
+                _identity(group.first.area) if group.what is not What.DISAPPEARED else "",
+            )
+            for group in groups[:top]
+        ]
+        lines += table("WHAT|>COUNT|>EACH|>RSS|CLASS|FIRST AT|OF", changed, indent=3)
+        lines += [*_more(len(groups) - top, "group"), ""]
+    return lines
+
+
+def _identity(area: Area) -> str:
+    """Whose it is: thread, file, or what there is to say."""
+    if area.tid is not None:
+        return f"{area.tid} {escape(area.thread)}"
+    return escape(area.path) or area.note
+
+
+def _all(look: Look) -> list[str]:
+    rows: Sequence[Sequence[str]] = [
+        (
+            f"{area.start:x}-{area.end:x}",
+            size(area.size),
+            size(area.resident),
+            size(area.swap) if area.swap else "-",
+            area.perms,
+            area.kind.value,
+            _identity(area),
+        )
+        for area in look.areas
+    ]
+    return ["All areas", *table("RANGE|>VIRT|>RSS|>SWAP|PERM|CLASS|OF", rows), ""]

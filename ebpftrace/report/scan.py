@@ -1,0 +1,168 @@
+"""The report of ``ebpftrace scan`` as text: which processes to look at, and what the host says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ebpftrace.anatomy.host import Attention
+from ebpftrace.anatomy.suspicion import Figures, Rank, Reason, Suspect
+from ebpftrace.census import Census
+from ebpftrace.model import BooksState
+from ebpftrace.report.tables import short_size, table, wrapped
+from ebpftrace.report.text import change, count, duration, escape, plural, shorten, size, wall
+
+_NAME_WIDTH = 16
+_MOST_RATIO = 999.0
+_NEXT_STEP = {
+    Rank.NEVER_JOINED: "mmap-leaks",
+    Rank.GROWTH: "mmap-leaks",
+    Rank.SURPLUS: "mmap-leaks",
+    Rank.MANY_AREAS: "maps",
+    Rank.UNTOUCHED: "maps",
+    Rank.ARENAS: "maps",
+}
+
+
+def render(census: Census, top: int) -> str:
+    """The scan as text, no line wider than 100 cells; ``top``: most processes to list."""
+    lines = [*wrapped(_headline(census)), ""]
+    lines += _suspects(census, top)
+    lines += _processes(census, top)
+    lines += _host(census)
+    for note in _notes(census):
+        lines += wrapped(note, first="note     ")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def reason_text(reason: Reason, figures: Figures) -> str:
+    """Why a process is suspected, in a few words."""
+    return _TEXTS[reason.rank](reason, figures)
+
+
+def reason_name(reason: Reason) -> str:
+    """One word for it, the same in text and JSON."""
+    return reason.rank.name.lower().replace("_", "-")
+
+
+_TEXTS: dict[Rank, Callable[[Reason, Figures], str]] = {
+    Rank.NEVER_JOINED: lambda reason, _: f"{plural(reason.number, 'exited thread')} never joined",
+    Rank.GROWTH: lambda reason, _: f"VIRT grew {change(0, reason.size)}",
+    Rank.SURPLUS: lambda reason, _: f"{plural(reason.number, 'stack-like area')} without a thread",
+    Rank.MANY_AREAS: lambda reason, _: f"{count(reason.number)} VMAs, near vm.max_map_count",
+    Rank.UNTOUCHED: lambda reason, _: f"{size(reason.size)} writable but untouched",
+    Rank.ARENAS: lambda reason, _: f"{plural(reason.number, 'malloc arena')}",
+}
+
+
+def _headline(census: Census) -> str:
+    proved = [one for one in census.suspects if one.reasons and one.reasons[0].rank is Rank.NEVER_JOINED]
+    looked = plural(len(census.suspects), "process", "processes")
+    if proved:
+        worst = proved[0].figures
+        threads = sum(one.figures.exited for one in proved)
+        bytes_leaked = sum(one.figures.exited_size for one in proved)
+        others = f" and {len(proved) - 1} more" if len(proved) > 1 else ""
+        return (
+            f"LEAK: {plural(threads, 'thread')} exited and never joined, {size(bytes_leaked)} of stacks "
+            f"still mapped, in {escape(worst.comm)} (PID {worst.pid}){others}; {looked} looked at"
+        )
+    suspected = [one for one in census.suspects if one.reasons]
+    if suspected:
+        first = suspected[0]
+        why = reason_text(first.reasons[0], first.figures)
+        return (
+            f"No leak proved in {looked}; {plural(len(suspected), 'is', 'are')} worth a look, first "
+            f"{escape(first.figures.comm)} (PID {first.figures.pid}): {why}"
+        )
+    return f"Nothing suspicious in {looked}"
+
+
+def _suspects(census: Census, top: int) -> list[str]:
+    """One line for each process that something speaks against: what, and what to do next."""
+    suspected = [one for one in census.suspects[:top] if one.reasons]
+    if not suspected:
+        return []
+    lines = ["Suspects"]
+    for one in suspected:
+        figures = one.figures
+        why = ", ".join(reason_text(reason, figures) for reason in one.reasons)
+        step = f"ebpftrace {_NEXT_STEP[one.reasons[0].rank]} -p {figures.pid}"
+        lines += wrapped(f"{why}; next: {step}", first=f"   {figures.pid} {_name(figures)}: ")
+    return [*lines, ""]
+
+
+def _name(figures: Figures) -> str:
+    return shorten(escape(figures.comm), _NAME_WIDTH)
+
+
+def _processes(census: Census, top: int) -> list[str]:
+    growth = census.seconds is not None
+    header = ">PID|NAME|>VIRT|>RSS|>RATIO|>THREADS|>EXITED|>BYTES|>ARENAS"
+    header += "|>GROWTH|WHY" if growth else "|WHY"
+    rows = [_cells(one, growth) for one in census.suspects[:top]]
+    lines = ["Processes, most suspect first", *table(header, rows, indent=3)]
+    hidden = len(census.suspects) - top
+    if hidden > 0:
+        lines.append(f"   and {plural(hidden, 'more process', 'more processes')} (--top)")
+    return [*lines, ""]
+
+
+def _cells(suspected: Suspect, growth: bool) -> list[str]:
+    figures = suspected.figures
+    proved = figures.books is BooksState.READ
+    cells = [
+        str(figures.pid),
+        _name(figures),
+        short_size(figures.virt),
+        short_size(figures.rss),
+        f"{figures.ratio:.1f}" if figures.ratio < _MOST_RATIO else f"{_MOST_RATIO:.0f}+",
+        count(figures.threads),
+        count(figures.exited) if proved else "-",
+        short_size(figures.exited_size) if figures.exited and proved else "-",
+        count(figures.heaps) if figures.shape is not None else "?",
+    ]
+    if growth:
+        known = figures.virt_growth is not None
+        cells.append(change(0, figures.virt_growth, short_size) if known else "new")
+    cells.append(", ".join(reason_name(reason) for reason in suspected.reasons) or "-")
+    return cells
+
+
+def _host(census: Census) -> list[str]:
+    memory = census.memory
+    if not memory.attention:
+        return [f"/proc/meminfo: none of {memory.judged} figures needs attention", ""]
+    lines = ["/proc/meminfo: what deserves attention"]
+    for told in memory.attention:
+        lines += wrapped(_told(told), first=f"   {told.name:<14} ")
+        lines += wrapped(f"look at: {told.look_at}", first=" " * 18)
+    return [*lines, ""]
+
+
+def _told(told: Attention) -> str:
+    share = f" ({100 * told.share:.0f} % of {told.of})" if told.share is not None else ""
+    return f"{size(told.value)}{share}: {told.meaning}"
+
+
+def _notes(census: Census) -> list[str]:
+    notes = []
+    if census.unreadable:
+        them = plural(census.unreadable, "process", "processes")
+        notes.append(f"the mappings of {them} may not be read, judged by size alone: run as root")
+    if census.not_looked:
+        them = plural(census.not_looked, "process", "processes")
+        notes.append(f"no time for the mappings of {them}, judged by size alone")
+    if census.books_unread:
+        them = plural(census.books_unread, "suspect process", "suspect processes")
+        notes.append(f"glibc's books of {them} could not be read: EXITED is not known there")
+    notes.append(
+        "EXITED: threads never joined, by glibc's books; - where the mappings gave no reason to look there"
+    )
+    left_out = [
+        plural(census.kernel_threads, "kernel thread"),
+        plural(census.zombies, "zombie"),
+        f"{plural(census.vanished, 'process', 'processes')} that exited meanwhile",
+    ]
+    at = wall(census.taken_at, census.taken_at)
+    notes.append(f"left out: {', '.join(left_out)}; scanned at {at} in {duration(census.took)}")
+    return notes

@@ -16,6 +16,7 @@ REGISTER_NAMES = (
 REGISTERS = struct.Struct(f"<{len(REGISTER_NAMES)}Q")
 REGISTERS_SIZE = REGISTERS.size
 
+_BP = REGISTER_NAMES.index("bp")
 _ORIG_AX = REGISTER_NAMES.index("orig_ax")
 _IP = REGISTER_NAMES.index("ip")
 _CS = REGISTER_NAMES.index("cs")
@@ -50,6 +51,11 @@ class Registers(NamedTuple):
         return self.words[_SP]
 
     @property
+    def bp(self) -> int:
+        """Frame pointer, where the code keeps one."""
+        return self.words[_BP]
+
+    @property
     def in_system_call(self) -> bool:
         """``orig_ax`` is a call number at a system call and negative elsewhere."""
         return self.words[_ORIG_AX] >> 63 == 0
@@ -59,10 +65,10 @@ class Registers(NamedTuple):
         """Taken in 64-bit code; 32-bit code has another layout of everything."""
         return self.words[_CS] == USER_CS
 
-    def replace(self, ip: int, sp: int) -> Registers:
-        """The same registers with another instruction and stack pointer."""
+    def replace(self, ip: int, sp: int, bp: int) -> Registers:
+        """The same registers with other instruction, stack and frame pointers."""
         words = list(self.words)
-        words[_IP], words[_SP] = ip, sp
+        words[_IP], words[_SP], words[_BP] = ip, sp, bp
         return Registers(tuple(words))
 
 
@@ -99,7 +105,7 @@ class Walk:
     truncated: bool = False
     """Unwinding needed a byte that is not in the copy."""
     guessed: bool = False
-    """Some frame had no unwind table and was crossed by its frame pointer."""
+    """Some frame had no unwind table; its caller was found by frame pointer or by searching the stack."""
     stopped_at: Optional[int] = None
     """The pc that lies in no executable mapping, where the walk was cut there."""
 

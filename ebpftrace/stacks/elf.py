@@ -66,6 +66,8 @@ class ElfHeaders:
     segments: tuple[Segment, ...]
     sections: tuple[Section, ...]
     build_id: Optional[bytes]
+    entry: int = 0
+    """File address of the first instruction."""
 
     @property
     def loads(self) -> tuple[Segment, ...]:
@@ -96,7 +98,7 @@ def read_headers(read: Read) -> ElfHeaders:
     raw = read(0, EHDR.size)
     if len(raw) < EHDR.size:
         raise NotElfError("shorter than an ELF header")
-    ident, kind, machine, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx = (
+    ident, kind, machine, _, entry, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx = (
         EHDR.unpack(raw)
     )
     if ident[:6] != b"\x7fELF\x02\x01" or machine != EM_X86_64 or kind not in (ET_EXEC, ET_DYN):
@@ -113,7 +115,7 @@ def read_headers(read: Read) -> ElfHeaders:
     sections: tuple[Section, ...] = ()
     if shentsize == SHDR.size and 0 < shnum <= MAX_SECTIONS and shstrndx < shnum:
         sections = _read_sections(read, shoff, shnum, shstrndx)
-    return ElfHeaders(kind, segments, sections, _build_id(read, segments))
+    return ElfHeaders(kind, segments, sections, _build_id(read, segments), entry)
 
 
 def _read_sections(read: Read, shoff: int, shnum: int, shstrndx: int) -> tuple[Section, ...]:

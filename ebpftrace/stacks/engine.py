@@ -157,7 +157,7 @@ class Engine:
         self._next_layout += 1
         request = {
             "do": "layout", "layout": number, "modules": modules,
-            "executable": [(r.start, r.end) for r in layout.ranges],
+            "executable": [(r.start, r.end, r.file, r.offset) for r in layout.ranges],
         }  # fmt: skip
         self._ask(layout, request, b"", None, LOAD_SECONDS)
         self._layouts[layout] = number

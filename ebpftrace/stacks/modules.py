@@ -39,6 +39,8 @@ class CodeRange(NamedTuple):
     """Id in the FileStore; None without a usable file."""
     bias: int
     """Address in the process minus address in the file, as its program headers count."""
+    offset: int
+    """Place in the file of the byte at ``start``."""
 
 
 class Module(NamedTuple):
@@ -152,10 +154,10 @@ class ModuleHistory:
             stored = self._files.add(file_key(vma), lambda: open_mapped_file(self._pid, vma))
             bias = None if stored is None else load_bias(stored.headers, vma.start, vma.offset, vma.size)
         else:
-            return CodeRange(vma.start, vma.end, "", None, 0)
+            return CodeRange(vma.start, vma.end, "", None, 0, 0)
         if stored is None or bias is None:
-            return CodeRange(vma.start, vma.end, vma.path, None, vma.start - vma.offset)
-        return CodeRange(vma.start, vma.end, vma.path, stored.id, bias)
+            return CodeRange(vma.start, vma.end, vma.path, None, vma.start - vma.offset, vma.offset)
+        return CodeRange(vma.start, vma.end, vma.path, stored.id, bias, vma.offset)
 
 
 def load_bias(headers: ElfHeaders, start: int, offset: int, size: int) -> Optional[int]:

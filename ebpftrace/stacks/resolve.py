@@ -20,7 +20,7 @@ from ebpftrace.stacks.perfmap import JitNames
 JIT = "[jit]"
 """Module of frames in executable memory without a file."""
 NOTE_TRUNCATED = "cut where the copy of the stack ends"
-NOTE_GUESSED = "some frames guessed by frame pointers: their code has no unwind tables"
+NOTE_GUESSED = "some callers guessed: code without unwind tables lies between"
 NOTE_STOPPED = "unwinding stopped early"
 NOTE_UNRELIABLE = "followed frame pointers, which most programs do not keep: callers may be missing or wrong"
 

@@ -3,34 +3,30 @@
 Runs in the worker process.  The program that drgn sees has no debug info (with it, each walk costs
 ten times as much) and no process: its memory is the copy.
 
-drgn's rule for a frame without an unwind table is to follow rbp.  In code built without frame
-pointers that is garbage, so its one 16-byte read at rbp (libdrgn/arch_x86_64.c,
-get_registers_from_frame_pointer; table rules read at most 8) is where this module decides:
-
-* Frame 0 inside a system call: glibc and musl end the unwind table of ``clone`` and ``clone3`` just
-  before the ``syscall`` instruction, with the return address on top of the stack.  Taken from there.
-* rbp is 0: the outermost frame as the x86-64 psABI marks it ("initial stack and register state").
-* Else what rbp points to must be above the stack pointer, inside the copy, and its return address must
-  lie in executable memory; the walk is then marked as guessed.
+Where code has no unwind table drgn would follow rbp, which in code without frame pointers is
+garbage.  It does so by a read of 16 bytes (libdrgn/arch_x86_64.c, get_registers_from_frame_pointer; table
+rules read at most 8), which is refused here; ``gaps`` then decides how to go on, and drgn is started again
+from there.
 """
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import drgn
 
 from ebpftrace.stacks.copies import REGISTER_NAMES, REGISTERS_SIZE, Pc, Registers, Walk
+from ebpftrace.stacks.gaps import Caller, ReadCode, Stretch, cross
 from ebpftrace.stacks.unwind_image import memory_file
 
 ADDRESS_SPACE = 1 << 47
-_FRAME_POINTER_READ = 16
 MAX_FRAMES = 1024
-"""drgn's own limit for one stack."""
+"""As many as drgn gives for one stack."""
+MAX_GAPS = 64
+_FRAME_POINTER_READ = 16
 
 
 class LoadedImage(NamedTuple):
@@ -40,35 +36,39 @@ class LoadedImage(NamedTuple):
     image: bytes
     start: int
     end: int
+    entry: int
+    """Address of its first instruction, where a program begins."""
 
 
 @dataclass
 class _Reading:
     """The copy that is being unwound, and what was seen while it was."""
 
-    sp: int = 0
-    memory: bytes = b""
-    in_system_call: bool = False
-    reads: int = 0
-    failed: bool = False
+    start: int
+    end: int
+    """Addresses that can be read.  Set to ``start`` by the first failed read, and so every later one
+    fails: drgn would go on with rbp, jumping over frames or looping."""
+    memory: bytes
     outside: bool = False
-    no_table_at_call: bool = False
-    zero_frame_pointer: bool = False
-    guessed: bool = False
+    no_table: bool = False
 
 
 class Unwinder:
     """Unwinds copies of one process with one set of loaded files.
 
-    A file that drgn refuses is left out and named in ``refused``: frames in it end the walk or are
-    guessed.  ``executable`` are ascending, disjoint [start, end) ranges.
+    A file that drgn refuses is left out and named in ``refused``.  ``executable`` are ascending, disjoint
+    [start, end) ranges; ``code`` reads the bytes of the files mapped there.
     """
 
-    def __init__(self, images: Sequence[LoadedImage], executable: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, images: Sequence[LoadedImage], executable: Sequence[tuple[int, int]], code: ReadCode
+    ) -> None:
         self.refused: list[str] = []
         self._starts = [start for start, _ in executable]
         self._ends = [end for _, end in executable]
-        self._reading = _Reading()
+        self._code = code
+        self._entries = frozenset(image.entry for image in images)
+        self._reading = _Reading(0, 0, b"")
         self._program = drgn.Program(drgn.host_platform)
         self._program.set_enabled_debug_info_finders([])
         self._program.add_memory_segment(0, ADDRESS_SPACE, self._read)
@@ -99,83 +99,66 @@ class Unwinder:
         regs = Registers.from_bytes(registers)
         if not regs.is_64_bit:
             return Walk()
-        self._reading = reading = _Reading(regs.sp, memory, in_system_call=regs.in_system_call)
-        walk = self._walk_once(regs, reading)
-        if not reading.no_table_at_call:
-            return walk
-        return_address = struct.unpack_from("<Q", memory)[0]
-        # drgn takes the first pc as exact; a return address may be one past the end of its function.
-        after_return = regs.replace(ip=return_address - 1, sp=regs.sp + 8)
-        self._reading = _Reading(regs.sp, memory)
-        rest = self._walk_once(after_return, self._reading)
-        caller = () if not rest.pcs else (Pc(return_address, False), *rest.pcs[1:])
-        return replace(rest, pcs=(Pc(regs.ip, True), *caller))
+        stack = regs.sp
+        walk, last = self._stretch(regs, stack, memory)
+        for _ in range(MAX_GAPS):
+            if last is None or len(walk.pcs) >= MAX_FRAMES:
+                break
+            gap = Stretch(last, stack, memory, regs.in_system_call and len(walk.pcs) == 1)
+            caller = cross(gap, self._entries, self._region, self._code)
+            if not isinstance(caller, Caller):
+                return replace(walk, complete=caller.outermost, truncated=caller.cut)
+            # drgn takes the first pc as exact; a return address may be one past the end of its function.
+            onward = last.replace(ip=caller.return_address - 1, sp=caller.sp, bp=caller.bp)
+            rest, last = self._stretch(onward, stack, memory)
+            walk = Walk(
+                (*walk.pcs, Pc(caller.return_address, False), *rest.pcs[1:])[:MAX_FRAMES],
+                rest.complete, rest.truncated, walk.guessed or caller.guessed, rest.stopped_at,
+            )  # fmt: skip
+        return walk
 
-    def _walk_once(self, regs: Registers, reading: _Reading) -> Walk:
+    def _stretch(self, regs: Registers, stack: int, memory: bytes) -> tuple[Walk, Optional[Registers]]:
+        """Frames by tables alone; and the registers of the last one, if it is one without a table."""
+        self._reading = reading = _Reading(stack, stack + len(memory), memory)
         pcs: list[Pc] = []
-        complete = False
-        stopped_at: Optional[int] = None
         try:
             raw = drgn.Object.from_bytes_(self._program, self._pt_regs, regs.to_bytes())
             for frame in self._program.stack_trace(raw):
                 try:
                     pc = frame.pc
                 except LookupError:
-                    complete = True
-                    break
-                if not self._is_executable(pc - (not frame.interrupted)):
-                    stopped_at = pc
-                    break
+                    # Follows only a frame whose table says that it has no caller, never a failed read.
+                    return Walk(tuple(pcs), complete=True), None
+                if self._region(pc - (not frame.interrupted)) is None:
+                    return Walk(tuple(pcs), stopped_at=pc), None
                 pcs.append(Pc(pc, frame.interrupted))
-            else:
-                complete = reading.zero_frame_pointer
         except Exception:  # drgn raises many types on bad data; the frames before it are lost with it
-            return Walk()
-        return Walk(
-            tuple(pcs), complete and not reading.outside, reading.outside, reading.guessed, stopped_at
-        )
+            return Walk(), None
+        last = _registers(regs, frame) if reading.no_table and not reading.outside and pcs else None
+        return Walk(tuple(pcs), truncated=reading.outside), last
 
-    def _is_executable(self, address: int) -> bool:
+    def _region(self, address: int) -> Optional[int]:
         at = bisect_right(self._starts, address) - 1
-        return at >= 0 and address < self._ends[at]
+        return at if at >= 0 and address < self._ends[at] else None
 
     def _read(self, address: int, count: int, _offset: int, _physical: bool) -> bytes:
+        # Called five times a frame: the usual case first, in as few steps as it takes.
         reading = self._reading
-        first = reading.reads == 0
-        reading.reads += 1
-        if reading.failed:
-            # Sticky: after one failed read drgn goes on with rbp, jumping over frames or looping.
-            raise drgn.FaultError("not in the copy", address)
-        found = (
-            self._frame_pointer(address, first)
-            if count == _FRAME_POINTER_READ
-            else self._bytes(address, count)
-        )
-        if found is None:
-            reading.failed = True
-            raise drgn.FaultError("not in the copy", address)
-        return found
+        at = address - reading.start
+        if at >= 0 and address + count <= reading.end and count != _FRAME_POINTER_READ:
+            return reading.memory[at : at + count]
+        if reading.end > reading.start or not reading.memory:
+            if count == _FRAME_POINTER_READ:
+                reading.no_table = True
+            else:
+                reading.outside = True
+        reading.end = reading.start
+        raise drgn.FaultError("not in the copy", address)
 
-    def _frame_pointer(self, address: int, first: bool) -> Optional[bytes]:
-        reading = self._reading
-        if first and reading.in_system_call and len(reading.memory) >= 8:
-            reading.no_table_at_call = True
-            return None
-        if address == 0:
-            reading.zero_frame_pointer = True
-            return None
-        if address < reading.sp or address % 8:
-            return None
-        found = self._bytes(address, _FRAME_POINTER_READ)
-        if found is not None and self._is_executable(struct.unpack("<QQ", found)[1] - 1):
-            reading.guessed = True
-            return found
-        return None
 
-    def _bytes(self, address: int, count: int) -> Optional[bytes]:
-        reading = self._reading
-        start = address - reading.sp
-        if start < 0 or start + count > len(reading.memory):
-            reading.outside = True
-            return None
-        return reading.memory[start : start + count]
+def _registers(regs: Registers, frame: Any) -> Registers:
+    """The registers of a frame; those that its callees' tables did not tell are taken as unchanged."""
+    known = frame.registers()
+    return Registers(
+        tuple(known.get(f"r{name}", known.get(name, word)) for name, word in zip(REGISTER_NAMES, regs.words))
+    )

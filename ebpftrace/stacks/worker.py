@@ -12,10 +12,11 @@ import os
 import resource
 import signal
 import socket
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from ebpftrace.stacks import wire
 from ebpftrace.stacks.copies import REGISTERS_SIZE
@@ -65,6 +66,15 @@ def _confine() -> None:
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # The change of user cleared the death signal (prctl(2)).
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class CodePlace(NamedTuple):
+    """Executable memory [start, end) and the file bytes in it, if any."""
+
+    start: int
+    end: int
+    file: Optional[int]
+    offset: int
 
 
 class Worker:
@@ -120,12 +130,29 @@ class Worker:
                 refused.append(path)
             else:
                 name = f"{file}@{bias:x}"
-                images.append(self._loaded_image(name, image, bias + headers.start, bias + headers.end))
-        unwinder = self._unwinder(images, [tuple(r) for r in request["executable"]])
+                images.append(
+                    self._loaded_image(
+                        name, image, bias + headers.start, bias + headers.end, bias + headers.entry
+                    )
+                )
+        ranges = [CodePlace(*fields) for fields in request["executable"]]
+        unwinder = self._unwinder(images, [place[:2] for place in ranges], self._code_reader(ranges))
         self._unwinders[request["layout"]] = unwinder
         if len(self._unwinders) > MAX_UNWINDERS:
             self._unwinders.popitem(last=False)
         return {"refused": refused + unwinder.refused}
+
+    def _code_reader(self, ranges: Sequence[CodePlace]) -> Callable[[int, int], bytes]:
+        starts = [place.start for place in ranges]
+
+        def read(address: int, count: int) -> bytes:
+            at = bisect_right(starts, address) - 1
+            if at < 0 or address + count > ranges[at].end:
+                return b""
+            start, _, file, offset = ranges[at]
+            return b"" if file is None else os.pread(self._files[file][1], count, offset + address - start)
+
+        return read
 
     def do_walk(self, request: dict[str, Any], blob: bytes, _: Optional[int]) -> dict[str, Any]:
         """Unwind a copy: registers and stack memory."""

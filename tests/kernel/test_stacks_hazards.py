@@ -15,7 +15,7 @@ from stacks_helpers import GCC, TARGETS, Caught, catch, compile_target, physical
 from ebpftrace.model import Stack, StackSource
 from ebpftrace.stacks.copies import Registers
 from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.resolve import JIT, NOTE_STOPPED, StackResolver
+from ebpftrace.stacks.resolve import JIT, StackResolver
 
 pytest.importorskip("drgn")
 
@@ -121,6 +121,28 @@ def test_a_library_loaded_later_is_found_when_a_stack_needs_it(
             stack = resolver.resolve(caught.copy)
     assert names_from_leaf(stack)[:7] == PLUGIN_CHAIN
     assert stack.complete
+
+
+def test_copies_from_before_and_after_an_exec(engine: Engine, chain: Path) -> None:
+    resolver = None
+    before: list[Caught] = []
+    calls = catch(["sh", "-c", f"exec {chain}"], every=True)
+    for caught in calls:
+        if caught.site < 0 and "sh" in Path(f"/proc/{caught.pid}/comm").read_text():
+            resolver = resolver or StackResolver(caught.pid, engine)
+            resolver.refresh()
+            before.append(caught)
+        elif caught.site == 0:
+            break
+    assert resolver is not None
+    first = resolver.resolve(before[-1].copy)
+    after = resolver.resolve(caught.copy)
+    assert names_from_leaf(after)[:4] == OUTER_CHAIN
+    assert after.complete
+    assert first.complete
+    assert first.frames[-1].module != str(chain)
+    assert resolver.resolve(before[-1].copy) == first
+    calls.close()
 
 
 def split_debug(binary: Path) -> Path:
@@ -251,16 +273,6 @@ def test_frame_pointers_only(engine: Engine, chain: Path) -> None:
     assert not stack.complete
     assert "frame pointers" in stack.note
     assert physical(stack) == physical(whole)
-
-
-def test_unwinding_stops_where_code_has_no_table(engine: Engine, tmp_path: Path) -> None:
-    options = ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-exceptions"]
-    source = str(TARGETS / "stacks_chain.c")
-    binary = compile_target(tmp_path / "chain", *GCC, *options, source, "-pthread", "-ldl")
-    stack = first_stack(engine, str(binary))
-    assert physical(stack)[1] == "leaf"
-    assert not stack.complete
-    assert NOTE_STOPPED in stack.note
 
 
 def test_without_drgn_names_come_from_symbol_tables(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:

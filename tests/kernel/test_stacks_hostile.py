@@ -52,7 +52,7 @@ def resolve_with(engine: Engine, program: Path, copy: StackCopy, real: Layout) -
     if stored is None:
         return None
     bias = load_bias(stored.headers, code.start, 0x1000, code.end - code.start)
-    layout = Layout((CodeRange(code.start, code.end, str(program), stored.id, bias or 0),))
+    layout = Layout((CodeRange(code.start, code.end, str(program), stored.id, bias or 0, 0x1000),))
     walk = engine.walk(layout, copy)
     pcs = [Pc(0x401000 + i * 0x1234, False) for i in range(40)]
     frames = engine.names(stored.id, pcs)

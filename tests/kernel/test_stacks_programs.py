@@ -12,7 +12,7 @@ from stacks_helpers import GCC, SYS_CLONE, SYS_CLONE3, SYS_MMAP, TARGETS, catch,
 
 from ebpftrace.model import Stack, StackSource
 from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.resolve import NOTE_TRUNCATED, StackResolver
+from ebpftrace.stacks.resolve import NOTE_GUESSED, NOTE_TRUNCATED, StackResolver
 
 pytest.importorskip("drgn")
 
@@ -49,6 +49,7 @@ BUILDS = {
     "clang": [*CLANG, "-g"],
     "clang-lld": [*CLANG, "-fuse-ld=lld"],
     "clang-lld-stripped": [*CLANG, "-fuse-ld=lld", "-s"],
+    "no-tables": [*GCC, "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-exceptions"],
     "large-pages": [*GCC, "-Wl,-z,max-page-size=2097152"],
     "no-section-headers": [*GCC],
 }
@@ -141,7 +142,7 @@ def test_every_build_gives_the_whole_stack(name: str, tmp_path: Path, engine: En
         names = renamed_by_twin(stack, twin) if twin is not binary else physical(stack)
         assert stack.complete, (site, names, stack.note)
         assert stack.source is StackSource.COPIED
-        assert stack.note == ""
+        assert stack.note == ("" if name != "no-tables" else NOTE_GUESSED)
         assert matches(names, [*expected[:-1], "*"]), (site, names)
 
 
@@ -232,6 +233,23 @@ def test_rust(mangling: str, tmp_path: Path, engine: Engine) -> None:
     ]
     assert "grow" in physical(stacks[11])[2]
     assert all(stack.complete for stack in stacks.values())
+
+
+@pytest.mark.parametrize("options", [[], ["-static"]])
+def test_musl_has_no_tables_yet_callers_are_found(options: list[str], tmp_path: Path, engine: Engine) -> None:
+    """musl is built without unwind tables: mmap itself has none, main's caller has none."""
+    if shutil.which("musl-gcc") is None:
+        pytest.skip("musl-gcc is not installed")
+    command = ["musl-gcc", "-O2", "-fomit-frame-pointer", *options, str(TARGETS / "stacks_chain.c")]
+    stacks = stacks_of(engine, [str(compile_target(tmp_path / "chain", *command))])
+    names = physical(stacks[0])
+    assert names[1:5] == [*CHAIN, "main"]
+    assert names[-1] == "_start"
+    assert stacks[0].complete
+    assert physical(stacks[1])[1:5] == [*CHAIN, "compare"]
+    assert physical(stacks[3])[1:5] == [*CHAIN, "thread_main"]
+    assert stacks[3].complete
+    assert all("guessed" in stack.note for stack in stacks.values())
 
 
 def test_every_mmap_of_a_real_program(engine: Engine) -> None:

@@ -1,0 +1,133 @@
+"""The caller of a function that has no unwind table: known in one case, guessed in the others.
+
+* glibc ends the table of ``clone`` and ``clone3`` just before their ``syscall`` instruction (sysdeps/unix/
+  sysv/linux/x86_64/clone3.S, "End FDE now, because in the child the unwind info will be wrong"); the return
+  address is on top of the stack.  Go's and musl's bare system calls leave it there as well.  Known.
+* musl is built without tables, and so is some assembly: the first word up the stack that follows a call
+  which may have led here.
+* JIT compilers and Go keep frame pointers: what rbp points to, if it is on this stack and holds the
+  address after a call.
+* We are in the first instructions of a program, before main: the outermost frame.  Known.
+* rbp is 0 and no return address is left on the stack: the outermost frame, as the x86-64 psABI
+  marks it ("initial stack and register state").
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Callable, NamedTuple, Optional, Union
+
+from ebpftrace.stacks.callsites import LONGEST, call_before
+from ebpftrace.stacks.copies import Registers
+
+ReadCode = Callable[[int, int], bytes]
+"""(address, count) -> those bytes of code, empty where no file is mapped (JIT code)."""
+Region = Callable[[int], Optional[int]]
+"""address -> which piece of executable memory it lies in, None for none."""
+
+NEAR = 64
+"""Words searched for the caller: functions without tables have small frames."""
+LONGEST_FUNCTION = 1 << 14
+LONGEST_ENTRY = 64
+"""Bytes of ``_start``: it sets up arguments and calls into the C library."""
+_WORD = 8
+_SIGNAL_RETURN = bytes.fromhex("48c7c00f0000000f05")
+"""mov $15, %rax; syscall: what a signal handler returns to (rt_sigreturn), without having been called."""
+
+
+class Caller(NamedTuple):
+    """Registers of the calling frame."""
+
+    return_address: int
+    sp: int
+    bp: int
+    guessed: bool
+
+
+class NoCaller(NamedTuple):
+    """Why there is no going on."""
+
+    outermost: bool
+    cut: bool
+    """The copy may just be too short."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A frame without a table: its registers, and the copy [start, start + len(memory))."""
+
+    regs: Registers
+    start: int
+    memory: bytes
+    in_system_call: bool
+
+    def word(self, address: int) -> Optional[int]:
+        """The word of the copy at ``address``, None outside of it."""
+        at = address - self.start
+        if at < 0 or at + _WORD > len(self.memory):
+            return None
+        return int(struct.unpack_from("<Q", self.memory, at)[0])
+
+
+def cross(frame: Stretch, entries: frozenset[int], region: Region, code: ReadCode) -> Union[Caller, NoCaller]:
+    """The caller of a frame without unwind table; ``entries`` are where programs begin."""
+    regs = frame.regs
+    if any(regs.ip - LONGEST_ENTRY < entry <= regs.ip for entry in entries):
+        return NoCaller(outermost=True, cut=False)
+    top = frame.word(regs.sp)
+    if frame.in_system_call and top is not None and _follows_call(top, region, code):
+        return Caller(top, regs.sp + _WORD, regs.bp, guessed=False)
+    by_pointer = _by_frame_pointer(frame, region, code)
+    near = _search(frame, NEAR, region, code)
+    # What no search can do better (JIT code cannot be read), and what is nearer than the search's find.
+    if by_pointer is not None and (near is None or by_pointer.sp <= near.sp or not code(regs.ip, 1)):
+        return by_pointer
+    if near is not None and code(regs.ip, 1):
+        return near
+    if regs.bp == 0 and _search(frame, len(frame.memory) // _WORD, region, code) is None:
+        return NoCaller(outermost=True, cut=False)
+    return NoCaller(outermost=False, cut=frame.word(regs.sp + NEAR * _WORD) is None and regs.bp != 0)
+
+
+def _search(frame: Stretch, words: int, region: Region, code: ReadCode) -> Optional[Caller]:
+    """The first word that follows a call which may have led here, else the first that follows any."""
+    unlikely = None
+    for at in range(frame.regs.sp, frame.regs.sp + words * _WORD, _WORD):
+        word = frame.word(at)
+        if word is None:
+            break
+        if _follows_call(word, region, code):
+            caller = Caller(word, at + _WORD, frame.regs.bp, guessed=True)
+            if _may_lead_to(word, frame.regs.ip, region, code):
+                return caller
+            unlikely = unlikely or caller
+    return unlikely
+
+
+def _by_frame_pointer(frame: Stretch, region: Region, code: ReadCode) -> Optional[Caller]:
+    bp = frame.regs.bp
+    saved, return_address = frame.word(bp), frame.word(bp + _WORD)
+    if bp < frame.regs.sp or bp % _WORD or saved is None or return_address is None:
+        return None
+    if not _follows_call(return_address, region, code):
+        return None
+    return Caller(return_address, bp + 2 * _WORD, saved, guessed=True)
+
+
+def _follows_call(address: int, region: Region, code: ReadCode) -> bool:
+    if region(address - 1) is None:
+        return False
+    if code(address, len(_SIGNAL_RETURN)) == _SIGNAL_RETURN:
+        return True
+    before = code(address - LONGEST, LONGEST)
+    # JIT code cannot be read after the fact: that the address is executable must do.
+    return not before or call_before(before) is not None
+
+
+def _may_lead_to(return_address: int, ip: int, region: Region, code: ReadCode) -> bool:
+    """Only a direct call inside one file tells where it goes: elsewhere means here only by a tail call."""
+    call = call_before(code(return_address - LONGEST, LONGEST))
+    if call is None or call.displacement is None or region(return_address) != region(ip):
+        return True
+    return 0 <= ip - (return_address + call.displacement) < LONGEST_FUNCTION

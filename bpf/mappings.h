@@ -138,7 +138,6 @@ static __always_inline u64 mapped_length(u64 length, u64 flags)
 static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
 {
     struct space_t *space = space_at(thread->life.space);
-    struct pt_regs storage;
     const struct pt_regs *registers;
     struct mapping_t row = {};
     struct mapping_t *old;
@@ -147,7 +146,7 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     thread->calls[CALL_MMAP]++;
     if (!space || has_failed(returned))
         return 0;
-    registers = caller_registers(&storage);
+    registers = caller_registers();
     row.prot = ARGUMENT_3(registers);
     row.flags = ARGUMENT_4(registers);
     row.length = mapped_length(ARGUMENT_2(registers), row.flags);
@@ -203,7 +202,6 @@ static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 
 static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
 {
     struct space_t *space;
-    struct pt_regs storage;
     const struct pt_regs *registers;
 
     if (!returned && !thread->is_hard && !thread->has_row)
@@ -216,7 +214,7 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
     space = space_at(thread->life.space);
     if (!space)
         return 0;
-    registers = caller_registers(&storage);
+    registers = caller_registers();
     if (returned) {
         if (thread->has_row)
             restore(thread, space, ARGUMENT_1(registers));
@@ -224,12 +222,13 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
     }
     if (thread->has_row && thread->row.is_stack)
         drop_run(key_of(thread->life.space, ARGUMENT_1(registers)));
+    if (!thread->is_hard)
+        return 0;
     /* A part of a row that was not whole may have been moved elsewhere: Python must know whose. */
     if (thread->has_row && !is_clean(thread, space, &thread->row))
         emit_displaced(thread, space, ARGUMENT_1(registers), &thread->row);
-    if (thread->is_hard)
-        emit_hole(thread, space, thread->entered_at, bpf_ktime_get_ns(), ARGUMENT_1(registers),
-                  round_to_pages(ARGUMENT_2(registers)));
+    emit_hole(thread, space, thread->entered_at, bpf_ktime_get_ns(), ARGUMENT_1(registers),
+              round_to_pages(ARGUMENT_2(registers)));
     return 0;
 }
 
@@ -257,8 +256,7 @@ static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 
 static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
 {
     struct space_t *space = space_at(thread->life.space);
-    struct pt_regs storage;
-    const struct pt_regs *registers = caller_registers(&storage);
+    const struct pt_regs *registers = caller_registers();
     u64 now = bpf_ktime_get_ns();
     u64 new_length = round_to_pages(ARGUMENT_3(registers));
     struct mapping_t row;
@@ -297,7 +295,6 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
 static __always_inline int brk_exit(struct thread_t *thread, u64 returned)
 {
     struct space_t *space = space_at(thread->life.space);
-    struct pt_regs storage;
     u64 before;
     s64 growth;
 
@@ -310,6 +307,6 @@ static __always_inline int brk_exit(struct thread_t *thread, u64 returned)
         return 0;
     growth = returned - before;
     thread->life.brk_growth += growth;
-    record_stack(thread, space, caller_registers(&storage), CALL_BRK, bpf_ktime_get_ns(), growth);
+    record_stack(thread, space, caller_registers(), CALL_BRK, bpf_ktime_get_ns(), growth);
     return 0;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #define CLONE_VM 0x100
+#define CLONE_VFORK 0x4000
 #define CLONE_THREAD 0x10000
 
 /* struct clone_args, include/uapi/linux/sched.h: the part that every clone3 caller passes. */
@@ -30,8 +31,7 @@ static __always_inline u64 stack_of_child(const struct pt_regs *registers, u64 *
 static __always_inline void start_run(struct thread_t *parent, struct space_t *space,
                                       struct thread_t *child)
 {
-    struct pt_regs storage;
-    const struct pt_regs *registers = caller_registers(&storage);
+    const struct pt_regs *registers = caller_registers();
     struct run_t run = {};
     struct mapping_t *row;
 
@@ -64,7 +64,9 @@ static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clo
     child.life.creator_born = parent->life.born;
     bpf_get_current_comm(child.life.name, NAME_BYTES);
     bpf_get_current_comm(child.life.creator_name, NAME_BYTES);
-    start_run(parent, space, &child);
+    /* A vfork child only borrows: musl's runs on a piece of its parent's own stack. */
+    if (!(clone_flags & CLONE_VFORK))
+        start_run(parent, space, &child);
     if (put_thread(tid, &child))
         __sync_fetch_and_add(&space->lost_threads, 1);
     return 0;

@@ -78,15 +78,16 @@ def run(settings: Settings, observer: Observer) -> None:
             held.enter_context(Watch(held.enter_context(open_target(pid)), engine, settings.min_age, program))
             for pid in pids
         ]
-        if not command:
-            looks = [watch.look() for watch in watches]
-            if settings.duration == 0:
-                for look, watch in zip(looks, watches):
-                    observer.report(look, watch)
-                return
-            for look in looks:
-                observer.looked(look)
         interrupts = held.enter_context(Interrupts())
+        if not command:
+            for watch in watches:
+                watch.look()
+            if settings.duration == 0:
+                # Who exited this very moment may still be joined: a second look tells.
+                select.select([interrupts.fileno()], [], [], settings.min_age / 1e9)
+                for watch in watches:
+                    observer.report(watch.verdict(), watch)
+                return
         tracer = held.enter_context(_tracer(settings, watches))
         for watch in watches:
             if command:
@@ -94,6 +95,9 @@ def run(settings: Settings, observer: Observer) -> None:
             else:
                 watch.attach(tracer)
         cost = _Cost()
+        if not command:
+            for watch in watches:
+                observer.looked(watch.verdict())
         observer.attached(watches)
         if command:
             command.go()

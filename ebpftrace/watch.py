@@ -39,6 +39,7 @@ from ebpftrace.process.maps import read_maps, read_smaps
 from ebpftrace.process.memory import Memory as TargetMemory
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.sharing import same_address_space
+from ebpftrace.process.stackpointers import read_stack_pointers
 from ebpftrace.process.status import MemoryUse, read_memory_use, read_target_info
 from ebpftrace.process.target import Target
 from ebpftrace.process.tasks import Task, list_tasks
@@ -54,6 +55,9 @@ _MOST_PASSES = 50
 _COMPACT_AT = 100_000
 """Ledger events kept before they are folded: bounds memory and the work of a report."""
 
+_LONGEST_CALL = 1_000_000_000
+"""ns that an munmap or mremap may take and its event still be told exactly."""
+
 _COPIES_AT_ONCE = 200
 """Stacks unwound between two polls; the rest waits."""
 
@@ -61,12 +65,13 @@ _GONE = Books(BooksState.ABSENT, why="the target has exited")
 
 
 class _Now(NamedTuple):
-    """What /proc said of the target at report time."""
+    """What /proc says of the target at one moment."""
 
     read_at: int
     vmas: list[Vma]
     books: Books
     memory: Optional[MemoryUse]
+    stack_pointers: dict[int, int]
 
 
 class Watch:
@@ -89,6 +94,7 @@ class Watch:
         self._info = TargetInfo(target.pid, Path(program).name, program)
         self._memory: Optional[MemoryUse] = None
         self._ended_at: Optional[int] = None
+        self._compact_at = _COMPACT_AT
         self._code_changed = False
         self._notes: list[str] = []
         self._stacks = SiteStacks()
@@ -111,16 +117,21 @@ class Watch:
         """The baseline has been read; false for a COMMAND that has not executed yet."""
         return self.began_at > 0
 
-    def look(self) -> Report:
-        """Say what is wrong already, by glibc's books alone: no tracing.  Raises CannotTrace."""
+    def look(self) -> None:
+        """Take in what glibc's books say before tracing begins.  Raises CannotTrace."""
         self._memory = read_memory_use(self.pid)
         self._info = read_target_info(self.pid)
         self._open_resolver()
-        self.began_at = time.monotonic_ns()
-        vmas = read_smaps(self.pid)
-        self._books = self._read_books(vmas)
-        findings = baseline_verdict(self._books, vmas, self._name_of)
-        return self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), self._memory)
+        self._books = self._read_books(read_maps(self.pid))
+
+    def verdict(self) -> Report:
+        """Say what has leaked already, by glibc's books alone.  Raises CannotTrace.
+
+        The longer ``look`` is ago the better: who has exited since may still be joined.
+        """
+        now = self._look()
+        findings = baseline_verdict(now.books, now.vmas, self._name_of, earlier=self._books)
+        return self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), now.memory)
 
     def attach(self, tracer: Tracer) -> None:
         """Trace a running process that ``look`` has seen: register its threads, read the baseline.
@@ -172,11 +183,13 @@ class Watch:
         """Do between polls what events made necessary; notice the target's end."""
         if self.ended_by is None and self.target.exited:
             self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
-        if self._ledger.pending > _COMPACT_AT:
-            now = time.monotonic_ns()
+        if self._ledger.pending > self._compact_at:
+            # A call that is under way may still tell of its beginning.
+            now = time.monotonic_ns() - _LONGEST_CALL
             rows = tracer.read()[self.space].rows
             tracer.poll()
             self._ledger.compact(rows, now)
+            self._compact_at = max(_COMPACT_AT, 2 * self._ledger.pending)
         if self._code_changed and self.ended_by is None:
             self._code_changed = False
             try:
@@ -212,6 +225,7 @@ class Watch:
                 cores=os.cpu_count() or 1,
                 stack_of=self._stacks.stack,
                 name_of=self._name_of,
+                live_stack_pointers=now.stack_pointers,
                 threads=tuple(snapshot.threads.values()),
                 earlier_books=self._books if self._books.state is BooksState.READ else None,
                 target_exited_at=self._ended_at,
@@ -304,10 +318,17 @@ class Watch:
         if self.ended_by is None:
             try:
                 vmas = read_smaps(self.pid)
-                return _Now(read_at, vmas, self._read_books(vmas), read_memory_use(self.pid))
+                groups = same_address_space(self.pid).tgids
+                return _Now(
+                    read_at=read_at,
+                    vmas=vmas,
+                    books=self._read_books(vmas),
+                    memory=read_memory_use(self.pid),
+                    stack_pointers=read_stack_pointers(groups),
+                )
             except ProcessGone:
                 self._end(EndedBy.TARGET_EXIT, read_at)
-        return _Now(read_at, [], _GONE, None)
+        return _Now(read_at, [], _GONE, None, {})
 
     def _read_books(self, vmas: list[Vma]) -> Books:
         groups = [tgid for tgid in same_address_space(self.pid).tgids if tgid != self.pid]

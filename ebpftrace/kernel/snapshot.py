@@ -118,4 +118,5 @@ def _run(run: RunT) -> Run:
         creator=ThreadId(run.life.creator_tid, run.life.creator_born),
         creator_name=decode_name(run.life.creator_name),
         site=run.site,
+        tgid=run.life.tgid,
     )

@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional
 from ebpftrace.model import Interval, Mapping, Outstanding, OwnedBy, Run, Thread, ThreadId
 
 UNKNOWN_TGID = 0
-"""``tgid`` of a thread that is only known from its clone call."""
+"""``tgid`` of a thread whose thread group nobody told."""
 
 
 def assign(
@@ -76,7 +76,7 @@ class _Register:
         """Return the thread of a run; an exit that either source knows of is true."""
         known = self._threads.get(run.thread)
         if known is None:
-            return Thread(run.thread, run.name, UNKNOWN_TGID, run.exited_at, run.creator, run.creator_name)
+            return Thread(run.thread, run.name, run.tgid, run.exited_at, run.creator, run.creator_name)
         if known.alive and run.exited_at is not None:
             return replace(known, exited_at=run.exited_at)
         return known

@@ -6,6 +6,7 @@ Format: Documentation/bpf/btf.rst of the kernel.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from ebpftrace.errors import CannotTrace
@@ -68,23 +69,37 @@ class Btf:
         """Tell whether a type, function or member of that name exists."""
         return self._content.find(b"\0" + name.encode() + b"\0", *self._strings) >= 0
 
+    def struct_size(self, struct_name: str) -> int:
+        """Return the size of a struct in bytes.  Raises CannotTrace where there is none."""
+        for name, _, size, _ in self._structs():
+            if self._string(name) == struct_name:
+                return size
+        raise CannotTrace(f"the kernel's type information lacks {struct_name}")
+
     def member_offset(self, struct_name: str, member: str) -> int:
         """Return the offset of a member in a struct, in bytes.  Raises CannotTrace where there is none."""
+        for name, info, _, members in self._structs():
+            if self._string(name) != struct_name:
+                continue
+            for index in range(info & 0xFFFF):
+                member_name, _, bits = _MEMBER.unpack_from(self._content, members + index * _MEMBER.size)
+                if self._string(member_name) == member:
+                    return int(bits & 0xFFFFFF if info >> 31 else bits) // 8
+        raise CannotTrace(f"the kernel's type information lacks {struct_name}.{member}")
+
+    def _structs(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield of each struct where its name is, its info word, its size, and where its members are."""
         position, end = self._types
         while position < end:
-            name, info, _ = _TYPE.unpack_from(self._content, position)
+            name, info, size = _TYPE.unpack_from(self._content, position)
             kind, count = info >> 24 & 0x1F, info & 0xFFFF
             position += _TYPE.size
-            if kind == _STRUCT and self._string(name) == struct_name:
-                for index in range(count):
-                    member_name, _, bits = _MEMBER.unpack_from(self._content, position + index * _MEMBER.size)
-                    if self._string(member_name) == member:
-                        return int(bits & 0xFFFFFF if info >> 31 else bits) // 8
+            if kind == _STRUCT:
+                yield name, info, size, position
             if kind not in _TAILS:
                 break
             fixed, each = _TAILS[kind]
             position += fixed + each * count
-        raise CannotTrace(f"the kernel's type information lacks {struct_name}.{member}")
 
     def _string(self, offset: int) -> str:
         start = self._strings[0] + offset

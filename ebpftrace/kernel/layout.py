@@ -202,8 +202,8 @@ class Machine:
     nr_clone3: int
     task_stack_offset: Optional[int] = None
     """Where ``task_struct.stack`` lies, on kernels without ``bpf_task_pt_regs`` (before 5.15)."""
-    kernel_stack: int = 16384
-    """THREAD_SIZE of x86-64 and arm64."""
+    registers_offset: int = 0
+    """Where ``struct pt_regs`` lies in that stack."""
 
 
 @dataclass(frozen=True)
@@ -258,5 +258,5 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
     constants.update({f"EVENT_{kind.name}": int(kind) for kind in EventKind})
     if machine.task_stack_offset is not None:
         constants["TASK_STACK_OFFSET"] = machine.task_stack_offset
-        constants["KERNEL_STACK_BYTES"] = machine.kernel_stack
+        constants["REGISTERS_OFFSET"] = machine.registers_offset
     return constants

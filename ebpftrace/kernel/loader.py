@@ -16,6 +16,9 @@ from ebpftrace.kernel.sources import bpf_dir, compiler_flags, compiling
 _CALL_NUMBERS = {"x86_64": (56, 435), "aarch64": (220, 435)}
 """clone and clone3: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h."""
 
+_KERNEL_STACK = 16384
+"""THREAD_SIZE of x86-64 (arch/x86/include/asm/page_64_types.h) and, unless a page is larger, of arm64."""
+
 _MIRRORED = {
     "mappings": layout.MappingT,
     "threads": layout.ThreadT,
@@ -37,12 +40,14 @@ def this_machine() -> tuple[Machine, bool]:
     if numbers is None:
         raise CannotTrace(f"{platform.machine()} machines can't be traced yet", "x86_64 and aarch64 can")
     has_helper = btf.has_name("bpf_task_pt_regs")
+    page = os.sysconf("SC_PAGE_SIZE")
     machine = Machine(
-        page=os.sysconf("SC_PAGE_SIZE"),
+        page=page,
         huge_page=_huge_page(),
         nr_clone=numbers[0],
         nr_clone3=numbers[1],
         task_stack_offset=None if has_helper else btf.member_offset("task_struct", "stack"),
+        registers_offset=0 if has_helper else max(_KERNEL_STACK, page) - btf.struct_size("pt_regs"),
     )
     # Since 6.1 tables that are filled at run time have an allocator of their own; before, the
     # kernel logs a warning about them.

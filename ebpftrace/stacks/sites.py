@@ -54,7 +54,8 @@ class SiteStacks:
 
     def __init__(self) -> None:
         self.lost = 0
-        """Copies that came faster than they could be unwound, or could not be unwound at all."""
+        """Copies that could not be unwound, or that came too fast for it while their site had none yet."""
+        self._known: set[int] = set()
         self._waiting: deque[StackCopy] = deque()
         self._waiting_bytes = 0
         self._stacks: list[Stack] = [NO_STACK]
@@ -66,8 +67,9 @@ class SiteStacks:
     def add(self, copy: StackCopy) -> None:
         """Take in a copy; ``work`` unwinds it."""
         if self._waiting_bytes + len(copy.memory) > _MOST_WAITING_BYTES:
-            self.lost += 1
+            self.lost += copy.signature not in self._known
             return
+        self._known.add(copy.signature)
         self._waiting.append(copy)
         self._waiting_bytes += len(copy.memory)
 

@@ -1,0 +1,117 @@
+"""The ring buffer reader, on a memfd that is laid out as the kernel lays a BPF ring buffer out."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebpftrace.kernel.ringbuf import Drainer, RingBuffer, record_size, records
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SIZE = 4 * PAGE
+BUSY, DISCARDED = 1 << 31, 1 << 30
+
+
+class Kernel:
+    """The producer: what kernel/bpf/ringbuf.c does on reserve and submit."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("ringbuf")
+        os.ftruncate(self.fd, 2 * PAGE + 2 * SIZE)
+        self.memory = mmap.mmap(self.fd, 2 * PAGE + 2 * SIZE)
+        self.produced = 0
+
+    def consumed(self) -> int:
+        return int(struct.unpack_from("=Q", self.memory)[0])
+
+    def send(self, payload: bytes, flags: int = 0) -> bool:
+        size = record_size(len(payload))
+        if self.produced + size - self.consumed() > SIZE:
+            return False
+        data = struct.pack("=II", len(payload) | flags, 0) + payload
+        for offset, byte in enumerate(data):
+            at = (self.produced + offset) % SIZE
+            for mirror in (0, SIZE):  # the kernel maps the same pages twice
+                self.memory[2 * PAGE + mirror + at] = byte
+        self.produced += size
+        struct.pack_into("=Q", self.memory, PAGE, self.produced)
+        return True
+
+    def finish(self, position: int, length: int) -> None:
+        for mirror in (0, SIZE):
+            struct.pack_into("=I", self.memory, 2 * PAGE + mirror + position % SIZE, length)
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    kernel = Kernel()
+    yield kernel
+    kernel.memory.close()
+    os.close(kernel.fd)
+
+
+def read(buffer: RingBuffer) -> list[bytes]:
+    buffer.drain()
+    return [bytes(record) for piece in buffer.take() for record in records(piece)]
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.binary(max_size=300), st.booleans(), st.booleans()), max_size=120))
+def test_every_record_comes_once_and_in_order(steps: list[tuple[bytes, bool, bool]]) -> None:
+    kernel = Kernel()
+    buffer = RingBuffer(kernel.fd, SIZE, 1 << 20)
+    sent: list[bytes] = []
+    got: list[bytes] = []
+    for payload, discarded, read_now in steps:
+        if kernel.send(payload, DISCARDED if discarded else 0) and not discarded:
+            sent.append(payload)
+        if read_now:
+            got += read(buffer)
+    got += read(buffer)
+    assert got == sent
+    assert kernel.consumed() == kernel.produced
+    buffer.close()
+    os.close(kernel.fd)
+
+
+def test_a_record_that_is_not_finished_stops_the_reader(kernel: Kernel) -> None:
+    buffer = RingBuffer(kernel.fd, SIZE, 1 << 20)
+    kernel.send(b"first")
+    unfinished = kernel.produced
+    kernel.send(b"second", BUSY)
+    kernel.send(b"third")
+    assert read(buffer) == [b"first"]
+    kernel.finish(unfinished, len(b"second"))
+    assert read(buffer) == [b"second", b"third"]
+    buffer.close()
+
+
+def test_what_waits_is_bounded_and_the_rest_is_counted(kernel: Kernel) -> None:
+    buffer = RingBuffer(kernel.fd, SIZE, most_bytes=record_size(8))
+    kernel.send(b"a" * 8)
+    buffer.drain()
+    kernel.send(b"b" * 8)
+    buffer.drain()
+    assert buffer.dropped == record_size(8)
+    assert read(buffer) == [b"a" * 8]
+    kernel.send(b"c" * 8)
+    assert read(buffer) == [b"c" * 8]
+    buffer.close()
+
+
+def test_the_drainer_drains_without_being_asked(kernel: Kernel) -> None:
+    buffer = RingBuffer(kernel.fd, SIZE, 1 << 20)
+    drainer = Drainer([buffer])
+    for number in range(1000):  # ten times what the buffer holds
+        payload = struct.pack("=I", number) * 40
+        while not kernel.send(payload):
+            os.sched_yield()
+    drainer.stop()
+    assert [struct.unpack_from("=I", record)[0] for record in read(buffer)] == list(range(1000))
+    buffer.close()

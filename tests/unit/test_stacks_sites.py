@@ -1,0 +1,111 @@
+"""Which stack belongs to which call: its own copy first, its signature only where that is unambiguous."""
+
+from __future__ import annotations
+
+from ebpftrace.model import Frame, Stack, StackSource
+from ebpftrace.stacks.copies import StackCopy
+from ebpftrace.stacks.sites import Call, SiteStacks
+
+
+def stack(*functions: str) -> Stack:
+    frames = tuple(Frame(name, module="/bin/server", offset=abs(hash(name))) for name in functions)
+    return Stack(frames, True, StackSource.COPIED)
+
+
+class Told:
+    """A resolver that has been told the stack of each copy."""
+
+    def __init__(self, **stacks: Stack) -> None:
+        self.stacks = stacks
+
+    def resolve(self, copy: StackCopy) -> Stack:
+        return self.stacks[copy.registers.decode()]
+
+
+def copy(signature: int, at: int, way: str, size: int = 8, tid: int = 7) -> StackCopy:
+    return StackCopy(signature, at, tid, way.encode(), bytes(size))
+
+
+def names(stacks: SiteStacks, number: int) -> list[str]:
+    return [frame.function or "" for frame in stacks.stack(number).frames]
+
+
+def test_a_call_has_its_own_stack_or_that_of_its_signature() -> None:
+    stacks = SiteStacks()
+    stacks.add(copy(1, 100, "a"))
+    stacks.work(Told(a=stack("mmap", "leaf", "main")))
+    own = stacks.origin(1, Call(7, 100))
+    inherited = stacks.origin(1, Call(7, 200))
+    assert own.source is StackSource.COPIED
+    assert inherited.source is StackSource.SIGNATURE
+    assert own.stack == inherited.stack
+    assert names(stacks, own.stack) == ["mmap", "leaf", "main"]
+
+
+def test_a_call_nobody_copied_has_no_stack() -> None:
+    stacks = SiteStacks()
+    assert stacks.origin(5, Call(7, 1)).source is StackSource.NONE
+    assert names(stacks, stacks.origin(0, Call(7, 1)).stack) == []
+
+
+def test_a_signature_of_two_ways_shows_only_what_they_share() -> None:
+    stacks = SiteStacks()
+    stacks.add(copy(1, 100, "a"))
+    stacks.add(copy(1, 200, "b"))
+    stacks.work(Told(a=stack("mmap", "spawn", "left", "main"), b=stack("mmap", "spawn", "right", "main")))
+    assert names(stacks, stacks.origin(1, Call(7, 100)).stack) == ["mmap", "spawn", "left", "main"]
+    assert names(stacks, stacks.origin(1, Call(7, 200)).stack) == ["mmap", "spawn", "right", "main"]
+    shared = stacks.stack(stacks.origin(1, Call(7, 300)).stack)
+    assert [frame.function for frame in shared.frames] == ["mmap", "spawn"]
+    assert not shared.complete
+    assert "2 ways" in shared.note
+
+
+def test_equal_stacks_of_different_signatures_are_one() -> None:
+    stacks = SiteStacks()
+    stacks.add(copy(1, 100, "a"))
+    stacks.add(copy(2, 200, "a"))
+    stacks.work(Told(a=stack("mmap", "main")))
+    assert stacks.origin(1, Call(7, 1)).stack == stacks.origin(2, Call(7, 2)).stack
+
+
+def test_calls_at_one_moment_in_two_threads_are_two() -> None:
+    stacks = SiteStacks()
+    stacks.add(copy(1, 100, "a", tid=7))
+    stacks.add(copy(1, 100, "b", tid=8))
+    stacks.work(Told(a=stack("left"), b=stack("right")))
+    assert names(stacks, stacks.origin(1, Call(7, 100)).stack) == ["left"]
+    assert names(stacks, stacks.origin(1, Call(8, 100)).stack) == ["right"]
+
+
+def test_copies_beyond_the_room_for_them_are_counted() -> None:
+    stacks = SiteStacks()
+    huge = 9 << 20
+    for at in range(5):
+        stacks.add(copy(at, at, "a", size=huge))
+    assert stacks.lost == 2  # 32 MiB hold three of them
+    stacks.work(Told(a=stack("mmap")))
+    stacks.add(copy(9, 9, "a", size=huge))
+    stacks.work(Told(a=stack("mmap")))
+    assert stacks.lost == 2
+    assert stacks.origin(9, Call(7, 9)).source is StackSource.COPIED
+
+
+def test_work_can_be_done_in_portions() -> None:
+    stacks = SiteStacks()
+    for at in range(3):
+        stacks.add(copy(1, at, "a"))
+    told = Told(a=stack("mmap"))
+    stacks.work(told, most=2)
+    assert stacks.origin(1, Call(7, 1)).source is StackSource.COPIED
+    assert stacks.origin(1, Call(7, 2)).source is StackSource.SIGNATURE
+    stacks.work(told)
+    assert stacks.origin(1, Call(7, 2)).source is StackSource.COPIED
+
+
+def test_a_copy_that_cannot_be_unwound_is_lost() -> None:
+    stacks = SiteStacks()
+    stacks.add(copy(1, 1, "a"))
+    stacks.work(Told(a=Stack(note="unwinding failed")))
+    assert stacks.lost == 1
+    assert stacks.origin(1, Call(7, 1)).source is StackSource.NONE

@@ -27,6 +27,8 @@ from ebpftrace.process.tasks import read_task
 _SECONDS_OF_MAPS = 0.9
 """For reading mappings, largest VIRT first: what is left then is told by size alone."""
 _SECONDS_OF_BOOKS = 0.6
+_JOIN_SECONDS = 0.25
+"""Who has exited is looked at again so much later: most that are joined at all are joined at once."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def run(seconds: Optional[float]) -> Census:
     reader = _Reader(sizes)
     reader.read_shapes()
     reader.read_books()
+    reader.confirm()
     figures = _with_growth(reader.figures.values(), {} if earlier is None else earlier.figures)
     return Census(
         taken_at=time.time_ns(),
@@ -161,6 +164,7 @@ class _Reader:
         self.not_looked = 0
         self.books_unread = 0
         self._vmas: dict[int, list[Vma]] = {}
+        self._exited: dict[int, frozenset[int]] = {}
 
     def read_shapes(self) -> None:
         """Read the mappings: those with most untouched address space first."""
@@ -196,24 +200,45 @@ class _Reader:
             if time.monotonic() >= until:
                 self.books_unread += 1
                 continue
-            try:
-                self.figures[pid] = _with_books(self.figures[pid], self._vmas[pid])
-            except ProcessGone:
-                del self.figures[pid]
-                self.vanished += 1
-            except CannotTrace:
-                self.books_unread += 1
+            self._read_books(pid, self._vmas[pid], None)
+
+    def confirm(self) -> None:
+        """Look a little later who of the exited is still there: the others were joined."""
+        if self._exited:
+            time.sleep(_JOIN_SECONDS)
+        for pid, exited in self._exited.items():
+            self._read_books(pid, None, exited)
+
+    def _read_books(self, pid: int, vmas: Optional[Sequence[Vma]], among: Optional[frozenset[int]]) -> None:
+        try:
+            self.figures[pid], exited = _with_books(self.figures[pid], vmas or read_maps(pid), among)
+        except ProcessGone:
+            del self.figures[pid]
+            self.vanished += 1
+        except CannotTrace:
+            self.books_unread += 1
+        else:
+            if among is None and exited:
+                self._exited[pid] = exited
 
 
-def _with_books(figures: Figures, vmas: Sequence[Vma]) -> Figures:
+def _with_books(
+    figures: Figures, vmas: Sequence[Vma], among: Optional[frozenset[int]]
+) -> tuple[Figures, frozenset[int]]:
+    """With what glibc's books say, and the descriptors of threads that exited (of those ``among``)."""
     with Memory(figures.pid) as memory:
         books = read_books(figures.pid, vmas, memory)
         heaps = find_heaps(vmas, memory) if "glibc" in books.libc else []
-    exited = [thread for thread in books.threads if thread.exited and not thread.joining]
-    return replace(
+    exited = [
+        thread
+        for thread in books.threads
+        if thread.exited and not thread.joining and (among is None or thread.descriptor in among)
+    ]
+    looked = replace(
         figures,
         books=books.state,
         exited=len(exited),
         exited_size=sum(thread.stack.size for thread in exited if thread.stack is not None),
         arenas=sum(heap.first for heap in heaps),
     )
+    return looked, frozenset(thread.descriptor for thread in exited)

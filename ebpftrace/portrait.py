@@ -120,9 +120,6 @@ def _max_map_count() -> Optional[int]:
 
 def _groups(pid: int, notes: list[str]) -> Sequence[int]:
     sharers = same_address_space(pid)
-    if sharers.unchecked:
-        # Nobody but root can compare all; that they share is rare.
-        return sharers.tgids
     if len(sharers.tgids) > 1:
         others = ", ".join(map(str, sharers.tgids[1:]))
         notes.append(f"shares its address space with other processes: {others}")

@@ -14,6 +14,7 @@ _VSYSCALL = "[vsyscall]"
 _KERNEL_NAMES = re.compile(r"\[(vdso|vvar|vvar_vclock|vectors|sigpage|uprobes|timens_vvar)\]$")
 _SHARED_PATHS = re.compile(r"/dev/shm/|/SYSV[0-9a-f]{8}\b|/memfd:|/dev/zero( \(deleted\))?$|/drm mm object")
 _NO_CLAIM = -1
+_PAGE = 4096
 _HUGE_PATH = "/anon_hugepage"
 _DEVICE_PATHS = re.compile(r"/dev/|anon_inode:|socket:|/\[aio\]|\[(?!anon|heap|stack|vdso|vvar)")
 
@@ -53,11 +54,16 @@ class _Piece(NamedTuple):
     claim_index: int
 
     def share(self, figure: Optional[int]) -> int:
-        """Its part of a figure of the VMA; the parts of all pieces add up to the whole."""
-        if not figure:
-            return 0
-        size, start = self.vma.size, self.vma.start
-        return figure * (self.end - start) // size - figure * (self.start - start) // size
+        """Its part of a figure of the VMA, in whole pages; the parts of all pieces add up to the whole."""
+        if not figure or (self.start == self.vma.start and self.end == self.vma.end):
+            return figure or 0
+        return self._up_to(self.end, figure) - self._up_to(self.start, figure)
+
+    def _up_to(self, address: int, figure: int) -> int:
+        if address == self.vma.end:
+            return figure
+        part = figure * (address - self.vma.start) // self.vma.size
+        return part - part % _PAGE
 
     @property
     def guard(self) -> int:

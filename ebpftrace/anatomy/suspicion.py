@@ -135,6 +135,8 @@ def _shape_reasons(figures: Figures, shape: Shape, max_areas: Optional[int]) -> 
     if max_areas and shape.areas > MIN_AREA_SHARE * max_areas:
         reasons.append(Reason(Rank.MANY_AREAS, figures.virt, shape.areas))
     untouched = shape.writable - figures.rss
+    # Stacks that leaked are hardly touched: that much is told already.
+    untouched -= figures.exited_size
     if untouched >= MIN_UNTOUCHED and shape.writable >= MIN_RATIO * figures.rss:
         reasons.append(Reason(Rank.UNTOUCHED, untouched, 0))
     if figures.heaps >= MIN_HEAPS:

@@ -78,9 +78,11 @@ def _no_orphans(look: Look) -> str:
     shaped = look.of(Kind.STACK_SHAPED)
     if look.books.state is BooksState.READ:
         return "no thread exited without being joined (glibc's books)"
-    if shaped.number:
-        return f"{plural(shaped.number, 'area')} look like stacks without a thread ({size(shaped.size)})"
-    return "no stack without a thread seen"
+    threads = (look.target.threads or 1) - 1
+    if shaped.number > threads:
+        areas = plural(shaped.number, "area looks like a stack", "areas look like stacks")
+        return f"{areas} without a thread ({size(shaped.size)})"
+    return "no more stacks than threads seen"
 
 
 def _routines(look: Look) -> str:

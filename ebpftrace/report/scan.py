@@ -74,7 +74,9 @@ def _headline(census: Census) -> str:
             f"No leak proved in {looked}; {plural(len(suspected), 'is', 'are')} worth a look, first "
             f"{escape(first.figures.comm)} (PID {first.figures.pid}): {why}"
         )
-    return f"Nothing suspicious in {looked}"
+    unseen = census.unreadable + census.not_looked
+    limits = f"; the mappings of {count(unseen)} of them were not seen" if unseen else ""
+    return f"Nothing suspicious in {looked}{limits}"
 
 
 def _suspects(census: Census, top: int) -> list[str]:
@@ -124,7 +126,7 @@ def _cells(suspected: Suspect, growth: bool) -> list[str]:
     if growth:
         known = figures.virt_growth is not None
         cells.append(change(0, figures.virt_growth, short_size) if known else "new")
-    cells.append(", ".join(reason_name(reason) for reason in suspected.reasons) or "-")
+    cells.append(reason_name(suspected.reasons[0]) if suspected.reasons else "-")
     return cells
 
 

@@ -1,10 +1,13 @@
 /*
- * Threads that end in every way there is, or do not end: books_threads KIND COUNT [STACK_BYTES].
+ * Threads that end in every way there is, or do not end: books_threads KIND COUNT [STACK_BYTES [BEFORE]].
  *
- * Each thread says where its stack is, its tid and its start routine, as JSON. KIND:
+ * Each thread says where its stack is, its tid and its start routine, as JSON; BEFORE of them are made
+ * before "ready", the rest after it. KIND:
  *   returns, exits, cancelled, c11, raw   end in that way and are never joined
+ *   cleanup                               as cancelled, with a cleanup handler that runs
  *   user                                  return, on a stack that the program gave; never joined
  *   user-freed                            the same, and the program has unmapped every second stack
+ *   user-joined, user-returned            the same, joined; the program has unmapped none, or all
  *   joined, reversed                      are joined before "done", in the order made or the other way
  *   detached, detached-late               are detached at birth, or once they have ended
  *   late                                  return; joined when a second line comes, which "joined" answers
@@ -68,6 +71,23 @@ static void *raw(void *index)
     return index;
 }
 
+static void count_cleanup(void *count)
+{
+    ++*(int *)count;
+}
+
+static int cleanups;
+
+static void *cleanup(void *index)
+{
+    pthread_cleanup_push(count_cleanup, &cleanups);
+    say_thread((long)index, (unsigned long)cleanup);
+    for (;;)
+        pause();
+    pthread_cleanup_pop(0);
+    return index;
+}
+
 static void *waits(void *index)
 {
     say_thread((long)index, (unsigned long)waits);
@@ -88,6 +108,8 @@ static void *(*routine(void))(void *)
         return exits;
     if (is("raw"))
         return raw;
+    if (is("cleanup"))
+        return cleanup;
     if (is("cancelled") || is("live") || is("live-detached") || is("raw-fork"))
         return waits;
     return returns;
@@ -97,7 +119,7 @@ static void make(long index, pthread_attr_t *attributes)
 {
     int error;
 
-    if (is("user") || is("user-freed")) {
+    if (!strncmp(kind, "user", 4)) {
         stacks[index] = map_anonymous(stack_size);
         need(!pthread_attr_setstack(attributes, stacks[index], stack_size));
     }
@@ -108,7 +130,7 @@ static void make(long index, pthread_attr_t *attributes)
     need(!error);
     while (!__atomic_load_n(&tids[index], __ATOMIC_ACQUIRE))
         sched_yield();
-    if (is("cancelled"))
+    if (is("cancelled") || is("cleanup"))
         need(!pthread_cancel(made[index]));
     if (routine() != waits || is("cancelled"))
         while (!syscall(SYS_tgkill, getpid(), tids[index], 0))
@@ -119,13 +141,13 @@ static void make(long index, pthread_attr_t *attributes)
 static void settle(int count)
 {
     for (long index = 0; index < count; index++) {
-        if (is("joined") || is("late"))
+        if (is("joined") || is("late") || is("user-joined") || is("user-returned"))
             need(!pthread_join(made[index], NULL));
         if (is("reversed"))
             need(!pthread_join(made[count - 1 - index], NULL));
         if (is("detached-late") || is("live-detached"))
             need(!pthread_detach(made[index]));
-        if (is("user-freed") && index % 2)
+        if ((is("user-freed") && index % 2) || is("user-returned"))
             need(!munmap(stacks[index], stack_size));
     }
 }
@@ -157,14 +179,18 @@ int main(int argc, char **argv)
     kind = argv[1];
     int count = atoi(argv[2]);
     stack_size = argc > 3 ? strtoul(argv[3], NULL, 0) : 256UL << 10;
-    need(count <= MOST);
+    int before = argc > 4 ? atoi(argv[4]) : 0;
+    need(count <= MOST && before <= count);
     need(!pthread_attr_init(&attributes));
     need(!pthread_attr_setstacksize(&attributes, stack_size));
     if (is("detached"))
         need(!pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED));
-    target_ready();
-    for (long index = 0; index < count; index++)
+    for (long index = 0; index < before; index++)
         make(index, &attributes);
+    target_ready();
+    for (long index = before; index < count; index++)
+        make(index, &attributes);
+    need(!is("cleanup") || cleanups == count);
     if (!is("late"))
         settle(count);
     if (is("late")) {

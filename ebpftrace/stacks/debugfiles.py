@@ -43,9 +43,8 @@ def debug_files(file: StoredFile, roots: Sequence[int]) -> Iterator[DebugFile]:
     link = _debug_link(file)
     for root in roots:
         if build_id is not None:
-            digits = build_id.hex()
-            path = f"{DEBUG_ROOT}/.build-id/{digits[:2]}/{digits[2:]}.debug"
             with suppress(OSError):
+                path = _build_id_path(build_id.hex())
                 yield DebugFile(path, open_in_root(root, path), False)
         if link is not None:
             for path in _link_paths(file.path, link.name):
@@ -57,6 +56,21 @@ def debug_files(file: StoredFile, roots: Sequence[int]) -> Iterator[DebugFile]:
                         os.close(fd)
                     else:
                         yield DebugFile(path, fd, build_id is None)
+
+
+def supplements(debug_path: str, path: str, build_id: str, roots: Sequence[int]) -> Iterator[DebugFile]:
+    """Candidates for what dwz(1) moved out of the file at ``debug_path``; the reader compares build ids.
+
+    ``path`` and ``build_id`` (hex) are what the debug file says of it.
+    """
+    for root in roots:
+        for place in (str(PurePosixPath(debug_path).parent / path), _build_id_path(build_id)):
+            with suppress(OSError):
+                yield DebugFile(place, open_in_root(root, place), False)
+
+
+def _build_id_path(digits: str) -> str:
+    return f"{DEBUG_ROOT}/.build-id/{digits[:2]}/{digits[2:]}.debug"
 
 
 def _link_paths(path: str, name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Headers of a 64-bit x86 ELF file, read with bounds: the file is the target's and may lie.
+"""Headers of a 64-bit ELF file, read with bounds: the file is the target's and may lie.
 
 Source of the layouts: System V ABI (gABI) chapters 4 and 5, and its x86-64 supplement.
 Reads with ``pread`` only: a file cut short under a memory map would kill the reader (SIGBUS).
@@ -18,7 +18,7 @@ ET_EXEC, ET_DYN = 2, 3
 PT_LOAD, PT_NOTE, PT_GNU_EH_FRAME = 1, 4, 0x6474E550
 PF_X = 1
 SHT_PROGBITS, SHT_NOBITS, SHT_X86_64_UNWIND = 1, 8, 0x70000001
-EM_X86_64 = 62
+EM_X86_64, EM_AARCH64 = 62, 183
 NT_GNU_BUILD_ID = 3
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -34,7 +34,7 @@ MAX_ADDRESS = 1 << 47
 
 
 class NotElfError(Exception):
-    """Not a 64-bit little-endian x86 ELF executable or library, or one cut short."""
+    """Not a 64-bit little-endian ELF executable or library, or one cut short."""
 
 
 class Segment(NamedTuple):
@@ -101,8 +101,12 @@ def read_headers(read: Read) -> ElfHeaders:
     ident, kind, machine, _, entry, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx = (
         EHDR.unpack(raw)
     )
-    if ident[:6] != b"\x7fELF\x02\x01" or machine != EM_X86_64 or kind not in (ET_EXEC, ET_DYN):
-        raise NotElfError("not a 64-bit x86 ELF executable or library")
+    if (
+        ident[:6] != b"\x7fELF\x02\x01"
+        or machine not in (EM_X86_64, EM_AARCH64)
+        or kind not in (ET_EXEC, ET_DYN)
+    ):
+        raise NotElfError("not a 64-bit ELF executable or library of a known machine")
     if phentsize != PHDR.size or not 0 < phnum <= MAX_SEGMENTS:
         raise NotElfError("no usable program headers")
     table = read(phoff, phnum * PHDR.size)

@@ -23,7 +23,7 @@ import ebpftrace
 from ebpftrace.model import Frame
 from ebpftrace.stacks import wire
 from ebpftrace.stacks.copies import Pc, StackCopy, Walk
-from ebpftrace.stacks.debugfiles import debug_files
+from ebpftrace.stacks.debugfiles import DebugFile, debug_files, supplements
 from ebpftrace.stacks.files import FileStore, StoredFile
 from ebpftrace.stacks.modules import Layout
 
@@ -204,15 +204,23 @@ class Engine:
         if not answer.get("wants"):
             return
         for candidate in debug_files(file, roots):
-            try:
-                request = {
-                    "do": "debug", "file": file.id, "path": candidate.path, "checked": candidate.checked,
-                }  # fmt: skip
-                answer = self._ask(file.id, request, b"", candidate.fd, LOAD_SECONDS)
-            finally:
-                os.close(candidate.fd)
+            answer = self._offer(file, candidate)
+            supplement = answer.get("supplement")
+            if isinstance(supplement, list) and [type(part) for part in supplement] == [str, str]:
+                path, build_id = supplement
+                for shared in supplements(candidate.path, path, build_id, roots):
+                    answer = self._offer(file, shared)
+                    if not answer.get("wants", True):
+                        break
             if not answer.get("wants", True):
                 return
+
+    def _offer(self, file: StoredFile, debug: DebugFile) -> dict[str, Any]:
+        request = {"do": "debug", "file": file.id, "path": debug.path, "checked": debug.checked}
+        try:
+            return self._ask(file.id, request, b"", debug.fd, LOAD_SECONDS)
+        finally:
+            os.close(debug.fd)
 
     def _hand_over(self, culprit: object, file: StoredFile) -> None:
         if self._ready() and file.id not in self._known_files:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ebpftrace.stacks.elf import ElfHeaders, NotElfError, Read, read_headers
 from ebpftrace.stacks.unwind_image import memory_file
 
 MAX_FILES = 4096
+"""Files kept, if the process may open twice as many."""
 VDSO = "[vdso]"
 _VDSO_LIMIT = 64 << 10
 
@@ -49,7 +51,8 @@ class FileStore:
 
     def __init__(self, limit: int = MAX_FILES) -> None:
         self.refused = 0
-        self._limit = limit
+        may_open, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = min(limit, may_open // 2)
         self._by_key: dict[FileKey, Optional[StoredFile]] = {}
         self._by_id: list[StoredFile] = []
 

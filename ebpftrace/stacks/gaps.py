@@ -32,6 +32,9 @@ LONGEST_FUNCTION = 1 << 14
 LONGEST_ENTRY = 64
 """Bytes of ``_start``: it sets up arguments and calls into the C library."""
 _WORD = 8
+_ENDBR64 = bytes.fromhex("f30f1efa")
+_JUMPS_OF_PLT = (bytes.fromhex("ff25"), bytes.fromhex("f2ff25"))
+"""jmp *slot(%rip), with or without bnd: x86-64 psABI, procedure linkage table."""
 _SIGNAL_RETURN = bytes.fromhex("48c7c00f0000000f05")
 """mov $15, %rax; syscall: what a signal handler returns to (rt_sigreturn), without having been called."""
 
@@ -99,7 +102,7 @@ def _search(frame: Stretch, words: int, region: Region, code: ReadCode) -> Optio
             break
         if _follows_call(word, region, code):
             caller = Caller(word, at + _WORD, frame.regs.bp, guessed=True)
-            if _may_lead_to(word, frame.regs.ip, region, code):
+            if _may_lead_to(word, frame.regs.ip, code):
                 return caller
             unlikely = unlikely or caller
     return unlikely
@@ -125,9 +128,14 @@ def _follows_call(address: int, region: Region, code: ReadCode) -> bool:
     return not before or call_before(before) is not None
 
 
-def _may_lead_to(return_address: int, ip: int, region: Region, code: ReadCode) -> bool:
-    """Only a direct call inside one file tells where it goes: elsewhere means here only by a tail call."""
+def _may_lead_to(return_address: int, ip: int, code: ReadCode) -> bool:
+    """A direct call of another function leads here only by a tail call; of a PLT entry, anywhere."""
     call = call_before(code(return_address - LONGEST, LONGEST))
-    if call is None or call.displacement is None or region(return_address) != region(ip):
+    if call is None or call.displacement is None:
         return True
-    return 0 <= ip - (return_address + call.displacement) < LONGEST_FUNCTION
+    target = return_address + call.displacement
+    if 0 <= ip - target < LONGEST_FUNCTION:
+        return True
+    entry = code(target, len(_ENDBR64) + 3)
+    entry = entry[len(_ENDBR64) :] if entry.startswith(_ENDBR64) else entry
+    return entry.startswith(_JUMPS_OF_PLT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import drgn
 
@@ -21,6 +21,14 @@ _GAP = 1 << 21
 MAX_INLINED = 64
 """Inlined frames taken per address; more is not what a compiler makes."""
 MAX_NAME = 1024
+
+
+class Supplement(NamedTuple):
+    """A file with the debug info that several debug files share (``.gnu_debugaltlink``)."""
+
+    path: str
+    """As the debug file spells it: absolute, or relative to the debug file."""
+    build_id: str
 
 
 @dataclass
@@ -62,6 +70,14 @@ class Symbolizer:
         file.  Raises what drgn raises on bad data.
         """
         self._files[file].module.try_file(path, fd=fd, force=checked)
+
+    def wanted_supplement(self, file: int) -> Optional[Supplement]:
+        """What dwz(1) moved out of the debug file just offered, if that is missing."""
+        try:
+            wanted = self._files[file].module.wanted_supplementary_debug_file()
+        except ValueError:
+            return None
+        return Supplement(wanted.supplementary_path, wanted.checksum.hex())
 
     def names(self, file: int, address: int, exact: bool) -> Sequence[Name]:
         """Functions at a file address, innermost first; empty if nothing is known.

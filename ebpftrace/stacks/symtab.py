@@ -50,6 +50,9 @@ class SymbolTables:
         finally:
             os.close(fd)
 
+    def wanted_supplement(self, file: int) -> None:
+        """Symbol tables are never moved out of a debug file."""
+
     def names(self, file: int, address: int, exact: bool) -> Sequence[Name]:
         """The function that holds a file address, empty if none does."""
         table = self._tables[file]

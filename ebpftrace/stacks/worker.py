@@ -173,11 +173,14 @@ class Worker:
         return {"wants": self._symbolizer.wants_debug_file(request["file"])}
 
     def do_debug(self, request: dict[str, Any], _: bytes, fd: Optional[int]) -> dict[str, Any]:
-        """Offer separate debug info; answers whether more is wanted."""
+        """Offer separate debug info; answers whether more is wanted, and which supplement of it."""
         if fd is None:
             return {"error": "no descriptor came"}
         self._symbolizer.add_debug_file(request["file"], request["path"], fd, request["checked"])
-        return {"wants": self._symbolizer.wants_debug_file(request["file"])}
+        return {
+            "wants": self._symbolizer.wants_debug_file(request["file"]),
+            "supplement": self._symbolizer.wanted_supplement(request["file"]),
+        }
 
     def do_names(self, request: dict[str, Any], _: bytes, __: Optional[int]) -> dict[str, Any]:
         """Functions at file addresses."""

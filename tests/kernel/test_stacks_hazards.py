@@ -195,6 +195,27 @@ def test_debug_info_by_debug_link(engine: Engine, chain: Path) -> None:
     assert names_from_leaf(first_stack(engine, str(chain)))[:4] == OUTER_CHAIN
 
 
+def test_debug_info_that_dwz_moved_to_a_shared_file(
+    engine: Engine, static_chain: Path, tmp_path: Path
+) -> None:
+    if shutil.which("dwz") is None:
+        pytest.skip("dwz is not installed")
+    root = container(tmp_path, static_chain)
+    debug = split_debug(root / "app")
+    twin = debug.with_suffix(".twin")
+    shutil.copy(debug, twin)
+    where = "/usr/lib/debug/.dwz/shared.debug"
+    (root / "usr/lib/debug/.dwz").mkdir(parents=True)
+    subprocess.run(["dwz", "-m", f"{root}{where}", "-M", where, debug, twin], check=True)
+    digits = build_id(static_chain)
+    place = root / "usr/lib/debug/.build-id" / digits[:2] / f"{digits[2:]}.debug"
+    place.parent.mkdir(parents=True)
+    debug.rename(place)
+    stack = first_stack(engine, "chroot", str(root), "/app")
+    assert names_from_leaf(stack)[:4] == OUTER_CHAIN
+    assert next(f for f in stack.frames if f.function == "leaf").line is not None
+
+
 def test_debug_info_of_another_program_is_refused(engine: Engine, static_chain: Path, tmp_path: Path) -> None:
     split_debug(static_chain)
     digits = build_id(static_chain)

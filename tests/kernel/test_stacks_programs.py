@@ -49,7 +49,6 @@ BUILDS = {
     "clang": [*CLANG, "-g"],
     "clang-lld": [*CLANG, "-fuse-ld=lld"],
     "clang-lld-stripped": [*CLANG, "-fuse-ld=lld", "-s"],
-    "no-tables": [*GCC, "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-exceptions"],
     "large-pages": [*GCC, "-Wl,-z,max-page-size=2097152"],
     "no-section-headers": [*GCC],
 }
@@ -142,7 +141,7 @@ def test_every_build_gives_the_whole_stack(name: str, tmp_path: Path, engine: En
         names = renamed_by_twin(stack, twin) if twin is not binary else physical(stack)
         assert stack.complete, (site, names, stack.note)
         assert stack.source is StackSource.COPIED
-        assert stack.note == ("" if name != "no-tables" else NOTE_GUESSED)
+        assert stack.note == ""
         assert matches(names, [*expected[:-1], "*"]), (site, names)
 
 
@@ -233,6 +232,16 @@ def test_rust(mangling: str, tmp_path: Path, engine: Engine) -> None:
     ]
     assert "grow" in physical(stacks[11])[2]
     assert all(stack.complete for stack in stacks.values())
+
+
+def test_without_any_tables_the_nearest_callers_are_found_and_marked(tmp_path: Path, engine: Engine) -> None:
+    options = ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables", "-fno-exceptions"]
+    source = str(TARGETS / "stacks_chain.c")
+    binary = compile_target(tmp_path / "chain", *GCC, *options, source, "-pthread", "-ldl")
+    stacks = stacks_of(engine, [str(binary)])
+    assert physical(stacks[0])[1:5] == [*CHAIN, "main"]
+    assert all(physical(stack)[1:4] == CHAIN for site, stack in stacks.items() if site != 6)
+    assert all(NOTE_GUESSED in stack.note for stack in stacks.values())
 
 
 @pytest.mark.parametrize("options", [[], ["-static"]])

@@ -20,8 +20,8 @@ BPF_F_TABLE("hash", u64, struct run_t, runs, MAX_RUNS, HASH_FLAGS);
 BPF_F_TABLE("hash", u64, struct site_t, sites, MAX_SITES, HASH_FLAGS);
 BPF_ARRAY(spaces, struct space_t, MAX_SPACES);
 BPF_ARRAY(told, struct told_t, MAX_SPACES);
-BPF_PERCPU_ARRAY(cpus, struct cpu_t, 1);
-BPF_PERCPU_ARRAY(copy_buffers, struct copy_t, 1);
+BPF_PERCPU_ARRAY(cpus, struct cpu_t, RECORDED_CALLS);
+BPF_PERCPU_ARRAY(copy_buffers, struct copy_t, RECORDED_CALLS);
 BPF_RINGBUF_OUTPUT(events, EVENT_PAGES);
 BPF_RINGBUF_OUTPUT(copies, COPY_PAGES);
 
@@ -111,16 +111,16 @@ static __always_inline long add_site(u64 site, struct site_t *first)
     return sites.insert(&site, first);
 }
 
-static __always_inline struct cpu_t *this_cpu(void)
+static __always_inline struct cpu_t *this_cpu(u32 call)
 {
-    u32 zero = 0;
-    return cpus.lookup(&zero);
+    u32 index = index_of(call);
+    return cpus.lookup(&index);
 }
 
-static __always_inline struct copy_t *copy_buffer(void)
+static __always_inline struct copy_t *copy_buffer(u32 call)
 {
-    u32 zero = 0;
-    return copy_buffers.lookup(&zero);
+    u32 index = index_of(call);
+    return copy_buffers.lookup(&index);
 }
 
 static __always_inline long send_event(struct event_t *event)

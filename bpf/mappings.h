@@ -177,6 +177,20 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     return 0;
 }
 
+/*
+ * At the exit of a call whose enter was not seen: we came in its midst, or the kernel skipped our
+ * program (ebpftrace/kernel/losses.py).  What the thread holds is of an earlier call.
+ */
+static __always_inline void require_enter(struct thread_t *thread, u32 call)
+{
+    if (thread->entered != call) {
+        thread->has_row = 0;
+        thread->is_hard = 1;
+        thread->entered_at = bpf_ktime_get_ns();
+    }
+    thread->entered = 0;
+}
+
 static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 length)
 {
     struct space_t *space = space_at(thread->life.space);
@@ -184,6 +198,7 @@ static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 
 
     length = round_to_pages(length);
     thread->calls[CALL_MUNMAP]++;
+    thread->entered = CALL_MUNMAP;
     thread->has_row = 0;
     thread->is_hard = 1;
     if (!space)
@@ -204,6 +219,7 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
     struct space_t *space;
     const struct pt_regs *registers;
 
+    require_enter(thread, CALL_MUNMAP);
     if (!returned && !thread->is_hard && !thread->has_row)
         return 0;
     if (!returned && !thread->is_hard) {
@@ -238,6 +254,7 @@ static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 
     struct mapping_t *row = find_mapping(key_of(thread->life.space, start));
 
     thread->calls[CALL_MREMAP]++;
+    thread->entered = CALL_MREMAP;
     thread->has_row = 0;
     thread->is_hard = 1;
     if (!space)
@@ -261,6 +278,7 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
     u64 new_length = round_to_pages(ARGUMENT_3(registers));
     struct mapping_t row;
 
+    require_enter(thread, CALL_MREMAP);
     if (!space)
         return 0;
     if (has_failed(returned)) {

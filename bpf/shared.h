@@ -22,6 +22,13 @@ enum call {
     CALLS,
 };
 
+/* The calls whose stacks are recorded, numbered from 0. */
+#define RECORDED_CALLS 3
+static __always_inline u32 index_of(u32 call)
+{
+    return call == CALL_MMAP ? 0 : call == CALL_BRK ? 1 : 2;
+}
+
 /* One row of the ledger, keyed by its start (see key_of()). */
 struct mapping_t {
     u64 length;
@@ -60,7 +67,7 @@ struct thread_t {
     u32 has_row;          /* ... if it did */
     u32 is_hard;          /* the call can't be settled by a start match: it goes out as an event */
     u32 waits_for_exec;   /* a COMMAND that has not started yet: nothing is recorded */
-    u32 reserved;
+    u32 entered;          /* enum call: the munmap or mremap call whose enter was seen, or 0 */
 };
 
 /* A clone call put a thread on a stack. */
@@ -149,10 +156,14 @@ struct copy_t {
     u8 memory[STACK_BYTES + PAGE_BYTES];
 };
 
-/* Copies taken on this CPU in the running second, and the buffer to take one. */
+/*
+ * What one program has on one CPU: copies taken in the running second, and room for what the BPF
+ * stack has none for.  On Linux 7 a program can be preempted by another, never by itself.
+ */
 struct cpu_t {
     u64 second_from;
     u64 copies;
     u64 fresh_copies; /* first ones of a site, which have a budget of their own */
     u64 words[SIGNATURE_WORDS];
+    struct thread_t child;
 };

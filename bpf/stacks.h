@@ -31,7 +31,8 @@ static __always_inline u64 signature(struct told_t *told, struct cpu_t *cpu, u64
 
     if (bpf_probe_read_user(cpu->words, sizeof(cpu->words), (void *)sp))
         return 0;
-#pragma unroll
+/* Unrolled, this one loop would double the time that bcc takes. */
+#pragma nounroll
     for (int i = 0; i < SIGNATURE_WORDS; i++)
         if (points_to_code(told, cpu->words[i]))
             hash = mix(hash, cpu->words[i]);
@@ -41,7 +42,7 @@ static __always_inline u64 signature(struct told_t *told, struct cpu_t *cpu, u64
 static __always_inline void copy_stack(struct thread_t *thread, struct space_t *space,
                                        const struct pt_regs *registers, u64 site, u32 call, u64 at)
 {
-    struct copy_t *copy = copy_buffer();
+    struct copy_t *copy = copy_buffer(call);
     u64 sp = USER_SP(registers);
     u64 size;
 
@@ -84,7 +85,7 @@ static __always_inline u64 record_stack(struct thread_t *thread, struct space_t 
                                         s64 brk_growth)
 {
     struct told_t *told = told_of(thread->life.space);
-    struct cpu_t *cpu = this_cpu();
+    struct cpu_t *cpu = this_cpu(call);
     struct site_t first = {.seen = 1, .brk_growth = brk_growth};
     struct site_t *site;
     u64 id;

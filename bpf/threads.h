@@ -51,23 +51,26 @@ static __always_inline void start_run(struct thread_t *parent, struct space_t *s
 static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clone_flags)
 {
     struct space_t *space = space_at(parent->life.space);
-    struct thread_t child = {};
+    struct cpu_t *cpu = this_cpu(CALL_CLONE);
+    struct thread_t *child;
 
     parent->calls[CALL_CLONE]++;
-    if (!space || !(clone_flags & CLONE_VM))
+    if (!space || !cpu || !(clone_flags & CLONE_VM))
         return 0;
-    child.life.born = bpf_ktime_get_ns();
-    child.life.tid = tid;
-    child.life.tgid = clone_flags & CLONE_THREAD ? parent->life.tgid : tid;
-    child.life.space = parent->life.space;
-    child.life.creator_tid = parent->life.tid;
-    child.life.creator_born = parent->life.born;
-    bpf_get_current_comm(child.life.name, NAME_BYTES);
-    bpf_get_current_comm(child.life.creator_name, NAME_BYTES);
+    child = &cpu->child;
+    __builtin_memset(child, 0, sizeof(*child));
+    child->life.born = bpf_ktime_get_ns();
+    child->life.tid = tid;
+    child->life.tgid = clone_flags & CLONE_THREAD ? parent->life.tgid : tid;
+    child->life.space = parent->life.space;
+    child->life.creator_tid = parent->life.tid;
+    child->life.creator_born = parent->life.born;
+    bpf_get_current_comm(child->life.name, NAME_BYTES);
+    bpf_get_current_comm(child->life.creator_name, NAME_BYTES);
     /* A vfork child only borrows: musl's runs on a piece of its parent's own stack. */
     if (!(clone_flags & CLONE_VFORK))
-        start_run(parent, space, &child);
-    if (put_thread(tid, &child))
+        start_run(parent, space, child);
+    if (put_thread(tid, child))
         __sync_fetch_and_add(&space->lost_threads, 1);
     return 0;
 }

@@ -93,7 +93,7 @@ class ThreadT(ctypes.Structure):
         ("has_row", _u32),
         ("is_hard", _u32),
         ("waits_for_exec", _u32),
-        ("reserved", _u32),
+        ("entered", _u32),
     )
 
 

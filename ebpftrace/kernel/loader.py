@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 from ebpftrace.errors import CannotTrace
@@ -55,23 +56,33 @@ def this_machine() -> tuple[Machine, bool]:
 
 
 def load(sizes: Sizes) -> Any:
-    """Return the ``bcc.BPF`` object of our programs, loaded and attached.  Raises CannotTrace."""
+    """Return the ``bcc.BPF`` object of the ledger's programs, loaded and attached.  Raises CannotTrace."""
+    machine, preallocated = this_machine()
+    return load_programs("ledger.c", definitions(machine, sizes, preallocated), _MIRRORED)
+
+
+def load_programs(
+    source: str, constants: Mapping[str, int], mirrored: Mapping[str, type[ctypes.Structure]]
+) -> Any:
+    """Return the ``bcc.BPF`` object of one source file, loaded, its ``TRACEPOINT_PROBE`` programs attached.
+
+    ``mirrored`` are the structs, by table, whose sizes must be the same in C and in Python.
+    Raises CannotTrace.
+    """
     import bcc  # heavy, and missing where the distribution's package is
 
-    machine, preallocated = this_machine()
-    constants = definitions(machine, sizes, preallocated)
     flags = [f"-D{name}={value}" for name, value in constants.items()]
     flags += [f"-I{bpf_dir()}", *compiler_flags()]
     try:
         with compiling():
-            bpf = bcc.BPF(src_file=os.fsencode(bpf_dir() / "ledger.c").decode(), cflags=flags)
+            bpf = bcc.BPF(src_file=os.fsencode(bpf_dir() / source).decode(), cflags=flags)
     except Exception as error:  # bcc raises plain Exception for every kind of failure
         raise CannotTrace(
             f"the kernel or bcc refused our programs ({error})", "ebpftrace doctor says what is missing"
         ) from error
-    for table, mirror in _MIRRORED.items():
+    for table, mirror in mirrored.items():
         if ctypes.sizeof(bpf[table].Leaf) != ctypes.sizeof(mirror):
-            raise AssertionError(f"layout of table {table} differs between bpf/shared.h and layout.py")
+            raise AssertionError(f"layout of table {table} differs between bpf and Python")
     return bpf
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ebpftrace.anatomy.areas import UNEXPLAINED, Area, Kind, Totals, unexplained
-from ebpftrace.anatomy.growth import Growth, What, grouped
+from ebpftrace.anatomy.growth import Growth, grouped
 from ebpftrace.anatomy.look import Look
 from ebpftrace.model import BooksState
 from ebpftrace.report import frames
@@ -52,7 +52,7 @@ def render(look: Look, top: int, list_all: bool) -> str:
     if list_all:
         parts.append(_all(look))
     parts += [wrapped(escape(note), first="note     ") for note in look.notes]
-    lines = [line for part in parts for line in part]
+    lines = [line.rstrip() for part in parts for line in part]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -232,9 +232,9 @@ def _growth(growth: Growth, top: int) -> list[str]:
                 count(group.number),
                 change(0, group.step),
                 change(0, group.resident),
-                f"{group.kind.value} (was {group.was.value})" if group.was else group.kind.value,
+                group.kind.value,
                 address(group.first.area.start),
-                _identity(group.first.area) if group.what is not What.DISAPPEARED else "",
+                f"was {group.was.value}" if group.was else _identity(group.first.area),
             )
             for group in groups[:top]
         ]

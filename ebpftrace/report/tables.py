@@ -28,7 +28,7 @@ def table(header: str, rows: Iterable[Sequence[str]], *, indent: int = 0, width:
     widths = [max(cell_len(line[column]) for line in lines) for column in range(len(names))]
     room = width - indent - sum(widths[:-1]) - len(_GAP) * (len(names) - 1)
     widths[-1] = min(widths[-1], max(room, _NARROWEST_LAST))
-    return [_line(line, widths, right, indent) for line in lines]
+    return [shorten(_line(line, widths, right, indent), width).rstrip() for line in lines]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool], indent: int) -> str:
@@ -37,7 +37,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool], in
         text = shorten(cell, width)
         padding = " " * (width - cell_len(text))
         padded.append(padding + text if to_right else text + padding)
-    return (" " * indent + _GAP.join(padded)).rstrip()
+    return " " * indent + _GAP.join(padded)
 
 
 def short_size(value: int) -> str:

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import resources
+
+import jsonschema
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from ebpftrace.anatomy import compare
+from ebpftrace.anatomy.areas import Area, Kind
+from ebpftrace.anatomy.look import Look
+from ebpftrace.model import Books, BooksState, Frame, TargetInfo
+from ebpftrace.report import maps, maps_json
+
+SCHEMA = json.loads((resources.files("ebpftrace.report") / "schema" / "maps-1.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(
+    SCHEMA, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+)
+MIB = 1 << 20
+
+# What a target can put into a name: anything but NUL, decoded with surrogateescape.
+hostile = st.binary(max_size=40).map(lambda raw: raw.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
+
+
+def look(areas: list[Area], name: str = "app_server", **facts: object) -> Look:
+    plain = Look(
+        target=TargetInfo(31108, name, f"/opt/{name}", 25),
+        taken_at=1_700_000_000_123_456_789,
+        virt=sum(area.size for area in areas),
+        rss=4096,
+        vma_count=27_000,
+        max_vma_count=65_530,
+        books=Books(BooksState.READ, libc="glibc 2.36"),
+        areas=tuple(areas),
+        arenas=2,
+        cores=4,
+        routines={0x1000: Frame("minute_job", module="/opt/app_server", offset=0x1000)},
+        notes=(),
+    )
+    return replace(plain, **facts)  # type: ignore[arg-type]
+
+
+def area(start: int, size: int, kind: Kind, **facts: object) -> Area:
+    return Area(start, start + size, kind, size, 4096, 0, 0, "rw-p", "")._replace(**facts)
+
+
+def orphans(number: int) -> list[Area]:
+    size = 10244 << 10
+    return [
+        area(0x7F0000000000 + i * size, size, Kind.ORPHANED_STACK, start_routine=0x1000, guard=4096)
+        for i in range(number)
+    ]
+
+
+def test_first_line_answers_the_question() -> None:
+    first = maps.render(look(orphans(27_000)), 10, False).splitlines()[0]
+    assert first.startswith("LEAK: 27,000 threads exited and were never joined: 263.8 GiB")
+    healthy = maps.render(look([area(0x1000, 8 * MIB, Kind.HEAP)]), 10, False).splitlines()[0]
+    assert healthy.startswith("VIRT 8192 KiB is mostly heap 8192 KiB; no thread exited without being joined")
+
+
+def test_without_books_no_more_is_said_than_was_seen() -> None:
+    shaped = [area(0x1000 + i * MIB, MIB, Kind.STACK_SHAPED) for i in range(60)]
+    absent = Books(BooksState.ABSENT, "musl")
+    assert "60 areas look like stacks without a thread" in maps.render(look(shaped, books=absent), 10, False)
+    fewer = maps.render(look(shaped[:3], books=absent), 10, False)
+    assert "no more stacks than threads seen" in fewer
+    assert "glibc's books)" not in fewer
+
+
+def test_growth_is_told_first_and_alike_changes_together() -> None:
+    growth = compare(orphans(2), orphans(5), 60.0)
+    lines = maps.render(look(orphans(5), growth=growth), 10, False).splitlines()
+    grew = "In 1 min: VIRT +30732 KiB, RSS +12 KiB; most of it orphaned-stack +30732 KiB (3 areas more)"
+    assert lines[0] == grew
+    (row,) = [line for line in lines if line.strip().startswith("appeared")]
+    assert row.split()[:4] == ["appeared", "3", "+10244", "KiB"]
+
+
+areas = st.lists(
+    st.builds(
+        Area,
+        start=st.integers(0, 1 << 47),
+        end=st.integers(0, 1 << 47),
+        kind=st.sampled_from(Kind),
+        size=st.integers(1, 1 << 47),
+        rss=st.integers(0, 1 << 45),
+        swap=st.integers(0, 1 << 45),
+        huge=st.integers(0, 1 << 45),
+        perms=st.just("rw-p"),
+        path=hostile,
+        guard=st.just(0),
+        tid=st.none() | st.integers(1, 1 << 22),
+        thread=hostile,
+        start_routine=st.sampled_from([0, 0x1000, 0x2000]),
+        note=st.just(""),
+    ),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(areas, areas, hostile, st.booleans(), st.booleans())
+def test_text_and_json_are_fit_for_any_names(
+    before: list[Area], after: list[Area], name: str, grown: bool, absent: bool
+) -> None:
+    books = Books(BooksState.ABSENT if absent else BooksState.READ)
+    growth = compare(before, after, 1.5) if grown else None
+    seen = look(after, name, growth=growth, books=books, notes=(f"note {name}",))
+    page = maps.render(seen, 5, True)
+    assert page.endswith("\n")
+    for line in page.splitlines():
+        assert cell_len(line) <= 100
+        assert line == line.rstrip()
+    assert all(character.isprintable() for character in page.replace("\n", ""))
+    text = maps_json.render(seen)
+    text.encode("ascii")
+    assert text.count("\n") == 1
+    loaded = json.loads(text)
+    json.dumps(loaded, ensure_ascii=False).encode("utf-8")
+    VALIDATOR.validate(loaded)
+
+
+def test_schema_can_refuse() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    good = maps_json.document(look(orphans(1)))
+    VALIDATOR.validate(good)
+    assert not VALIDATOR.is_valid({**good, "schema": "ebpftrace.maps/2"})
+    assert not VALIDATOR.is_valid({**good, "classes": {"stack": good["total"]}})
+    assert not VALIDATOR.is_valid({**good, "areas": [{**good["areas"][0], "start": 4096}]})
+    assert not VALIDATOR.is_valid({key: good[key] for key in good if key != "growth"})

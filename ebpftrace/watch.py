@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from ebpftrace.attribution import Attribution
 from ebpftrace.diagnosis import Evidence, baseline_verdict, diagnose
+from ebpftrace.kernel.registration import register
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import CodeMapped, Executed, KernelEvent, RawCopy, Tracer
 from ebpftrace.ledger.owners import assign
@@ -29,7 +31,6 @@ from ebpftrace.model import (
     Outstanding,
     Report,
     Row,
-    Run,
     TargetInfo,
     Vma,
 )
@@ -38,7 +39,7 @@ from ebpftrace.process.clock import read_clock
 from ebpftrace.process.maps import read_maps, read_smaps
 from ebpftrace.process.memory import Memory as TargetMemory
 from ebpftrace.process.procfs import ProcessGone
-from ebpftrace.process.sharing import same_address_space
+from ebpftrace.process.sharing import Sharers, same_address_space
 from ebpftrace.process.stackpointers import read_stack_pointers
 from ebpftrace.process.status import MemoryUse, read_memory_use, read_target_info
 from ebpftrace.process.target import Target
@@ -47,10 +48,7 @@ from ebpftrace.report.live import LiveState
 from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
-from ebpftrace.stacks.sites import Call, SiteStacks
-
-_MOST_PASSES = 50
-"""Looks at the thread list until one finds nobody new; more means that something else is wrong."""
+from ebpftrace.stacks.sites import SiteStacks
 
 _COMPACT_AT = 100_000
 """Ledger events kept before they are folded: bounds memory and the work of a report."""
@@ -210,9 +208,10 @@ class Watch:
             self._stacks.work(self._resolver)
         self.standing = self._ledger.outstanding(snapshot.rows)
         verified = self._verified(self.standing, now)
-        mappings = [self._with_origin(mapping) for mapping in verified.mappings]
-        runs = [self._run_with_origin(run) for run in snapshot.runs]
-        outstanding = assign(mappings, runs, snapshot.threads)
+        attribution = Attribution(self._stacks)
+        outstanding = assign(
+            attribution.mappings(verified.mappings), attribution.runs(snapshot.runs), snapshot.threads
+        )
         diagnosis = diagnose(
             Evidence(
                 outstanding=outstanding,
@@ -223,7 +222,7 @@ class Watch:
                 report_at=self._ended_at or time.monotonic_ns(),
                 min_age=self._min_age,
                 cores=os.cpu_count() or 1,
-                stack_of=self._stacks.stack,
+                stack_of=attribution.stack,
                 name_of=self._name_of,
                 live_stack_pointers=now.stack_pointers,
                 threads=tuple(snapshot.threads.values()),
@@ -231,7 +230,8 @@ class Watch:
                 target_exited_at=self._ended_at,
             )
         )
-        report = self._report(ended_by, snapshot, outstanding, diagnosis.findings, now.memory)
+        findings = tuple(map(attribution.finding, diagnosis.findings))
+        report = self._report(ended_by, snapshot, outstanding, findings, now.memory)
         return replace(
             report,
             unexplained_bytes=verified.unexplained_bytes,
@@ -287,24 +287,12 @@ class Watch:
             memory=self._memory_change(memory),
             calls=snapshot.calls,
             losses=replace(losses, stacks=losses.stacks + self._stacks.lost),
-            threads=tuple(totals(outstanding)),
+            threads=tuple(totals(outstanding, snapshot.threads, snapshot.brk_growth, self._stacks.stack)),
             findings=findings,
             outstanding_mappings=len(made),
             outstanding_bytes=sum(made),
             notes=tuple(self._notes),
         )
-
-    def _with_origin(self, mapping: Mapping) -> Mapping:
-        """The mapping with the number of its stack for a site."""
-        if mapping.mapper is None or mapping.made_at is None:
-            return mapping
-        origin = self._stacks.origin(mapping.site, Call(mapping.mapper.tid, mapping.made_at))
-        return mapping._replace(site=origin.stack)
-
-    def _run_with_origin(self, run: Run) -> Run:
-        """The run with the number of the stack that created the thread for a site."""
-        origin = self._stacks.origin(run.site, Call(run.creator.tid, run.thread.born))
-        return replace(run, site=origin.stack)
 
     def _open_resolver(self) -> None:
         self._resolver = self._held.enter_context(StackResolver(self.pid, self._engine))
@@ -367,26 +355,17 @@ class Watch:
         self._ended_at = at
 
     def _register_threads(self, tracer: Tracer) -> None:
-        """Add all tasks of the address space, also those of other thread groups.
+        """Add all tasks of the address space, also those of other thread groups."""
+        looks: list[Sharers] = []
 
-        A thread that the kernel side knows brings its children in by itself, so a look that finds nobody
-        unknown was complete.
-        """
-        added: list[Task] = []
-        for _ in range(_MOST_PASSES):
-            sharers = same_address_space(self.pid)
-            tasks = [task for tgid in sharers.tgids for task in _tasks_of(tgid) if not task.exited]
-            new = tracer.add_threads(self.space, tasks)
-            added += new
-            if not new:
-                break
-        else:
+        def find() -> list[Task]:
+            looks.append(same_address_space(self.pid))
+            return [task for tgid in looks[-1].tgids for task in _tasks_of(tgid)]
+
+        if not register(find, lambda tasks: tracer.add_threads(self.space, tasks), tracer.forget_thread):
             self._notes.append("threads were created faster than they could be listed; some may be missing")
-        if sharers.unchecked > 1:  # init alone is often out of bounds, and shares with nobody
-            self._notes.append(f"{sharers.unchecked} processes could not be compared ({sharers.why})")
-        for task in added:
-            if not os.path.exists(f"/proc/{task.tgid}/task/{task.id.tid}"):  # noqa: PTH110 - one call each
-                tracer.forget_thread(task.id.tid)
+        if looks[-1].unchecked > 1:  # init alone is often out of bounds, and shares with nobody
+            self._notes.append(f"{looks[-1].unchecked} processes could not be compared ({looks[-1].why})")
 
 
 def _tasks_of(tgid: int) -> list[Task]:

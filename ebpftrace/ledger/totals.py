@@ -1,19 +1,58 @@
-"""Outstanding mappings by owner, for the table of threads."""
+"""Outstanding mappings and brk growth by thread, for the table of threads."""
 
 from __future__ import annotations
 
+import collections.abc
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Callable
 
-from ebpftrace.model import Outstanding, Thread, ThreadId, ThreadTotal
+from ebpftrace.model import NO_STACK, Outstanding, Stack, Thread, ThreadId, ThreadTotal
 
 
-def totals(outstanding: Iterable[Outstanding]) -> list[ThreadTotal]:
-    """Return mappings and bytes of each owner, most bytes first; what has no owner is left out."""
-    owners: dict[ThreadId, Thread] = {}
-    sizes: dict[ThreadId, list[int]] = {}
+@dataclass
+class _Sum:
+    """What one thread owns so far."""
+
+    thread: Thread
+    mappings: int = 0
+    by_site: Counter[int] = field(default_factory=Counter)
+
+    def stack(self, stack_of: Callable[[int], Stack]) -> Stack:
+        """Return the stack of the site with most bytes, of those that have one."""
+        stacks = (stack_of(site) for site, _ in self.by_site.most_common() if site)
+        return next((stack for stack in stacks if stack.frames), NO_STACK)
+
+
+def totals(
+    outstanding: Iterable[Outstanding],
+    threads: collections.abc.Mapping[ThreadId, Thread],
+    brk_growth: collections.abc.Mapping[ThreadId, int],
+    stack_of: Callable[[int], Stack],
+) -> list[ThreadTotal]:
+    """Return what each owner has, most bytes first; what has no owner is left out.
+
+    ``brk_growth``: bytes by which a thread moved the break, net; it belongs to the address space, so
+    a thread that only did that has no mappings.  ``stack_of``: site -> stack, NO_STACK where unknown.
+    """
+    sums: dict[ThreadId, _Sum] = {}
     for each in outstanding:
         if each.owner is not None:
-            owners[each.owner.id] = each.owner
-            sizes.setdefault(each.owner.id, []).append(each.mapping.size)
-    found = [ThreadTotal(owners[thread], len(of), sum(of)) for thread, of in sizes.items()]
+            of = sums.setdefault(each.owner.id, _Sum(each.owner))
+            of.mappings += 1
+            of.by_site[each.mapping.site] += each.mapping.size
+    for thread in brk_growth:
+        if thread in threads:
+            sums.setdefault(thread, _Sum(threads[thread]))
+    found = [
+        ThreadTotal(
+            thread=of.thread,
+            mappings=of.mappings,
+            size=sum(of.by_site.values()),
+            brk_growth=brk_growth.get(thread, 0),
+            stack=of.stack(stack_of),
+        )
+        for thread, of in sums.items()
+    ]
     return sorted(found, key=lambda total: (-total.size, -total.mappings, total.thread.id))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ebpftrace.ledger.owners import assign
 from ebpftrace.ledger.totals import totals
-from ebpftrace.model import Interval, Mapping, OwnedBy, Run, Thread, ThreadId
+from ebpftrace.model import NO_STACK, Frame, Interval, Mapping, OwnedBy, Run, Stack, Thread, ThreadId
 
 CREATOR = ThreadId(10, 1)
 
@@ -151,8 +151,24 @@ def test_assign_equals_the_nested_loop(
 
 def test_totals_count_each_owner_most_bytes_first() -> None:
     areas = [mapping(1000, 2000), mapping(3000, 9000), mapping(9000, 9500), mapping(20000, 90000, None)]
-    found = totals(assign(areas, [run(200, 3100, 800)], known()))
+    found = totals(assign(areas, [run(200, 3100, 800)], known()), known(), {}, lambda _: NO_STACK)
     assert [(total.thread.id.tid, total.mappings, total.size) for total in found] == [
         (20, 1, 6000),
         (10, 2, 1500),
     ]
+
+
+def test_totals_name_the_site_with_most_bytes_and_the_growth_of_the_break() -> None:
+    stacks = {site: Stack((Frame(f"site_{site}"),)) for site in (1, 2)}
+    areas = [
+        mapping(1000, 2000)._replace(site=1),
+        mapping(3000, 5000)._replace(site=2),
+        mapping(6000, 9000)._replace(site=3),
+    ]
+    only_brk = ThreadId(30, 5)
+    threads = known(Thread(only_brk, "grower", 10))
+    growth = {CREATOR: 4096, only_brk: 8192}
+    found = totals(assign(areas, [], threads), threads, growth, lambda site: stacks.get(site, NO_STACK))
+    assert [(total.thread.id, total.brk_growth) for total in found] == [(CREATOR, 4096), (only_brk, 8192)]
+    assert [frame.function for frame in found[0].stack.frames] == ["site_2"]
+    assert found[1].stack is NO_STACK

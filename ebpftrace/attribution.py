@@ -1,0 +1,77 @@
+"""Who called: puts the stacks that were copied to mappings, clone calls and findings.
+
+The kernel's rows name their site by a signature.  From here on a site is the number of a stack
+(``SiteStacks.stack``), so that what comes from one place is one site whatever its signatures were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Optional
+
+from ebpftrace.model import Finding, Mapping, Orphan, OwnedBy, Run, Stack, StackSource
+from ebpftrace.stacks.sites import Call, SiteStacks
+
+
+class Attribution:
+    """The stacks of one report."""
+
+    def __init__(self, stacks: SiteStacks) -> None:
+        self._stacks = stacks
+        self._sources: dict[Call, StackSource] = {}
+
+    def mappings(self, mappings: Iterable[Mapping]) -> list[Mapping]:
+        """Return the mappings with the numbers of their stacks for sites."""
+        return [self._mapping(mapping) for mapping in mappings]
+
+    def runs(self, runs: Iterable[Run]) -> list[Run]:
+        """Return the clone calls with the numbers of their stacks for sites."""
+        return [replace(run, site=self._site(run.site, _clone_call(run))) for run in runs]
+
+    def finding(self, finding: Finding) -> Finding:
+        """Return the finding with its stack marked as inherited where not every call was copied."""
+        if not finding.stack.frames:
+            return finding
+        calls = [_call(orphan) for orphan in finding.orphans]
+        copied = sum(call is not None and self._sources.get(call) is StackSource.COPIED for call in calls)
+        if copied == len(calls) or finding.stack.source is not StackSource.COPIED:
+            return finding
+        note = f"seen for {copied} of {len(calls)} calls; the others have the same signature"
+        stack = replace(
+            finding.stack,
+            source=StackSource.SIGNATURE,
+            note=f"{finding.stack.note}; {note}" if finding.stack.note else note,
+        )
+        return replace(finding, stack=stack)
+
+    def stack(self, site: int) -> Stack:
+        """Return the stack of a numbered site."""
+        return self._stacks.stack(site)
+
+    def _mapping(self, mapping: Mapping) -> Mapping:
+        call = _map_call(mapping)
+        return mapping if call is None else mapping._replace(site=self._site(mapping.site, call))
+
+    def _site(self, signature: int, call: Call) -> int:
+        origin = self._stacks.origin(signature, call)
+        self._sources[call] = origin.source
+        return origin.stack
+
+
+def _call(orphan: Orphan) -> Optional[Call]:
+    """Return the call whose stack a finding shows: the clone of a thread's stack, else the mmap."""
+    outstanding = orphan.outstanding
+    if outstanding.run is not None and outstanding.owned_by is OwnedBy.RUNS_ON_IT and outstanding.run.site:
+        return _clone_call(outstanding.run)
+    return _map_call(outstanding.mapping)
+
+
+def _clone_call(run: Run) -> Call:
+    return Call(run.creator.tid, run.thread.born)
+
+
+def _map_call(mapping: Mapping) -> Optional[Call]:
+    if mapping.mapper is None or mapping.made_at is None:
+        return None
+    return Call(mapping.mapper.tid, mapping.made_at)

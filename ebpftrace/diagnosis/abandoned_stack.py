@@ -52,7 +52,7 @@ def _split(case: Case, context: Context) -> Hashable:
     if not _is_applications(case):
         return _OVERFLOWING
     known = context.libc is not Libc.UNKNOWN or foreign(case.outstanding, context.evidence.tgid)
-    return _SETTLED if known and not used_late(case.outstanding, context.evidence.min_age) else _DOUBTFUL
+    return _SETTLED if known and not used_late(case.outstanding) else _DOUBTFUL
 
 
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, Optional
 
 from ebpftrace.diagnosis.evidence import Evidence
 from ebpftrace.diagnosis.origin import Libc, Origin, libc_of, stack_origin
 from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Residency, subtract
 from ebpftrace.diagnosis.sites import SiteKey, Sites
+from ebpftrace.diagnosis.whole_stacks import whole_stacks
 from ebpftrace.model import (
     BookedThread,
     Books,
@@ -94,12 +96,14 @@ class _Builder:
         self._libc = libc_of(evidence.books)
         self._sites = Sites(evidence.stack_of)
         self._residency = Residency(evidence.vmas)
+        cache = evidence.books.stack_cache if evidence.books.state is BooksState.READ else ()
+        used = [thread.stack for thread in self._books if thread.stack and not thread.user_stack]
+        self._outstanding = whole_stacks(evidence.outstanding, _disjoint([*cache, *used]))
         self._pieces = RangeIndex(
             (piece, position)
-            for position, outstanding in enumerate(evidence.outstanding)
+            for position, outstanding in enumerate(self._outstanding)
             for piece in outstanding.mapping.pieces
         )
-        cache = evidence.books.stack_cache if evidence.books.state is BooksState.READ else ()
         self._cache = RangeIndex((interval, None) for interval in _union(cache))
         self._occupants = PointIndex(
             [(pointer, f"thread {tid}") for tid, pointer in evidence.live_stack_pointers.items()]
@@ -120,7 +124,7 @@ class _Builder:
         older = self._older_stacks(elsewhere)
         cases = [self._older_case(stack) for stack in older]
         covered = {position for stack in older for position in stack.inside}
-        for position, outstanding in enumerate(self._evidence.outstanding):
+        for position, outstanding in enumerate(self._outstanding):
             booked = booked_in.get(position)
             if position not in covered and _is_orphan(outstanding, booked):
                 cases.append(self._traced_case(outstanding, booked))
@@ -140,9 +144,9 @@ class _Builder:
             if not thread.exited:
                 continue
             position = self._pieces.at(thread.descriptor)
-            if position is None or self._evidence.outstanding[position].mapping.before_attach:
+            if position is None or self._outstanding[position].mapping.before_attach:
                 elsewhere.append(thread)
-            elif _is_all_stack(self._evidence.outstanding[position].mapping, thread):
+            elif _is_all_stack(self._outstanding[position].mapping, thread):
                 inside[position] = thread
             else:
                 self._unplaced += 1
@@ -164,7 +168,7 @@ class _Builder:
     def _split_by_age(self, stack: Interval) -> tuple[tuple[int, ...], list[Interval]]:
         older, newer = [], []
         for piece, position in self._pieces.overlapping(stack):
-            if self._evidence.outstanding[position].mapping.before_attach:
+            if self._outstanding[position].mapping.before_attach:
                 older.append(position)
             else:
                 newer.append(piece)
@@ -190,7 +194,7 @@ class _Builder:
         """The thread that the trace saw take this stack over and exit."""
         low, high = older.pieces[0].start, older.pieces[-1].end
         for position in older.inside:
-            outstanding = self._evidence.outstanding[position]
+            outstanding = self._outstanding[position]
             run, owner = outstanding.run, outstanding.owner
             if run is not None and owner is not None and low <= run.stack <= high:
                 return outstanding
@@ -261,6 +265,18 @@ def _read_threads(books: Books) -> list[BookedThread]:
 
 def _live_name(thread: BookedThread) -> str:
     return f"thread {thread.tid} by glibc's books" if thread.tid else "a thread by glibc's books"
+
+
+def _disjoint(stacks: Iterable[Interval]) -> list[Interval]:
+    """The stacks, without those that overlap another: books that say so are wrong there."""
+    ordered = sorted(set(stacks))
+    ends = [0, *accumulate((stack.end for stack in ordered), max)]
+    starts = [*(stack.start for stack in ordered[1:]), ordered[-1].end if ordered else 0]
+    return [
+        stack
+        for stack, before, after in zip(ordered, ends, starts)
+        if before <= stack.start and stack.end <= after
+    ]
 
 
 def _union(intervals: Iterable[Interval]) -> list[Interval]:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Optional
 
+from ebpftrace.diagnosis.evidence import NS
 from ebpftrace.diagnosis.flags import MAP_STACK, PRIVATE_ANONYMOUS, has_all
 from ebpftrace.ledger.owners import UNKNOWN_TGID
 from ebpftrace.model import Books, BooksState, Frame, Outstanding, OwnedBy, Stack, StackSource, Vma
 
 _MMAP_NAMES = frozenset({"mmap", "mmap64", "__mmap", "__mmap64", "__GI___mmap", "__GI___mmap64", "syscall"})
-_THREAD_MAKERS = ("allocate_stack", "pthread_create", "__pthread_create", "thrd_create")
+_THREAD_MAKERS = ("allocate_stack", "pthread_create", "thrd_create")
+"""Without leading underscores, of which versions and libraries have different numbers."""
 _DEPTH_IN_LIBC = 3
 """glibc: mmap <- allocate_stack (often inlined) <- pthread_create (nptl/allocatestack.c)."""
+_DEPTH_TO_MAKER = 4
+"""glibc: clone3 <- __clone_internal <- create_thread <- pthread_create (nptl/pthread_create.c)."""
+
+_AT_ONCE = NS
+"""Who maps a stack for one thread starts that thread sooner."""
 
 _LEAST_DESCRIPTOR = 128
 """Less than any ``struct pthread``: about 200 bytes in musl, 2304 in glibc, both on x86-64."""
@@ -22,7 +29,7 @@ _LEAST_DESCRIPTOR = 128
 _CLONE_NAMES = frozenset({"clone", "__clone", "clone3", "__clone3", "__clone_internal", "create_thread"})
 _WRAPPERS = (
     *_THREAD_MAKERS,
-    *("std::thread", "std::jthread", "std::__future", "std::async", "std::sys::", "__gthread"),
+    *("std::thread", "std::jthread", "std::__future", "std::async", "std::sys::", "gthread"),
 )
 """Functions between an application and clone or mmap: not the place where a join is missing."""
 
@@ -101,7 +108,7 @@ def stack_origin(outstanding: Outstanding, stack: Stack, libc: Libc, tgid: int) 
 
 def _origin_by_frames(stack: Stack) -> Origin:
     callers = [frame for frame in stack.frames if frame.function not in _MMAP_NAMES][:_DEPTH_IN_LIBC]
-    if any(frame.function and frame.function.startswith(_THREAD_MAKERS) for frame in callers):
+    if any(_begins(frame, _THREAD_MAKERS) for frame in callers):
         return Origin.LIBC
     # A walk by frame pointers often misses the direct caller of mmap, so it can't show who that is not.
     exact = stack.source in (StackSource.COPIED, StackSource.SIGNATURE)
@@ -119,19 +126,31 @@ def fills_mapping(outstanding: Outstanding) -> bool:
     return 2 * (mapping.end - run.stack) <= span
 
 
-def used_late(outstanding: Outstanding, min_age: int) -> bool:
+def used_late(outstanding: Outstanding) -> bool:
     """Whether the owner's life began long after the mapping was made: the stack had served before."""
     run, made_at = outstanding.run, outstanding.mapping.made_at
-    return run is not None and (made_at is None or run.thread.born - made_at > min_age)
+    return run is not None and (made_at is None or run.thread.born - made_at > _AT_ONCE)
 
 
 def creator_frame(stack: Stack) -> Optional[Frame]:
     """The innermost named frame that is the application's own, not a wrapper around clone or mmap."""
-    for frame in stack.frames:
+    for frame in _past_maker(stack.frames):
         name = frame.function
-        if name and name not in _MMAP_NAMES | _CLONE_NAMES and not name.startswith(_WRAPPERS):
+        if name and name not in _MMAP_NAMES | _CLONE_NAMES and not _begins(frame, _WRAPPERS):
             return frame
     return None
+
+
+def _past_maker(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """The callers of what makes threads: in a stripped C library its own callees have others' names."""
+    for depth, frame in enumerate(frames[:_DEPTH_TO_MAKER]):
+        if _begins(frame, _THREAD_MAKERS):
+            return frames[depth + 1 :]
+    return frames
+
+
+def _begins(frame: Frame, names: tuple[str, ...]) -> bool:
+    return frame.function is not None and frame.function.lstrip("_").startswith(names)
 
 
 def allocator_of(stack: Stack) -> Optional[str]:

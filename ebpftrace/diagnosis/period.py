@@ -9,6 +9,8 @@ from typing import Optional
 from ebpftrace.diagnosis.evidence import NS
 
 MIN_WAVES = 4
+_SHORTEST = 5_000_000
+"""ns; what comes faster comes in a loop, and says nothing about a timer."""
 _ONE_WAVE = 0.1
 """Events closer than this part of the longest gap belong together: three threads started at each minute."""
 _TOLERANCE = 0.1
@@ -33,4 +35,4 @@ def period(times: Iterable[int]) -> Optional[float]:
     intervals = [later - earlier for earlier, later in zip(waves, waves[1:])]
     middle = median(intervals)
     regular = sum(abs(interval - middle) <= _TOLERANCE * middle for interval in intervals)
-    return middle / NS if middle and regular >= _REGULAR * len(intervals) else None
+    return middle / NS if middle >= _SHORTEST and regular >= _REGULAR * len(intervals) else None

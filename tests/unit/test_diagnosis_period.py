@@ -51,6 +51,10 @@ def test_a_random_process_seldom_looks_regular() -> None:
     assert regular <= 5
 
 
+def test_a_loop_is_no_timer() -> None:
+    assert period([number * 28_000 for number in range(10)]) is None
+
+
 @given(st.integers(0, 10**12), st.integers(0, 100))
 def test_events_of_one_moment_have_none(time: int, count: int) -> None:
     assert period([time] * count) is None

@@ -217,6 +217,29 @@ def test_a_stack_that_served_before_is_perhaps_kept_for_reuse():
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, False)
 
 
+def test_reuse_is_no_question_of_the_age_that_is_asked_for():
+    """A clone follows the mmap within microseconds: with --min-age 0 too, that is no second service."""
+    stack = pthread_stack(1, **RAW_CLONE)
+    finding = only(judge([stack], READ, min_age=0))
+    assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
+
+
+@pytest.mark.parametrize(
+    "library",
+    [
+        # glibc, thrd_create; musl without symbols, whose clone bears its neighbour's name.
+        ["__clone3", "__clone_internal", "create_thread", "__pthread_create_2_1", "__thrd_create"],
+        ["memset", "pthread_create", "pthread_create"],
+    ],
+)
+def test_the_advice_names_who_creates_the_threads(library: list[str]):
+    frames = tuple(Frame(name) for name in [*library, "acme::start_job()", "main"])
+    stack = pthread_stack(1, site=OWN_SITE)
+    made = Stack(frames, True, StackSource.COPIED)
+    finding = only(judge([stack], books(booked(span(stack))), stack_of=lambda _: made))
+    assert "acme::start_job()" in finding.advice
+
+
 def test_a_stack_the_application_gave_a_pthread_and_never_frees():
     """pthread_attr_setstack, joined: on none of glibc's lists; the frames say who mapped it."""
     finding = only(judge([pthread_stack(1, site=OWN_SITE)], books(stack_cache_bytes=0)))

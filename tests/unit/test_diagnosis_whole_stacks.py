@@ -1,0 +1,54 @@
+"""Stacks whose parts were mapped by different calls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from diagnosis_scenes import MAIN, STACK_BYTES, at, booked, books, judge, only, pthread_stack, span
+
+from ebpftrace.model import Interval, Mapping, Outstanding, OwnedBy, Verdict
+
+GUARD = 16384
+
+
+def in_parts(exited: bool, before_attach: bool) -> tuple[Interval, list[Outstanding]]:
+    """As the JVM leaves a stack: its guard zone laid over the low end, the clone call names that."""
+    whole = pthread_stack(1, exited=11 if exited else None, before_attach=before_attach)
+    start, end = whole.mapping.start, whole.mapping.end
+    low = Mapping((Interval(start, start + GUARD),), at(10.5), MAIN.id, 0, 0x4032, 0)
+    rest = whole.mapping._replace(pieces=(Interval(start + GUARD, end),))
+    mapper = None if before_attach else MAIN
+    high = Outstanding(rest, mapper, None if before_attach else OwnedBy.MAPPED_IT, mapper)
+    return span(whole), [replace(whole, mapping=low), high]
+
+
+@pytest.mark.parametrize("before_attach", [False, True])
+def test_a_cached_stack_in_parts_is_one_of_its_full_size(before_attach: bool) -> None:
+    stack, parts = in_parts(True, before_attach)
+    finding = only(judge(parts, books(stack_cache=(stack,), stack_cache_bytes=stack.size)))
+    assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
+    assert (finding.count, finding.size) == (1, STACK_BYTES)
+
+
+@pytest.mark.parametrize("before_attach", [False, True])
+def test_a_never_joined_thread_on_a_stack_in_parts_is_one(before_attach: bool) -> None:
+    stack, parts = in_parts(True, before_attach)
+    finding = only(judge(parts, books(booked(stack))))
+    assert (finding.verdict, finding.leak) == (Verdict.NEVER_JOINED, True)
+    assert (finding.count, finding.size) == (1, STACK_BYTES)
+    assert not finding.before_attach
+
+
+def test_a_part_mapped_by_a_thread_that_exited_is_no_orphan_while_one_lives_on_the_stack() -> None:
+    stack, (low, high) = in_parts(False, False)
+    gone = replace(MAIN, exited_at=at(12))
+    parts = [low, replace(high, owner=gone, mapper=gone)]
+    assert judge(parts, books(booked(stack, exited=False))).findings == ()
+
+
+def test_stacks_that_overlap_in_the_books_join_nothing() -> None:
+    stack, parts = in_parts(True, False)
+    wild = Interval(stack.start - 4096, stack.end + 4096)
+    findings = judge(parts, books(stack_cache=(stack, wild))).findings
+    assert sum(finding.size for finding in findings) == GUARD

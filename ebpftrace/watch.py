@@ -44,6 +44,7 @@ from ebpftrace.process.stackpointers import read_stack_pointers
 from ebpftrace.process.status import MemoryUse, read_memory_use, read_target_info
 from ebpftrace.process.target import Target
 from ebpftrace.process.tasks import Task, list_tasks
+from ebpftrace.process.tunables import arena_limit, read_environment
 from ebpftrace.report.live import LiveState
 from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.stacks.engine import Engine
@@ -91,6 +92,7 @@ class Watch:
         self._books = _GONE
         self._info = TargetInfo(target.pid, Path(program).name, program)
         self._memory: Optional[MemoryUse] = None
+        self._arena_limit: Optional[int] = None
         self._ended_at: Optional[int] = None
         self._compact_at = _COMPACT_AT
         self._code_changed = False
@@ -117,9 +119,7 @@ class Watch:
 
     def look(self) -> None:
         """Take in what glibc's books say before tracing begins.  Raises CannotTrace."""
-        self._memory = read_memory_use(self.pid)
-        self._info = read_target_info(self.pid)
-        self._open_resolver()
+        self._meet()
         self._books = self._read_books(read_maps(self.pid))
 
     def verdict(self) -> Report:
@@ -151,9 +151,7 @@ class Watch:
         tracer.baseline_read(self.space, vmas)
         self._ledger = Ledger(vmas)
         if self._resolver is None:  # a COMMAND that has only begun
-            self._memory = read_memory_use(self.pid)
-            self._info = read_target_info(self.pid)
-            self._open_resolver()
+            self._meet()
 
     def handle(self, event: KernelEvent, tracer: Tracer) -> None:
         """Take in one event of the kernel side."""
@@ -222,6 +220,7 @@ class Watch:
                 report_at=self._ended_at or time.monotonic_ns(),
                 min_age=self._min_age,
                 cores=os.cpu_count() or 1,
+                arena_limit=self._arena_limit,
                 stack_of=attribution.stack,
                 name_of=self._name_of,
                 live_stack_pointers=now.stack_pointers,
@@ -294,7 +293,11 @@ class Watch:
             notes=tuple(self._notes),
         )
 
-    def _open_resolver(self) -> None:
+    def _meet(self) -> None:
+        """Read who the target is and how large, before much changes."""
+        self._memory = read_memory_use(self.pid)
+        self._info = read_target_info(self.pid)
+        self._arena_limit = arena_limit(read_environment(self.pid))
         self._resolver = self._held.enter_context(StackResolver(self.pid, self._engine))
 
     def _name_of(self, address: int) -> Optional[Frame]:

@@ -12,7 +12,6 @@ from nptl_model import BLOCK, CACHE, HEADS, USED, Nptl, lists
 
 from ebpftrace.model import Interval, Vma
 from ebpftrace.process.books.blocks import Mappings, find_block_offset
-from ebpftrace.process.books.cache import DEFAULT_LIMIT, limit_from_environment
 from ebpftrace.process.books.descriptors import Descriptor, Fate, Format
 from ebpftrace.process.books.judging import judge
 from ebpftrace.process.books.walk import MAX_NODES, Walker
@@ -161,21 +160,3 @@ def test_no_byte_is_counted_twice_and_none_that_is_not_mapped(
     for stack in stacks:
         inside = sum(max(0, min(stack.end, vma.end) - max(stack.start, vma.start)) for vma in vmas)
         assert inside == stack.size
-
-
-@pytest.mark.parametrize(
-    ("environment", "limit"),
-    [
-        (b"", DEFAULT_LIMIT),
-        (b"A=1\0GLIBC_TUNABLES=glibc.pthread.stack_cache_size=4096\0B=2\0", 4096),
-        (b"GLIBC_TUNABLES=x=1:glibc.pthread.stack_cache_size=010:y\0", 8),
-        # As glibc 2.36 leaves it: cut where it lay.
-        (b"GLIBC_TUNABLES=glibc.malloc.x=1\0glibc.pthread.stack_cache_size=0x10\0", 16),
-        (b"GLIBC_TUNABLES=a=1\0B=1\0glibc.pthread.stack_cache_size=0x10\0", DEFAULT_LIMIT),
-        (b"GLIBC_TUNABLES=glibc.pthread.stack_cache_size=\xff\xff\0", DEFAULT_LIMIT),
-        (b"GLIBC_TUNABLES=glibc.pthread.stack_cache_size=-5\0", DEFAULT_LIMIT),
-        (b"GLIBC_TUNABLES=glibc.pthread.stack_cache_size=" + b"9" * 5000 + b"\0", DEFAULT_LIMIT),
-    ],
-)
-def test_limit_in_an_environment(environment: bytes, limit: int) -> None:
-    assert limit_from_environment(environment) == limit

@@ -1,0 +1,68 @@
+"""What a process's glibc was told when it started: its environment, and GLIBC_TUNABLES in it.
+
+The environment is the block of strings the process was started with (proc(5), ``/proc/PID/environ``).
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from ebpftrace.process.procfs import read_small, task_dir, through_live_task
+
+_VARIABLE = b"GLIBC_TUNABLES="
+_NAMESPACE = b"glibc."
+_ARENA_MAX = b"glibc.malloc.arena_max"
+_ARENA_MAX_ALIAS = b"MALLOC_ARENA_MAX="
+
+
+def read_environment(pid: int) -> bytes:
+    """The environment, strings that end in NUL.  Raises ``ProcessGone`` or ``CannotTrace``."""
+    return through_live_task(pid, "environment", lambda tid: read_small(f"{task_dir(pid, tid)}/environ"))
+
+
+def tunable(environment: bytes, name: bytes) -> Optional[int]:
+    """What GLIBC_TUNABLES sets ``name`` to; None where it does not.  Numbers are as in C (dl-tunables.c).
+
+    The last setting counts, as in glibc; one that is no number counts for nothing.  glibc up to 2.37 cuts the
+    variable into one string per setting where it lies, so settings may follow as strings of their own.
+    """
+    found = None
+    inside = False
+    for text in environment.split(b"\0"):
+        if text.startswith(_VARIABLE):
+            inside, text = True, text[len(_VARIABLE) :]
+        elif not text.startswith(_NAMESPACE):
+            inside = False
+        if inside:
+            for setting in text.split(b":"):
+                key, _, value = setting.partition(b"=")
+                if key == name:
+                    number = _c_number(value)
+                    found = found if number is None else number
+    return found
+
+
+def arena_limit(environment: bytes) -> Optional[int]:
+    """How many arenas malloc may make; None where nothing says.
+
+    A tunable goes before its old name in the environment, and 0 is no limit (dl-tunables.c, arena.c).
+    """
+    limit = tunable(environment, _ARENA_MAX)
+    if limit is None:
+        for text in environment.split(b"\0"):
+            if text.startswith(_ARENA_MAX_ALIAS):
+                limit = _c_number(text[len(_ARENA_MAX_ALIAS) :])
+                break
+    return limit or None
+
+
+def _c_number(text: bytes) -> Optional[int]:
+    digits = text.decode("ascii", "replace").lower()
+    try:
+        if digits.startswith("0x"):
+            value = int(digits, 16)
+        else:
+            value = int(digits, 8 if digits.startswith("0") else 10)
+    except ValueError:
+        return None
+    return value if 0 <= value < 1 << 64 else None

@@ -1,9 +1,11 @@
 # make demo     set up, then find the leak of a small server (README)
 # make test     set up, then run the linters and every test
+# make test-kernels   run the kernel tests that matter on distribution kernels, in virtual machines
 # make setup    leave .venv/bin/ebpftrace
 # make help     all targets
 
 PYTEST_ARGS ?=
+KERNEL ?= short
 BIN := .venv/bin
 C_SOURCES := $(wildcard bpf/*.[ch] demo/*.c tests/targets/*.[ch] tests/targets/*.cpp) \
 	$(shell find bpf/include -name '*.h')
@@ -22,6 +24,9 @@ demo: .venv/.demo build/app_server ## trace a leaking server and show the report
 test: .venv/.test lint ## run the linters and every test
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+test-kernels: .venv/.kernels ## test on other kernels, in VMs; KERNEL=short, all or a name
+	$(BIN)/python -m vmtest $(KERNEL)
+
 lint: .venv/.test ## check layout, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -37,7 +42,7 @@ clean: ## remove what was built; the venv stays
 	rm -rf build dist
 	$(MAKE) -C tests/targets clean
 
-.venv/.use .venv/.demo .venv/.test: .venv/.%: $(SETUP)
+.venv/.use .venv/.demo .venv/.test .venv/.kernels: .venv/.%: $(SETUP)
 	scripts/setup.sh $*
 	@touch $@
 
@@ -45,4 +50,4 @@ build/app_server: demo/app_server.c
 	@mkdir -p build
 	$(CC) -O2 -g -Wall -Wextra -pthread -o $@ $<
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-kernels lint format clean

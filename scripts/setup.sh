@@ -4,9 +4,10 @@
 #   scripts/setup.sh use      bcc, and a venv that sees it
 #   scripts/setup.sh demo     a C compiler too
 #   scripts/setup.sh test     and what tests and linters need
+#   scripts/setup.sh kernels  and what virtual machines need (vmtest/)
 set -eu
 
-purpose=${1:?"use, demo or test"}
+purpose=${1:?"use, demo, test or kernels"}
 python=${PYTHON:-/usr/bin/python3} # the distribution's: no other Python sees its bcc
 venv=.venv
 
@@ -42,26 +43,40 @@ package_of() {
     dnf:c++) echo gcc-c++ ;;
     apt-get:musl) echo musl-tools ;;
     dnf:musl) echo musl-gcc ;;
+    apt-get:qemu) echo qemu-system-x86 ;;
+    apt-get:busybox) echo busybox-static ;;
+    # Older releases have it in a package that QEMU's needs.
+    apt-get:virtiofsd) if apt-cache show virtiofsd >/dev/null 2>&1; then echo virtiofsd; fi ;;
     *) echo "$1" ;;
     esac
 }
 
+is_for_tests() { [ "$purpose" = test ] || [ "$purpose" = kernels ]; }
+
+# A guest's first program has no C library around it.
+is_static() { [ -x "$1" ] && ! readelf -d "$1" | grep -q NEEDED; }
+
 missing_things() {
     "$python" -c 'import bcc' 2>/dev/null || echo bcc
     "$python" -c 'import ensurepip' 2>/dev/null || echo venv
-    case $purpose in demo | test) has cc || echo compiler ;; esac
-    if [ "$purpose" = test ]; then
+    [ "$purpose" = use ] || has cc || echo compiler
+    if is_for_tests; then
         has c++ || echo c++
         has clang || echo clang
         has ld.lld || echo lld
         has strace || echo strace
         has objcopy || echo binutils
     fi
+    if [ "$purpose" = kernels ]; then
+        has qemu-system-x86_64 || echo qemu
+        is_static /bin/busybox || echo busybox
+        [ -x /usr/lib/qemu/virtiofsd ] || [ -x /usr/libexec/virtiofsd ] || echo virtiofsd
+    fi
 }
 
 # Tests that need one of these are skipped without it: not every distribution has them.
 missing_extras() {
-    [ "$purpose" = test ] || return 0
+    is_for_tests || return 0
     has musl-gcc || echo musl
     has bpftool || echo bpftool
 }
@@ -114,10 +129,8 @@ make_venv() {
 }
 
 install_package() {
-    case $purpose in
-    test) wanted='.[test,lint]' ;;
-    *) wanted=. ;;
-    esac
+    wanted=.
+    if is_for_tests; then wanted='.[test,lint]'; fi
     $venv/bin/python -m pip install -q --disable-pip-version-check --editable "$wanted"
 }
 

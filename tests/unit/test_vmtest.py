@@ -1,0 +1,80 @@
+"""The list of kernels and what is made of it; the guests themselves are `make test-kernels`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vmtest.initrd import archive
+from vmtest.kernels import KERNELS, chosen, support_table
+from vmtest.matrix import Result, read_report, table
+from vmtest.selection import TESTS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_readme_has_the_list_of_kernels() -> None:
+    assert support_table() in (ROOT / "README.md").read_text(), (
+        "put this into the README:\n" + support_table()
+    )
+
+
+def test_names_of_kernels_are_theirs_alone() -> None:
+    names = [kernel.name for kernel in KERNELS]
+    assert len(set(names)) == len(names)
+    assert not {"short", "all"} & set(names)
+
+
+def test_short_is_a_part_of_all() -> None:
+    assert set(chosen("short")) < set(chosen("all")) == set(KERNELS)
+    assert [kernel.name for kernel in chosen("6.12,5.10")] == ["6.12", "5.10"]
+
+
+@pytest.mark.parametrize("wanted", ["", ",", "6.1,none", "2.6"])
+def test_unknown_kernels_are_refused_with_the_names_there_are(wanted: str) -> None:
+    with pytest.raises(ValueError, match=r"there are short, all, 5\.10"):
+        chosen(wanted)
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_chosen_tests_exist(test: str) -> None:
+    path, _, name = test.partition("::")
+    source = (ROOT / path).read_text()
+    assert not name or f"\ndef {name.partition('[')[0]}(" in source
+
+
+@pytest.mark.skipif(not shutil.which("cpio"), reason="no cpio here")
+def test_archive_is_what_cpio_reads(tmp_path: Path) -> None:
+    entries = [("bin", 0o40755, b""), ("bin/tool", 0o100755, b"\x7fELF odd"), ("bin/sh", 0o120777, b"tool")]
+    subprocess.run(["cpio", "--extract", "--quiet"], input=archive(entries), cwd=tmp_path, check=True)
+    assert (tmp_path / "bin" / "sh").readlink() == Path("tool")
+    assert (tmp_path / "bin" / "sh").read_bytes() == b"\x7fELF odd"
+    assert (tmp_path / "bin" / "tool").stat().st_mode & 0o777 == 0o755
+
+
+def test_report_is_counted_by_outcome() -> None:
+    report = """<testsuites><testsuite>
+        <testcase classname="a" name="one"/>
+        <testcase classname="a" name="two"><failure message="x">y</failure></testcase>
+        <testcase classname="b" name="three"><error/></testcase>
+        <testcase classname="b" name="four"><skipped/></testcase>
+    </testsuite></testsuites>"""
+    assert read_report(report) == ({"passed": 1, "failed": 2, "skipped": 1}, ["a.two", "b.three"])
+
+
+def test_table_tells_a_dead_machine_from_a_failed_test() -> None:
+    kernel = KERNELS[0]
+    text = table(
+        [
+            Result(kernel, "machine died", "5.10.1", 100.4, boots=3),
+            Result(kernel, "failed", "5.10.1", 99, boots=1, counts={"passed": 3, "failed": 1}),
+        ]
+    )
+    lines = [re.split(r" {2,}", line) for line in text.splitlines()]
+    assert lines[0] == ["kernel", "release", "verdict", "tests", "seconds", "boots"]
+    assert lines[1] == ["5.10", "5.10.1", "machine died", "100", "3"]
+    assert lines[2] == ["5.10", "5.10.1", "failed", "1 failed, 3 passed", "99", "1"]

@@ -1,0 +1,1 @@
+"""Runs a part of the kernel tests on distribution kernels, in virtual machines: ``make test-kernels``."""

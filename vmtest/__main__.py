@@ -1,0 +1,51 @@
+"""``python -m vmtest``: see ``make test-kernels``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from vmtest import matrix
+from vmtest.guest import CannotBoot
+from vmtest.kernels import KERNELS, chosen
+
+_DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebpftrace-vmtest"
+
+
+@click.command()
+@click.argument("kernels", default="short")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), default=_DEFAULT_CACHE, help="Where kernels are kept."
+)
+@click.option("--seconds", type=float, default=600, show_default=True, help="Limit for one machine.")
+@click.option(
+    "--acceleration", type=click.Choice(["tcg", "kvm"]), default="tcg", show_default=True, help="Of QEMU."
+)
+@click.option("--list", "only_list", is_flag=True, help="Show the kernels there are.")
+def main(kernels: str, cache: Path, seconds: float, acceleration: str, only_list: bool) -> None:
+    """Run the tests on KERNELS: short, all, or names with commas between them."""
+    if only_list:
+        for kernel in KERNELS:
+            click.echo(f"{kernel.name}\t{kernel.suite}\t{'short' if kernel.is_short else ''}".rstrip())
+        return
+    try:
+        wanted = chosen(kernels)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        results = matrix.run(wanted, cache, seconds, acceleration, lambda text: click.echo(text, err=True))
+    except (CannotBoot, subprocess.CalledProcessError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(matrix.table(results))
+    for result in results:
+        for name in result.failed:
+            click.echo(f"{result.kernel.name}: FAILED {name}")
+    sys.exit(0 if all(result.passed for result in results) else 1)
+
+
+if __name__ == "__main__":
+    main()

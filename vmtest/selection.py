@@ -1,0 +1,32 @@
+"""Which of the kernel tests run on every kernel: those whose outcome may depend on the kernel.
+
+Compiling our programs takes some 20 seconds of a guest without KVM, so there are few.
+"""
+
+from __future__ import annotations
+
+TESTS = (
+    "tests/kernel/test_setup.py::test_doctor_is_content",
+    "tests/kernel/test_process_room.py::test_a_32_bit_program_is_refused",
+    "tests/kernel/test_mmap_leaks_stacks.py::test_reproducer[97]",
+    "tests/kernel/test_mmap_leaks_stacks.py::test_production_case[31]",
+    "tests/kernel/test_mmap_leaks_orphans.py::test_what_is_left_of_an_orphan[hole]",
+    "tests/kernel/test_mmap_leaks_orphans.py::test_group_leader_is_gone",
+    "tests/kernel/test_exactness.py",
+    "tests/kernel/test_every_kernel.py",
+    "tests/kernel/test_flood.py::test_overflow_is_counted_and_the_report_stays_true",
+    "tests/kernel/test_lifecycle.py::test_sigkill_leaves_nothing_attached_and_the_target_running",
+    "tests/kernel/test_lifecycle.py::test_command_is_traced_from_its_first_instruction",
+)
+"""As pytest names them."""
+
+ENVIRONMENT = {
+    "EBPFTRACE_EXACT_SEEDS": "1",
+    "EBPFTRACE_EXACT_MS": "500",
+    "EBPFTRACE_FLOOD_MS": "1000",
+    "EBPFTRACE_PATIENCE": "300",
+}
+"""Short runs, and patience with a slow machine."""
+
+TEST_SECONDS = 600
+"""Limit of one test."""

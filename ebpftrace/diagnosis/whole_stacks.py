@@ -1,7 +1,8 @@
 """A stack that is in parts is one: what glibc's books call one stack has one owner.
 
-A stack of the baseline is two areas of /proc/PID/maps, guard and rest.  The JVM maps its own guard zone
-over the low end of a stack (os::pd_uncommit_memory), and then the clone call names that part only.
+A stack of the baseline is two areas of /proc/PID/maps, guard and rest, and a clone call names the first.
+Each thread of the JVM maps a guard zone of its own over the low end of its stack (os::pd_uncommit_memory),
+after which the lowest byte that the clone call named belongs to another mapping.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ebpftrace.diagnosis.ranges import RangeIndex
-from ebpftrace.model import Interval, Mapping, Outstanding
+from ebpftrace.model import Interval, Mapping, Outstanding, OwnedBy
 
 
 def whole_stacks(outstanding: Sequence[Outstanding], stacks: Iterable[Interval]) -> list[Outstanding]:
     """The mappings, those inside one of ``stacks`` (disjoint) joined into one.
 
-    Only where one of them is known to be run on: its owner has them all.
+    They all go to the thread that was put on one of them, else to the one that mapped one last.
     """
     index = RangeIndex((stack, stack) for stack in stacks)
     parts: dict[Interval, list[Outstanding]] = defaultdict(list)
@@ -29,13 +30,21 @@ def whole_stacks(outstanding: Sequence[Outstanding], stacks: Iterable[Interval])
         else:
             rest.append(one)
     for inside in parts.values():
-        runners = [one for one in inside if one.run is not None and one.owner is not None]
-        if len(inside) > 1 and runners:
-            latest = max(runners, key=lambda one: one.run.thread.born if one.run is not None else 0)
-            rest.append(replace(latest, mapping=_joined([one.mapping for one in inside])))
+        latest = max(inside, key=_claim)
+        if len(inside) > 1 and latest.owner is not None:
+            joined = _joined([one.mapping for one in inside])
+            rest.append(replace(latest, mapping=joined, owned_by=OwnedBy.RUNS_ON_IT))
         else:
             rest += inside
     return rest
+
+
+def _claim(one: Outstanding) -> tuple[bool, bool, int]:
+    return (
+        one.owner is not None,
+        one.run is not None,
+        one.run.thread.born if one.run else one.mapping.made_at or 0,
+    )
 
 
 def _joined(mappings: Sequence[Mapping]) -> Mapping:

@@ -12,36 +12,49 @@ from ebpftrace.model import Interval, Mapping, Outstanding, OwnedBy, Verdict
 GUARD = 16384
 
 
-def in_parts(exited: bool, before_attach: bool) -> tuple[Interval, list[Outstanding]]:
-    """As the JVM leaves a stack: its guard zone laid over the low end, the clone call names that."""
+def in_parts(
+    exited: bool, before_attach: bool, clone_names_it: bool = True
+) -> tuple[Interval, list[Outstanding]]:
+    """The low end of a stack is a mapping of its own, and the clone call names that part, or none.
+
+    None when the thread mapped that part after its birth, as threads of the JVM do.
+    """
     whole = pthread_stack(1, exited=11 if exited else None, before_attach=before_attach)
+    assert whole.owner is not None
+    if not clone_names_it:
+        whole = replace(whole, run=None, owned_by=OwnedBy.MAPPED_IT, mapper=whole.owner)
     start, end = whole.mapping.start, whole.mapping.end
-    low = Mapping((Interval(start, start + GUARD),), at(10.5), MAIN.id, 0, 0x4032, 0)
+    low = Mapping((Interval(start, start + GUARD),), at(10.5), whole.owner.id, 0, 0x4032, 0)
     rest = whole.mapping._replace(pieces=(Interval(start + GUARD, end),))
     mapper = None if before_attach else MAIN
     high = Outstanding(rest, mapper, None if before_attach else OwnedBy.MAPPED_IT, mapper)
     return span(whole), [replace(whole, mapping=low), high]
 
 
+@pytest.mark.parametrize("clone_names_it", [False, True])
 @pytest.mark.parametrize("before_attach", [False, True])
-def test_a_cached_stack_in_parts_is_one_of_its_full_size(before_attach: bool) -> None:
-    stack, parts = in_parts(True, before_attach)
+def test_a_cached_stack_in_parts_is_one_of_its_full_size(before_attach: bool, clone_names_it: bool) -> None:
+    stack, parts = in_parts(True, before_attach, clone_names_it)
     finding = only(judge(parts, books(stack_cache=(stack,), stack_cache_bytes=stack.size)))
     assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
     assert (finding.count, finding.size) == (1, STACK_BYTES)
 
 
+@pytest.mark.parametrize("clone_names_it", [False, True])
 @pytest.mark.parametrize("before_attach", [False, True])
-def test_a_never_joined_thread_on_a_stack_in_parts_is_one(before_attach: bool) -> None:
-    stack, parts = in_parts(True, before_attach)
+def test_a_never_joined_thread_on_a_stack_in_parts_is_one(before_attach: bool, clone_names_it: bool) -> None:
+    stack, parts = in_parts(True, before_attach, clone_names_it)
     finding = only(judge(parts, books(booked(stack))))
     assert (finding.verdict, finding.leak) == (Verdict.NEVER_JOINED, True)
     assert (finding.count, finding.size) == (1, STACK_BYTES)
-    assert not finding.before_attach
+    assert not (clone_names_it and finding.before_attach)
 
 
-def test_a_part_mapped_by_a_thread_that_exited_is_no_orphan_while_one_lives_on_the_stack() -> None:
-    stack, (low, high) = in_parts(False, False)
+@pytest.mark.parametrize("clone_names_it", [False, True])
+def test_a_part_mapped_by_a_thread_that_exited_is_no_orphan_while_one_lives_on_the_stack(
+    clone_names_it: bool,
+) -> None:
+    stack, (low, high) = in_parts(False, False, clone_names_it)
     gone = replace(MAIN, exited_at=at(12))
     parts = [low, replace(high, owner=gone, mapper=gone)]
     assert judge(parts, books(booked(stack, exited=False))).findings == ()

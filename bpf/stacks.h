@@ -20,20 +20,27 @@ static __always_inline int points_to_code(struct told_t *told, u64 word)
     return found;
 }
 
+/* pthread_create's own frames fill the first KiB of a clone call's stack, and a clone is dear anyway. */
+#define WORDS_HASHED(call) ((call) == CALL_CLONE ? CLONE_SIGNATURE_WORDS : SIGNATURE_WORDS)
+
 /*
  * A hash over what tells one call path from another: the instruction pointer, where the stack
  * pointer lies in its page, and the words near the top of the stack that may be return addresses.
  * Different hashes for one path do no harm; one hash for two paths is found out by the copies.
  */
-static __always_inline u64 signature(struct told_t *told, struct cpu_t *cpu, u64 ip, u64 sp)
+static __always_inline u64 signature(struct told_t *told, struct cpu_t *cpu, u32 call, u64 ip,
+                                     u64 sp)
 {
     u64 hash = mix(mix(0, ip), sp & (PAGE_BYTES - 1));
+    u64 in_page = PAGE_BYTES - (sp & (PAGE_BYTES - 1));
 
-    if (bpf_probe_read_user(cpu->words, sizeof(cpu->words), (void *)sp))
+    /* A failed read leaves zeros; the stack may end with the page. */
+    if (bpf_probe_read_user(cpu->words, 8 * WORDS_HASHED(call), (void *)sp) &&
+        (in_page > 8 * WORDS_HASHED(call) || bpf_probe_read_user(cpu->words, in_page, (void *)sp)))
         return 0;
 /* Unrolled, this one loop would double the time that bcc takes. */
 #pragma nounroll
-    for (int i = 0; i < SIGNATURE_WORDS; i++)
+    for (int i = 0; i < WORDS_HASHED(call); i++)
         if (points_to_code(told, cpu->words[i]))
             hash = mix(hash, cpu->words[i]);
     return hash ? hash : 1;
@@ -92,7 +99,7 @@ static __always_inline u64 record_stack(struct thread_t *thread, struct space_t 
 
     if (!told || !cpu || !STACK_BYTES)
         return 0;
-    id = signature(told, cpu, USER_IP(registers), USER_SP(registers));
+    id = signature(told, cpu, call, USER_IP(registers), USER_SP(registers));
     if (!id) {
         __sync_fetch_and_add(&space->lost_stacks, 1);
         return 0;

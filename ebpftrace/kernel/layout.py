@@ -18,6 +18,8 @@ SPACE_SHIFT = 57
 """User addresses of x86-64 and arm64 stay below 2**57 (5-level page tables)."""
 MAX_SPACES = 64
 SIGNATURE_WORDS = 64
+CLONE_SIGNATURE_WORDS = 512
+"""Words of the stack that go into the signature of a call, and of a clone call; at most a page."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 288}
 """Size of ``struct pt_regs`` in ``bpf/include/uapi/linux/ptrace.h``."""
 
@@ -248,6 +250,7 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "COPY_PAGES": sizes.copy_pages,
         "STACK_BYTES": sizes.stack_bytes,
         "SIGNATURE_WORDS": SIGNATURE_WORDS,
+        "CLONE_SIGNATURE_WORDS": CLONE_SIGNATURE_WORDS,
         "COPIES_PER_SECOND": sizes.copies_per_second,
         "FRESH_COPIES_PER_SECOND": sizes.fresh_copies_per_second,
         "SITE_COPIES": sizes.site_copies,

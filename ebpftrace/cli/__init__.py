@@ -17,7 +17,7 @@ import click
 from ebpftrace import __version__
 from ebpftrace.errors import CannotTrace
 
-COMMANDS = ("mmap-leaks", "maps", "scan", "doctor")
+COMMANDS = ("mmap-leaks", "trace", "maps", "scan", "doctor")
 """In the order of the help; each is a function in the module of its name, with ``_`` for ``-``."""
 
 STATUS_CANNOT_TRACE = 1

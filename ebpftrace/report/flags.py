@@ -1,4 +1,4 @@
-"""Protection, mmap and clone flags, spelled exactly as strace spells them.
+"""Protection, mmap, mremap and clone flags, spelled exactly as strace spells them.
 
 The values are the kernel's user-space interface on x86-64 and arm64:
 ``include/uapi/asm-generic/mman-common.h``, ``asm-generic/mman.h``, ``linux/mman.h``,
@@ -46,6 +46,9 @@ _MAP = (
 )
 _MAP_HUGE_SHIFT = 26
 _MAP_HUGE_MASK = 0x3F
+
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+_MREMAP = ((_MREMAP_MAYMOVE, "MREMAP_MAYMOVE"), (_MREMAP_FIXED, "MREMAP_FIXED"), (4, "MREMAP_DONTUNMAP"))
 
 _EXIT_SIGNAL_MASK = 0xFF
 _FIRST_REALTIME_SIGNAL, _LAST_SIGNAL = 32, 64
@@ -99,18 +102,40 @@ def map_flags(value: int) -> str:
     return "|".join(parts)
 
 
+def mremap_flags(value: int) -> str:
+    """The flags of mremap(2), such as ``MREMAP_MAYMOVE``."""
+    return _names(value, _MREMAP, "MREMAP_???") or "0"
+
+
+def names_new_address(mremap_flags_value: int) -> bool:
+    """Whether strace shows the fifth argument of a call of mremap(2) with these flags."""
+    both = _MREMAP_MAYMOVE | _MREMAP_FIXED
+    return mremap_flags_value & both == both
+
+
 def clone_flags(value: int) -> str:
     """The flags of clone(2) with the exit signal in their low byte, such as ``CLONE_VM|SIGCHLD``."""
     number = value & _EXIT_SIGNAL_MASK
     parts = [_names(value & ~_EXIT_SIGNAL_MASK, _CLONE, "CLONE_???")]
     if number:
-        parts.append(_signal_name(number))
+        parts.append(signal_name(number))
     return "|".join(part for part in parts if part) or "0"
 
 
 def clone3_flags(value: int) -> str:
     """The flags of clone3(2), which keeps the exit signal elsewhere."""
     return _names(value, _CLONE + _CLONE3_ONLY, "CLONE_???") or "0"
+
+
+def signal_name(number: int) -> str:
+    """A signal, such as ``SIGCHLD`` or ``SIGRT_1``; ``0`` for none and the number for what is none."""
+    if number == 0:
+        return "0"
+    if number < _FIRST_REALTIME_SIGNAL:
+        return signal.Signals(number).name
+    if number > _LAST_SIGNAL:
+        return str(number)
+    return f"SIGRT_{number - _FIRST_REALTIME_SIGNAL}" if number > _FIRST_REALTIME_SIGNAL else "SIGRTMIN"
 
 
 def _names(value: int, table: tuple[tuple[int, str], ...], nothing_known: str = "") -> str:
@@ -123,11 +148,3 @@ def _names(value: int, table: tuple[tuple[int, str], ...], nothing_known: str = 
         comment = f" /* {nothing_known} */" if nothing_known and not names else ""
         names.append(f"{value:#x}{comment}")
     return "|".join(names)
-
-
-def _signal_name(number: int) -> str:
-    if number < _FIRST_REALTIME_SIGNAL:
-        return signal.Signals(number).name
-    if number > _LAST_SIGNAL:
-        return str(number)
-    return f"SIGRT_{number - _FIRST_REALTIME_SIGNAL}" if number > _FIRST_REALTIME_SIGNAL else "SIGRTMIN"

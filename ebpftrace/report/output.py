@@ -69,6 +69,46 @@ def write_stream(stream: TextIO, text: str) -> None:
     stream.flush()
 
 
+class Stream:
+    """Where lines go while they are made: an open stream, or a file that begins anew; a context manager."""
+
+    def __init__(self, stream: TextIO, path: Optional[str]) -> None:
+        """Write to ``path``, or to ``stream`` where that is None.  Raises CannotTrace."""
+        self._stream = stream
+        self._path = path
+        self._own: Optional[int] = None
+        if path is not None and _descriptor(path) is None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with _told(path):
+                self._own = os.open(path, flags, _NEW_FILE_MODE)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own is not None:
+            os.close(self._own)
+
+    def fileno(self) -> int:
+        """The descriptor that is written to."""
+        if self._path is None:
+            return self._stream.fileno()
+        return self._own if self._own is not None else _descriptor(self._path) or 1
+
+    def write(self, text: str) -> None:
+        """Write text now.  Raises BrokenPipeError where a pipe's reader has gone, else CannotTrace."""
+        if self._path is None:
+            write_stream(self._stream, text)
+            return
+        try:
+            _write_all(self.fileno(), text.encode("utf-8", "backslashreplace"))
+        except BrokenPipeError:
+            raise
+        except OSError:
+            with _told(self._path):
+                raise
+
+
 @contextlib.contextmanager
 def _told(path: str) -> Iterator[None]:
     try:

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The calls of some tasks, one record each, sent when the call returns.
+ *
+ * entered(), returned() and leaves() are attached by Python to the tracepoints of those system calls
+ * that are asked for; what nobody asked for costs nothing.  The filters are constants.
+ *
+ * bcc rewrites map accesses only in this file.  So it holds the maps, the functions that access
+ * them and the probes; the rules are in the headers.
+ */
+#include <uapi/linux/ptrace.h>
+
+#include "trace_shared.h"
+
+BPF_F_TABLE("hash", u32, struct traced_t, threads, MAX_THREADS, HASH_FLAGS);
+BPF_F_TABLE("hash", u32, u64, breaks, MAX_THREADS, HASH_FLAGS);
+BPF_PERCPU_ARRAY(totals, struct total_t, MAX_NUMBERS);
+BPF_PERCPU_ARRAY(exec_buffers, struct exec_t, 1);
+BPF_PERCPU_ARRAY(stack_buffers, struct stack_t, 1);
+BPF_ARRAY(losses, struct lost_t, 1);
+BPF_RINGBUF_OUTPUT(records, RECORD_PAGES);
+
+static __always_inline struct traced_t *find_traced(u32 tid)
+{
+    return threads.lookup(&tid);
+}
+
+static __always_inline long put_traced(u32 tid, struct traced_t *traced)
+{
+    return threads.update(&tid, traced);
+}
+
+static __always_inline void drop_traced(u32 tid)
+{
+    threads.delete(&tid);
+}
+
+static __always_inline u64 *find_break(u32 tgid)
+{
+    return breaks.lookup(&tgid);
+}
+
+static __always_inline void put_break(u32 tgid, u64 end)
+{
+    breaks.update(&tgid, &end);
+}
+
+static __always_inline void drop_break(u32 tgid)
+{
+    breaks.delete(&tgid);
+}
+
+static __always_inline struct total_t *total_of(u32 number)
+{
+    return totals.lookup(&number);
+}
+
+static __always_inline struct exec_t *exec_buffer(void)
+{
+    u32 zero = 0;
+    return exec_buffers.lookup(&zero);
+}
+
+static __always_inline struct stack_t *stack_buffer(void)
+{
+    u32 zero = 0;
+    return stack_buffers.lookup(&zero);
+}
+
+static __always_inline struct lost_t *lost(void)
+{
+    u32 zero = 0;
+    return losses.lookup(&zero);
+}
+
+static __always_inline long send_record(void *record, u64 size)
+{
+    return records.ringbuf_output(record, size, BPF_RB_NO_WAKEUP);
+}
+
+#include "call.h"
+#include "trace_calls.h"
+#include "trace_tasks.h"
+
+/* include/trace/syscall.h and kernel/trace/trace_syscalls.c: what all sys_exit_* have in common. */
+struct returned_t {
+    u64 common;
+    u64 number;
+    s64 returned;
+};
+
+int entered(void *context)
+{
+    struct traced_t *traced = current_traced();
+
+    if (traced)
+        traced->entered_at = bpf_ktime_get_ns();
+    return 0;
+}
+
+int returned(struct returned_t *context)
+{
+    struct traced_t *traced = current_traced();
+
+    return traced ? call_returned(traced, context->returned) : 0;
+}
+
+/* exit and exit_group never return. */
+int leaves(void *context)
+{
+    struct traced_t *traced = current_traced();
+
+    return traced ? call_leaves(traced) : 0;
+}
+
+int executes(void *context)
+{
+    struct traced_t *traced = find_traced(current_tid());
+
+    return traced ? call_executes(traced) : 0;
+}
+
+/* Fires in the parent, inside the clone call, before the child can run (copy_process()). */
+TRACEPOINT_PROBE(task, task_newtask)
+{
+    struct traced_t *traced = current_traced();
+
+    return traced ? task_born(traced, args->pid, args->clone_flags) : 0;
+}
+
+TRACEPOINT_PROBE(sched, sched_process_exit)
+{
+    struct traced_t *traced = find_traced(current_tid());
+
+    return traced ? task_ended(traced) : 0;
+}
+
+TRACEPOINT_PROBE(sched, sched_process_exec)
+{
+    struct traced_t *traced = find_traced(args->old_pid);
+
+    return traced ? task_executed(traced, args->old_pid, args->pid) : 0;
+}

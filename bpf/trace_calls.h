@@ -1,0 +1,288 @@
+/* What a call leaves in the trace. */
+#pragma once
+
+#define CLONE_PIDFD 0x1000
+#define CLONE_PARENT_SETTID 0x100000
+
+static __always_inline u32 current_tid(void)
+{
+    return (u32)bpf_get_current_pid_tgid();
+}
+
+/* The one look-up that a task pays which is not traced. */
+static __always_inline struct traced_t *current_traced(void)
+{
+    struct traced_t *traced = find_traced(current_tid());
+
+    return traced && !traced->waits_for_exec ? traced : 0;
+}
+
+static __always_inline void fill(struct call_t *call, struct traced_t *traced, u16 kind)
+{
+    struct lost_t *losses = lost();
+
+    call->head.at = bpf_ktime_get_ns();
+    call->head.tid = current_tid();
+    call->head.kind = kind;
+    call->tgid = traced->tgid;
+    call->lost = losses ? losses->calls : 0;
+}
+
+static __always_inline void fill_arguments(struct call_t *call, const struct pt_regs *registers)
+{
+    call->head.number = CALL_NUMBER(registers);
+    call->arguments[0] = ARGUMENT_1(registers);
+    call->arguments[1] = ARGUMENT_2(registers);
+    call->arguments[2] = ARGUMENT_3(registers);
+    call->arguments[3] = ARGUMENT_4(registers);
+    call->arguments[4] = ARGUMENT_5(registers);
+    call->arguments[5] = ARGUMENT_6(registers);
+}
+
+static __always_inline void send(void *record, u64 size)
+{
+    struct lost_t *losses = lost();
+
+    if (send_record(record, size) && losses)
+        __sync_fetch_and_add(&losses->calls, 1);
+}
+
+static __always_inline void lose_stack(void)
+{
+    struct lost_t *losses = lost();
+
+    if (losses)
+        __sync_fetch_and_add(&losses->stacks, 1);
+}
+
+/* Sends registers and stack of the running call. */
+static __always_inline void send_stack(struct call_t *call, const struct pt_regs *registers)
+{
+    struct stack_t *stack = stack_buffer();
+    u64 sp = USER_SP(registers);
+    u64 size;
+
+    if (!STACK_BYTES || !stack)
+        return;
+    stack->head = call->head;
+    stack->head.kind = RECORD_STACK;
+    stack->tgid = call->tgid;
+    stack->is_cut = 0;
+    bpf_probe_read_kernel(stack->registers, sizeof(stack->registers), registers);
+    /* A mapping ends on a page boundary: page by page, so that no read fails half-way. */
+    size = PAGE_BYTES - (sp & (PAGE_BYTES - 1));
+    if (size > PAGE_BYTES || bpf_probe_read_user(stack->memory, size, (void *)sp)) {
+        lose_stack();
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < STACK_BYTES / PAGE_BYTES; i++) {
+        if (size > STACK_BYTES ||
+            bpf_probe_read_user(stack->memory + size, PAGE_BYTES, (void *)(sp + size)))
+            goto copied;
+        size += PAGE_BYTES;
+        asm volatile("" : "+r"(size));
+    }
+    stack->is_cut = 1;
+copied:
+    /* The compiler knows the bound too well to keep the test that the verifier needs. */
+    asm volatile("" : "+r"(size));
+    stack->size = size;
+    if (size > STACK_BYTES + PAGE_BYTES ||
+        send_record(stack, __builtin_offsetof(struct stack_t, memory) + size))
+        lose_stack();
+}
+
+/* Bytes that a call is about; those of a call without any are beyond all bounds. */
+static __always_inline u64 bytes_of(struct call_t *call)
+{
+    u64 *before;
+    u64 change;
+
+    switch (call->head.number) {
+    case NR_MMAP:
+    case NR_MUNMAP:
+    case NR_MPROTECT:
+    case NR_MADVISE:
+        return call->arguments[1];
+    case NR_MREMAP:
+        return call->arguments[1] > call->arguments[2] ? call->arguments[1] : call->arguments[2];
+    case NR_BRK:
+        before = find_break(call->tgid);
+        if (!before) {
+            put_break(call->tgid, call->returned);
+            return ~0ULL;
+        }
+        change = call->returned - *before;
+        *before = call->returned;
+        return (s64)change < 0 ? -change : change;
+    default:
+        return ~0ULL;
+    }
+}
+
+static __always_inline int is_wanted(struct call_t *call)
+{
+    if (ONLY_FAILED && !has_failed(call->returned))
+        return 0;
+    if (ONLY_SUCCESSFUL && has_failed(call->returned))
+        return 0;
+    return !MIN_BYTES || bytes_of(call) >= MIN_BYTES;
+}
+
+static __always_inline void count(struct call_t *call)
+{
+    struct total_t *total = total_of(call->head.number);
+
+    if (!total)
+        return;
+    total->calls++;
+    if (has_failed(call->returned))
+        total->errors++;
+    if (call->entered_at)
+        total->ns += call->head.at - call->entered_at;
+}
+
+static __always_inline int is_clone(u32 number)
+{
+    return number == NR_CLONE || number == NR_CLONE3 || number == NR_FORK || number == NR_VFORK;
+}
+
+static __always_inline void send_clone(struct call_t *call)
+{
+    struct clone_t clone = {.call = *call};
+    u64 size = call->arguments[1];
+    u64 parent_tid = call->arguments[2];
+    u64 pidfd = call->arguments[2];
+    u64 flags = call->arguments[0];
+
+    clone.call.head.kind = RECORD_CLONED;
+    if (call->head.number == NR_CLONE3) {
+        if (size > sizeof(clone.arguments))
+            size = sizeof(clone.arguments);
+        if (size >= CLONE_ARGS_SIZE_VER0 &&
+            !bpf_probe_read_user(clone.arguments, size, (void *)call->arguments[0]))
+            clone.fetched = size;
+        flags = clone.arguments[0];
+        parent_tid = clone.arguments[3];
+        pidfd = clone.arguments[1];
+    }
+    if ((flags & CLONE_PARENT_SETTID) &&
+        !bpf_probe_read_user(&clone.parent_tid, sizeof(clone.parent_tid), (void *)parent_tid))
+        clone.is_read |= READ_PARENT_TID;
+    if ((flags & CLONE_PIDFD) &&
+        !bpf_probe_read_user(&clone.pidfd, sizeof(clone.pidfd), (void *)pidfd))
+        clone.is_read |= READ_PIDFD;
+    send(&clone, sizeof(clone));
+}
+
+static __always_inline int call_returned(struct traced_t *traced, s64 returned)
+{
+    const struct pt_regs *registers = caller_registers();
+    struct call_t call = {};
+
+    fill(&call, traced, RECORD_RETURNED);
+    fill_arguments(&call, registers);
+    call.returned = returned;
+    call.entered_at = traced->entered_at;
+    traced->entered_at = 0;
+    /* The child returns from the call too. */
+    if (is_clone(call.head.number) && !returned)
+        return 0;
+    if (!is_wanted(&call))
+        return 0;
+    if (COUNTED)
+        count(&call);
+    if (!PRINTED)
+        return 0;
+    if (call.head.number == NR_CLONE || call.head.number == NR_CLONE3)
+        send_clone(&call);
+    else
+        send(&call, sizeof(call));
+    /* Of execve it was taken when the call began. */
+    if (call.head.number != NR_EXECVE)
+        send_stack(&call, registers);
+    return 0;
+}
+
+static __always_inline int call_leaves(struct traced_t *traced)
+{
+    const struct pt_regs *registers = caller_registers();
+    struct call_t call = {};
+
+    fill(&call, traced, RECORD_LEAVES);
+    fill_arguments(&call, registers);
+    send(&call, sizeof(call));
+    send_stack(&call, registers);
+    return 0;
+}
+
+/* Reads the strings of argv into the record. */
+static __always_inline void read_strings(struct exec_t *exec, u64 array)
+{
+    u64 pointer;
+
+#pragma nounroll
+    for (int i = 0; i < EXEC_STRINGS; i++) {
+        pointer = 0;
+        if (bpf_probe_read_user(&pointer, sizeof(pointer), (void *)(array + i * sizeof(pointer)))) {
+            exec->is_open = 1;
+            return;
+        }
+        if (!pointer)
+            return;
+        exec->pointers[i] = pointer;
+        exec->sizes[i] =
+            bpf_probe_read_user_str(exec->strings[i], EXEC_STRING_BYTES, (void *)pointer);
+        exec->string_count = i + 1;
+    }
+    pointer = 0;
+    bpf_probe_read_user(&pointer, sizeof(pointer),
+                        (void *)(array + EXEC_STRINGS * sizeof(pointer)));
+    if (pointer)
+        exec->string_count++;
+}
+
+static __always_inline s32 count_variables(u64 array)
+{
+    u64 pointer;
+
+#pragma nounroll
+    for (int i = 0; i < MAX_VARIABLES; i++) {
+        pointer = 0;
+        if (bpf_probe_read_user(&pointer, sizeof(pointer), (void *)(array + i * sizeof(pointer))))
+            return i ? i : -1;
+        if (!pointer)
+            return i;
+    }
+    return MAX_VARIABLES;
+}
+
+static __always_inline int call_executes(struct traced_t *traced)
+{
+    const struct pt_regs *registers = caller_registers();
+    struct exec_t *exec = exec_buffer();
+    u64 size = 0;
+
+    traced->entered_at = bpf_ktime_get_ns();
+    traced->waits_for_exec = 0;
+    if (!exec || !PRINTED)
+        return 0;
+    fill(&exec->call, traced, RECORD_EXECUTES);
+    fill_arguments(&exec->call, registers);
+    exec->string_count = 0;
+    exec->is_open = 0;
+    if (exec->call.arguments[1])
+        read_strings(exec, exec->call.arguments[1]);
+    exec->variable_count = exec->call.arguments[2] ? count_variables(exec->call.arguments[2]) : -1;
+    exec->path_size =
+        bpf_probe_read_user_str(exec->path, PATH_BYTES, (void *)exec->call.arguments[0]);
+    if (exec->path_size > 0)
+        size = exec->path_size;
+    asm volatile("" : "+r"(size));
+    if (size > PATH_BYTES)
+        return 0;
+    send(exec, __builtin_offsetof(struct exec_t, path) + size);
+    send_stack(&exec->call, registers);
+    return 0;
+}

@@ -1,0 +1,132 @@
+"""``ebpftrace trace``: what ``strace -f -e trace=memory,clone`` prints, without stopping the target."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Optional
+
+import click
+
+_EXAMPLES = """
+\b
+Examples:
+  ebpftrace trace -t -p 31108                         every call, until Ctrl-C
+  ebpftrace trace -t -p 31108 | grep 10489856         the stack of 10 MiB that somebody maps
+  ebpftrace trace -k --min-bytes 1048576 -p 31108     who maps a MiB or more
+  ebpftrace trace -e trace=mmap,munmap -Z -p 31108    the calls that fail
+  ebpftrace trace -c -d 10 -p 31108                   ten seconds as a table
+  ebpftrace trace -o log.txt -- ./server --once       from its first instruction
+"""
+
+
+@click.command("trace", epilog=_EXAMPLES)
+@click.option(
+    "-p", "--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Process to trace; repeatable."
+)
+@click.option(
+    "-e",
+    "expressions",
+    multiple=True,
+    metavar="trace=SET",
+    help="Calls by name, or %memory, %process; !SET: all but these.  Default: all that are known here.",
+)
+@click.option("--min-bytes", type=click.IntRange(min=0), default=0, help="Leave out calls about fewer bytes.")
+@click.option("-z", "--successful-only", is_flag=True, help="Only calls that succeed.")
+@click.option("-Z", "--failed-only", is_flag=True, help="Only calls that fail.")
+@click.option(
+    "-f", "--follow-forks/--no-follow-forks", default=True, help="Trace child processes too; the default."
+)
+@click.option("-t", "times", count=True, help="Time of day; -tt: with microseconds; -ttt: since the epoch.")
+@click.option("-r", "--relative-timestamps", is_flag=True, help="Time since the line before.")
+@click.option("-T", "--syscall-times", is_flag=True, help="How long each call took.")
+@click.option("-k", "--stack-trace", is_flag=True, help="The user stack of each call.")
+@click.option("-c", "--summary-only", is_flag=True, help="Count in the kernel, and print only a table.")
+@click.option("-C", "--summary", is_flag=True, help="Print the table too.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write here instead of stdout, line by line as they come.",
+)
+@click.option(
+    "-d",
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long to trace.  Default: until Ctrl-C, or until all targets have exited.",
+)
+@click.option("-q", "quiet", count=True, help="Say nothing on stderr; -qq: nor when a task exits.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def trace(
+    pids: tuple[int, ...],
+    expressions: tuple[str, ...],
+    min_bytes: int,
+    successful_only: bool,
+    failed_only: bool,
+    follow_forks: bool,
+    times: int,
+    relative_timestamps: bool,
+    syscall_times: bool,
+    stack_trace: bool,
+    summary_only: bool,
+    summary: bool,
+    output: Optional[Path],
+    duration: Optional[float],
+    quiet: int,
+    command: tuple[str, ...],
+) -> None:
+    """Print memory and process calls as strace prints them, without stopping the target.
+
+    A line is printed when its call has returned, so it is always whole; times are those of the return.
+    """
+    if bool(pids) == bool(command):
+        raise click.UsageError("give either -p PID or -- COMMAND ARGS...")
+    if successful_only and failed_only:
+        raise click.UsageError("-z and -Z together leave nothing")
+    if summary and summary_only:
+        raise click.UsageError("give either -c or -C")
+
+    from ebpftrace.kernel.features import require_tracing
+    from ebpftrace.kernel.trace_layout import Filters
+    from ebpftrace.report.output import Stream
+    from ebpftrace.trace.lines import Style, summary_of_losses
+    from ebpftrace.trace.selection import SelectionError, select
+    from ebpftrace.trace_session import Settings, run
+
+    try:
+        calls = select(expressions)
+    except SelectionError as error:
+        raise click.UsageError(str(error)) from None
+    filters = Filters(
+        calls=calls,
+        min_bytes=min_bytes,
+        only_failed=failed_only,
+        only_successful=successful_only,
+        follow_forks=follow_forks,
+        timed=syscall_times or summary or summary_only,
+        counted=summary or summary_only,
+        printed=not summary_only,
+        stacks=stack_trace and not summary_only,
+    )
+    style = Style(
+        times=min(times, 3),
+        relative=relative_timestamps,
+        took=syscall_times,
+        ends=quiet < 2 and not summary_only,
+    )
+
+    def attached() -> None:
+        if not quiet:
+            click.echo("attached", err=True)
+
+    require_tracing()
+    with Stream(sys.stdout, None if output is None else str(output)) as stream:
+        lost = run(
+            Settings(filters=filters, style=style, pids=pids, command=command, duration=duration),
+            stream,
+            attached,
+        )
+    told = summary_of_losses(*lost)
+    if told:
+        click.echo(f"ebpftrace: {told}", err=True)

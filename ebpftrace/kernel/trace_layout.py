@@ -1,0 +1,163 @@
+"""What the call trace in the kernel and Python agree on: the records of ``bpf/trace_shared.h``.
+
+The constants reach the C as ``-D`` definitions (``definitions``), so each stands here only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ebpftrace.kernel.btf import Btf
+from ebpftrace.kernel.layout import BPF_F_NO_PREALLOC, Machine
+
+NUMBERS: dict[str, dict[str, int]] = {
+    "x86_64": {
+        "mmap": 9,
+        "mprotect": 10,
+        "munmap": 11,
+        "brk": 12,
+        "mremap": 25,
+        "madvise": 28,
+        "clone": 56,
+        "fork": 57,
+        "vfork": 58,
+        "execve": 59,
+        "exit": 60,
+        "exit_group": 231,
+        "clone3": 435,
+    },
+    "aarch64": {
+        "exit": 93,
+        "exit_group": 94,
+        "brk": 214,
+        "munmap": 215,
+        "mremap": 216,
+        "clone": 220,
+        "execve": 221,
+        "mmap": 222,
+        "mprotect": 226,
+        "madvise": 233,
+        "clone3": 435,
+    },
+}
+"""Numbers of the calls: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h."""
+
+_NOT_A_CALL = 0xFFFF
+"""For the calls that a machine lacks."""
+
+MAX_NUMBERS = 512
+MAX_THREADS = 65_536
+RECORD_PAGES = 8192
+"""Ring buffer of all records, in pages: 300,000 calls; a power of two."""
+CLONE_WORDS = 11
+CLONE_ARGS_SIZE_VER0 = 64  # include/uapi/linux/sched.h
+READ_PARENT_TID, READ_PIDFD = 1, 2
+EXEC_STRINGS = 32
+EXEC_STRING_BYTES = 40
+"""strace shows 32 arguments of 32 bytes each (strace(1), -s)."""
+MAX_VARIABLES = 1024
+"""Variables of the environment that are counted."""
+PATH_BYTES = 4096
+STACK_BYTES = 16384
+"""How much of a stack is copied with -k; a multiple of the page size."""
+
+
+class RecordKind(IntEnum):
+    """Kinds of records."""
+
+    RETURNED = 1
+    CLONED = 2
+    LEAVES = 3
+    EXECUTES = 4
+    ENDED = 5
+    EXECUTED = 6
+    STACK = 7
+
+
+class TracedT(ctypes.Structure):
+    """``struct traced_t``: a task whose calls are traced."""
+
+    _fields_ = (
+        ("entered_at", ctypes.c_uint64),
+        ("tgid", ctypes.c_uint32),
+        ("waits_for_exec", ctypes.c_uint32),
+    )
+
+
+class LostT(ctypes.Structure):
+    """``struct lost_t``."""
+
+    _fields_ = (("calls", ctypes.c_uint64), ("stacks", ctypes.c_uint64), ("threads", ctypes.c_uint64))
+
+
+HEAD = struct.Struct("=QIHH")
+CALL = struct.Struct("=QIHHQqQ6QI4x")
+"""``struct call_t``: at, tid, kind, number, entered_at, returned, lost, six arguments, tgid."""
+CLONE_TAIL = struct.Struct(f"={CLONE_WORDS}QIIii")
+"""``struct clone_t`` after its call: arguments, fetched, is_read, parent_tid, pidfd."""
+EXEC_TAIL = struct.Struct(f"={EXEC_STRINGS}Q{EXEC_STRINGS}iIIii")
+"""``struct exec_t`` after its call, up to strings: pointers, sizes, string_count, is_open,
+variable_count, path_size."""
+STACK_TAIL = struct.Struct("=III4x")
+"""``struct stack_t`` after its head, up to registers: size, is_cut, tgid."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What the kernel side records."""
+
+    calls: frozenset[str]
+    min_bytes: int = 0
+    only_failed: bool = False
+    only_successful: bool = False
+    follow_forks: bool = True
+    timed: bool = False
+    """When a call was entered is needed too."""
+    counted: bool = False
+    """Keep a summary."""
+    printed: bool = True
+    """Send records."""
+    stacks: bool = False
+
+
+def numbers() -> dict[str, int]:
+    """The calls that this machine has, with their numbers."""
+    return NUMBERS[platform.machine()]
+
+
+def definitions(machine: Machine, filters: Filters, preallocated: bool) -> dict[str, int]:
+    """The constants of ``bpf/trace*`` by name.  Raises CannotTrace."""
+    own = numbers()
+    constants = {
+        "PAGE_BYTES": machine.page,
+        "EXIT_CODE_OFFSET": Btf.of_running_kernel().member_offset("task_struct", "exit_code"),
+        "MAX_NUMBERS": MAX_NUMBERS,
+        "MAX_THREADS": MAX_THREADS,
+        "RECORD_PAGES": RECORD_PAGES,
+        "CLONE_WORDS": CLONE_WORDS,
+        "CLONE_ARGS_SIZE_VER0": CLONE_ARGS_SIZE_VER0,
+        "READ_PARENT_TID": READ_PARENT_TID,
+        "READ_PIDFD": READ_PIDFD,
+        "EXEC_STRINGS": EXEC_STRINGS,
+        "EXEC_STRING_BYTES": EXEC_STRING_BYTES,
+        "MAX_VARIABLES": MAX_VARIABLES,
+        "PATH_BYTES": PATH_BYTES,
+        "STACK_BYTES": STACK_BYTES if filters.stacks else 0,
+        "HASH_FLAGS": 0 if preallocated else BPF_F_NO_PREALLOC,
+        "MIN_BYTES": filters.min_bytes,
+        "ONLY_FAILED": int(filters.only_failed),
+        "ONLY_SUCCESSFUL": int(filters.only_successful),
+        "FOLLOW_FORKS": int(filters.follow_forks),
+        "COUNTED": int(filters.counted),
+        "PRINTED": int(filters.printed),
+    }
+    constants.update({f"RECORD_{kind.name}": int(kind) for kind in RecordKind})
+    constants.update({f"NR_{name.upper()}": own.get(name, _NOT_A_CALL) for name in NUMBERS["x86_64"]})
+    if machine.task_stack_offset is not None:
+        constants["TASK_STACK_OFFSET"] = machine.task_stack_offset
+        constants["REGISTERS_OFFSET"] = machine.registers_offset
+    return constants

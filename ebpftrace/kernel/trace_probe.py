@@ -1,0 +1,144 @@
+"""The call trace in the kernel as Python sees it: attach to the chosen calls, name tasks, read, detach."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.kernel import tables
+from ebpftrace.kernel.loader import load_programs, this_machine
+from ebpftrace.kernel.losses import skipped_runs
+from ebpftrace.kernel.ringbuf import RingBuffer, records
+from ebpftrace.kernel.trace_layout import RECORD_PAGES, Filters, LostT, TracedT, definitions, numbers
+from ebpftrace.kernel.trace_records import Decoder, Recorded
+from ebpftrace.process.tasks import Task
+from ebpftrace.trace.selection import NEVER_RETURN
+from ebpftrace.trace.summary import Total
+
+
+class Lost(NamedTuple):
+    """What could not be recorded since the trace began."""
+
+    calls: int
+    stacks: int
+    threads: int
+    """Tasks that the table had no room for: none of their calls is known."""
+
+
+class CallTracer:
+    """Our programs in the kernel, sending the calls of some tasks; a context manager.
+
+    Nobody drains the ring buffer but ``poll``: when we are too slow it fills up, and the kernel
+    side counts what is lost, and where.
+    """
+
+    def __init__(self, filters: Filters) -> None:
+        """Load and attach.  Raises CannotTrace."""
+        machine, preallocated = this_machine()
+        self._bpf: Any = load_programs(
+            "trace.c",
+            definitions(machine, filters, preallocated),
+            {"threads": TracedT, "losses": LostT},
+        )
+        self._decoder = Decoder()
+        try:
+            self._attach(filters)
+            self._fds = {name: self._bpf[name].map_fd for name in ("threads", "losses")}
+            self._programs = [function.fd for function in self._bpf.funcs.values()]
+            self._skipped_before = skipped_runs(self._programs)
+            size = RECORD_PAGES * machine.page
+            self._buffer = RingBuffer(self._bpf["records"].map_fd, size, most_bytes=size)
+        except BaseException:
+            self._bpf.cleanup()
+            raise
+
+    def __enter__(self) -> CallTracer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._buffer.close()
+        self._bpf.cleanup()
+
+    def add_command(self, pid: int) -> None:
+        """Trace process ``pid`` from the moment it executes a program."""
+        self._put(pid, TracedT(tgid=pid, waits_for_exec=1))
+
+    def add_threads(self, tasks: Iterable[Task]) -> Sequence[Task]:
+        """Trace these tasks; return those that were not traced before.
+
+        From here on every task that one of them creates is traced from its birth.
+        """
+        return [task for task in tasks if self._put(task.id.tid, TracedT(tgid=task.tgid))]
+
+    def forget_thread(self, tid: int) -> None:
+        """Drop a task that exited before it was added: nobody will tell us of its end."""
+        with contextlib.suppress(KeyError):
+            del self._bpf["threads"][ctypes.c_uint32(tid)]
+
+    def has_threads(self) -> bool:
+        """Whether any traced task is left."""
+        return any(True for _ in tables.entries(self._fds["threads"], ctypes.c_uint32, TracedT))
+
+    def poll(self) -> tuple[list[Recorded], float]:
+        """What has come, nearly in the order of time, and which share of the buffer it had filled."""
+        share = self._buffer.drain()
+        return [
+            event for piece in self._buffer.take() for event in self._decoder.events(records(piece))
+        ], share
+
+    def lost(self) -> Lost:
+        """What has been lost; the calls that a poll told of are in it, and those after it."""
+        found = LostT()
+        tables.lookup(self._fds["losses"], ctypes.c_uint32(0), found)
+        return Lost(found.calls, found.stacks, found.threads)
+
+    def skipped(self) -> int:
+        """Runs of our programs that the kernel skipped: nobody knows where, or whether they mattered."""
+        return skipped_runs(self._programs) - self._skipped_before
+
+    def totals(self) -> list[Total]:
+        """The summary, where one is kept."""
+        found = []
+        for name, number in numbers().items():
+            each_cpu = self._bpf["totals"][ctypes.c_int(number)]
+            found.append(
+                Total(
+                    name,
+                    sum(total.calls for total in each_cpu),
+                    sum(total.errors for total in each_cpu),
+                    sum(total.ns for total in each_cpu),
+                )
+            )
+        return found
+
+    def _put(self, tid: int, record: TracedT) -> bool:
+        try:
+            tables.update(self._fds["threads"], ctypes.c_uint32(tid), record, tables.BPF_NOEXIST)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise CannotTrace(f"no room to trace thread {tid} ({os.strerror(error.errno or 0)})") from None
+        return True
+
+    def _attach(self, filters: Filters) -> None:
+        """Attach to the tracepoints of the chosen calls, and to no others: each costs its callers time."""
+        if "execve" in filters.calls:
+            self._attach_to("sys_enter_execve", "executes")
+        for name in sorted(filters.calls & set(numbers())):
+            if name in NEVER_RETURN:
+                if filters.printed and not filters.only_failed and not filters.only_successful:
+                    self._attach_to(f"sys_enter_{name}", "leaves")
+                continue
+            self._attach_to(f"sys_exit_{name}", "returned")
+            if filters.timed and name != "execve":
+                self._attach_to(f"sys_enter_{name}", "entered")
+
+    def _attach_to(self, tracepoint: str, function: str) -> None:
+        try:
+            self._bpf.attach_tracepoint(tp=f"syscalls:{tracepoint}", fn_name=function)
+        except Exception as error:  # bcc raises plain Exception
+            raise CannotTrace(f"cannot attach to {tracepoint} ({error})", "ebpftrace doctor") from None

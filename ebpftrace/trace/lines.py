@@ -1,0 +1,172 @@
+"""Events of the traced tasks, in the order of time, to the lines that strace prints for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Optional
+
+from ebpftrace.model import Clock, Stack
+from ebpftrace.report.flags import signal_name
+from ebpftrace.report.frames import name as frame_name
+from ebpftrace.report.text import count, escape
+from ebpftrace.trace.arguments import arguments, executed, exit_status
+from ebpftrace.trace.events import Ended, Event, Executed, Executes, Leaves, Returned, Stacked
+from ebpftrace.trace.spelling import error, has_failed, hexadecimal
+
+_RESULT_COLUMN = 40
+"""strace(1), -a: where the result stands, at least."""
+_HEX_RESULTS = ("mmap", "mremap", "brk")
+
+_NS = 1_000_000_000
+_SIGNAL_MASK, _CORE_DUMPED = 0x7F, 0x80
+"""wait(2): an exit code that a signal made."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a line shows."""
+
+    times: int = 0
+    """As many ``-t`` as strace was given: 0 none, 1 seconds, 2 microseconds, 3 since the epoch."""
+    relative: bool = False
+    """The time since the line before."""
+    took: bool = False
+    """How long each call took."""
+    ends: bool = True
+    """When a task ends, and how."""
+
+
+class Transcript:
+    """Turns events into lines, each with its line feed."""
+
+    def __init__(self, style: Style, clock: Clock) -> None:
+        self._style = style
+        self._clock = clock
+        self._lost = 0
+        self._before: Optional[int] = None
+        self._second = -1
+        self._second_text = ""
+        self._executing: dict[int, Executes] = {}
+        self._held: dict[int, Stack] = {}
+
+    def lines(self, event: Event) -> Iterator[str]:
+        """Yield what there is to print of one event."""
+        if isinstance(event, Stacked):
+            yield from self._stack(event)
+            return
+        yield from self.losses(event.lost)
+        if isinstance(event, Returned):
+            yield from self._returned(event)
+        elif isinstance(event, Executes):
+            self._executing[event.tid] = event
+        elif isinstance(event, Executed):
+            yield from self._executed(event)
+        elif isinstance(event, Leaves):
+            yield self._call(event.at, event.tid, f"{event.name}({exit_status(event.arguments[0])})", "?")
+        else:
+            yield from self._ended(event)
+
+    def losses(self, lost: int) -> Iterator[str]:
+        """Yield a line about calls that were lost since the last one; ``lost`` counts from the beginning."""
+        if lost > self._lost:
+            number = lost - self._lost
+            yield f"--- {number} call{'' if number == 1 else 's'} lost ---\n"
+            self._lost = lost
+
+    def _returned(self, call: Returned) -> Iterator[str]:
+        if call.name == "execve":
+            # A successful one has no memory and no registers left to look at.
+            begun = self._executing.pop(call.tid, None)
+            shown = "???" if begun is None else executed(begun)
+        else:
+            shown = arguments(call)
+        if has_failed(call.returned):
+            result = error(-call.returned)
+        elif call.name in _HEX_RESULTS:
+            result = hexadecimal(call.returned & 0xFFFFFFFFFFFFFFFF)
+        else:
+            result = str(call.returned)
+        if self._style.took and call.entered_at:
+            result += f" <{_seconds(call.at - call.entered_at)}>"
+        yield self._call(call.at, call.tid, f"{call.name}({shown})", result)
+        if call.tid in self._held:
+            yield from _frames(self._held.pop(call.tid))
+
+    def _executed(self, event: Executed) -> Iterator[str]:
+        if event.old_tid != event.tid:
+            begun, stack = self._executing.pop(event.old_tid, None), self._held.pop(event.old_tid, None)
+            if begun is not None:
+                self._executing[event.tid] = begun
+            if stack is not None:
+                self._held[event.tid] = stack
+            yield f"{self._prefix(event.at, event.tid)}+++ superseded by execve in pid {event.old_tid} +++\n"
+
+    def _ended(self, event: Ended) -> Iterator[str]:
+        self._executing.pop(event.tid, None)
+        self._held.pop(event.tid, None)
+        if not self._style.ends:
+            return
+        number = event.code & _SIGNAL_MASK
+        if number:
+            dumped = "(core dumped) " if event.code & _CORE_DUMPED else ""
+            how = f"killed by {signal_name(number)} {dumped}"
+        else:
+            how = f"exited with {event.code >> 8 & 0xFF} "
+        yield f"{self._prefix(event.at, event.tid)}+++ {how}+++\n"
+
+    def _stack(self, event: Stacked) -> Iterator[str]:
+        begun = self._executing.get(event.tid)
+        if begun is not None and begun.at == event.at:
+            self._held[event.tid] = event.stack
+        else:
+            yield from _frames(event.stack)
+
+    def _call(self, at: int, tid: int, call: str, result: str) -> str:
+        return f"{self._prefix(at, tid) + call + ' ':{_RESULT_COLUMN}}= {result}\n"
+
+    def _prefix(self, at: int, tid: int) -> str:
+        prefix = f"{tid:<5} "
+        if self._style.times:
+            prefix += self._time(at)
+        if self._style.relative:
+            since = _seconds(max(0, at - (at if self._before is None else self._before)))
+            prefix += f"(+{since:>13}) " if self._style.times else f"{since:>13} "
+            self._before = at
+        return prefix
+
+    def _time(self, at: int) -> str:
+        wall = self._clock.wall_ns(at)
+        second, rest = divmod(wall, _NS)
+        if self._style.times == 3:
+            return f"{second}.{rest // 1000:06} "
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%H:%M:%S", time.localtime(second))
+        if self._style.times == 1:
+            return f"{self._second_text} "
+        return f"{self._second_text}.{rest // 1000:06} "
+
+
+def summary_of_losses(calls: int, stacks: int, threads: int) -> str:
+    """What could not be recorded, for people; empty where nothing was lost."""
+    parts = [
+        f"{count(number)} {what}"
+        for number, what in ((calls, "calls"), (stacks, "stacks"), (threads, "threads"))
+        if number
+    ]
+    return f"lost: {', '.join(parts)}" if parts else ""
+
+
+def _seconds(ns: int) -> str:
+    return f"{ns // _NS}.{ns % _NS // 1000:06}"
+
+
+def _frames(stack: Stack) -> Iterator[str]:
+    for frame in stack.frames:
+        at = "" if frame.offset is None else f" [0x{frame.offset:x}]"
+        function = frame_name(frame) if frame.function else ""
+        yield f" > {escape(frame.module or '')}({function}){at}\n"
+    if not stack.complete:
+        yield f" > ({escape(stack.note) or 'no stack'})\n"

@@ -1,0 +1,205 @@
+"""The trace of calls, told once: hold the targets, attach, print what comes, detach."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Callable, Optional, Protocol
+
+from ebpftrace.command import Command
+from ebpftrace.errors import CannotTrace
+from ebpftrace.interrupts import Interrupts
+from ebpftrace.kernel.registration import register
+from ebpftrace.kernel.trace_layout import Filters
+from ebpftrace.kernel.trace_probe import CallTracer, Lost
+from ebpftrace.kernel.trace_records import CopiedStack, Recorded
+from ebpftrace.model import NO_STACK, Stack
+from ebpftrace.process.clock import read_clock
+from ebpftrace.process.target import Target, open_target
+from ebpftrace.process.tasks import list_tasks
+from ebpftrace.stacks.engine import Engine
+from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.trace.events import Event, Executed, Stacked
+from ebpftrace.trace.lines import Style, Transcript
+from ebpftrace.trace.order import WINDOW, Ordered
+from ebpftrace.trace.summary import Total, table
+
+_POLL_SECONDS = 0.1
+"""How long a call may wait to be printed; the kernel side does not wake us for each."""
+
+_BUSY_SHARE = 0.05
+"""Share of the ring buffer that was filled between two looks, from which on there is no pause."""
+
+_LINES_AT_ONCE = 2000
+"""Written together: few system calls, and little to hold."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to trace, for how long, and how to print it."""
+
+    filters: Filters
+    style: Style
+    pids: Sequence[int] = ()
+    command: Sequence[str] = ()
+    """Program and arguments to start and trace instead of running processes."""
+    duration: Optional[float] = None
+    """Seconds; None: until interrupted, or until all targets have exited."""
+
+
+class Output(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str) -> None:
+        """Write whole lines now.  Raises OSError (EPIPE) or CannotTrace."""
+
+    def fileno(self) -> int:
+        """For poll(2): tells of a reader that has gone."""
+
+
+def run(settings: Settings, output: Output, attached: Callable[[], None]) -> Lost:
+    """Trace and print; return what was lost.  Ended by the duration, a signal, or the targets' end.
+
+    Raises CannotTrace where nothing could be traced; nothing is left attached.
+    """
+    with ExitStack() as held:
+        command = held.enter_context(Command(settings.command)) if settings.command else None
+        pids = [command.pid] if command else settings.pids
+        targets = [held.enter_context(open_target(pid)) for pid in dict.fromkeys(pids)]
+        stacks = held.enter_context(_Stacks()) if settings.filters.stacks else None
+        interrupts = held.enter_context(Interrupts())
+        tracer = held.enter_context(CallTracer(settings.filters))
+        printer = _Printer(tracer, Transcript(settings.style, read_clock()), output, stacks)
+        for target in targets:
+            if command:
+                tracer.add_command(target.pid)
+            else:
+                _register(tracer, target)
+            if stacks is not None:
+                stacks.open(target.pid)
+        attached()
+        if command:
+            command.go()
+        _follow(settings.duration, targets, interrupts, printer, tracer, output)
+        printer.finish()
+        if settings.filters.counted:
+            output.write(table(_chosen(tracer.totals(), settings.filters)))
+        lost = tracer.lost()
+        return lost._replace(calls=lost.calls + tracer.skipped())
+
+
+def _register(tracer: CallTracer, target: Target) -> None:
+    if not register(lambda: list_tasks(target.pid), tracer.add_threads, tracer.forget_thread):
+        raise CannotTrace(f"process {target.pid} creates threads faster than they can be listed", "try again")
+
+
+def _chosen(totals: Iterable[Total], filters: Filters) -> list[Total]:
+    return [total for total in totals if total.name in filters.calls]
+
+
+def _follow(
+    duration: Optional[float],
+    targets: Sequence[Target],
+    interrupts: Interrupts,
+    printer: _Printer,
+    tracer: CallTracer,
+    output: Output,
+) -> None:
+    """Print until the trace ends."""
+    ends = None if duration is None else time.monotonic() + duration
+    waiting = select.poll()
+    waiting.register(interrupts.fileno(), select.POLLIN)
+    waiting.register(output.fileno(), 0)  # POLLERR comes unasked when a pipe's reader has gone
+    living = {target.fileno() for target in targets}
+    for pidfd in living:
+        waiting.register(pidfd, select.POLLIN)
+    pause = _POLL_SECONDS
+    while True:
+        left = pause if ends is None else min(pause, max(0.0, ends - time.monotonic()))
+        for descriptor, events in waiting.poll(left * 1000):
+            if descriptor in living:
+                living.discard(descriptor)
+                waiting.unregister(descriptor)
+            elif descriptor == output.fileno() and events & select.POLLERR:
+                raise BrokenPipeError(32, "the reader has gone")
+        pause = 0.0 if printer.print() > _BUSY_SHARE else _POLL_SECONDS
+        if interrupts.received or (ends is not None and time.monotonic() >= ends):
+            return
+        if not living and not tracer.has_threads():
+            return
+
+
+class _Printer:
+    """Prints what the kernel side tells, in the order of time."""
+
+    def __init__(
+        self, tracer: CallTracer, transcript: Transcript, output: Output, stacks: Optional[_Stacks]
+    ) -> None:
+        self._tracer = tracer
+        self._transcript = transcript
+        self._output = output
+        self._stacks = stacks
+        self._ordered: Ordered[Recorded] = Ordered()
+
+    def print(self) -> float:
+        """Print what is old enough to be in order; return which share of the buffer was filled."""
+        now = time.monotonic_ns()
+        recorded, share = self._tracer.poll()
+        self._ordered.add(recorded)
+        self._write(self._ordered.take(now - WINDOW))
+        return share
+
+    def finish(self) -> None:
+        """Print the rest."""
+        recorded, _ = self._tracer.poll()
+        self._ordered.add(recorded)
+        self._write(self._ordered.take(time.monotonic_ns()))
+        self._output.write("".join(self._transcript.losses(self._tracer.lost().calls)))
+
+    def _write(self, recorded: Sequence[Recorded]) -> None:
+        for first in range(0, len(recorded), _LINES_AT_ONCE):
+            piece = recorded[first : first + _LINES_AT_ONCE]
+            lines = [line for event in self._named(piece) for line in self._transcript.lines(event)]
+            if lines:
+                self._output.write("".join(lines))
+
+    def _named(self, recorded: Iterable[Recorded]) -> Iterator[Event]:
+        for event in recorded:
+            if isinstance(event, CopiedStack):
+                yield Stacked(event.at, event.tid, self._stacks.resolve(event) if self._stacks else NO_STACK)
+            else:
+                if self._stacks is not None and isinstance(event, Executed):
+                    self._stacks.executed(event)
+                yield event
+
+
+class _Stacks:
+    """Names the stacks of all traced processes; a context manager."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+        self._engine = self._held.enter_context(Engine())
+        self._resolvers: dict[int, StackResolver] = {}
+
+    def __enter__(self) -> _Stacks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def open(self, pid: int) -> StackResolver:
+        """Look at a process while it lives."""
+        if pid not in self._resolvers:
+            self._resolvers[pid] = self._held.enter_context(StackResolver(pid, self._engine))
+        return self._resolvers[pid]
+
+    def executed(self, event: Executed) -> None:
+        """A process runs another program from now on."""
+        self.open(event.tgid).refresh(event.at)
+
+    def resolve(self, copied: CopiedStack) -> Stack:
+        """The stack with names."""
+        return self.open(copied.tgid).resolve(copied.copy)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from vmtest import matrix
 from vmtest.guest import CannotBoot
 from vmtest.kernels import KERNELS, chosen
+from vmtest.matrix import Matrix, table
 
 _DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebpftrace-vmtest"
 
@@ -37,10 +37,10 @@ def main(kernels: str, cache: Path, seconds: float, acceleration: str, only_list
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        results = matrix.run(wanted, cache, seconds, acceleration, lambda text: click.echo(text, err=True))
+        results = Matrix(cache, seconds, acceleration, lambda text: click.echo(text, err=True)).run(wanted)
     except (CannotBoot, subprocess.CalledProcessError) as error:
         raise click.ClickException(str(error)) from None
-    click.echo(matrix.table(results))
+    click.echo(table(results))
     for result in results:
         for name in result.failed:
             click.echo(f"{result.kernel.name}: FAILED {name}")

@@ -26,7 +26,9 @@ _VIRTIOFSD: dict[str, list[str]] = {
     "/usr/libexec/virtiofsd": ["--no-announce-submounts"],
 }
 """Servers and their own options: the one QEMU had up to version 7, and the one that came after it."""
-_MEMORY = "3G"
+_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+"""Runs a program that ends when we do, however we end."""
+_MEMORY = "2G"
 _ACCELERATION = {
     "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"],
     "kvm": ["-accel", "kvm", "-cpu", "host"],
@@ -97,6 +99,7 @@ def run(kernel: Path, command: str, console: Path, seconds: float, acceleration:
 
 def _qemu(image: Path, directory: Path, acceleration: str) -> list[str]:
     command = [
+        *_WITH_US,
         _QEMU,
         "-M",
         "q35",
@@ -130,7 +133,7 @@ def _files_shared(socket: Path) -> Iterator[None]:
     options = ["-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=always"]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
-            [program, f"--socket-path={socket}", *options, *_VIRTIOFSD[program]],
+            [*_WITH_US, program, f"--socket-path={socket}", *options, *_VIRTIOFSD[program]],
             stdout=log,
             stderr=subprocess.STDOUT,
         )

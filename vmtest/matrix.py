@@ -1,14 +1,18 @@
-"""The kernels one after the other: what ran on each, and what came of it."""
+"""The kernels of a run: what ran on each, and what came of it."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 from xml.etree import ElementTree
 
 from vmtest import guest
@@ -28,9 +32,10 @@ class Result:
     """What came of one kernel."""
 
     kernel: Kernel
-    verdict: str
-    """"passed", "failed", or what kept it from running."""
-    release: str = ""
+    unpacked: Optional[Path]
+    """The kernel's directory, named by its release; None where it could not be had."""
+    verdict: str = ""
+    """"passed", "failed", or what kept it from running; empty until that is known."""
     seconds: float = 0.0
     boots: int = 0
     counts: dict[str, int] = field(default_factory=dict)
@@ -43,17 +48,67 @@ class Result:
         return self.verdict == "passed"
 
 
-def run(
-    kernels: list[Kernel], cache: Path, seconds: float, acceleration: str, say: Callable[[str], None]
-) -> list[Result]:
-    """Run the tests on each kernel; ``seconds`` is the limit for one machine.
+@dataclass(frozen=True)
+class Matrix:
+    """How the kernels are run."""
 
-    Raises guest.CannotBoot where this machine can run no guest, CalledProcessError where the
-    programs to be traced do not build.
-    """
-    # Here, since a compiler is slow in a guest.
-    subprocess.run(["make", "-s", "-C", str(ROOT / "tests" / "targets")], check=True)
-    return [_run_one(kernel, cache, seconds, acceleration, say) for kernel in kernels]
+    cache: Path
+    """Where kernels and consoles are kept."""
+    seconds: float
+    """Limit for one machine."""
+    acceleration: str
+    """Of QEMU: "tcg" or "kvm"."""
+    say: Callable[[str], None]
+    """Takes lines for the user while it goes on, from any thread."""
+    interrupted: threading.Event = field(default_factory=threading.Event)
+    """Set once the user wants no more."""
+
+    def run(self, kernels: list[Kernel]) -> list[Result]:
+        """Run the tests on each kernel, as many at a time as there are CPUs: compilers use one each.
+
+        Raises guest.CannotBoot where this machine can run no guest, CalledProcessError where the
+        programs to be traced do not build.
+        """
+        # Here, since a compiler is slow in a guest.
+        subprocess.run(["make", "-s", "-C", str(ROOT / "tests" / "targets")], check=True)
+        results = [self._fetched(kernel) for kernel in kernels]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            try:
+                return list(pool.map(self._tested, results))
+            except KeyboardInterrupt:
+                # The terminal's signal ends the machines too.
+                self.interrupted.set()
+                raise
+
+    def _fetched(self, kernel: Kernel) -> Result:
+        try:
+            return Result(kernel, fetch(kernel, self.cache))
+        except NoKernel as error:
+            self.say(f"{kernel.name}: NOT TESTED: {error}")
+            return Result(kernel, None, "no kernel")
+
+    def _tested(self, result: Result) -> Result:
+        if result.unpacked is None:
+            return result
+        name = result.kernel.name
+        console = self.cache / "consoles" / f"{name}.log"
+        console.parent.mkdir(exist_ok=True)
+        started = time.monotonic()
+        while not result.verdict:
+            result.boots += 1
+            self.say(f"{name}: testing Linux {result.unpacked.name}, console in {console}")
+            outcome = guest.run(result.unpacked, _command(), console, self.seconds, self.acceleration)
+            if outcome.ending is guest.Ending.RETURNED:
+                _judge(result, outcome)
+            elif outcome.ending is guest.Ending.TIMED_OUT:
+                result.verdict = f"no end in {self.seconds:.0f} s"
+            elif result.boots == _BOOTS or self.interrupted.is_set():
+                result.verdict = "machine died"
+            told = result.verdict or "the machine died; once more"
+            output = "" if result.passed else console.read_text(errors="replace")
+            self.say(f"{output}{name}: {told}")
+        result.seconds = time.monotonic() - started
+        return result
 
 
 def table(results: list[Result]) -> str:
@@ -62,7 +117,8 @@ def table(results: list[Result]) -> str:
     for result in results:
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(result.counts.items()))
         figures = (counts, f"{result.seconds:.0f}", str(result.boots))
-        rows.append((result.kernel.name, result.release, result.verdict, *figures))
+        release = result.unpacked.name if result.unpacked else ""
+        rows.append((result.kernel.name, release, result.verdict, *figures))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
@@ -82,35 +138,6 @@ def read_report(report: str) -> tuple[dict[str, int], list[str]]:
         if outcome == "failed":
             failed.append(f"{case.get('classname')}.{case.get('name')}")
     return counts, failed
-
-
-def _run_one(
-    kernel: Kernel, cache: Path, seconds: float, acceleration: str, say: Callable[[str], None]
-) -> Result:
-    try:
-        unpacked = fetch(kernel, cache)
-    except NoKernel as error:
-        say(f"{kernel.name}: NOT TESTED: {error}")
-        return Result(kernel, "no kernel")
-    console = cache / "consoles" / f"{kernel.name}.log"
-    console.parent.mkdir(exist_ok=True)
-    result = Result(kernel, "", unpacked.name)
-    started = time.monotonic()
-    while not result.verdict:
-        result.boots += 1
-        say(f"{kernel.name}: testing Linux {unpacked.name}, console in {console}")
-        outcome = guest.run(unpacked, _command(), console, seconds, acceleration)
-        if outcome.ending is guest.Ending.RETURNED:
-            _judge(result, outcome)
-        elif outcome.ending is guest.Ending.TIMED_OUT:
-            result.verdict = f"no end in {seconds:.0f} s"
-        elif result.boots == _BOOTS:
-            result.verdict = "machine died"
-        if not result.passed:
-            say(console.read_text(errors="replace"))
-            say(f"{kernel.name}: {result.verdict or 'the machine died, once more'}")
-    result.seconds = time.monotonic() - started
-    return result
 
 
 def _judge(result: Result, outcome: guest.Outcome) -> None:

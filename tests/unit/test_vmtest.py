@@ -70,8 +70,8 @@ def test_table_tells_a_dead_machine_from_a_failed_test() -> None:
     kernel = KERNELS[0]
     text = table(
         [
-            Result(kernel, "machine died", "5.10.1", 100.4, boots=3),
-            Result(kernel, "failed", "5.10.1", 99, boots=1, counts={"passed": 3, "failed": 1}),
+            Result(kernel, Path("k/5.10.1"), "machine died", 100.4, boots=3),
+            Result(kernel, Path("k/5.10.1"), "failed", 99, boots=1, counts={"passed": 3, "failed": 1}),
         ]
     )
     lines = [re.split(r" {2,}", line) for line in text.splitlines()]

@@ -1,0 +1,188 @@
+"""``ebpftrace scan`` on this host, with programs on it that leak and that do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import harness
+import jsonschema
+from process_helpers import compiled, running
+
+SCHEMA = json.loads((harness.ROOT / "ebpftrace/report/schema/scan-1.json").read_text())
+SCAN = (sys.executable, "-m", "ebpftrace", "scan")
+STACK = (10 << 20) + os.sysconf("SC_PAGE_SIZE")
+
+
+def run_scan(*options: object) -> str:
+    ended = subprocess.run(
+        [*SCAN, *map(str, options)],
+        cwd=harness.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+def scan(*options: object) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(run_scan("--json", "--top", 100_000, *options))
+    jsonschema.validate(report, SCHEMA)
+    return report
+
+
+def process(report: dict[str, Any], pid: int) -> dict[str, Any]:
+    (found,) = [one for one in report["processes"] if one["pid"] == pid]
+    return found
+
+
+def test_leak_is_found_first_and_counted_right() -> None:
+    with harness.Target("never_joined", 200) as target, harness.Target("healthy", "joined") as healthy:
+        target.run()
+        healthy.run()
+        report = scan()
+        page = run_scan()
+        found = process(report, target.pid)
+        calm = process(report, healthy.pid)
+    assert found["exited_threads"] == 200
+    assert found["exited_bytes"] == 200 * STACK
+    assert found["reasons"][0]["kind"] == "never-joined"
+    ranks = [one["reasons"][0]["kind"] if one["reasons"] else "" for one in report["processes"]]
+    assert ranks.index("never-joined") == 0
+    assert calm["exited_threads"] in (None, 0)
+    assert page.startswith("LEAK: ")
+    assert f"ebpftrace mmap-leaks -p {target.pid}" in page
+
+
+def test_growth_between_two_looks() -> None:
+    with harness.Target("never_joined", 50) as target:
+        scanning = subprocess.Popen(
+            [*SCAN, "--json", "--top", "100000", "--for", "600"],
+            cwd=harness.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        # Its first look is over when it waits in select.
+        harness.eventually(lambda: waits_in_select(scanning.pid), "scan waits")
+        target.run()
+        scanning.send_signal(2)
+        output, errors = scanning.communicate(timeout=harness.PATIENCE)
+        assert scanning.returncode == 0, errors
+        report = json.loads(output)
+        found = process(report, target.pid)
+    assert found["virt_growth"] >= 50 * STACK
+    assert {"never-joined", "growth"} <= {reason["kind"] for reason in found["reasons"]}
+    assert 0 < report["growth_seconds"] < 600
+
+
+def waits_in_select(pid: int) -> bool:
+    """By the number of its system call: select, pselect6 (x86-64); pselect6 (arm64)."""
+    return Path(f"/proc/{pid}/syscall").read_bytes().split()[0] in (b"23", b"270", b"72")
+
+
+def test_hostile_names_and_zombies(tmp_path: Path) -> None:
+    program = compiled(
+        tmp_path,
+        r"""
+        #include <stdio.h>
+        #include <sys/prctl.h>
+        #include <unistd.h>
+        int main(void) {
+            prctl(PR_SET_NAME, "\033]0;x\a) R\n");
+            if (!fork()) _exit(0);
+            usleep(1000); puts("ready"); fflush(stdout); getchar();
+        }
+        """,
+    )
+    with running(program) as (hostile, _):
+        page = run_scan("--top", 100_000)
+        report = scan()
+        found = process(report, hostile.pid)
+    assert all(character.isprintable() for character in page.replace("\n", ""))
+    assert max(map(len, page.splitlines())) <= 100
+    assert found["comm"] == "\x1b]0;x\x07) R\n"
+    assert report["counts"]["zombies"] >= 1
+
+
+def children_cpu() -> float:
+    """Seconds of CPU time of our children that have ended and been waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+@contextmanager
+def crowd(number: int) -> Iterator[list[int]]:
+    """So many real processes, each with threads."""
+    code = (
+        "import sys, threading\n"
+        "for _ in range(3): threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "print('ready', flush=True)\nsys.stdin.read()"
+    )
+    with ExitStack() as held:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            for _ in range(number)
+        ]
+        for one in processes:
+            held.callback(one.wait)
+            held.callback(one.kill)
+        for one in processes:
+            assert one.stdout is not None
+            assert one.stdout.readline() == b"ready\n"
+        yield [one.pid for one in processes]
+
+
+def test_three_hundred_processes_in_two_seconds() -> None:
+    with crowd(300) as pids:
+        before = children_cpu()
+        report = scan()
+        # CPU time, start of Python included: what the wall clock says of a busy machine is not the tool's.
+        took = children_cpu() - before
+    assert set(pids) <= {one["pid"] for one in report["processes"]}
+    assert took <= 2
+
+
+def test_processes_that_vanish_at_every_step() -> None:
+    storm = subprocess.Popen(
+        ["sh", "-c", "while :; do /bin/true & /bin/true & /bin/true & wait; done"], start_new_session=True
+    )
+    try:
+        for _ in range(8):
+            # It ends well, says nothing on stderr, and what it says adds up; who vanished is its luck.
+            report = scan()
+            assert len(report["processes"]) == report["counts"]["processes"]
+            assert os.getpid() in {one["pid"] for one in report["processes"]}
+    finally:
+        os.killpg(storm.pid, 9)
+        storm.wait()
+
+
+def test_without_root_the_rest_is_counted_and_said() -> None:
+    code = (
+        "import os, sys; os.setgid(65534); os.setgroups([]); os.setuid(65534);"
+        "from ebpftrace.cli import main; main(['scan', '--json', '--top', '100000'])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=harness.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    jsonschema.validate(report, SCHEMA)
+    assert report["counts"]["unreadable"] > 0
+    assert process(report, os.getpid())["vmas"] is None
+    assert process(report, os.getpid())["virt"] > 0

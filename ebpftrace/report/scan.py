@@ -11,7 +11,7 @@ from ebpftrace.model import BooksState
 from ebpftrace.report.tables import short_size, table, wrapped
 from ebpftrace.report.text import change, count, duration, escape, plural, shorten, size, wall
 
-_NAME_WIDTH = 16
+_NAME_WIDTH = 15
 _MOST_RATIO = 999.0
 _NEXT_STEP = {
     Rank.NEVER_JOINED: "mmap-leaks",
@@ -99,10 +99,10 @@ def _name(figures: Figures) -> str:
 
 def _processes(census: Census, top: int) -> list[str]:
     growth = census.seconds is not None
-    header = ">PID|NAME|>VIRT|>RSS|>RATIO|>THREADS|>EXITED|>BYTES|>ARENAS"
+    header = ">PID|NAME|>VIRT|>RSS|>RATIO|>THR|>EXITED|>BYTES|>ARENAS"
     header += "|>GROWTH|WHY" if growth else "|WHY"
     rows = [_cells(one, growth) for one in census.suspects[:top]]
-    lines = ["Processes, most suspect first", *table(header, rows, indent=3)]
+    lines = ["Processes, most suspect first", *table(header, rows)]
     hidden = len(census.suspects) - top
     if hidden > 0:
         lines.append(f"   and {plural(hidden, 'more process', 'more processes')} (--top)")

@@ -154,7 +154,7 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     row.mapper_born = thread->life.born;
     row.since = bpf_ktime_get_ns();
     row.made_at = row.since;
-    row.site = record_stack(thread, space, registers, CALL_MMAP, row.made_at, 0);
+    row.site = record_stack(thread, registers, CALL_MMAP, row.made_at, 0);
     if ((row.flags & MAP_FIXED) && !(row.flags & MAP_FIXED_NOREPLACE)) {
         old = find_mapping(key_of(thread->life.space, start));
         if (old && old->length == row.length && is_clean(thread, space, old)) {
@@ -325,6 +325,6 @@ static __always_inline int brk_exit(struct thread_t *thread, u64 returned)
         return 0;
     growth = returned - before;
     thread->life.brk_growth += growth;
-    record_stack(thread, space, caller_registers(), CALL_BRK, bpf_ktime_get_ns(), growth);
+    record_stack(thread, caller_registers(), CALL_BRK, bpf_ktime_get_ns(), growth);
     return 0;
 }

@@ -102,7 +102,6 @@ struct space_t {
     u64 calls[CALLS]; /* of threads that have exited */
     u64 lost_events;
     u64 lost_mappings;
-    u64 lost_stacks;
     u64 lost_threads;
 };
 

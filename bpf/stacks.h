@@ -46,8 +46,12 @@ static __always_inline u64 signature(struct told_t *told, struct cpu_t *cpu, u32
     return hash ? hash : 1;
 }
 
-static __always_inline void copy_stack(struct thread_t *thread, struct space_t *space,
-                                       const struct pt_regs *registers, u64 site, u32 call, u64 at)
+/*
+ * A copy that fails is not counted here: the next call of the site is copied as well, and the report
+ * counts what has no stack in the end.
+ */
+static __always_inline void copy_stack(struct thread_t *thread, const struct pt_regs *registers,
+                                       u64 site, u32 call, u64 at)
 {
     struct copy_t *copy = copy_buffer(call);
     u64 sp = USER_SP(registers);
@@ -64,10 +68,8 @@ static __always_inline void copy_stack(struct thread_t *thread, struct space_t *
     bpf_probe_read_kernel(copy->registers, sizeof(copy->registers), registers);
     /* A mapping ends on a page boundary: page by page, so that no read fails half-way. */
     size = PAGE_BYTES - (sp & (PAGE_BYTES - 1));
-    if (size > PAGE_BYTES || bpf_probe_read_user(copy->memory, size, (void *)sp)) {
-        __sync_fetch_and_add(&space->lost_stacks, 1);
+    if (size > PAGE_BYTES || bpf_probe_read_user(copy->memory, size, (void *)sp))
         return;
-    }
 #pragma unroll
     for (int i = 0; i < STACK_BYTES / PAGE_BYTES; i++) {
         if (size > STACK_BYTES ||
@@ -81,15 +83,13 @@ copied:
     /* The compiler knows the bound too well to keep the test that the verifier needs. */
     asm volatile("" : "+r"(size));
     copy->size = size;
-    if (size > STACK_BYTES + PAGE_BYTES ||
-        send_copy(copy, __builtin_offsetof(struct copy_t, memory) + size))
-        __sync_fetch_and_add(&space->lost_stacks, 1);
+    if (size <= STACK_BYTES + PAGE_BYTES)
+        send_copy(copy, __builtin_offsetof(struct copy_t, memory) + size);
 }
 
 /* Returns the site of the running call, copying its stack if the budget has room for it. */
-static __always_inline u64 record_stack(struct thread_t *thread, struct space_t *space,
-                                        const struct pt_regs *registers, u32 call, u64 now,
-                                        s64 brk_growth)
+static __always_inline u64 record_stack(struct thread_t *thread, const struct pt_regs *registers,
+                                        u32 call, u64 now, s64 brk_growth)
 {
     struct told_t *told = told_of(thread->life.space);
     struct cpu_t *cpu = this_cpu(call);
@@ -100,10 +100,8 @@ static __always_inline u64 record_stack(struct thread_t *thread, struct space_t 
     if (!told || !cpu || !STACK_BYTES)
         return 0;
     id = signature(told, cpu, call, USER_IP(registers), USER_SP(registers));
-    if (!id) {
-        __sync_fetch_and_add(&space->lost_stacks, 1);
+    if (!id)
         return 0;
-    }
     if (now - cpu->second_from > NS_PER_SECOND) {
         cpu->second_from = now;
         cpu->copies = 0;
@@ -113,21 +111,16 @@ static __always_inline u64 record_stack(struct thread_t *thread, struct space_t 
     if (!site) {
         add_site(id, &first);
         site = find_site(id);
-        if (!site) {
-            __sync_fetch_and_add(&space->lost_stacks, 1);
+        if (!site)
             return 0;
-        }
     } else {
         __sync_fetch_and_add(&site->seen, 1);
         if (brk_growth)
             __sync_fetch_and_add(&site->brk_growth, brk_growth);
     }
     if (site->copies < SITE_COPIES) {
-        if (cpu->fresh_copies >= FRESH_COPIES_PER_SECOND) {
-            if (!site->copies)
-                __sync_fetch_and_add(&space->lost_stacks, 1);
+        if (cpu->fresh_copies >= FRESH_COPIES_PER_SECOND)
             return id;
-        }
         cpu->fresh_copies++;
     } else {
         if (cpu->copies >= COPIES_PER_SECOND)
@@ -136,6 +129,6 @@ static __always_inline u64 record_stack(struct thread_t *thread, struct space_t 
     }
     site->copies++;
     site->copied_at = now;
-    copy_stack(thread, space, registers, id, call, now);
+    copy_stack(thread, registers, id, call, now);
     return id;
 }

@@ -40,7 +40,7 @@ static __always_inline void start_run(struct thread_t *parent, struct space_t *s
         return;
     child->run = key_of(child->life.space, run.stack);
     run.life = child->life;
-    run.site = record_stack(parent, space, registers, CALL_CLONE, child->life.born, 0);
+    run.site = record_stack(parent, registers, CALL_CLONE, child->life.born, 0);
     row = find_mapping(child->run);
     if (row)
         row->is_stack = 1;

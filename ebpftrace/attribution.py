@@ -45,6 +45,11 @@ class Attribution:
         )
         return replace(finding, stack=stack)
 
+    @property
+    def missing(self) -> int:
+        """Mappings and clone calls that have no stack although one was wanted."""
+        return sum(source is StackSource.NONE for source in self._sources.values())
+
     def stack(self, site: int) -> Stack:
         """Return the stack of a numbered site."""
         return self._stacks.stack(site)

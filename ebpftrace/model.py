@@ -359,7 +359,7 @@ class Losses:
     mappings: int = 0
     """Mappings the ledger's table had no room for."""
     stacks: int = 0
-    """Stack copies that failed or were skipped although one was wanted."""
+    """Mappings and thread creations of the report that have no stack although one was wanted."""
     threads: int = 0
     """Thread births the thread table had no room for."""
 

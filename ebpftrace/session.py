@@ -75,7 +75,15 @@ def run(settings: Settings, observer: Observer) -> None:
         engine = held.enter_context(Engine())
         program = command.program if command else ""
         watches = [
-            held.enter_context(Watch(held.enter_context(open_target(pid)), engine, settings.min_age, program))
+            held.enter_context(
+                Watch(
+                    held.enter_context(open_target(pid)),
+                    engine,
+                    settings.min_age,
+                    settings.stack_bytes > 0,
+                    program,
+                )
+            )
             for pid in pids
         ]
         interrupts = held.enter_context(Interrupts())

@@ -76,7 +76,9 @@ class _Now(NamedTuple):
 class Watch:
     """A traced address space: ``attach``, then events come in by ``handle``, and ``report`` at any time."""
 
-    def __init__(self, target: Target, engine: Engine, min_age: int, program: str = "") -> None:
+    def __init__(
+        self, target: Target, engine: Engine, min_age: int, wants_stacks: bool, program: str = ""
+    ) -> None:
         """``program`` is the path of a COMMAND's program, which may be gone before it can be looked at."""
         self.target = target
         self.ended_by: Optional[EndedBy] = None
@@ -87,6 +89,7 @@ class Watch:
         """What stood at the last report by the ledger alone, before it was held against /proc."""
         self._engine = engine
         self._min_age = min_age
+        self._wants_stacks = wants_stacks
         self._clock = read_clock()
         self._ledger = Ledger([])
         self._books = _GONE
@@ -233,6 +236,7 @@ class Watch:
         report = self._report(ended_by, snapshot, outstanding, findings, now.memory)
         return replace(
             report,
+            losses=replace(report.losses, stacks=attribution.missing if self._wants_stacks else 0),
             unexplained_bytes=verified.unexplained_bytes,
             phantom_bytes=verified.phantom_bytes,
             notes=(*report.notes, *diagnosis.notes),
@@ -276,7 +280,6 @@ class Watch:
     ) -> Report:
         ended_at = self._ended_at or time.monotonic_ns()
         made = [one.mapping.size for one in outstanding if not one.mapping.before_attach]
-        losses = snapshot.losses
         return Report(
             target=self._info,
             seconds=(ended_at - self.began_at) / 1e9 if self.begun else 0.0,
@@ -285,7 +288,7 @@ class Watch:
             clock=self._clock,
             memory=self._memory_change(memory),
             calls=snapshot.calls,
-            losses=replace(losses, stacks=losses.stacks + self._stacks.lost),
+            losses=snapshot.losses,
             threads=tuple(totals(outstanding, snapshot.threads, snapshot.brk_growth, self._stacks.stack)),
             findings=findings,
             outstanding_mappings=len(made),

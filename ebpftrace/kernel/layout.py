@@ -132,7 +132,6 @@ class SpaceT(ctypes.Structure):
         ("calls", _u64 * len(CALLS)),
         ("lost_events", _u64),
         ("lost_mappings", _u64),
-        ("lost_stacks", _u64),
         ("lost_threads", _u64),
     )
 

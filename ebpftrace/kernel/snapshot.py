@@ -73,7 +73,6 @@ def read_snapshots(fds: Mapping[str, int], spaces: int, skipped_runs: int) -> di
             snapshot.losses = Losses(
                 events=record.lost_events + skipped_runs,
                 mappings=record.lost_mappings,
-                stacks=record.lost_stacks,
                 threads=record.lost_threads,
             )
     return found

@@ -17,7 +17,7 @@ from ebpftrace.stacks.agreement import stack_key
 from ebpftrace.stacks.copies import StackCopy
 
 _MOST_WAITING_BYTES = 32 << 20
-"""Copies that wait to be unwound; more than this is counted as lost."""
+"""Copies that wait to be unwound; what comes beyond is dropped: its site is copied again."""
 
 _MOST_CALLS = 50_000
 """Calls whose own stack is remembered; an older one falls back to its signature."""
@@ -53,9 +53,6 @@ class SiteStacks:
     """The stacks of one address space, as copies come in."""
 
     def __init__(self) -> None:
-        self.lost = 0
-        """Copies that could not be unwound, or that came too fast for it while their site had none yet."""
-        self._known: set[int] = set()
         self._waiting: deque[StackCopy] = deque()
         self._waiting_bytes = 0
         self._stacks: list[Stack] = [NO_STACK]
@@ -67,9 +64,7 @@ class SiteStacks:
     def add(self, copy: StackCopy) -> None:
         """Take in a copy; ``work`` unwinds it."""
         if self._waiting_bytes + len(copy.memory) > _MOST_WAITING_BYTES:
-            self.lost += copy.signature not in self._known
             return
-        self._known.add(copy.signature)
         self._waiting.append(copy)
         self._waiting_bytes += len(copy.memory)
 
@@ -81,7 +76,6 @@ class SiteStacks:
             most = None if most is None else most - 1
             stack = resolver.resolve(copy)
             if not stack.frames:
-                self.lost += 1
                 continue
             number = self._number(stack)
             self._by_site.setdefault(copy.signature, Counter())[number] += 1

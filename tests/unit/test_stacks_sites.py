@@ -78,17 +78,18 @@ def test_calls_at_one_moment_in_two_threads_are_two() -> None:
     assert names(stacks, stacks.origin(1, Call(8, 100)).stack) == ["right"]
 
 
-def test_copies_beyond_the_room_for_them_are_counted() -> None:
+def test_copies_beyond_the_room_for_them_are_dropped() -> None:
     stacks = SiteStacks()
     huge = 9 << 20
     for at in range(5):
         stacks.add(copy(at, at, "a", size=huge))
-    assert stacks.lost == 2  # 32 MiB hold three of them
-    stacks.work(Told(a=stack("mmap")))
-    stacks.add(copy(9, 9, "a", size=huge))
-    stacks.work(Told(a=stack("mmap")))
-    assert stacks.lost == 2
-    assert stacks.origin(9, Call(7, 9)).source is StackSource.COPIED
+    told = Told(a=stack("mmap"))
+    stacks.work(told)
+    sources = [stacks.origin(at, Call(7, at)).source for at in range(5)]
+    assert sources == [StackSource.COPIED] * 3 + [StackSource.NONE] * 2  # 32 MiB hold three
+    stacks.add(copy(4, 9, "a", size=huge))
+    stacks.work(told)
+    assert stacks.origin(4, Call(7, 4)).source is StackSource.SIGNATURE
 
 
 def test_work_can_be_done_in_portions() -> None:
@@ -103,9 +104,8 @@ def test_work_can_be_done_in_portions() -> None:
     assert stacks.origin(1, Call(7, 2)).source is StackSource.COPIED
 
 
-def test_a_copy_that_cannot_be_unwound_is_lost() -> None:
+def test_a_copy_that_cannot_be_unwound_gives_no_stack() -> None:
     stacks = SiteStacks()
     stacks.add(copy(1, 1, "a"))
     stacks.work(Told(a=Stack(note="unwinding failed")))
-    assert stacks.lost == 1
     assert stacks.origin(1, Call(7, 1)).source is StackSource.NONE

@@ -30,6 +30,9 @@ What needs no age comes first; then what is too young is set aside; what is prov
 only possible: a stack is the cache's only when neither the books nor its origin say otherwise.
 """
 
+_SHORT = 10 * NS
+"""A window shorter than this must have seen them come over half of it to tell their rate."""
+
 _PER_MINUTE = 60 * NS
 
 _GroupKey = tuple[int, bool, bool, Optional[int], Optional[SiteKey], Hashable]
@@ -135,9 +138,12 @@ def _exits(cases: Sequence[Case], context: Context) -> list[str]:
 
 
 def _rate(cases: Sequence[Case], context: Context) -> Optional[float]:
-    """Bytes per minute of what the window left behind."""
+    """Bytes per minute of what the window left behind; None where a burst says nothing of a minute."""
     window = context.evidence.judged_at - context.evidence.attached_at
     if cases[0].before_attach or window <= 0:
+        return None
+    began = [case.began_at for case in cases if case.began_at is not None]
+    if window < _SHORT and began and max(began) - min(began) < window / 2:
         return None
     born = sum(case.mapping.size for case in cases if case.mapping.made_at is not None)
     return born * _PER_MINUTE / window

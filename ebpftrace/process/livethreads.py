@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import Optional
 
 from ebpftrace.anatomy.areas import LiveThread
-from ebpftrace.process.procfs import ProcessGone, read_small, task_dir
+from ebpftrace.process.namespaces import numbers_of
+from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.stackpointers import read_stack_pointers
 from ebpftrace.process.tasks import Task, list_tasks
 
@@ -30,7 +31,7 @@ def read_live_threads(pid: int, groups: Sequence[int] = ()) -> list[LiveThread]:
         pointers = {**read_stack_pointers(tgids), **pointers}
         if all(task.id.tid in pointers for task in tasks):
             break
-    nested = bool(tasks) and len(_numbers(tasks[0])) > 1
+    nested = bool(tasks) and len(numbers_of(tasks[0].tgid, tasks[0].id.tid)) > 1
     return [_live_thread(task, pointers.get(task.id.tid), nested) for task in tasks]
 
 
@@ -39,14 +40,5 @@ def _living(pid: int) -> list[Task]:
 
 
 def _live_thread(task: Task, pointer: Optional[int], nested: bool) -> LiveThread:
-    numbers = _numbers(task) if nested else []
+    numbers = numbers_of(task.tgid, task.id.tid) if nested else []
     return LiveThread(task.id.tid, numbers[-1] if numbers else task.id.tid, task.name, pointer)
-
-
-def _numbers(task: Task) -> list[int]:
-    """What each PID namespace from ours to its own calls the thread (proc(5), NSpid); empty once gone."""
-    with suppress(OSError):
-        for line in read_small(f"{task_dir(task.tgid, task.id.tid)}/status").splitlines():
-            if line.startswith(b"NSpid:"):
-                return [int(number) for number in line.split()[1:]]
-    return []

@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.process.procfs import read_small, task_dir
 
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """Fixed inode of the first PID namespace (kernel include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
@@ -31,3 +32,16 @@ def own_pid_namespace() -> PidNamespace:
     except OSError as error:
         raise CannotTrace(f"cannot read /proc/self/ns/pid: {error.strerror}", "mount /proc") from None
     return PidNamespace(status.st_dev, status.st_ino)
+
+
+def numbers_of(tgid: int, tid: int) -> list[int]:
+    """What each PID namespace, from ours to its own, calls a thread (proc(5), NSpid); empty if gone."""
+    try:
+        status = read_small(f"{task_dir(tgid, tid)}/status")
+    except OSError:
+        return []
+    for line in status.splitlines():
+        # The name of a thread is escaped in this file, so no line of it can be forged.
+        if line.startswith(b"NSpid:"):
+            return [int(number) for number in line.split()[1:]]
+    return []

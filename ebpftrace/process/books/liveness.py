@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from ebpftrace.process.procfs import ProcessGone, read_small, task_dir, task_ids
+from ebpftrace.process.namespaces import numbers_of
+from ebpftrace.process.procfs import ProcessGone, task_ids
 
 
 def live_tids(pid: int, groups: Sequence[int] = ()) -> frozenset[int]:
@@ -21,19 +22,6 @@ def live_tids(pid: int, groups: Sequence[int] = ()) -> frozenset[int]:
         if group != pid:
             with suppress(ProcessGone):
                 tids += [(group, tid) for tid in task_ids(group)]
-    if len(_numbers(pid, own[0])) <= 1:
+    if len(numbers_of(pid, own[0])) <= 1:
         return frozenset(tid for _, tid in tids)
-    return frozenset(number for tgid, tid in tids for number in _numbers(tgid, tid)[-1:])
-
-
-def _numbers(tgid: int, tid: int) -> list[int]:
-    """What each PID namespace, from ours to the thread's own, calls the thread; empty once it is gone."""
-    try:
-        status = read_small(f"{task_dir(tgid, tid)}/status")
-    except OSError:
-        return []
-    for line in status.splitlines():
-        # The name of a thread is escaped in this file, so no line of it can be forged.
-        if line.startswith(b"NSpid:"):
-            return [int(number) for number in line.split()[1:]]
-    return []
+    return frozenset(number for tgid, tid in tids for number in numbers_of(tgid, tid)[-1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import select
@@ -9,7 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Optional, Protocol
+from typing import Any, Callable, Optional, Protocol
 
 from ebpftrace.command import Command
 from ebpftrace.interrupts import Interrupts
@@ -94,7 +95,7 @@ def run(settings: Settings, observer: Observer) -> None:
                 # Who exited this very moment may still be joined: a second look tells.
                 select.select([interrupts.fileno()], [], [], settings.min_age / 1e9)
                 for watch in watches:
-                    observer.report(watch.verdict(), watch)
+                    observer.report(_without_collector(watch.verdict), watch)
                 return
         tracer = held.enter_context(_tracer(settings, watches))
         for watch in watches:
@@ -105,7 +106,7 @@ def run(settings: Settings, observer: Observer) -> None:
         cost = _Cost()
         if not command:
             for watch in watches:
-                observer.looked(watch.verdict())
+                observer.looked(_without_collector(watch.verdict))
         observer.attached(watches)
         if command:
             command.go()
@@ -147,6 +148,15 @@ def _follow(
             next_report = now + settings.interval
             for watch in living:
                 observer.report(cost.told(watch.report(tracer, EndedBy.INTERVAL)), watch)
+
+
+def _without_collector(make: Callable[..., Report], *arguments: Any) -> Report:
+    """Make a report with Python's cycle collector off: it would walk all living objects again and again."""
+    gc.disable()
+    try:
+        return make(*arguments)
+    finally:
+        gc.enable()
 
 
 class _Cost:

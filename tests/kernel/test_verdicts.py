@@ -1,0 +1,226 @@
+"""The main job on a program for each verdict and for each look-alike, compared with what it says of itself.
+
+All programs of a table are traced by one session: some were at work before it, all are during it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Union
+
+import jsonschema
+import pytest
+from harness import SCHEMA, Area, Json, Tracer, build, leaks, mapped, minus, reported, run_tracer, traced
+from programs import Program, compiled
+from verdict_programs import BEFORE, CACHED, GLIBC, GUARD, OTHERS, STACK, THREADS, Case, Leak
+
+_ROOM = 20_000
+"""Mappings of all programs together: the default is the most that each may have."""
+_DEFAULT_CACHE = 40 << 20
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A program whose hazard has happened, and what the trace said of it."""
+
+    program: Program
+    report: Json
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A program that this machine can't build or run."""
+
+    why: str
+
+
+Outcome = Union[Traced, Skipped]
+
+
+def trace_all(cases: Mapping[str, Case], directory: Path, held: ExitStack) -> dict[str, Outcome]:
+    outcomes: dict[str, Outcome] = {}
+    programs: dict[str, Program] = {}
+    for name, case in cases.items():
+        try:
+            binary = case.make(directory)
+        except pytest.skip.Exception as skip:
+            outcomes[name] = Skipped(str(skip))
+            continue
+        environment = {**os.environ, **dict(case.environment)}
+        program = Program(binary, *case.arguments, env=environment, cwd=directory)
+        programs[name] = held.enter_context(program)
+    pids = [option for program in programs.values() for option in ("-p", program.pid)]
+    with Tracer(*pids, "--until-interrupt", "--min-age", 0, "--max-mappings", _ROOM) as tracer:
+        for program in programs.values():
+            program.run()
+        result = tracer.interrupt()
+    reports = reports_by_pid(result.stdout)
+    for name, program in programs.items():
+        outcomes[name] = Traced(program, reports[program.pid])
+    return outcomes
+
+
+def reports_by_pid(text: str) -> dict[int, Json]:
+    reports = [json.loads(line) for line in text.splitlines()]
+    schema = json.loads(SCHEMA.read_text())
+    for report in reports:
+        jsonschema.validate(report, schema)
+    return {report["target"]["pid"]: report for report in reports}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome]]:
+    directory = tmp_path_factory.mktemp("verdicts")
+    build("healthy")
+    with ExitStack() as held:
+        yield {**trace_all(GLIBC, directory, held), **trace_all(OTHERS, directory, held)}
+
+
+def outcome_of(outcomes: dict[str, Outcome], name: str) -> Traced:
+    outcome = outcomes[name]
+    if isinstance(outcome, Skipped):
+        pytest.skip(outcome.why)
+    return outcome
+
+
+def of_verdict(report: Json, verdict: str) -> list[Json]:
+    return [finding for finding in report["findings"] if finding["verdict"] == verdict]
+
+
+def areas(mappings: list[Json]) -> list[Area]:
+    return sorted((int(mapping["start"], 16), int(mapping["end"], 16)) for mapping in mappings)
+
+
+def stacks(program: Program) -> list[Area]:
+    """Stacks of all threads of books_threads, as it printed them."""
+    return sorted((fact["start"], fact["start"] + fact["length"]) for fact in program.facts("thread"))
+
+
+@pytest.mark.parametrize("name", [*GLIBC, *OTHERS])
+def test_verdict(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcome_of(outcomes, name)
+    case = {**GLIBC, **OTHERS}[name]
+    found = leaks(outcome.report)
+    inside = sum(finding["count"] for finding in found if not finding["before_attach"])
+    before = sum(finding["count"] for finding in found if finding["before_attach"])
+    verdicts = {finding["verdict"] for finding in found}
+    if case.leak is None:
+        assert not found
+    else:
+        assert [Leak(verdict, before, inside) for verdict in verdicts] == [case.leak]
+    if case.routine:
+        assert {finding["start_routine"]["function"] for finding in found} == {case.routine}
+    if case.creator:
+        assert {advised(finding, case.creator) for finding in found} == {True}
+    losses = outcome.report["losses"]
+    assert not losses["events"] + losses["mappings"] + losses["threads"]
+
+
+def advised(finding: Json, function: str) -> bool:
+    """Whether the advice and the stack name the function that made the mappings."""
+    return function in finding["advice"] and function in [
+        frame["function"] for frame in finding["stack"]["frames"]
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, case in GLIBC.items() if case.leak and "user" not in name])
+def test_stacks_are_those_the_program_told_of(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcome_of(outcomes, name)
+    if name == "raw clone":
+        facts = outcome.program.facts("mapped")
+        told = sorted((fact["start"], fact["start"] + fact["length"]) for fact in facts)
+    else:
+        told = stacks(outcome.program)
+    assert areas([mapping for finding in leaks(outcome.report) for mapping in finding["mappings"]]) == told
+
+
+@pytest.mark.parametrize("name", ["joined", "reversed", "detached late", "static joined"])
+def test_stacks_of_joined_threads_are_cached(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcome_of(outcomes, name)
+    cached = areas(reported(outcome.report, "stack-cache"))
+    assert len(cached) == THREADS - BEFORE
+    assert not minus(cached, stacks(outcome.program))
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [(name, _DEFAULT_CACHE) for name in GLIBC if name.startswith("cache ") and "exactly" not in name]
+    + [("cache exactly full", 5 * (STACK + GUARD)), ("small cache", 1_000_000), ("no cache", 0)],
+)
+def test_the_cache_is_told_as_it_is(outcomes: dict[str, Outcome], name: str, limit: int) -> None:
+    outcome = outcome_of(outcomes, name)
+    told = stacks(outcome.program)
+    size = told[0][1] - told[0][0]
+    cached = areas(reported(outcome.report, "stack-cache"))
+    assert len(cached) == min(len(told), limit // size)
+    assert set(cached) <= set(told)
+    assert not minus(cached, mapped(outcome.program.pid))
+
+
+def test_one_reused_stack_is_one_cached_stack(outcomes: dict[str, Outcome]) -> None:
+    """Detached threads, one after the other, all ran on the stack of the first: one from before attach."""
+    outcome = outcome_of(outcomes, "detached")
+    assert areas(reported(outcome.report, "stack-cache")) == sorted(set(stacks(outcome.program)))
+
+
+def test_stacks_of_the_jvm_are_cached_in_their_full_size(outcomes: dict[str, Outcome]) -> None:
+    outcome = outcome_of(outcomes, "Java")
+    (finding,) = of_verdict(outcome.report, "stack-cache")
+    assert {mapping["bytes"] for mapping in finding["mappings"]} == {1 << 20}
+
+
+@pytest.mark.parametrize(("name", "limit"), [("arenas", 0), ("one arena", 1), ("64 arenas", 64)])
+def test_arenas(outcomes: dict[str, Outcome], name: str, limit: int) -> None:
+    outcome = outcome_of(outcomes, name)
+    heaps = {fact["heap"] for fact in outcome.program.facts("block")}
+    arenas = reported(outcome.report, "malloc-arena")
+    limit = limit or 8 * (os.cpu_count() or 1)
+    # A block in the main arena is in no heap: the areas it lies in begin elsewhere.
+    assert len(arenas) == min(20, limit - 1 if limit <= 20 else 20)
+    assert {int(mapping["start"], 16) for mapping in arenas} <= heaps
+    for finding in of_verdict(outcome.report, "malloc-arena"):
+        assert not any("conflicting" in line for line in finding["evidence"])
+        assert any(f"at most {limit} arenas" in line for line in finding["evidence"])
+
+
+@pytest.mark.parametrize("name", ["musl static returns", "stripped returns"])
+def test_without_books_it_is_told_that_nothing_can_be_proved(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcome_of(outcomes, name)
+    (finding,) = of_verdict(outcome.report, "stack-cache")
+    assert finding["count"] == THREADS - BEFORE
+    assert any("cannot tell" in line for line in finding["evidence"])
+    assert any("no books of glibc" in note for note in outcome.report["notes"])
+
+
+def test_the_verdict_without_a_trace(outcomes: dict[str, Outcome]) -> None:
+    """``-d 0``: what is on glibc's books, in the whole, and nothing of what only a trace can see."""
+    names = [name for name, case in GLIBC.items() if name not in ("forked",)]
+    runs = {name: outcome_of(outcomes, name) for name in names}
+    pids = [option for run in runs.values() for option in ("-p", run.program.pid)]
+    reports = reports_by_pid(run_tracer(*pids, "-d", 0, "--json", "--min-age", 0, "--top", 1000).stdout)
+    for name, run in runs.items():
+        report, leak = reports[run.program.pid], GLIBC[name].leak
+        wanted = 0 if leak is None or leak.before == 0 else leak.before + leak.inside
+        assert (name, sum(finding["count"] for finding in leaks(report))) == (name, wanted)
+        assert all(finding["before_attach"] for finding in report["findings"])
+        assert report["window"]["seconds"] == 0
+
+
+def test_joined_late(tmp_path: Path) -> None:
+    """Between exit and join a thread looks like one that nobody joins: for so long it has just exited."""
+    with Program(compiled(tmp_path, "books_threads"), "late", THREADS, CACHED) as program:
+        with traced(program, "--min-age", 3600) as tracer:
+            program.go()
+            program.wait_for("ended")
+            early = tracer.interrupt().report
+        program.go()
+        program.wait_for("done")
+        late = run_tracer("-p", program.pid, "-d", 0, "--json", "--min-age", 0).report
+    assert not leaks(early)
+    assert areas(reported(early, "just-exited")) == stacks(program)
+    assert late["findings"] == []

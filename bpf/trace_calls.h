@@ -93,41 +93,53 @@ copied:
         lose_stack();
 }
 
+static __always_inline int is_clone(u32 number)
+{
+    return number == NR_CLONE || number == NR_CLONE3 || number == NR_FORK || number == NR_VFORK;
+}
+
 /* Bytes that a call is about; those of a call without any are beyond all bounds. */
-static __always_inline u64 bytes_of(struct call_t *call)
+static __always_inline u64 bytes_of(struct traced_t *traced, const struct pt_regs *registers,
+                                    s64 returned)
 {
     u64 *before;
     u64 change;
 
-    switch (call->head.number) {
+    switch (CALL_NUMBER(registers)) {
     case NR_MMAP:
     case NR_MUNMAP:
     case NR_MPROTECT:
     case NR_MADVISE:
-        return call->arguments[1];
+        return ARGUMENT_2(registers);
     case NR_MREMAP:
-        return call->arguments[1] > call->arguments[2] ? call->arguments[1] : call->arguments[2];
+        change = ARGUMENT_2(registers);
+        return change > ARGUMENT_3(registers) ? change : ARGUMENT_3(registers);
     case NR_BRK:
-        before = find_break(call->tgid);
+        before = find_break(traced->tgid);
         if (!before) {
-            put_break(call->tgid, call->returned);
+            put_break(traced->tgid, returned);
             return ~0ULL;
         }
-        change = call->returned - *before;
-        *before = call->returned;
+        change = returned - *before;
+        *before = returned;
         return (s64)change < 0 ? -change : change;
     default:
         return ~0ULL;
     }
 }
 
-static __always_inline int is_wanted(struct call_t *call)
+/* Cheap: a filtered storm should cost little more than the tracepoint itself. */
+static __always_inline int is_wanted(struct traced_t *traced, const struct pt_regs *registers,
+                                     s64 returned)
 {
-    if (ONLY_FAILED && !has_failed(call->returned))
+    if (ONLY_FAILED && !has_failed(returned))
         return 0;
-    if (ONLY_SUCCESSFUL && has_failed(call->returned))
+    if (ONLY_SUCCESSFUL && has_failed(returned))
         return 0;
-    return !MIN_BYTES || bytes_of(call) >= MIN_BYTES;
+    if (MIN_BYTES && bytes_of(traced, registers, returned) < MIN_BYTES)
+        return 0;
+    /* The child returns from the call too. */
+    return returned || !is_clone(CALL_NUMBER(registers));
 }
 
 static __always_inline void count(struct call_t *call)
@@ -141,11 +153,6 @@ static __always_inline void count(struct call_t *call)
         total->errors++;
     if (call->entered_at)
         total->ns += call->head.at - call->entered_at;
-}
-
-static __always_inline int is_clone(u32 number)
-{
-    return number == NR_CLONE || number == NR_CLONE3 || number == NR_FORK || number == NR_VFORK;
 }
 
 static __always_inline void send_clone(struct call_t *call)
@@ -181,16 +188,12 @@ static __always_inline int call_returned(struct traced_t *traced, s64 returned)
     const struct pt_regs *registers = caller_registers();
     struct call_t call = {};
 
+    if (!is_wanted(traced, registers, returned))
+        return 0;
     fill(&call, traced, RECORD_RETURNED);
     fill_arguments(&call, registers);
     call.returned = returned;
     call.entered_at = traced->entered_at;
-    traced->entered_at = 0;
-    /* The child returns from the call too. */
-    if (is_clone(call.head.number) && !returned)
-        return 0;
-    if (!is_wanted(&call))
-        return 0;
     if (COUNTED)
         count(&call);
     if (!PRINTED)

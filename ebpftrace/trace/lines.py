@@ -50,6 +50,7 @@ class Transcript:
         self._second_text = ""
         self._executing: dict[int, Executes] = {}
         self._held: dict[int, Stack] = {}
+        self._leader_ends: dict[int, str] = {}
 
     def lines(self, event: Event) -> Iterator[str]:
         """Yield what there is to print of one event."""
@@ -101,11 +102,14 @@ class Transcript:
                 self._executing[event.tid] = begun
             if stack is not None:
                 self._held[event.tid] = stack
+            self._leader_ends.pop(event.tgid, None)
             yield f"{self._prefix(event.at, event.tid)}+++ superseded by execve in pid {event.old_tid} +++\n"
 
     def _ended(self, event: Ended) -> Iterator[str]:
         self._executing.pop(event.tid, None)
         self._held.pop(event.tid, None)
+        if event.tgid in self._leader_ends:
+            yield self._leader_ends.pop(event.tgid)
         if not self._style.ends:
             return
         number = event.code & _SIGNAL_MASK
@@ -114,7 +118,12 @@ class Transcript:
             how = f"killed by {signal_name(number)} {dumped}"
         else:
             how = f"exited with {event.code >> 8 & 0xFF} "
-        yield f"{self._prefix(event.at, event.tid)}+++ {how}+++\n"
+        line = f"{self._prefix(event.at, event.tid)}+++ {how}+++\n"
+        if event.tid == event.tgid and any(begun.tgid == event.tgid for begun in self._executing.values()):
+            # Another thread executes: it will take over, and this was not the end.
+            self._leader_ends[event.tgid] = line
+        else:
+            yield line
 
     def _stack(self, event: Stacked) -> Iterator[str]:
         begun = self._executing.get(event.tid)

@@ -1,0 +1,87 @@
+"""Traces of `ebpftrace trace` and of strace, made alike so that they can be held against each other."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+
+from harness import PATIENCE, ROOT
+
+CALLS = "mmap,munmap,mremap,brk,mprotect,madvise,clone,clone3,fork,vfork,exit,exit_group,execve"
+TRACE = (sys.executable, "-m", "ebpftrace", "trace")
+STRACE = ("strace", "-f", "-e", f"trace={CALLS}")
+
+_LINE = re.compile(r"(?P<tid>\d+) +(?P<rest>.*)")
+_UNFINISHED = re.compile(r"(?P<begun>.*?) ?<unfinished \.\.\.>(?P<never>\) += \?)?$")
+_PID_CHANGED = re.compile(r"(?P<begun>.*?) ?<pid changed to (?P<leader>\d+) \.\.\.>")
+_RESUMED = re.compile(r"<\.\.\. \w+ resumed>(?P<rest>.*)")
+_SIGNAL = re.compile(r"--- SIG\w+ \{.*\} ---")
+_BORN = re.compile(r"(?:clone3?|v?fork)\(.* = (\d+)")
+_ADDRESS = re.compile(r"0x(?P<stack>7ff[0-9a-f]{9})\b|0x[0-9a-f]{6,}(?P<low>[0-9a-f]{3})\b|0x[0-9a-f]{5}000\b")
+_NUMBER = re.compile(r"\b\d+\b")
+
+
+def run(*command: object, stdin: str = "go\n") -> subprocess.CompletedProcess[str]:
+    """Runs to the end."""
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def whole_lines(text: str) -> list[tuple[str, str]]:
+    """(tid, line), with the halves of what strace had to cut joined where the call returned."""
+    begun: dict[str, str] = {}
+    lines = []
+    for line in text.splitlines():
+        match = _LINE.fullmatch(line)
+        assert match, f"no line of a trace: {line!r}"
+        tid, rest = match["tid"], match["rest"]
+        if _SIGNAL.fullmatch(rest):
+            continue
+        changed = _PID_CHANGED.fullmatch(rest)
+        if changed:
+            begun[changed["leader"]] = changed["begun"]
+            continue
+        unfinished = _UNFINISHED.fullmatch(rest)
+        resumed = _RESUMED.fullmatch(rest)
+        if unfinished:
+            if unfinished["never"]:  # an exit that another line came between
+                lines.append((tid, f"{unfinished['begun']}) = ?"))
+            else:
+                begun[tid] = unfinished["begun"]
+            continue
+        if resumed:
+            rest = begun.pop(tid) + resumed["rest"]
+        lines.append((tid, rest))
+    lines += [(tid, f"{rest}) = ?") for tid, rest in begun.items()]
+    return lines
+
+
+def by_task(text: str) -> list[list[str]]:
+    """The lines of each task in order, tasks in the order of their first line.
+
+    Made alike: addresses (but where they lie in their page), tids, the spaces before the result.
+    strace's lines about signals are left out.
+    """
+    lines = whole_lines(text)
+    names: dict[str, str] = {}
+    for tid, line in lines:
+        names.setdefault(tid, f"task{len(names)}")
+        born = _BORN.fullmatch(line)
+        if born:
+            names.setdefault(born[1], f"task{len(names)}")
+    tasks: defaultdict[str, list[str]] = defaultdict(list)
+    for tid, line in lines:
+        line = re.sub(r" += ", " = ", line)
+        line = _ADDRESS.sub(lambda m: "STACK" if m["stack"] else f"ADDRESS{m['low'] or '000'}", line)
+        line = _NUMBER.sub(lambda m: names.get(m[0], m[0]), line)
+        tasks[tid].append(line)
+    return list(tasks.values())

@@ -112,7 +112,9 @@ def run(settings: Settings, observer: Observer) -> None:
             command.go()
         ended_by = _follow(settings, observer, tracer, watches, interrupts, cost)
         for watch in watches:
-            observer.report(cost.told(watch.report(tracer, watch.ended_by or ended_by)), watch)
+            observer.report(
+                cost.told(_without_collector(watch.report, tracer, watch.ended_by or ended_by)), watch
+            )
 
 
 def _follow(
@@ -147,7 +149,7 @@ def _follow(
         if next_report is not None and settings.interval is not None and now >= next_report:
             next_report = now + settings.interval
             for watch in living:
-                observer.report(cost.told(watch.report(tracer, EndedBy.INTERVAL)), watch)
+                observer.report(cost.told(_without_collector(watch.report, tracer, EndedBy.INTERVAL)), watch)
 
 
 def _without_collector(make: Callable[..., Report], *arguments: Any) -> Report:

@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from ebpftrace.kernel import tables
-from ebpftrace.kernel.layout import CALLS, SPACE_SHIFT, LifeKeyT, LifeT, MappingT, RunT, SpaceT, ThreadT
+from ebpftrace.kernel.layout import (
+    CALLS,
+    SPACE_SHIFT,
+    LifeKeyT,
+    LifeT,
+    MappingT,
+    RunT,
+    SiteT,
+    SpaceT,
+    ThreadT,
+)
 from ebpftrace.model import Calls, Losses, Row, Run, Thread, ThreadId
 
 _ADDRESS_MASK = (1 << SPACE_SHIFT) - 1
@@ -76,6 +86,15 @@ def read_snapshots(fds: Mapping[str, int], spaces: int, skipped_runs: int) -> di
                 threads=record.lost_threads,
             )
     return found
+
+
+def read_brk_growth(fd: int) -> dict[int, int]:
+    """Bytes by which the break was moved, net, by site (signature), from the table of sites."""
+    return {
+        key.value: site.brk_growth
+        for key, site in tables.entries(fd, ctypes.c_uint64, SiteT)
+        if site.brk_growth
+    }
 
 
 def decode_name(raw: bytes) -> str:

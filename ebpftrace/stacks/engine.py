@@ -302,12 +302,13 @@ def _walk(answer: dict[str, Any]) -> Optional[Walk]:
 def _frames(file: StoredFile, pc: Pc, names: object) -> tuple[Frame, ...]:
     frames = []
     for name in names if isinstance(names, list) else ():
-        if isinstance(name, list) and len(name) == 4:
-            function, source, line, inlined = name
+        if isinstance(name, list) and len(name) == 5:
+            function, source, line, inlined, start = name
+            into = pc.address - start if isinstance(start, int) and 0 <= start <= pc.address else None
             frames.append(
                 Frame(
                     _text(function), _text(source), line if isinstance(line, int) else None, file.path,
-                    pc.address, inlined is True,
+                    pc.address, inlined is True, into,
                 )
             )  # fmt: skip
     return tuple(frames) or (Frame(None, module=file.path, offset=pc.address),)

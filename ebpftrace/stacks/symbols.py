@@ -37,6 +37,11 @@ class _File:
     bias: int
 
 
+class _Symbol(NamedTuple):
+    name: str
+    start: int
+
+
 class Symbolizer:
     """Names for file addresses of the files given to ``add_file``."""
 
@@ -90,20 +95,25 @@ class Symbolizer:
             # Signal return (__restore_rt) is entered by a pushed address: nothing of it lies before.
             symbol = self._symbol(at)
         frames = self._frames(at + 1 if exact else at)
+        if symbol is None:
+            return frames
+        start = symbol.start - self._files[file].bias
         if not frames:
-            return [Name(demangle(symbol), None, None, False)] if symbol else []
-        physical = frames[-1]
-        if symbol is not None and (physical.function is None or is_mangled(symbol)):
+            return [Name(demangle(symbol.name), None, None, False, start)]
+        physical = frames[-1]._replace(start=start)
+        if physical.function is None or is_mangled(symbol.name):
             # Debug info says "run" where the symbol says "Pool<int>::run(int)".
-            frames[-1] = physical._replace(function=demangle(symbol)[:MAX_NAME])
+            physical = physical._replace(function=demangle(symbol.name)[:MAX_NAME])
+        frames[-1] = physical
         return frames
 
-    def _symbol(self, address: int) -> Optional[str]:
+    def _symbol(self, address: int) -> Optional[_Symbol]:
         try:
-            name: str = self._program.symbol(address).name
+            symbol = self._program.symbol(address)
         except LookupError:
             return None
-        return name.split("@", 1)[0][: MAX_NAME * 4] or None
+        name = symbol.name.split("@", 1)[0][: MAX_NAME * 4]
+        return _Symbol(name, symbol.address) if name else None
 
     def _frames(self, address: int) -> list[Name]:
         frames = []

@@ -60,7 +60,7 @@ class SymbolTables:
         at = bisect_right(table, (inside, 1 << 64, ""))
         for start, size, name in reversed(table[max(at - 8, 0) : at]):
             if start <= inside < start + max(size, 1):
-                return [Name(demangle(name), None, None, False)]
+                return [Name(demangle(name), None, None, False, start)]
         return []
 
 

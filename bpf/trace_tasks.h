@@ -21,7 +21,7 @@ static __always_inline int task_ended(struct traced_t *traced)
     struct call_t call = {};
     u32 code = 0;
 
-    if (!traced->waits_for_exec) {
+    if (PRINTED && !traced->waits_for_exec) {
         bpf_probe_read_kernel(&code, sizeof(code),
                               (void *)(bpf_get_current_task() + EXIT_CODE_OFFSET));
         fill(&call, traced, RECORD_ENDED);
@@ -45,6 +45,8 @@ static __always_inline int task_executed(struct traced_t *traced, u32 old_tid, u
         drop_traced(old_tid);
     put_traced(tid, &executed);
     drop_break(executed.tgid);
+    if (!PRINTED)
+        return 0;
     fill(&call, &executed, RECORD_EXECUTED);
     call.returned = old_tid;
     send(&call, sizeof(call));

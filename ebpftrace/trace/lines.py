@@ -35,7 +35,7 @@ class Style:
     took: bool = False
     """How long each call took."""
     ends: bool = True
-    """When a task ends, and how."""
+    """When a task exits; that a signal killed it is always shown, as strace -qq does."""
 
 
 class Transcript:
@@ -110,9 +110,9 @@ class Transcript:
         self._held.pop(event.tid, None)
         if event.tgid in self._leader_ends:
             yield self._leader_ends.pop(event.tgid)
-        if not self._style.ends:
-            return
         number = event.code & _SIGNAL_MASK
+        if not number and not self._style.ends:
+            return
         if number:
             dumped = "(core dumped) " if event.code & _CORE_DUMPED else ""
             how = f"killed by {signal_name(number)} {dumped}"
@@ -176,6 +176,8 @@ def _frames(stack: Stack) -> Iterator[str]:
     for frame in stack.frames:
         at = "" if frame.offset is None else f" [0x{frame.offset:x}]"
         function = frame_name(frame) if frame.function else ""
+        if frame.function_offset is not None:
+            function += f"+0x{frame.function_offset:x}"
         yield f" > {escape(frame.module or '')}({function}){at}\n"
     if not stack.complete:
         yield f" > ({escape(stack.note) or 'no stack'})\n"

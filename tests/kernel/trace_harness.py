@@ -18,8 +18,8 @@ _UNFINISHED = re.compile(r"(?P<begun>.*?) ?<unfinished \.\.\.>(?P<never>\) += \?
 _PID_CHANGED = re.compile(r"(?P<begun>.*?) ?<pid changed to (?P<leader>\d+) \.\.\.>")
 _RESUMED = re.compile(r"<\.\.\. \w+ resumed>(?P<rest>.*)")
 _SIGNAL = re.compile(r"--- SIG\w+ \{.*\} ---")
-_BORN = re.compile(r"(?:clone3?|v?fork)\(.* = (\d+)")
-_ADDRESS = re.compile(r"0x(?P<stack>7ff[0-9a-f]{9})\b|0x[0-9a-f]{6,}(?P<low>[0-9a-f]{3})\b|0x[0-9a-f]{5}000\b")
+_BORN = re.compile(r"(?:clone3?|v?fork)\(.* = (\d+)|\+\+\+ superseded by execve in pid (\d+) \+\+\+")
+_ADDRESS = re.compile(r"0x[0-9a-f]{5,}(?P<low>[0-9a-f]{3})\b")
 _NUMBER = re.compile(r"\b\d+\b")
 
 
@@ -59,7 +59,8 @@ def whole_lines(text: str) -> list[tuple[str, str]]:
                 begun[tid] = unfinished["begun"]
             continue
         if resumed:
-            rest = begun.pop(tid) + resumed["rest"]
+            # strace -z forgets how an execve began that changed its tid.
+            rest = begun.pop(tid, "execve(") + resumed["rest"]
         lines.append((tid, rest))
     lines += [(tid, f"{rest}) = ?") for tid, rest in begun.items()]
     return lines
@@ -68,7 +69,7 @@ def whole_lines(text: str) -> list[tuple[str, str]]:
 def by_task(text: str) -> list[list[str]]:
     """The lines of each task in order, tasks in the order of their first line.
 
-    Made alike: addresses (but where they lie in their page), tids, the spaces before the result.
+    Made alike: addresses (but whether a page begins there), tids, the spaces before the result.
     strace's lines about signals are left out.
     """
     lines = whole_lines(text)
@@ -77,11 +78,11 @@ def by_task(text: str) -> list[list[str]]:
         names.setdefault(tid, f"task{len(names)}")
         born = _BORN.fullmatch(line)
         if born:
-            names.setdefault(born[1], f"task{len(names)}")
+            names.setdefault(born[1] or born[2], f"task{len(names)}")
     tasks: defaultdict[str, list[str]] = defaultdict(list)
     for tid, line in lines:
         line = re.sub(r" += ", " = ", line)
-        line = _ADDRESS.sub(lambda m: "STACK" if m["stack"] else f"ADDRESS{m['low'] or '000'}", line)
+        line = _ADDRESS.sub(lambda m: "ADDRESS" if m["low"] == "000" else "ADDRESS+", line)
         line = _NUMBER.sub(lambda m: names.get(m[0], m[0]), line)
         tasks[tid].append(line)
     return list(tasks.values())

@@ -134,6 +134,7 @@ static __always_inline long send_copy(struct copy_t *copy, u64 size)
 }
 
 #include "call.h"
+#include "sending.h"
 #include "space.h"
 #include "stacks.h"
 #include "threads.h"

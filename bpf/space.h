@@ -1,8 +1,6 @@
 /* Traced address spaces: who is in one, keys in it, what is lost of it. */
 #pragma once
 
-#define SEND_ATTEMPTS 4
-
 /* User addresses stay below bit SPACE_SHIFT; the number of the space goes above. */
 static __always_inline u64 key_of(u32 space, u64 address)
 {
@@ -34,7 +32,6 @@ static __always_inline void lose_event(struct space_t *space)
 
 static __always_inline void emit(struct space_t *space, struct event_t *event)
 {
-/* Since Linux 6.15 the buffer's lock gives up after a while: seen where a virtual CPU was paused. */
 #pragma nounroll
     for (int i = 0; i < SEND_ATTEMPTS; i++)
         if (!send_event(event))

@@ -54,7 +54,6 @@ static __always_inline void copy_stack(struct thread_t *thread, const struct pt_
                                        u64 site, u32 call, u64 at)
 {
     struct copy_t *copy = copy_buffer(call);
-    u64 sp = USER_SP(registers);
     u64 size;
 
     if (!copy)
@@ -64,26 +63,10 @@ static __always_inline void copy_stack(struct thread_t *thread, const struct pt_
     copy->tid = thread->life.tid;
     copy->space = thread->life.space;
     copy->call = call;
-    copy->is_cut = 0;
     bpf_probe_read_kernel(copy->registers, sizeof(copy->registers), registers);
-    /* A mapping ends on a page boundary: page by page, so that no read fails half-way. */
-    size = PAGE_BYTES - (sp & (PAGE_BYTES - 1));
-    if (size > PAGE_BYTES || bpf_probe_read_user(copy->memory, size, (void *)sp))
-        return;
-#pragma unroll
-    for (int i = 0; i < STACK_BYTES / PAGE_BYTES; i++) {
-        if (size > STACK_BYTES ||
-            bpf_probe_read_user(copy->memory + size, PAGE_BYTES, (void *)(sp + size)))
-            goto copied;
-        size += PAGE_BYTES;
-        asm volatile("" : "+r"(size));
-    }
-    copy->is_cut = 1;
-copied:
-    /* The compiler knows the bound too well to keep the test that the verifier needs. */
-    asm volatile("" : "+r"(size));
+    size = copy_user_stack(copy->memory, USER_SP(registers), &copy->is_cut);
     copy->size = size;
-    if (size <= STACK_BYTES + PAGE_BYTES)
+    if (size && size <= STACK_BYTES + PAGE_BYTES)
         send_copy(copy, __builtin_offsetof(struct copy_t, memory) + size);
 }
 

@@ -79,6 +79,7 @@ static __always_inline long send_record(void *record, u64 size)
 }
 
 #include "call.h"
+#include "sending.h"
 #include "trace_calls.h"
 #include "trace_tasks.h"
 

@@ -39,11 +39,20 @@ static __always_inline void fill_arguments(struct call_t *call, const struct pt_
     call->arguments[5] = ARGUMENT_6(registers);
 }
 
+static __always_inline int is_sent(void *record, u64 size)
+{
+#pragma nounroll
+    for (int i = 0; i < SEND_ATTEMPTS; i++)
+        if (!send_record(record, size))
+            return 1;
+    return 0;
+}
+
 static __always_inline void send(void *record, u64 size)
 {
     struct lost_t *losses = lost();
 
-    if (send_record(record, size) && losses)
+    if (!is_sent(record, size) && losses)
         __sync_fetch_and_add(&losses->calls, 1);
 }
 
@@ -59,7 +68,6 @@ static __always_inline void lose_stack(void)
 static __always_inline void send_stack(struct call_t *call, const struct pt_regs *registers)
 {
     struct stack_t *stack = stack_buffer();
-    u64 sp = USER_SP(registers);
     u64 size;
 
     if (!STACK_BYTES || !stack)
@@ -67,29 +75,11 @@ static __always_inline void send_stack(struct call_t *call, const struct pt_regs
     stack->head = call->head;
     stack->head.kind = RECORD_STACK;
     stack->tgid = call->tgid;
-    stack->is_cut = 0;
     bpf_probe_read_kernel(stack->registers, sizeof(stack->registers), registers);
-    /* A mapping ends on a page boundary: page by page, so that no read fails half-way. */
-    size = PAGE_BYTES - (sp & (PAGE_BYTES - 1));
-    if (size > PAGE_BYTES || bpf_probe_read_user(stack->memory, size, (void *)sp)) {
-        lose_stack();
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < STACK_BYTES / PAGE_BYTES; i++) {
-        if (size > STACK_BYTES ||
-            bpf_probe_read_user(stack->memory + size, PAGE_BYTES, (void *)(sp + size)))
-            goto copied;
-        size += PAGE_BYTES;
-        asm volatile("" : "+r"(size));
-    }
-    stack->is_cut = 1;
-copied:
-    /* The compiler knows the bound too well to keep the test that the verifier needs. */
-    asm volatile("" : "+r"(size));
+    size = copy_user_stack(stack->memory, USER_SP(registers), &stack->is_cut);
     stack->size = size;
-    if (size > STACK_BYTES + PAGE_BYTES ||
-        send_record(stack, __builtin_offsetof(struct stack_t, memory) + size))
+    if (!size || size > STACK_BYTES + PAGE_BYTES ||
+        !is_sent(stack, __builtin_offsetof(struct stack_t, memory) + size))
         lose_stack();
 }
 

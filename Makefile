@@ -27,6 +27,10 @@ test: .venv/.test lint ## run the linters and every test
 test-kernels: .venv/.kernels ## test on other kernels, in VMs; KERNEL=short, all or a name
 	$(BIN)/python -m vmtest $(KERNEL)
 
+test-servers: .venv/.test ## trace real servers under load; as root, it installs them
+	tests/servers/install.sh
+	$(BIN)/pytest $(PYTEST_ARGS) tests/servers
+
 lint: .venv/.test ## check layout, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -50,4 +54,4 @@ build/app_server: demo/app_server.c
 	@mkdir -p build
 	$(CC) -O2 -g -Wall -Wextra -pthread -o $@ $<
 
-.PHONY: help setup demo test test-kernels lint format clean
+.PHONY: help setup demo test test-servers test-kernels lint format clean

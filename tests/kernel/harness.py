@@ -186,6 +186,11 @@ class Tracer:
             self.process.kill()
         self.process.wait()
 
+    @property
+    def said(self) -> list[str]:
+        """Its lines on stderr, as far as they were waited for."""
+        return self._stderr.seen
+
     def interrupt(self, number: int = signal.SIGINT) -> Result:
         """Ends the trace by a signal, and returns what it reported."""
         self.process.send_signal(number)

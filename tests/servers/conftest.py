@@ -1,0 +1,19 @@
+"""Real servers, installed by install.sh, traced under load; the harness is that of the kernel tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernel"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _root_and_interrupts() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    signal.signal(signal.SIGINT, signal.default_int_handler)

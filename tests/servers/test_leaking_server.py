@@ -1,0 +1,54 @@
+"""A server of which only one thing is wrong: its threads are no longer detached."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import servers
+from harness import TARGETS, Json, Tracer, leaks, run_tracer
+
+ROUNDS = 2
+MIN_AGE = 1
+CREATOR = "create_thread_to_handle_connection(CONNECT*)"
+"""The function of the server that starts a thread for each connection."""
+
+
+def threads_created(server: servers.Server) -> int:
+    return int(servers.query(server, "SHOW GLOBAL STATUS LIKE 'Threads_created'").split()[1])
+
+
+def test_mariadb_without_pthread_detach(tmp_path: Path) -> None:
+    library = tmp_path / "no_detach.so"
+    source = TARGETS / "verdict_no_detach.c"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    with servers.mariadb(tmp_path, environment) as server:
+        server.load()
+        before = threads_created(server)
+        with Tracer("-p", server.pid, "--until-interrupt", "--min-age", MIN_AGE) as tracer:
+            for _ in range(ROUNDS):
+                server.load()
+            inside = threads_created(server) - before
+            # One connection more, which lasts until all others have been gone for long enough.
+            servers.query(server, f"SELECT SLEEP({2 * MIN_AGE})")
+            report = tracer.interrupt().report
+        later = run_tracer("-p", server.pid, "-d", 0, "--json", "--min-age", MIN_AGE).report
+    found = leaks(report)
+    assert {finding["verdict"] for finding in found} == {"never-joined-thread"}
+    assert counted(found, before_attach=True) == before
+    assert counted(found, before_attach=False) == inside
+    (seen,) = (finding for finding in found if not finding["before_attach"])
+    assert seen["stack"]["complete"]
+    assert CREATOR in [frame["function"] for frame in seen["stack"]["frames"]]
+    assert CREATOR in seen["advice"]
+    for finding in found:
+        # A static function, which a server without debug symbols has no name for.
+        assert Path(finding["start_routine"]["module"]).name == "mariadbd"
+    assert not any(report["losses"].values())
+    assert counted(leaks(later), before_attach=True) == before + inside + 1
+
+
+def counted(findings: list[Json], before_attach: bool) -> int:
+    return sum(finding["count"] for finding in findings if finding["before_attach"] is before_attach)

@@ -423,7 +423,9 @@ class TracerCost:
     cpu_seconds: float
     """CPU time of the tracer itself between attach and report."""
     bpf_seconds: Optional[float] = None
-    """Run time of our BPF programs, where kernel.bpf_stats_enabled could be had."""
+    """Run time of our BPF programs in all processes of the host; None where nobody asked for it."""
+    bpf_runs: Optional[int] = None
+    """How often they ran, likewise."""
 
 
 @dataclass(frozen=True)

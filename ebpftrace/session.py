@@ -10,6 +10,7 @@ from typing import Optional, Protocol
 
 from ebpftrace.command import Command
 from ebpftrace.interrupts import Interrupts
+from ebpftrace.kernel.cost import measured_runs
 from ebpftrace.kernel.tracer import Tracer
 from ebpftrace.model import EndedBy, Report
 from ebpftrace.process.target import open_target
@@ -35,6 +36,8 @@ class Settings:
     """Rows in the kernel's ledger; None: as many as the targets can have mappings."""
     stack_bytes: int = STACK_BYTES
     copies_per_second: int = COPIES_PER_SECOND
+    measure_cost: bool = False
+    """Have the kernel measure how long our programs run, which makes each run a little longer."""
 
 
 class Observer(Protocol):
@@ -85,6 +88,8 @@ def run(settings: Settings, observer: Observer) -> None:
                 for watch in watches:
                     observer.report(without_collector(watch.verdict), watch)
                 return
+        if settings.measure_cost:
+            held.enter_context(measured_runs())
         tracer = held.enter_context(
             open_tracer(watches, settings.max_mappings, settings.stack_bytes, settings.copies_per_second)
         )
@@ -93,7 +98,7 @@ def run(settings: Settings, observer: Observer) -> None:
                 watch.attach_at_exec(tracer)
             else:
                 watch.attach(tracer)
-        cost = Cost()
+        cost = Cost(tracer if settings.measure_cost else None)
         if not command:
             for watch in watches:
                 observer.looked(without_collector(watch.verdict))

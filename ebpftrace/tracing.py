@@ -8,6 +8,7 @@ import resource
 import select
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Callable, Optional, TypeVar
 
 from ebpftrace.interrupts import Interrupts
@@ -115,14 +116,19 @@ def without_collector(make: Callable[[], Made]) -> Made:
 
 
 class Cost:
-    """What the tracer itself has used since it attached."""
+    """What the tracer itself has used since it attached; its programs too, where the kernel measures them."""
 
-    def __init__(self) -> None:
+    def __init__(self, measured: Optional[Tracer] = None) -> None:
+        self._measured = measured
         self._from = self._cpu_seconds()
 
     def now(self) -> TracerCost:
         """The cost up to now."""
-        return TracerCost(cpu_seconds=self._cpu_seconds() - self._from)
+        cost = TracerCost(cpu_seconds=self._cpu_seconds() - self._from)
+        if self._measured is None:
+            return cost
+        ran = self._measured.run_time()
+        return replace(cost, bpf_seconds=ran.nanoseconds / 1e9, bpf_runs=ran.runs)
 
     @staticmethod
     def _cpu_seconds() -> float:

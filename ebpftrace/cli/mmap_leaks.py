@@ -121,6 +121,11 @@ Examples:
     show_default=True,
     help="Copies a second and CPU of stacks already known, to check them.",
 )
+@click.option(
+    "--cost",
+    is_flag=True,
+    help="Also tell how long our programs ran in the kernel; measuring makes each run a little longer.",
+)
 @click.option("--dump-ledger", type=click.Path(path_type=Path), hidden=True)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def mmap_leaks(
@@ -142,6 +147,7 @@ def mmap_leaks(
     max_mappings: Optional[int],
     stack_bytes: int,
     stack_rate: int,
+    cost: bool,
     dump_ledger: Optional[Path],
     command: tuple[str, ...],
 ) -> None:
@@ -168,6 +174,7 @@ def mmap_leaks(
         max_mappings=max_mappings,
         stack_bytes=stack_bytes,
         copies_per_second=stack_rate,
+        measure_cost=cost,
     )
     view = View(top=top, show_all=show == "all", min_bytes=min_bytes)
     files = _Files(output, flamegraph, speedscope, dump_ledger)

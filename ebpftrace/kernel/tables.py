@@ -61,17 +61,19 @@ class _BatchAttributes(ctypes.Structure):
     )
 
 
-def _bpf(command: int, attributes: ctypes.Structure) -> None:
-    """Call bpf(2); raises OSError."""
+def bpf(command: int, attributes: ctypes.Structure) -> int:
+    """Call bpf(2) and return what it does; raises OSError."""
     number = _SYSCALL_BPF[platform.machine()]
-    if _libc.syscall(number, command, ctypes.byref(attributes), ctypes.sizeof(attributes)) < 0:
+    returned: int = _libc.syscall(number, command, ctypes.byref(attributes), ctypes.sizeof(attributes))
+    if returned < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+    return returned
 
 
 def update(fd: int, key: Data, leaf: ctypes.Structure, flags: int) -> None:
     """Write one entry.  Raises FileExistsError where BPF_NOEXIST finds one, OSError (E2BIG) when full."""
-    _bpf(
+    bpf(
         _UPDATE_ELEM,
         _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf), flags=flags),
     )
@@ -80,7 +82,7 @@ def update(fd: int, key: Data, leaf: ctypes.Structure, flags: int) -> None:
 def lookup(fd: int, key: Data, leaf: ctypes.Structure) -> bool:
     """Read one entry into ``leaf``; False where there is none."""
     try:
-        _bpf(
+        bpf(
             _LOOKUP_ELEM,
             _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf)),
         )
@@ -113,7 +115,7 @@ def entries(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tup
         )
         is_last = False
         try:
-            _bpf(_LOOKUP_BATCH, attributes)
+            bpf(_LOOKUP_BATCH, attributes)
         except OSError as error:
             if error.errno == errno.ENOSPC:  # one bucket holds more than we asked for
                 size *= 2
@@ -140,7 +142,7 @@ def _entries_one_by_one(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> 
     attributes = _ElementAttributes(map_fd=fd, key=0, value=ctypes.addressof(key))
     while True:
         try:
-            _bpf(_GET_NEXT_KEY, attributes)
+            bpf(_GET_NEXT_KEY, attributes)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return

@@ -17,6 +17,7 @@ from typing import Any, Callable, Union
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import tables
+from ebpftrace.kernel.cost import RunTime, run_time
 from ebpftrace.kernel.images import code_ranges
 from ebpftrace.kernel.layout import (
     CALL_EVENT,
@@ -205,6 +206,10 @@ class Tracer:
     def brk_growth_by_site(self) -> dict[int, int]:
         """Bytes by which the break was moved, net, by site (signature); of all address spaces together."""
         return read_brk_growth(self._fds["sites"])
+
+    def run_time(self) -> RunTime:
+        """What our programs have run so far; zeros unless the kernel measures them."""
+        return run_time(self._programs)
 
     def _new_space(self, record: SpaceT) -> int:
         space = len(self._registered)

@@ -94,7 +94,11 @@ def document(report: Report, view: View) -> dict[str, Any]:
 def _cost(report: Report) -> Optional[dict[str, Any]]:
     if report.cost is None:
         return None
-    return {"cpu_seconds": report.cost.cpu_seconds, "bpf_seconds": report.cost.bpf_seconds}
+    return {
+        "cpu_seconds": report.cost.cpu_seconds,
+        "bpf_seconds": report.cost.bpf_seconds,
+        "bpf_runs": report.cost.bpf_runs,
+    }
 
 
 def _thread(total: ThreadTotal) -> dict[str, Any]:

@@ -237,9 +237,15 @@ def _closing(report: Report) -> list[tuple[str, str]]:
     cost = report.cost
     if cost is not None:
         share = f" ({100 * cost.cpu_seconds / report.seconds:.1f} % of one CPU)" if report.seconds > 0 else ""
-        bpf = f", BPF programs {duration(cost.bpf_seconds)}" if cost.bpf_seconds is not None else ""
-        rows.append(("tracer", f"{duration(cost.cpu_seconds)} of CPU time{share}{bpf}"))
+        rows.append(("tracer", f"{duration(cost.cpu_seconds)} of CPU time{share}"))
+        if cost.bpf_seconds is not None:
+            rows.append(("in kernel", _kernel_cost(cost.bpf_seconds, cost.bpf_runs or 0)))
     return rows
+
+
+def _kernel_cost(seconds: float, runs: int) -> str:
+    each = f", {seconds / runs * 1e9:.0f} ns each" if runs else ""
+    return f"{duration(seconds)} in {plural(runs, 'run')} of our programs{each}"
 
 
 def _indented(block: RenderableType) -> Padding:

@@ -157,5 +157,8 @@ any_report = st.builds(
     outstanding_bytes=_bytes,
     unexplained_bytes=_bytes,
     notes=st.lists(names, max_size=2).map(tuple),
-    cost=st.none() | st.builds(TracerCost, st.floats(0, 1e6), st.none() | st.floats(0, 1e6)),
+    cost=st.none()
+    | st.builds(
+        TracerCost, st.floats(0, 1e6), st.none() | st.floats(0, 1e6), st.none() | st.integers(0, 1 << 63)
+    ),
 )

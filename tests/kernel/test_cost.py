@@ -1,0 +1,28 @@
+"""What tracing cost, as the tool tells it after a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness import Target, traced
+
+
+def test_run_time_is_told_where_it_is_asked_for() -> None:
+    with Target("flood", 500, 0) as target, traced(target, "--cost") as tracer:
+        target.run()
+        report = tracer.interrupt().report
+    cost = report["cost"]
+    # Each call of the target ran one of our programs or two.
+    assert cost["bpf_runs"] >= report["calls"]["mmap"] + report["calls"]["munmap"]
+    assert 0 < cost["bpf_seconds"] < 1e-4 * cost["bpf_runs"]
+
+
+def test_nothing_is_measured_unless_asked_for() -> None:
+    if Path("/proc/sys/kernel/bpf_stats_enabled").read_text().strip() != "0":
+        pytest.skip("this machine measures all BPF programs")
+    with Target("flood", 100, 0) as target, traced(target) as tracer:
+        target.run()
+        cost = tracer.interrupt().report["cost"]
+    assert cost["bpf_seconds"] is None
+    assert cost["bpf_runs"] is None

@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Generic, Optional, TypeVar
 
 from sortedcontainers import SortedDict
 
+from ebpftrace.model import Interval
+
+A = TypeVar("A")
+B = TypeVar("B")
 V = TypeVar("V")
+
+
+def intersections(
+    these: Iterable[tuple[int, int, A]], those: Sequence[tuple[int, int, B]]
+) -> Iterator[tuple[int, int, A, B]]:
+    """Yield (start, end, value here, value there) of all that both cover, ascending.
+
+    Both are ascending and disjoint; O(n + m + k), k the number of answers.
+    """
+    first = 0
+    for start, end, this in these:
+        while first < len(those) and those[first][1] <= start:
+            first += 1
+        for at in range(first, len(those)):
+            other_start, other_end, that = those[at]
+            if other_start >= end:
+                break
+            yield max(start, other_start), min(end, other_end), this, that
+
+
+def apart(ranges: Iterable[tuple[int, int, V]], others: Iterable[tuple[int, int]]) -> tuple[list[V], list[V]]:
+    """Return the values of those ranges that share no address with any other range, and those of the rest.
+
+    ``others`` may overlap each other.  An empty range counts to the rest.  O(n log n).
+    """
+    every: list[tuple[int, int, Optional[V]]] = [(start, end, None) for start, end in others]
+    every += ranges
+    every.sort(key=itemgetter(0))
+    alone: list[V] = []
+    rest: list[V] = []
+    reached = -1
+    for (start, end, value), (next_start, _, _) in zip(every, [*every[1:], (sys.maxsize, 0, None)]):
+        if value is not None:
+            (alone if reached <= start < end <= next_start else rest).append(value)
+        if end > reached:
+            reached = end
+    return alone, rest
+
+
+def extend(pieces: list[Interval], start: int, end: int) -> None:
+    """Add a range to ascending pieces; where it begins at the end of the last one they become one."""
+    if pieces and pieces[-1].end == start:
+        pieces[-1] = Interval(pieces[-1].start, end)
+    else:
+        pieces.append(Interval(start, end))
 
 
 class IntervalMap(Generic[V]):
@@ -38,6 +89,10 @@ class IntervalMap(Generic[V]):
         """Give every range the value ``change`` makes of its own, drop those it makes None of; O(n)."""
         changed = ((start, end, change(value)) for start, (end, value) in self._at.items())
         self._at = SortedDict({start: (end, value) for start, end, value in changed if value is not None})
+
+    def add(self, ranges: Iterable[tuple[int, int, V]]) -> None:
+        """Add ranges that are not empty and share no address with each other or with what is here."""
+        self._at.update({start: (end, value) for start, end, value in ranges})
 
     def at(self, address: int) -> Optional[V]:
         """Return the value at ``address``, None where there is none."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
+from operator import itemgetter
 from typing import Optional, Union
 
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
-from ebpftrace.ledger.space import BEFORE_ALL, RowKey, Space, row_key
-from ebpftrace.model import Mapping, Row, Vma
+from ebpftrace.ledger.intervals import apart
+from ebpftrace.ledger.space import BEFORE_ALL, RowKey, Space, row_key, whole_mapping
+from ebpftrace.model import Interval, Mapping, Row, Vma
 
 Step = tuple[int, Union[Row, Hole, Move]]
 """One change of the address space: when, as time * KINDS + kind, and what."""
@@ -54,20 +57,38 @@ class Ledger:
         """
         latest = _one_per_start(rows)
         now = self._folded_until = max(now, self._folded_until)
-        self._replay(self._folded, latest, now)
+        self._folded.insert_apart(self._replay(self._folded, latest, now))
         self._events = [event for event in self._events if _ends_at(event) > now]
         self._folded_rows = {row_key(row) for row in latest if row.since <= now}
 
     def outstanding(self, rows: Iterable[Row]) -> list[Mapping]:
         """Return what is mapped according to the rows and all events so far, by address; changes nothing."""
         space = self._folded.copy()
-        self._replay(space, _one_per_start(rows), None)
-        return space.mappings()
+        alone = self._replay(space, _one_per_start(rows), None)
+        return sorted([*space.mappings(), *map(whole_mapping, alone)], key=itemgetter(0))
 
-    def _replay(self, space: Space, rows: list[Row], until: Optional[int]) -> None:
+    def _replay(self, space: Space, rows: list[Row], until: Optional[int]) -> list[Row]:
+        """Let happen what did up to ``until``, but leave to the caller the rows that nothing else touches.
+
+        Those are returned; they are most, and no order matters to them.
+        """
         displaced = {event.row for event in self._events if isinstance(event, Displaced)}
         space.settle({row_key(row) for row in rows}, {row_key(row) for row in displaced})
-        steps: list[Step] = [(row.since * KINDS + INSERT, row) for row in self._unfolded({*rows, *displaced})]
+        alone, rest = apart(
+            [
+                (row.start, row.start + row.length, row)
+                for row in self._unfolded(rows, until)
+                if row not in displaced
+            ],
+            chain(
+                space.ranges(),
+                ((row.start, row.start + row.length) for row in displaced),
+                chain.from_iterable(map(_reaches, self._events)),
+            ),
+        )
+        steps: list[Step] = [
+            (row.since * KINDS + INSERT, row) for row in [*rest, *self._unfolded(displaced, until)]
+        ]
         for event in self._events:
             if isinstance(event, Hole):
                 steps.append((event.at * KINDS + HOLE, event))
@@ -86,10 +107,15 @@ class Ledger:
                 space.leave(subject)
             else:
                 space.arrive(subject)
+        return alone
 
-    def _unfolded(self, rows: Iterable[Row]) -> list[Row]:
+    def _unfolded(self, rows: Iterable[Row], until: Optional[int]) -> list[Row]:
         """Return the rows the checkpoint has not seen (of those it has, it knows what is left)."""
-        return [row for row in rows if row_key(row) not in self._folded_rows]
+        return [
+            row
+            for row in rows
+            if row_key(row) not in self._folded_rows and (until is None or row.since <= until)
+        ]
 
 
 def _one_per_start(rows: Iterable[Row]) -> list[Row]:
@@ -99,6 +125,17 @@ def _one_per_start(rows: Iterable[Row]) -> list[Row]:
         if row.start not in latest or latest[row.start].since < row.since:
             latest[row.start] = row
     return list(latest.values())
+
+
+def _reaches(event: Event) -> tuple[Interval, ...]:
+    """Return where the event may change or look at something; a displaced row counts by itself."""
+    if isinstance(event, Displaced):
+        return ()
+    if isinstance(event, Hole):
+        return (event.interval,)
+    old, new = event.old, event.new
+    # An empty ``old`` names a byte all the same, and what a plain move brings is as long as ``old``.
+    return Interval(old.start - 1, old.end + 1), Interval(new.start, max(new.end, new.start + old.size))
 
 
 def _ends_at(event: Event) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
 
 from ebpftrace.ledger.events import Move
-from ebpftrace.ledger.intervals import IntervalMap
+from ebpftrace.ledger.intervals import IntervalMap, extend
 from ebpftrace.model import Interval, Mapping, Row, ThreadId, Vma
 
 RowKey = tuple[int, int]
@@ -55,9 +55,20 @@ class Piece(NamedTuple):
 Found = list[tuple[int, int, Piece]]
 
 
+def whole_mapping(row: Row) -> Mapping:
+    """Return the mapping of a row of which nothing has been unmapped."""
+    whole = (Interval(row.start, row.start + row.length),)
+    return Mapping(whole, row.made_at, row.mapper, row.prot, row.flags, row.site, row.since)
+
+
 def row_key(row: Row) -> RowKey:
     """Return what names the row for good."""
     return row.start, row.since
+
+
+def _piece_of(row: Row, kernel_keeps_it: bool) -> Piece:
+    origin = Origin(row.since, row.made_at, row.mapper, row.prot, row.flags, row.site)
+    return Piece(origin, row.since, row_key(row) if kernel_keeps_it else None)
 
 
 class Space:
@@ -93,9 +104,15 @@ class Space:
 
     def insert(self, row: Row, kernel_keeps_it: bool) -> None:
         """Enter a mapping; it replaces what it covers of older ones."""
-        origin = Origin(row.since, row.made_at, row.mapper, row.prot, row.flags, row.site)
-        piece = Piece(origin, row.since, row_key(row) if kernel_keeps_it else None)
-        self._put(row.start, row.start + row.length, piece)
+        self._put(row.start, row.start + row.length, _piece_of(row, kernel_keeps_it))
+
+    def insert_apart(self, rows: Iterable[Row]) -> None:
+        """Enter rows that the kernel keeps and that overlap neither each other nor what is here."""
+        self._pieces.add((row.start, row.start + row.length, _piece_of(row, True)) for row in rows)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield what is mapped, ascending."""
+        return ((start, end) for start, end, _ in self._pieces)
 
     def dig(self, start: int, end: int, at: int) -> Found:
         """Remove and return what came to lie in [start, end) strictly before ``at``."""
@@ -149,11 +166,7 @@ class Space:
         """Return what is mapped, one mapping for each origin, by address."""
         pieces: dict[Origin, list[Interval]] = {}
         for start, end, piece in self._pieces:
-            of_origin = pieces.setdefault(piece.origin, [])
-            if of_origin and of_origin[-1].end == start:
-                of_origin[-1] = Interval(of_origin[-1].start, end)
-            else:
-                of_origin.append(Interval(start, end))
+            extend(pieces.setdefault(piece.origin, []), start, end)
         return [
             Mapping(
                 tuple(of), origin.made_at, origin.mapper, origin.prot, origin.flags, origin.site, origin.since

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ebpftrace.ledger.intervals import IntervalMap
+from ebpftrace.ledger.intervals import extend, intersections
 from ebpftrace.ledger.space import is_special
 from ebpftrace.model import Interval, Mapping, Vma
 
@@ -21,44 +21,27 @@ class Verified(NamedTuple):
 
 
 def verify(mappings: Sequence[Mapping], vmas: Sequence[Vma], read_at: int) -> Verified:
-    """Cut the mappings down to what ``/proc/PID/maps`` shows.
+    """Cut the mappings, no two of which overlap, down to what ``/proc/PID/maps`` shows.
 
-    ``read_at`` is when its reading began: a mapping that came after that is kept as it is.  On a running
-    target what was mapped or unmapped between the reading of rows and of maps counts as disagreement.
+    ``vmas`` are ascending and disjoint.  ``read_at`` is when their reading began: a mapping that came after
+    that is kept as it is.  On a running target what was mapped or unmapped between the reading of rows and
+    of maps counts as disagreement.
     """
-    mapped: IntervalMap[Vma] = IntervalMap()
-    for vma in vmas:
-        mapped.fill(vma.start, vma.end, vma, _never)
+    pieces = sorted((*piece, index) for index, mapping in enumerate(mappings) for piece in mapping.pieces)
+    areas = [(vma.start, vma.end, is_special(vma)) for vma in vmas]
+    unexplained = sum(end - start for start, end, special in areas if not special)
+    left: list[list[Interval]] = [[] for _ in mappings]
+    for start, end, index, special in intersections(pieces, areas):
+        extend(left[index], start, end)
+        if not special:
+            unexplained -= end - start
     confirmed = []
     phantom = 0
-    for mapping in mappings:
-        newer = mapping.since is not None and mapping.since > read_at
-        left = list(mapping.pieces) if newer else _confirmed_pieces(mapping, mapped)
-        phantom += mapping.size - sum(piece.size for piece in left)
-        if left:
-            confirmed.append(mapping._replace(pieces=tuple(left)))
-    for mapping in confirmed:
-        for piece in mapping.pieces:
-            mapped.cut(*piece, _always)
-    unexplained = sum(end - start for start, end, vma in mapped if not is_special(vma))
+    for mapping, shown in zip(mappings, map(tuple, left)):
+        if shown == mapping.pieces or (mapping.since is not None and mapping.since > read_at):
+            confirmed.append(mapping)
+            continue
+        phantom += mapping.size - sum(piece.size for piece in shown)
+        if shown:
+            confirmed.append(mapping._replace(pieces=shown))
     return Verified(confirmed, unexplained, phantom)
-
-
-def _confirmed_pieces(mapping: Mapping, mapped: IntervalMap[Vma]) -> list[Interval]:
-    """Return the parts of the mapping that are mapped, joined across areas that only mprotect split."""
-    pieces: list[Interval] = []
-    for piece in mapping.pieces:
-        for start, end, _ in mapped.overlapping(*piece):
-            if pieces and pieces[-1].end == start:
-                pieces[-1] = Interval(pieces[-1].start, end)
-            else:
-                pieces.append(Interval(start, end))
-    return pieces
-
-
-def _never(_: Vma) -> bool:
-    return False
-
-
-def _always(_: Vma) -> bool:
-    return True

@@ -7,7 +7,7 @@ from typing import Optional
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.ledger.intervals import IntervalMap
+from ebpftrace.ledger.intervals import IntervalMap, apart, intersections
 
 SIZE = 24
 bounds = st.integers(0, SIZE)
@@ -46,6 +46,53 @@ def test_map_equals_cells(steps: list[tuple[str, int, int, int, int]], start: in
     seen = [(cell, value) for low, high, value in map_.overlapping(start, end) for cell in range(low, high)]
     assert seen == [(cell, truth[cell]) for cell in range(start, end) if truth[cell] is not None]
     assert [map_.at(cell) for cell in range(SIZE)] == truth
+
+
+ranges = st.lists(st.tuples(bounds, bounds), max_size=8)
+
+
+def disjoint(cuts: set[int]) -> list[tuple[int, int]]:
+    return list(zip(sorted(cuts)[::2], sorted(cuts)[1::2]))
+
+
+some_disjoint = st.sets(bounds).map(disjoint)
+
+
+@given(some_disjoint, some_disjoint)
+def test_intersections_are_the_cells_in_both(
+    these: list[tuple[int, int]], those: list[tuple[int, int]]
+) -> None:
+    found = list(intersections([(*this, this) for this in these], [(*that, that) for that in those]))
+    assert found == sorted(found)
+    assert [(cell, this, that) for start, end, this, that in found for cell in range(start, end)] == [
+        (cell, this, that)
+        for cell in range(SIZE)
+        for this in these
+        for that in those
+        if cell in range(*this) and cell in range(*that)
+    ]
+
+
+@given(ranges, ranges)
+def test_apart_is_what_no_other_range_touches(
+    some: list[tuple[int, int]], others: list[tuple[int, int]]
+) -> None:
+    alone, rest = apart([(*bounds, at) for at, bounds in enumerate(some)], others)
+    for at, bounds in enumerate(some):
+        cells = set(range(*bounds))
+        elsewhere = [*some[:at], *some[at + 1 :], *others]
+        free = bool(cells) and not any(cells & set(range(*other)) for other in elsewhere)
+        # An empty range inside another one may keep it from counting as alone, never the reverse.
+        assert at in (alone if free and all(start < end for start, end in elsewhere) else [*alone, *rest])
+        assert free or at in rest
+    assert sorted([*alone, *rest]) == list(range(len(some)))
+
+
+def test_add_puts_ranges_beside_what_is_there() -> None:
+    map_: IntervalMap[int] = IntervalMap()
+    map_.fill(4, 8, 1, lambda _: True)
+    map_.add([(8, 9, 3), (1, 4, 2)])
+    assert list(map_) == [(1, 4, 2), (4, 8, 1), (8, 9, 3)]
 
 
 def test_rebuild_changes_and_drops() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ebpftrace.ledger.events import Hole, Move
 from ebpftrace.ledger.replay import Ledger
@@ -80,6 +82,39 @@ def test_verify_drops_phantoms_and_counts_both_sides() -> None:
     verified = verify([mapping, phantom], areas, 100)
     assert [left.pieces for left in verified.mappings] == [(Interval(10, 18), Interval(35, 36))]
     assert (verified.unexplained_bytes, verified.phantom_bytes) == (2, 2 + 9 + 4)
+
+
+owned = st.lists(st.sampled_from([None, 0, 1, 2, 3]), max_size=16)
+"""Page by page: which of four mappings holds it; 3 came after the reading."""
+seen = st.lists(st.sampled_from(["", "a", "b", "[heap]"]), min_size=16, max_size=16)
+"""Page by page: in an area of which name; none where it is empty."""
+
+
+@given(owned, seen)
+def test_verify_equals_the_page_model(holders: list[int | None], names: list[str]) -> None:
+    pages = {which: [page for page, holder in enumerate(holders) if holder == which] for which in range(4)}
+    mappings = [
+        Mapping(tuple(joined(held)), 5, THREAD, 3, 0x22, 5, 101 if which == 3 else 5)
+        for which, held in pages.items()
+        if held
+    ]
+    areas = [vma(page, page + 1, name) for page, name in enumerate(names) if name]
+    verified = verify(mappings, areas, 100)
+    kept = {which: [page for page in held if names[page] or which == 3] for which, held in pages.items()}
+    assert [mapping.pieces for mapping in verified.mappings] == [
+        tuple(joined(held)) for held in kept.values() if held
+    ]
+    explained = {page for held in kept.values() for page in held}
+    assert verified.unexplained_bytes == sum(
+        name in ("a", "b") and page not in explained for page, name in enumerate(names)
+    )
+    assert verified.phantom_bytes == sum(len(pages[which]) - len(kept[which]) for which in pages)
+
+
+def joined(pages: list[int]) -> list[Interval]:
+    starts = [page for page in pages if page - 1 not in pages]
+    ends = [page + 1 for page in pages if page + 1 not in pages]
+    return [Interval(start, end) for start, end in zip(starts, ends)]
 
 
 def test_verify_keeps_what_came_after_the_reading() -> None:

@@ -173,13 +173,11 @@ static __always_inline void send_clone(struct call_t *call)
     send(&clone, sizeof(clone));
 }
 
-static __always_inline int call_returned(struct traced_t *traced, s64 returned)
+static __always_inline void record_call(struct traced_t *traced, const struct pt_regs *registers,
+                                        s64 returned)
 {
-    const struct pt_regs *registers = caller_registers();
     struct call_t call = {};
 
-    if (!is_wanted(traced, registers, returned))
-        return 0;
     fill(&call, traced, RECORD_RETURNED);
     fill_arguments(&call, registers);
     call.returned = returned;
@@ -187,7 +185,7 @@ static __always_inline int call_returned(struct traced_t *traced, s64 returned)
     if (COUNTED)
         count(&call);
     if (!PRINTED)
-        return 0;
+        return;
     if (call.head.number == NR_CLONE || call.head.number == NR_CLONE3)
         send_clone(&call);
     else
@@ -195,6 +193,14 @@ static __always_inline int call_returned(struct traced_t *traced, s64 returned)
     /* Of execve it was taken when the call began. */
     if (call.head.number != NR_EXECVE)
         send_stack(&call, registers);
+}
+
+static __always_inline int call_returned(struct traced_t *traced, s64 returned)
+{
+    const struct pt_regs *registers = caller_registers();
+
+    if (is_wanted(traced, registers, returned))
+        record_call(traced, registers, returned);
     return 0;
 }
 

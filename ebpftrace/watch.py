@@ -331,9 +331,19 @@ class Watch:
 
     def _verified(self, mappings: list[Mapping], now: _Now) -> Verified:
         if self.ended_by is None:
-            return verify(mappings, now.vmas, now.read_at)
+            verified = verify(mappings, now.vmas, now.read_at)
+            return self._explained(verified, mappings) if verified.unexplained_bytes else verified
         self._notes.append("the target is gone: what it had mapped could not be checked against /proc")
         return Verified(mappings, 0, 0)
+
+    def _explained(self, verified: Verified, mappings: list[Mapping]) -> Verified:
+        """Leave out what was unmapped between the readings of /proc and of the rows: it is gone by now."""
+        try:
+            read_at = time.monotonic_ns()
+            again = verify(mappings, read_maps(self.pid), read_at)
+        except ProcessGone:
+            return verified
+        return verified._replace(unexplained_bytes=min(verified.unexplained_bytes, again.unexplained_bytes))
 
     def _memory_change(self, end: Optional[MemoryUse]) -> Memory:
         start = self._memory

@@ -25,6 +25,7 @@ static __always_inline void fill(struct call_t *call, struct traced_t *traced, u
     call->head.tid = current_tid();
     call->head.kind = kind;
     call->tgid = traced->tgid;
+    call->image = traced->image;
     call->lost = losses ? losses->calls : 0;
 }
 
@@ -75,6 +76,7 @@ static __always_inline void send_stack(struct call_t *call, const struct pt_regs
     stack->head = call->head;
     stack->head.kind = RECORD_STACK;
     stack->tgid = call->tgid;
+    stack->image = call->image;
     bpf_probe_read_kernel(stack->registers, sizeof(stack->registers), registers);
     size = copy_user_stack(stack->memory, USER_SP(registers), &stack->is_cut);
     stack->size = size;

@@ -12,7 +12,9 @@
 struct traced_t {
     u64 entered_at; /* of the running call, 0: not seen */
     u32 tgid;
+    u32 image; /* the process that loaded the program: itself, or whom it was forked from */
     u32 waits_for_exec; /* a COMMAND that has not started yet: nothing is recorded */
+    u32 reserved;
 };
 
 /* Every record begins with this; a stack has the time and the tid of its call. */
@@ -30,7 +32,7 @@ struct call_t {
     u64 lost;     /* calls that found no room before this one */
     u64 arguments[6];
     u32 tgid;
-    u32 reserved;
+    u32 image; /* as in traced_t */
 };
 
 /* RECORD_CLONED: a clone or clone3 call with what lies in memory. */
@@ -62,7 +64,7 @@ struct stack_t {
     u32 size;
     u32 is_cut; /* the copy ended at its size limit, not at the end of the stack */
     u32 tgid;
-    u32 reserved;
+    u32 image; /* as in traced_t */
     u64 registers[sizeof(struct pt_regs) / 8];
     u8 memory[STACK_BYTES + PAGE_BYTES];
 };

@@ -10,6 +10,7 @@ static __always_inline int task_born(struct traced_t *parent, u32 tid, u64 clone
 
     if (!(clone_flags & CLONE_THREAD) && !FOLLOW_FORKS)
         return 0;
+    child.image = parent->image;
     child.tgid = clone_flags & CLONE_THREAD ? parent->tgid : tid;
     if (put_traced(tid, &child) && losses)
         __sync_fetch_and_add(&losses->threads, 1);
@@ -41,6 +42,7 @@ static __always_inline int task_executed(struct traced_t *traced, u32 old_tid, u
     struct call_t call = {};
 
     executed.waits_for_exec = 0;
+    executed.image = executed.tgid;
     if (old_tid != tid)
         drop_traced(old_tid);
     put_traced(tid, &executed);

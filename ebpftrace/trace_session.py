@@ -22,7 +22,7 @@ from ebpftrace.process.target import Target, open_target
 from ebpftrace.process.tasks import list_tasks
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
-from ebpftrace.trace.events import Event, Executed, Stacked
+from ebpftrace.trace.events import Ended, Event, Executed, Stacked
 from ebpftrace.trace.lines import Style, Transcript
 from ebpftrace.trace.order import WINDOW, Ordered
 from ebpftrace.trace.summary import Total, table
@@ -171,8 +171,8 @@ class _Printer:
             if isinstance(event, CopiedStack):
                 yield Stacked(event.at, event.tid, self._stacks.resolve(event) if self._stacks else NO_STACK)
             else:
-                if self._stacks is not None and isinstance(event, Executed):
-                    self._stacks.executed(event)
+                if self._stacks is not None:
+                    self._stacks.tell(event)
                 yield event
 
 
@@ -180,26 +180,37 @@ class _Stacks:
     """Names the stacks of all traced processes; a context manager."""
 
     def __init__(self) -> None:
-        self._held = ExitStack()
-        self._engine = self._held.enter_context(Engine())
+        self._engine = Engine()
         self._resolvers: dict[int, StackResolver] = {}
 
     def __enter__(self) -> _Stacks:
+        self._engine.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._held.close()
+        for resolver in self._resolvers.values():
+            resolver.close()
+        self._engine.close()
 
     def open(self, pid: int) -> StackResolver:
         """Look at a process while it lives."""
         if pid not in self._resolvers:
-            self._resolvers[pid] = self._held.enter_context(StackResolver(pid, self._engine))
+            self._resolvers[pid] = StackResolver(pid, self._engine)
         return self._resolvers[pid]
 
-    def executed(self, event: Executed) -> None:
-        """A process runs another program from now on."""
-        self.open(event.tgid).refresh(event.at)
+    def tell(self, event: Event) -> None:
+        """Take in that a process runs another program from now on, or is gone."""
+        if isinstance(event, Executed):
+            self.open(event.tgid).refresh(event.at)
+        elif isinstance(event, Ended) and event.tid == event.tgid:
+            resolver = self._resolvers.get(event.tgid)
+            if resolver is not None and not resolver.alive:
+                del self._resolvers[event.tgid]
+                resolver.close()
 
     def resolve(self, copied: CopiedStack) -> Stack:
         """The stack with names."""
+        if copied.tgid != copied.image and not self.open(copied.tgid).alive:
+            # It was forked and has gone already: it had the code of the one it was forked from.
+            return self.open(copied.image).resolve(copied.copy)
         return self.open(copied.tgid).resolve(copied.copy)

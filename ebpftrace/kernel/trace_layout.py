@@ -84,7 +84,9 @@ class TracedT(ctypes.Structure):
     _fields_ = (
         ("entered_at", ctypes.c_uint64),
         ("tgid", ctypes.c_uint32),
+        ("image", ctypes.c_uint32),
         ("waits_for_exec", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
 
 
@@ -102,8 +104,8 @@ CLONE_TAIL = struct.Struct(f"={CLONE_WORDS}QIIii")
 EXEC_TAIL = struct.Struct(f"={EXEC_STRINGS}Q{EXEC_STRINGS}iIIii")
 """``struct exec_t`` after its call, up to strings: pointers, sizes, string_count, is_open,
 variable_count, path_size."""
-STACK_TAIL = struct.Struct("=III4x")
-"""``struct stack_t`` after its head, up to registers: size, is_cut, tgid."""
+STACK_TAIL = struct.Struct("=IIII")
+"""``struct stack_t`` after its head, up to registers: size, is_cut, tgid, image."""
 
 
 @dataclass(frozen=True)

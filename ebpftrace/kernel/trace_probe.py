@@ -65,14 +65,14 @@ class CallTracer:
 
     def add_command(self, pid: int) -> None:
         """Trace process ``pid`` from the moment it executes a program."""
-        self._put(pid, TracedT(tgid=pid, waits_for_exec=1))
+        self._put(pid, TracedT(tgid=pid, image=pid, waits_for_exec=1))
 
     def add_threads(self, tasks: Iterable[Task]) -> Sequence[Task]:
         """Trace these tasks; return those that were not traced before.
 
         From here on every task that one of them creates is traced from its birth.
         """
-        return [task for task in tasks if self._put(task.id.tid, TracedT(tgid=task.tgid))]
+        return [task for task in tasks if self._put(task.id.tid, TracedT(tgid=task.tgid, image=task.tgid))]
 
     def forget_thread(self, tid: int) -> None:
         """Drop a task that exited before it was added: nobody will tell us of its end."""

@@ -36,6 +36,8 @@ class CopiedStack(NamedTuple):
     at: int
     tid: int
     tgid: int
+    image: int
+    """The process that loaded the program: itself, or the one that it was forked from."""
     copy: StackCopy
 
 
@@ -77,7 +79,7 @@ class Decoder:
 
     def _stack(self, record: memoryview) -> CopiedStack:
         at, tid, _, _ = HEAD.unpack_from(record)
-        size, is_cut, tgid = STACK_TAIL.unpack_from(record, HEAD.size)
+        size, is_cut, tgid, image = STACK_TAIL.unpack_from(record, HEAD.size)
         registers = HEAD.size + STACK_TAIL.size
         memory = registers + self._register_bytes
         copy = StackCopy(
@@ -88,7 +90,7 @@ class Decoder:
             memory=bytes(record[memory : memory + size]),
             truncated=bool(is_cut),
         )
-        return CopiedStack(at, tid, tgid, copy)
+        return CopiedStack(at, tid, tgid, image, copy)
 
 
 def _clone_memory(record: memoryview) -> CloneMemory:

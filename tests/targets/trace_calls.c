@@ -194,30 +194,40 @@ static void forks(void)
     wait_for(child);
 }
 
-/* Memory that nobody has touched is not there to be read without a fault: this is. */
-static char leaf[] = "leaf";
+/* Memory that nobody has touched lately may not be there to be read without a fault. */
+static char *touched(const char *string)
+{
+    for (const char *c = string; *(volatile const char *)c; c++)
+        ;
+    return (char *)string;
+}
+
+static const char leaf[] = "leaf";
 
 static void executes(const char *self)
 {
-    static char odd[] = "tab\there \"quoted\" back\\slash \1\0012 \377\n\r\f\v\033[31m";
+    char odd[] = "tab\there \"quoted\" back\\slash \1\0012 \377\n\r\f\v\033[31m";
     char *many[40];
     char *none[] = {NULL};
-    char *variables[] = {"A=1", NULL};
+    char *variables[] = {touched("A=1"), NULL};
     pid_t child;
 
     for (int i = 0; i < 39; i++)
-        many[i] = "x";
+        many[i] = touched("x");
     many[39] = NULL;
-    execve("/nonexistent/\n\"path\"",
-           (char *[]){"a", odd, "0123456789012345678901234567890123456789", NULL}, variables);
-    execve("/nonexistent", many, none);
-    execve("/nonexistent", (char *[]){"12345678901234567890123456789012", (char *)16, NULL}, NULL);
+    char *strange[] = {touched("a"), odd, touched("0123456789012345678901234567890123456789"),
+                       NULL};
+    char *unreadable[] = {touched("12345678901234567890123456789012"), (char *)16, NULL};
+
+    execve(touched("/nonexistent/\n\"path\""), strange, variables);
+    execve(touched("/nonexistent"), many, none);
+    execve(touched("/nonexistent"), unreadable, NULL);
     syscall(SYS_execve, NULL, NULL, NULL);
     syscall(SYS_execve, 8, 16, 24);
-    execve("/", none, none);
+    execve(touched("/"), none, none);
     child = vfork();
     if (!child) {
-        execve(self, (char *[]){(char *)self, leaf, NULL}, variables);
+        execve(touched(self), (char *[]){touched(self), touched(leaf), NULL}, variables);
         _exit(1);
     }
     wait_for(child);
@@ -225,7 +235,7 @@ static void executes(const char *self)
 
 static void *become(void *self)
 {
-    execve(self, (char *[]){self, leaf, NULL}, (char *[]){NULL});
+    execve(touched(self), (char *[]){self, touched(leaf), NULL}, (char *[]){NULL});
     return NULL;
 }
 
@@ -247,7 +257,6 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "leaf"))
         return 0;
-    *(volatile char *)leaf = 'l';
     target_ready();
     maps();
     protects();

@@ -123,7 +123,7 @@ class Mapping(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that are left."""
-        return sum(piece.size for piece in self.pieces)
+        return sum(end - start for start, end in self.pieces)
 
     @property
     def before_attach(self) -> bool:

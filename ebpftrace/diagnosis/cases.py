@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import NamedTuple, Optional
 
 from ebpftrace.diagnosis.evidence import Evidence
-from ebpftrace.diagnosis.origin import Libc, Origin, libc_of, stack_origin
+from ebpftrace.diagnosis.origin import Origin, libc_of, stack_origin
 from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Residency, subtract
 from ebpftrace.diagnosis.sites import SiteKey, Sites
 from ebpftrace.diagnosis.whole_stacks import whole_stacks
@@ -32,45 +32,39 @@ _NEAR_TOP = 4
 class Case(NamedTuple):
     """One orphan with all that is known of it."""
 
-    orphan: Orphan
+    outstanding: Outstanding
+    """The orphan with its owner."""
+    mapping: Mapping
+    """What is left of it."""
+    rss: Optional[int]
+    guard: Optional[int]
     booked: Optional[BookedThread]
     """Its exited thread on glibc's lists of stacks in use; only from books that were READ."""
     exited_at: Optional[int]
     before_attach: bool
     """The owner exited before attach, so nobody saw when."""
+    is_stack: bool
+    """A thread ran on it."""
     cached: bool
     """glibc has it on its list of cached stacks."""
     occupant: str
     """A live thread that is on it all the same, such as ``thread 4711``; empty where there is none."""
     origin: Origin
+    """Who mapped it; UNKNOWN where it is no stack."""
+    began_at: Optional[int]
+    """When it became what it is: mapped, or for a stack from before attach, taken by its last owner."""
     place: SiteKey
     stack: Stack
 
     @property
-    def outstanding(self) -> Outstanding:
-        """The orphan with its owner."""
-        return self.orphan.outstanding
-
-    @property
-    def mapping(self) -> Mapping:
-        """What is left of it."""
-        return self.orphan.outstanding.mapping
+    def orphan(self) -> Orphan:
+        """The orphan as the report shows it."""
+        return Orphan(self.outstanding, self.rss, self.guard)
 
     @property
     def exit_unseen(self) -> bool:
         """The owner exited in the window, but the trace can't say when."""
         return self.exited_at is None and not self.before_attach
-
-    @property
-    def is_stack(self) -> bool:
-        """A thread ran on it."""
-        return self.outstanding.owned_by is OwnedBy.RUNS_ON_IT or self.booked is not None or self.cached
-
-    @property
-    def began_at(self) -> Optional[int]:
-        """When it became what it is: mapped, or for a stack from before attach, taken by its last owner."""
-        run = self.outstanding.run
-        return self.mapping.made_at if self.mapping.made_at is not None or run is None else run.thread.born
 
 
 @dataclass(frozen=True)
@@ -217,34 +211,38 @@ class _Builder:
         exited_at: Optional[int],
         before_attach: bool,
     ) -> Case:
-        mapping = outstanding.mapping
+        mapping, run = outstanding.mapping, outstanding.run
         place, stack = self._sites.place(outstanding)
-        mapped_from = self._sites.stack(mapping.site)
+        cached = booked is None and self._cache.touches(mapping.pieces)
+        is_stack = outstanding.owned_by is OwnedBy.RUNS_ON_IT or booked is not None or cached
         return Case(
-            orphan=Orphan(outstanding, self._residency.rss(mapping), self._residency.guard(mapping)),
+            outstanding=outstanding,
+            mapping=mapping,
+            rss=self._residency.rss(mapping),
+            guard=self._residency.guard(mapping),
             booked=booked,
             exited_at=exited_at,
             before_attach=before_attach,
-            cached=booked is None and self._cache.touches(mapping.pieces),
+            is_stack=is_stack,
+            cached=cached,
             occupant=self._occupants.first_in(mapping.pieces) or "",
-            origin=_origin(outstanding, booked, mapped_from, self._libc, self._evidence.tgid),
+            origin=self._origin(outstanding, booked) if is_stack else Origin.UNKNOWN,
+            began_at=run.thread.born if mapping.made_at is None and run is not None else mapping.made_at,
             place=("booked",) if booked is not None and place[0] == "shape" else place,
             stack=stack,
         )
+
+    def _origin(self, outstanding: Outstanding, booked: Optional[BookedThread]) -> Origin:
+        if booked is not None:
+            return Origin.APPLICATION if booked.user_stack else Origin.LIBC
+        mapped_from = self._sites.stack(outstanding.mapping.site)
+        return stack_origin(outstanding, mapped_from, self._libc, self._evidence.tgid)
 
 
 def _is_orphan(outstanding: Outstanding, booked: Optional[BookedThread]) -> bool:
     if outstanding.owner is not None and not outstanding.owner.alive:
         return True
     return booked is not None and not booked.user_stack
-
-
-def _origin(
-    outstanding: Outstanding, booked: Optional[BookedThread], mapped_from: Stack, libc: Libc, tgid: int
-) -> Origin:
-    if booked is not None:
-        return Origin.APPLICATION if booked.user_stack else Origin.LIBC
-    return stack_origin(outstanding, mapped_from, libc, tgid)
 
 
 def _is_all_stack(mapping: Mapping, thread: BookedThread) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Callable, Optional
 
 from ebpftrace.model import NO_STACK, Books, Finding, Frame, Outstanding, Stack, Thread, Vma
@@ -54,7 +55,7 @@ class Evidence:
     target_exited_at: Optional[int] = None
     """When the target began to exit; threads that ended with it left nothing behind."""
 
-    @property
+    @cached_property
     def judged_at(self) -> int:
         """The moment that ages are counted from."""
         return self.report_at if self.target_exited_at is None else min(self.report_at, self.target_exited_at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Generic, Optional, TypeVar
 
 from ebpftrace.model import Interval, Mapping, Vma
@@ -25,17 +25,16 @@ class RangeIndex(Generic[T]):
             return None
         return self._entries[position][1]
 
-    def overlapping(self, wanted: Interval) -> Iterator[tuple[Interval, T]]:
+    def overlapping(self, wanted: Interval) -> list[tuple[Interval, T]]:
         """The entries that share a byte with ``wanted``, ascending."""
-        position = max(bisect_right(self._starts, wanted.start) - 1, 0)
-        while position < len(self._entries) and self._starts[position] < wanted.end:
-            if self._entries[position][0].end > wanted.start:
-                yield self._entries[position]
-            position += 1
+        first = bisect_right(self._starts, wanted.start)
+        if first and self._entries[first - 1][0].end > wanted.start:
+            first -= 1
+        return self._entries[first : bisect_left(self._starts, wanted.end, first)]
 
     def touches(self, pieces: Iterable[Interval]) -> bool:
         """Whether any entry shares a byte with one of ``pieces``."""
-        return bool(self._entries) and any(True for piece in pieces for _ in self.overlapping(piece))
+        return bool(self._entries) and any(self.overlapping(piece) for piece in pieces)
 
 
 class PointIndex:
@@ -70,11 +69,7 @@ class Residency:
     """RSS and guard pages of mappings, from the areas of /proc/PID/smaps."""
 
     def __init__(self, vmas: Iterable[Vma]) -> None:
-        self._areas = RangeIndex((Interval(vma.start, vma.end), vma) for vma in vmas)
-
-    def area_at(self, address: int) -> Optional[Vma]:
-        """The area that holds ``address``."""
-        return self._areas.at(address)
+        self._areas = RangeIndex((Interval(vma.start, vma.end), vma) for vma in vmas if vma.start < vma.end)
 
     def rss(self, mapping: Mapping) -> Optional[int]:
         """Resident bytes of a mapping; None where nothing is known of any part.
@@ -83,10 +78,10 @@ class Residency:
         """
         total, known = 0, False
         for piece in mapping.pieces:
-            for _, vma in self._areas.overlapping(piece):
-                if vma.rss is not None and vma.size > 0:
+            for (start, end), vma in self._areas.overlapping(piece):
+                if vma.rss is not None:
                     known = True
-                    total += vma.rss * (min(piece.end, vma.end) - max(piece.start, vma.start)) // vma.size
+                    total += vma.rss * (min(piece.end, end) - max(piece.start, start)) // (end - start)
         return total if known else None
 
     def guard(self, mapping: Mapping) -> Optional[int]:
@@ -94,7 +89,7 @@ class Residency:
 
         A guard set by MADV_GUARD_INSTALL (glibc 2.42) is not an area of its own.
         """
-        lowest = self.area_at(mapping.start)
+        lowest = self._areas.at(mapping.start)
         if lowest is None or not lowest.guard:
             return None
         return min(lowest.end, mapping.pieces[0].end) - mapping.start

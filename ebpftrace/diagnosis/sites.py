@@ -25,9 +25,10 @@ class Sites:
 
     def stack(self, site: int) -> Stack:
         """The stack of a site, NO_STACK where there is none."""
-        if site not in self._stacks:
-            self._stacks[site] = self._stack_of(site)
-        return self._stacks[site]
+        found = self._stacks.get(site)
+        if found is None:
+            found = self._stacks[site] = self._stack_of(site)
+        return found
 
     def place(self, outstanding: Outstanding) -> tuple[SiteKey, Stack]:
         """Where a mapping comes from: who created the thread that runs on it, else who mapped it.
@@ -35,10 +36,13 @@ class Sites:
         Without a site, mappings alike in size, protection, flags and kind of owner are taken together.
         """
         mapping, run = outstanding.mapping, outstanding.run
-        sites = ([run.site] if run and outstanding.owned_by is OwnedBy.RUNS_ON_IT else []) + [mapping.site]
+        sites: tuple[int, ...] = (mapping.site,)
+        if run is not None and outstanding.owned_by is OwnedBy.RUNS_ON_IT:
+            sites = (run.site, mapping.site)
         for site in sites:
-            if self.stack(site).frames:
-                return self._key(site), self.stack(site)
+            stack = self.stack(site)
+            if stack.frames:
+                return self._key(site), stack
         for site in sites:
             if site:
                 return ("site", site), self.stack(site)

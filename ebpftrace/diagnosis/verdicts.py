@@ -128,11 +128,11 @@ def _regularity(interval: Optional[float]) -> list[str]:
 def _exits(cases: Sequence[Case], context: Context) -> list[str]:
     if cases[0].before_attach:
         return ["they exited before the trace began"]
-    ages = [context.age(case.exited_at) / NS for case in cases if case.exited_at is not None]
-    if not ages or min(ages) < 0:
+    exits = [case.exited_at for case in cases if case.exited_at is not None]
+    if not exits or context.age(max(exits)) < 0:
         return []
-    oldest, youngest = duration(max(ages)), duration(min(ages))
-    owners = "the owner" if len(ages) == 1 else "the owners"
+    oldest, youngest = (duration(context.age(at) / NS) for at in (min(exits), max(exits)))
+    owners = "the owner" if len(exits) == 1 else "the owners"
     when = oldest if oldest == youngest else f"between {oldest} and {youngest}"
     return [f"{owners} exited {when} before the report"]
 

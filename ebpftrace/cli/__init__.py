@@ -62,6 +62,9 @@ def _tell(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         _drop_output()
         return STATUS_CLOSED_PIPE
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        click.echo("ebpftrace: out of memory: raise the memory limit it runs under (ulimit -v)", err=True)
+        return STATUS_CANNOT_TRACE
     debugging = os.environ.get("EBPFTRACE_DEBUG") == "1"
     if debugging:
         import traceback

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ MEMORY_LIMIT = 6 << 30
 MAX_UNWINDERS = 32
 _NOBODY = 65534
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def main(sock_fd: int) -> None:
@@ -63,9 +65,19 @@ def _confine() -> None:
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    _drop_capabilities(libc)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # The change of user cleared the death signal (prctl(2)).
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _drop_capabilities(libc: ctypes.CDLL) -> None:
+    """Give up those that a caller other than root was given: no change of user takes them (capset(2))."""
+    ourselves = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    none_of_any_set = bytes(24)
+    if libc.capset(ourselves, none_of_any_set):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 class CodePlace(NamedTuple):

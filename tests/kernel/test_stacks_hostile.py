@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from harness import ROOT
 from stacks_helpers import GCC, TARGETS, Caught, catch, compile_target, physical
 
 from ebpftrace.process.files import FileKey
@@ -121,6 +124,34 @@ def test_the_worker_has_no_privileges(caught: Caught) -> None:
         assert fields["Groups"].strip() == ""
         assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 0
         assert fields["NoNewPrivs"] == "1"
+
+
+def test_the_worker_has_none_of_the_capabilities_of_a_tracer_without_root() -> None:
+    """They are given to a user for the tracer, not for what reads a target's files."""
+    program = (
+        "from pathlib import Path\n"
+        "from ebpftrace.stacks.engine import Engine\n"
+        "with Engine() as engine:\n"
+        "    assert engine.can_unwind, engine.because\n"
+        "    for process in 'self', engine._process.pid:\n"
+        "        for line in Path(f'/proc/{process}/status').read_text().splitlines():\n"
+        "            if line.startswith(('CapInh', 'CapPrm', 'CapEff', 'CapAmb')): print(int(line[8:], 16))\n"
+    )
+    capabilities = "+bpf,+perfmon,+sys_ptrace,+dac_read_search"
+    ended = subprocess.run(
+        [
+            *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+            *(f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"),
+            *(sys.executable, "-c", program),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    figures = list(map(int, ended.stdout.split()))
+    assert all(figures[:4])
+    assert figures[4:] == [0, 0, 0, 0]
 
 
 def test_hostile_registers_and_memory(caught: Caught) -> None:

@@ -16,6 +16,7 @@ _REQUIRED: tuple[Callable[[], Check], ...] = (
     machine.check_privileges,
     machine.check_lockdown,
     machine.check_pid_namespace,
+    machine.check_time_namespace,
     machine.check_tracefs,
     machine.check_syscall_tracepoints,
     machine.check_ring_buffer,

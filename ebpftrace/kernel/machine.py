@@ -92,6 +92,16 @@ def check_pid_namespace() -> Check:
     return Check("PID namespace", True, "the machine's own")
 
 
+def check_time_namespace() -> Check:
+    """time_namespaces(7): the kernel's events carry times of the initial one, which our clock must show."""
+    offsets = _read(Path("/proc/self/timens_offsets"))  # empty before Linux 5.6
+    if any(int(number) for line in offsets.splitlines() for number in line.split()[1:]):
+        return Check(
+            "time namespace", False, "the clock of this time namespace is not the kernel's", _OTHER_PLACE
+        )
+    return Check("time namespace", True, "the machine's own")
+
+
 def check_tracefs() -> Check:
     """Tracepoints are described and switched on in tracefs (the kernel's trace/ftrace.rst)."""
     if tracefs := _tracefs():

@@ -171,6 +171,33 @@ def test_tracing_from_a_container_is_refused_in_one_line() -> None:
     assert "--pid=host" in line
 
 
+def test_tracing_from_a_time_namespace_is_refused_in_one_line() -> None:
+    """The kernel's events carry its own times: every age in the report would be wrong."""
+    with Target("orphans", "kept") as target:
+        ended = subprocess.run(
+            [
+                "unshare",
+                "--time",
+                "--monotonic",
+                "864000",
+                "--fork",
+                *TRACER,
+                "-d",
+                "1",
+                "-p",
+                str(target.pid),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
+    assert "time namespace" in line
+
+
 def test_the_books_are_read_in_a_container(tmp_path: Path) -> None:
     """Without a trace no numbers of the kernel's are needed: -p is what the container calls the process."""
     script = (

@@ -36,6 +36,7 @@ from ebpftrace.model import (
 )
 from ebpftrace.process.books import read_books
 from ebpftrace.process.clock import read_clock
+from ebpftrace.process.futexwaits import read_futex_waits
 from ebpftrace.process.maps import read_maps, read_smaps
 from ebpftrace.process.memory import Memory as TargetMemory
 from ebpftrace.process.procfs import ProcessGone
@@ -71,6 +72,7 @@ class _Now(NamedTuple):
     books: Books
     memory: Optional[MemoryUse]
     stack_pointers: dict[int, int]
+    futex_waits: frozenset[int]
 
 
 class Watch:
@@ -131,7 +133,7 @@ class Watch:
         The longer ``look`` is ago the better: who has exited since may still be joined.
         """
         now = self._look()
-        findings = baseline_verdict(now.books, now.vmas, self._name_of, earlier=self._books)
+        findings = baseline_verdict(now.books, now.vmas, self._name_of, self._books, now.futex_waits)
         return self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), now.memory)
 
     def attach(self, tracer: Tracer) -> None:
@@ -227,6 +229,7 @@ class Watch:
                 stack_of=attribution.stack,
                 name_of=self._name_of,
                 live_stack_pointers=now.stack_pointers,
+                futex_waits=now.futex_waits,
                 threads=tuple(snapshot.threads.values()),
                 earlier_books=self._books if self._books.state is BooksState.READ else None,
                 target_exited_at=self._ended_at,
@@ -319,10 +322,11 @@ class Watch:
                     books=self._read_books(vmas),
                     memory=read_memory_use(self.pid),
                     stack_pointers=read_stack_pointers(groups),
+                    futex_waits=read_futex_waits(groups),
                 )
             except ProcessGone:
                 self._end(EndedBy.TARGET_EXIT, read_at)
-        return _Now(read_at, [], _GONE, None, {})
+        return _Now(read_at, [], _GONE, None, {}, frozenset())
 
     def _read_books(self, vmas: list[Vma]) -> Books:
         groups = [tgid for tgid in same_address_space(self.pid).tgids if tgid != self.pid]

@@ -15,6 +15,7 @@ def baseline_verdict(
     vmas: Sequence[Vma],
     name_of: Callable[[int], Optional[Frame]],
     earlier: Optional[Books] = None,
+    futex_waits: frozenset[int] = frozenset(),
 ) -> list[Finding]:
     """Exited, never-joined threads by start routine, most bytes first; empty unless the books were READ.
 
@@ -31,5 +32,6 @@ def baseline_verdict(
         report_at=0,
         name_of=name_of,
         earlier_books=earlier,
+        futex_waits=futex_waits,
     )
     return list(diagnose(evidence).findings)

@@ -48,6 +48,8 @@ class Evidence:
     """Address of a start routine -> its frame."""
     live_stack_pointers: Mapping[int, int] = field(default_factory=dict)
     """Tid -> stack pointer of live tasks, as far as /proc/PID/task/TID/syscall gave them."""
+    futex_waits: frozenset[int] = frozenset()
+    """Addresses of the futexes that live tasks sleep on; pthread_join sleeps in a thread's descriptor."""
     threads: Sequence[Thread] = ()
     """Threads that the trace knows; rules look for those from before attach that exited in the window."""
     earlier_books: Optional[Books] = None

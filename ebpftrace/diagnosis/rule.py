@@ -22,6 +22,8 @@ class Context:
     libc: Libc
     overflowing: frozenset[SiteKey] = frozenset()
     """Places that leave more stacks than glibc's cache can hold, and go on."""
+    in_turn: frozenset[int] = frozenset()
+    """Start routines of threads that are joined one after the other just now."""
     allocator: Optional[str] = None
     """An allocator or runtime library that is mapped into the target."""
 

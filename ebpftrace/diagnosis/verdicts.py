@@ -10,6 +10,7 @@ from typing import Optional
 from ebpftrace.diagnosis.abandoned_stack import ABANDONED_STACK
 from ebpftrace.diagnosis.cases import Case, collect_cases
 from ebpftrace.diagnosis.evidence import NS, Diagnosis, Evidence
+from ebpftrace.diagnosis.joined_in_turn import JOINED_IN_TURN, routines_in_turn
 from ebpftrace.diagnosis.just_exited import JUST_EXITED
 from ebpftrace.diagnosis.malloc_arena import MALLOC_ARENA
 from ebpftrace.diagnosis.never_joined import NEVER_JOINED
@@ -23,7 +24,15 @@ from ebpftrace.model import NO_STACK, BooksState, Finding
 from ebpftrace.report.text import duration
 from ebpftrace.report.text import period as in_words
 
-RULES = (MALLOC_ARENA, JUST_EXITED, NEVER_JOINED, ABANDONED_STACK, STACK_CACHE, ORPHANED_MAPPING)
+RULES = (
+    MALLOC_ARENA,
+    JUST_EXITED,
+    JOINED_IN_TURN,
+    NEVER_JOINED,
+    ABANDONED_STACK,
+    STACK_CACHE,
+    ORPHANED_MAPPING,
+)
 """Every orphan falls to the first that claims it; the last claims whatever is left.
 
 What needs no age comes first; then what is too young is set aside; what is proved comes before what is
@@ -50,7 +59,11 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     """Judge every orphan exactly once; findings come leaks first, then by bytes."""
     cases, notes = collect_cases(evidence)
     context = Context(evidence, libc_of(evidence.books), allocator=loaded_allocator(evidence.vmas))
-    context = replace(context, overflowing=overflowing_places(cases, context))
+    context = replace(
+        context,
+        overflowing=overflowing_places(cases, context),
+        in_turn=routines_in_turn(cases, context),
+    )
     findings = [_finding(group, context) for group in _grouped(cases, context)]
     findings.sort(key=lambda finding: (not finding.leak, -finding.size, finding.verdict.value))
     return Diagnosis(tuple(findings), (*_books_note(evidence), *notes))

@@ -15,7 +15,20 @@ from typing import Union
 
 import jsonschema
 import pytest
-from harness import SCHEMA, Area, Json, Tracer, build, leaks, mapped, minus, reported, run_tracer, traced
+from harness import (
+    SCHEMA,
+    Area,
+    Json,
+    Tracer,
+    build,
+    eventually,
+    leaks,
+    mapped,
+    minus,
+    reported,
+    run_tracer,
+    traced,
+)
 from programs import Program, compiled
 from verdict_programs import BEFORE, CACHED, GLIBC, GUARD, OTHERS, STACK, THREADS, Case, Leak
 
@@ -209,6 +222,29 @@ def test_the_verdict_without_a_trace(outcomes: dict[str, Outcome]) -> None:
         assert (name, sum(finding["count"] for finding in leaks(report))) == (name, wanted)
         assert all(finding["before_attach"] for finding in report["findings"])
         assert report["window"]["seconds"] == 0
+
+
+def test_joined_in_turn(tmp_path: Path) -> None:
+    """A loop of joins waits for the first thread while the others have exited long ago."""
+    with Program(compiled(tmp_path, "books_threads"), "in-turn", THREADS, CACHED) as program:
+        with traced(program, "--min-age", 0) as tracer:
+            program.go()
+            program.wait_for("ended")
+            asleep_in_join(program.pid)
+            traced_report = tracer.interrupt().report
+        alone = run_tracer("-p", program.pid, "-d", 0, "--json", "--min-age", 0).report
+        program.go()
+        program.wait_for("done")
+    for report in (traced_report, alone):
+        assert not leaks(report)
+        assert areas(reported(report, "just-exited")) == sorted(
+            (fact["start"], fact["start"] + fact["length"]) for fact in program.facts("thread")[1:]
+        )
+
+
+def asleep_in_join(pid: int) -> None:
+    call = Path(f"/proc/{pid}/task/{pid}/wchan")
+    eventually(lambda: "futex" in call.read_text(), "the initial thread waits in pthread_join")
 
 
 def test_joined_late(tmp_path: Path) -> None:

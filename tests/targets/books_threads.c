@@ -10,6 +10,7 @@
  *   user-joined, user-returned            the same, joined; the program has unmapped none, or all
  *   joined, reversed                      are joined before "done", in the order made or the other way
  *   detached, detached-late               are detached at birth, or once they have ended
+ *   in-turn                               as late, but the first one runs until then, and is being joined
  *   late                                  return; joined when a second line comes, which "joined" answers
  *   leader                                return; then the initial thread ends and the process goes on
  *   live                                  wait for the end of the process
@@ -102,6 +103,17 @@ static int c11(void *index)
     return 0;
 }
 
+/* The first thread ends when a line comes; the others return. */
+static void *in_turn(void *index)
+{
+    char byte = 0;
+
+    say_thread((long)index, (unsigned long)in_turn);
+    while (!index && byte != '\n')
+        need(read(0, &byte, 1) == 1);
+    return index;
+}
+
 static void *(*routine(void))(void *)
 {
     if (is("exits"))
@@ -110,6 +122,8 @@ static void *(*routine(void))(void *)
         return raw;
     if (is("cleanup"))
         return cleanup;
+    if (is("in-turn"))
+        return in_turn;
     if (is("cancelled") || is("live") || is("live-detached") || is("raw-fork"))
         return waits;
     return returns;
@@ -132,6 +146,8 @@ static void make(long index, pthread_attr_t *attributes)
         sched_yield();
     if (is("cancelled") || is("cleanup"))
         need(!pthread_cancel(made[index]));
+    if (is("in-turn") && !index)
+        return;
     if (routine() != waits || is("cancelled"))
         while (!syscall(SYS_tgkill, getpid(), tids[index], 0))
             sched_yield();
@@ -141,7 +157,7 @@ static void make(long index, pthread_attr_t *attributes)
 static void settle(int count)
 {
     for (long index = 0; index < count; index++) {
-        if (is("joined") || is("late") || is("user-joined") || is("user-returned"))
+        if (is("joined") || is("late") || is("in-turn") || is("user-joined") || is("user-returned"))
             need(!pthread_join(made[index], NULL));
         if (is("reversed"))
             need(!pthread_join(made[count - 1 - index], NULL));
@@ -191,6 +207,8 @@ int main(int argc, char **argv)
     for (long index = before; index < count; index++)
         make(index, &attributes);
     need(!is("cleanup") || cleanups == count);
+    if (is("in-turn"))
+        target_say("ended\n");
     if (!is("late"))
         settle(count);
     if (is("late")) {

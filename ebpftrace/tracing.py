@@ -127,8 +127,9 @@ class Cost:
         cost = TracerCost(cpu_seconds=self._cpu_seconds() - self._from)
         if self._measured is None:
             return cost
-        ran = self._measured.run_time()
-        return replace(cost, bpf_seconds=ran.nanoseconds / 1e9, bpf_runs=ran.runs)
+        ran = self._measured.run_times().values()
+        nanoseconds = sum(program.nanoseconds for program in ran)
+        return replace(cost, bpf_seconds=nanoseconds / 1e9, bpf_runs=sum(program.runs for program in ran))
 
     @staticmethod
     def _cpu_seconds() -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ebpftrace.errors import CannotTrace
@@ -28,19 +28,15 @@ class _StatsAttributes(ctypes.Structure):
 
 @dataclass(frozen=True)
 class RunTime:
-    """What some programs did since they were loaded, as far as the kernel measured it."""
+    """What a program did since it was loaded, as far as the kernel measured it."""
 
     nanoseconds: int
     runs: int
 
 
-def run_time(program_fds: Iterable[int]) -> RunTime:
-    """Sum up ``run_time_ns`` and ``run_cnt`` (kernel/bpf/syscall.c: ``bpf_prog_show_fdinfo``)."""
-    fds = list(program_fds)
-    return RunTime(
-        nanoseconds=sum(program_figure(fd, "run_time_ns") for fd in fds),
-        runs=sum(program_figure(fd, "run_cnt") for fd in fds),
-    )
+def run_time(program_fd: int) -> RunTime:
+    """What one program did so far."""
+    return RunTime(program_figure(program_fd, "run_time_ns"), program_figure(program_fd, "run_cnt"))
 
 
 @contextlib.contextmanager

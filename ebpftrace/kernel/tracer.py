@@ -111,8 +111,8 @@ class Tracer:
         self._bpf: Any = load(sizes)
         names = ("mappings", "threads", "exited", "runs", "sites", "spaces", "told")
         self._fds = {name: self._bpf[name].map_fd for name in names}
-        self._programs = [function.fd for function in self._bpf.funcs.values()]
-        self._skipped_before = skipped_runs(self._programs)
+        self._programs = {name.decode(): function.fd for name, function in self._bpf.funcs.items()}
+        self._skipped_before = skipped_runs(self._programs.values())
         page = os.sysconf("SC_PAGE_SIZE")
         self._events = RingBuffer(self._bpf["events"].map_fd, sizes.event_pages * page, _MOST_WAITING_BYTES)
         self._copies = RingBuffer(self._bpf["copies"].map_fd, sizes.copy_pages * page, _MOST_WAITING_BYTES)
@@ -199,7 +199,7 @@ class Tracer:
 
     def read(self) -> dict[int, Snapshot]:
         """Read the ledger of every address space.  Poll afterwards: its events then cover the rows."""
-        lost = skipped_runs(self._programs) - self._skipped_before
+        lost = skipped_runs(self._programs.values()) - self._skipped_before
         lost += self._events.dropped // record_size(CALL_EVENT.size)
         return read_snapshots(self._fds, len(self._registered), lost)
 
@@ -207,9 +207,9 @@ class Tracer:
         """Bytes by which the break was moved, net, by site (signature); of all address spaces together."""
         return read_brk_growth(self._fds["sites"])
 
-    def run_time(self) -> RunTime:
-        """What our programs have run so far; zeros unless the kernel measures them."""
-        return run_time(self._programs)
+    def run_times(self) -> dict[str, RunTime]:
+        """What each of our programs has run so far; zeros unless the kernel measures them."""
+        return {name: run_time(fd) for name, fd in self._programs.items()}
 
     def _new_space(self, record: SpaceT) -> int:
         space = len(self._registered)

@@ -7,7 +7,7 @@
 PYTEST_ARGS ?=
 KERNEL ?= short
 BIN := .venv/bin
-C_SOURCES := $(wildcard bpf/*.[ch] demo/*.c tests/targets/*.[ch] tests/targets/*.cpp) \
+C_SOURCES := $(wildcard bpf/*.[ch] demo/*.c tests/targets/*.[ch] tests/targets/*.cpp benchmarks/*.c) \
 	$(shell find bpf/include -name '*.h')
 SETUP := scripts/setup.sh pyproject.toml
 
@@ -31,6 +31,12 @@ test-servers: .venv/.test ## trace real servers under load; as root, it installs
 	tests/servers/install.sh
 	$(BIN)/pytest $(PYTEST_ARGS) tests/servers
 
+bench: .venv/.bench ## measure what tracing costs, beside other tools (benchmarks/, docs/performance.md)
+	$(BIN)/python -m benchmarks run
+
+bench-compare: .venv/.bench ## measure again, and warn where it costs more than recorded
+	$(BIN)/python -m benchmarks compare
+
 lint: .venv/.test ## check layout, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -46,7 +52,7 @@ clean: ## remove what was built; the venv stays
 	rm -rf build dist
 	$(MAKE) -C tests/targets clean
 
-.venv/.use .venv/.demo .venv/.test .venv/.kernels: .venv/.%: $(SETUP)
+.venv/.use .venv/.demo .venv/.test .venv/.kernels .venv/.bench: .venv/.%: $(SETUP)
 	scripts/setup.sh $*
 	@touch $@
 
@@ -54,4 +60,4 @@ build/app_server: demo/app_server.c
 	@mkdir -p build
 	$(CC) -O2 -g -Wall -Wextra -pthread -o $@ $<
 
-.PHONY: help setup demo test test-servers test-kernels lint format clean
+.PHONY: help setup demo test test-servers test-kernels bench bench-compare lint format clean

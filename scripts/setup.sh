@@ -5,9 +5,10 @@
 #   scripts/setup.sh demo     a C compiler too
 #   scripts/setup.sh test     and what tests and linters need
 #   scripts/setup.sh kernels  and what virtual machines need (vmtest/)
+#   scripts/setup.sh bench    a C compiler, and the tools that are measured (benchmarks/)
 set -eu
 
-purpose=${1:?"use, demo, test or kernels"}
+purpose=${1:?"use, demo, test, kernels or bench"}
 python=${PYTHON:-/usr/bin/python3} # the distribution's: no other Python sees its bcc
 venv=.venv
 
@@ -45,6 +46,9 @@ package_of() {
     dnf:musl) echo musl-gcc ;;
     apt-get:qemu) echo qemu-system-x86 ;;
     apt-get:busybox) echo busybox-static ;;
+    apt-get:perf) echo linux-perf ;;
+    apt-get:memleak) echo bpfcc-tools ;;
+    apt-get:redis) echo redis-server redis-tools ;;
     # Older releases have it in a package that QEMU's needs.
     apt-get:virtiofsd) if apt-cache show virtiofsd >/dev/null 2>&1; then echo virtiofsd; fi ;;
     *) echo "$1" ;;
@@ -74,8 +78,15 @@ missing_things() {
     fi
 }
 
-# Tests that need one of these are skipped without it: not every distribution has them.
+# What needs one of these is left out without it: not every distribution has them.
 missing_extras() {
+    if [ "$purpose" = bench ]; then
+        has strace || echo strace
+        has perf || echo perf
+        has bpftrace || echo bpftrace
+        has memleak-bpfcc || echo memleak
+        has redis-server || echo redis
+    fi
     is_for_tests || return 0
     has musl-gcc || echo musl
     has bpftool || echo bpftool
@@ -114,7 +125,8 @@ install_missing() {
         install_packages $packages || die "$manager could not install$packages"
     fi
     for thing in $extras; do
-        install_packages "$(package_of "$thing")" || say "no $thing here: its tests will be skipped"
+        # shellcheck disable=SC2046
+        install_packages $(package_of "$thing") || say "no $thing here: what needs it is left out"
     done
 }
 

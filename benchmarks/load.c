@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * A process that works on command and says how much it got done: load KIND.
+ *
+ * Prints "ready"; then, for each line "MILLISECONDS RATE" on stdin, works that long at that rate
+ * (operations a second, 0: all it can) and prints "OPERATIONS SECONDS".  For "hold" a line is
+ * "MAPPINGS SITES", for "crowd" it is "THREADS 0".  So one process is measured untraced and under
+ * each tool.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
+#define MAPPING_BYTES (64UL << 10)
+#define STACK_BYTES (64UL << 20) /* more than the 40 MiB of stacks that glibc keeps */
+#define CROWD_STACK_BYTES (64UL << 10)
+#define BATCH 16
+#define SLOTS 64
+#define PATH_BITS 10 /* calls between the root and the mmap of hold(): 1024 paths */
+#define NS 1e9
+
+#define need(condition)                                                                            \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            perror(#condition);                                                                    \
+            _exit(70);                                                                             \
+        }                                                                                          \
+    } while (0)
+
+struct slice {
+    double start;
+    double seconds;
+    double rate;
+};
+
+static double now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / NS;
+}
+
+/* Whether there is time for more; waits where more was done than the rate allows. */
+static int goes_on(const struct slice *slice, unsigned long done)
+{
+    double passed = now() - slice->start;
+    double ahead = slice->rate > 0 ? done / slice->rate - passed : 0;
+    struct timespec pause = {0};
+
+    if (ahead > 0) {
+        pause.tv_sec = ahead;
+        pause.tv_nsec = (ahead - pause.tv_sec) * NS;
+        nanosleep(&pause, NULL);
+    }
+    return passed < slice->seconds;
+}
+
+static void *map(int protection)
+{
+    void *start = mmap(NULL, MAPPING_BYTES, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    need(start != MAP_FAILED);
+    return start;
+}
+
+static unsigned long pairs(const struct slice *slice, int is_touched)
+{
+    unsigned long done = 0;
+
+    while (goes_on(slice, done)) {
+        for (int i = 0; i < BATCH; i++) {
+            volatile char *start = map(PROT_READ | PROT_WRITE);
+
+            for (unsigned long at = 0; is_touched && at < MAPPING_BYTES; at += PAGE)
+                start[at] = 1;
+            need(!munmap((void *)start, MAPPING_BYTES));
+        }
+        done += BATCH;
+    }
+    return done;
+}
+
+static unsigned long untouched(const struct slice *slice)
+{
+    return pairs(slice, 0);
+}
+
+static unsigned long touched(const struct slice *slice)
+{
+    return pairs(slice, 1);
+}
+
+static unsigned long ask_parent(const struct slice *slice)
+{
+    unsigned long done = 0;
+
+    while (goes_on(slice, done)) {
+        for (int i = 0; i < BATCH; i++)
+            syscall(SYS_getppid);
+        done += BATCH;
+    }
+    return done;
+}
+
+static void *end_at_once(void *nothing)
+{
+    return nothing;
+}
+
+static unsigned long threads(const struct slice *slice)
+{
+    unsigned long done = 0;
+    pthread_attr_t attributes;
+    pthread_t thread;
+
+    need(!pthread_attr_init(&attributes));
+    need(!pthread_attr_setstacksize(&attributes, STACK_BYTES));
+    while (goes_on(slice, done)) {
+        need(!pthread_create(&thread, &attributes, end_at_once, NULL));
+        need(!pthread_join(thread, NULL));
+        done++;
+    }
+    return done;
+}
+
+struct allocator {
+    const struct slice *slice;
+    unsigned long done;
+    unsigned long random;
+    pthread_t thread;
+};
+
+static unsigned long next_random(struct allocator *allocator)
+{
+    allocator->random ^= allocator->random << 13;
+    allocator->random ^= allocator->random >> 7;
+    allocator->random ^= allocator->random << 17;
+    return allocator->random;
+}
+
+/* Mostly small, one in 64 up to 64 KiB, one in 4096 beyond malloc's first threshold for mmap. */
+static size_t next_size(struct allocator *allocator)
+{
+    unsigned long random = next_random(allocator);
+
+    if (!(random & 4095))
+        return 256 << 10;
+    return 16 + (random >> 12) % (random & 63 ? 1024 : 64 << 10);
+}
+
+static void *allocate(void *argument)
+{
+    struct allocator *allocator = argument;
+    char *slots[SLOTS] = {0};
+
+    while (goes_on(allocator->slice, allocator->done)) {
+        for (int i = 0; i < BATCH; i++) {
+            char **slot = &slots[next_random(allocator) % SLOTS];
+
+            free(*slot);
+            *slot = malloc(next_size(allocator));
+            need(*slot);
+            **slot = 1;
+        }
+        allocator->done += BATCH;
+    }
+    for (int i = 0; i < SLOTS; i++)
+        free(slots[i]);
+    return NULL;
+}
+
+static unsigned long allocations(const struct slice *slice)
+{
+    long count = 2 * sysconf(_SC_NPROCESSORS_ONLN);
+    struct allocator allocators[count];
+    unsigned long done = 0;
+
+    for (long i = 0; i < count; i++) {
+        allocators[i] = (struct allocator){.slice = slice, .random = i + 1};
+        need(!pthread_create(&allocators[i].thread, NULL, allocate, &allocators[i]));
+    }
+    for (long i = 0; i < count; i++) {
+        need(!pthread_join(allocators[i].thread, NULL));
+        done += allocators[i].done;
+    }
+    return done;
+}
+
+struct holding {
+    unsigned long mappings;
+    unsigned long sites;
+};
+
+/* Calls itself from two places: each path of `bits` is a site of its own. */
+__attribute__((noinline)) static void map_by_path(unsigned long path, int bits, int protection)
+{
+    if (!bits) {
+        map(protection);
+    } else if (path & 1) {
+        map_by_path(path >> 1, bits - 1, protection);
+        __asm__ volatile("# odd"); /* or the compiler makes one call of the two */
+    } else {
+        map_by_path(path >> 1, bits - 1, protection);
+        __asm__ volatile("# even");
+    }
+}
+
+static void *hold_some(void *argument)
+{
+    struct holding *holding = argument;
+
+    /* Neighbours differ, so that the kernel does not merge them. */
+    for (unsigned long i = 0; i < holding->mappings; i++)
+        map_by_path(i % holding->sites, PATH_BITS, i & 1 ? PROT_READ : PROT_READ | PROT_WRITE);
+    return NULL;
+}
+
+/* Orphans: mappings of a thread that exits. */
+static unsigned long hold(unsigned long mappings, unsigned long sites)
+{
+    struct holding holding = {mappings, sites ? sites : 1};
+    pthread_t thread;
+
+    need(!pthread_create(&thread, NULL, hold_some, &holding));
+    need(!pthread_join(thread, NULL));
+    return mappings;
+}
+
+static void *wait_forever(void *nothing)
+{
+    for (;;)
+        pause();
+    return nothing;
+}
+
+static unsigned long crowd(unsigned long count)
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+
+    need(!pthread_attr_init(&attributes));
+    need(!pthread_attr_setstacksize(&attributes, CROWD_STACK_BYTES));
+    for (unsigned long i = 0; i < count; i++)
+        need(!pthread_create(&thread, &attributes, wait_forever, NULL));
+    return count;
+}
+
+static const struct {
+    const char *name;
+    unsigned long (*work)(const struct slice *slice);
+} kinds[] = {{"untouched", untouched}, {"touched", touched},    {"getppid", ask_parent},
+             {"threads", threads},     {"malloc", allocations}, {"hold", NULL},
+             {"crowd", NULL}};
+
+#define KINDS (sizeof(kinds) / sizeof(*kinds))
+
+int main(int argc, char **argv)
+{
+    size_t kind = 0;
+    char line[64];
+    double first, second;
+
+    while (kind < KINDS && (argc != 2 || strcmp(argv[1], kinds[kind].name) != 0))
+        kind++;
+    if (kind == KINDS) {
+        fprintf(stderr, "usage: load untouched|touched|getppid|threads|malloc|hold|crowd\n");
+        return 2;
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    puts("ready");
+    while (fgets(line, sizeof(line), stdin) && sscanf(line, "%lf %lf", &first, &second) == 2) {
+        struct slice slice = {now(), first / 1000, second};
+        unsigned long done = kinds[kind].work             ? kinds[kind].work(&slice)
+                             : kinds[kind].name[0] == 'h' ? hold(first, second)
+                                                          : crowd(first);
+
+        printf("%lu %.9f\n", done, now() - slice.start);
+    }
+    return 0;
+}

@@ -1,0 +1,249 @@
+"""The processes that are measured: they tell how fast they are, untraced and traced."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks.tools import ROOT, CannotRun
+
+_PATIENCE_SECONDS = 5.0
+"""Beyond its time; a process that then has not answered makes no progress."""
+_FREED_SECONDS = 120.0
+"""Until a process answers that a tool held up and lets go."""
+_CLIENTS = 20
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a process got done in some seconds."""
+
+    done: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Operations per second, 0.0 where nothing got done."""
+        return self.done / self.seconds if self.done else 0.0
+
+
+class Load(Protocol):
+    """A process whose speed is measured."""
+
+    @property
+    def pid(self) -> int:
+        """The process that is traced."""
+
+    def work(self, seconds: float) -> Slice:
+        """Work that long; nothing is done where the process did not answer."""
+
+    def recover(self) -> None:
+        """After a tool has let go: be ready for more work."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of load."""
+
+    name: str
+    what: str
+    argument: str = ""
+    """Of ``load``; empty: the server."""
+    is_bystander: bool = False
+    """Another process than the measured one is traced."""
+    traced_calls: int = 0
+    """Calls of mmap and munmap in an operation, 0 where that is not fixed."""
+
+
+KINDS = (
+    Kind("untouched", "mmap and munmap of 64 KiB", "untouched", traced_calls=2),
+    Kind("touched", "the same, every page touched", "touched", traced_calls=2),
+    Kind("getppid", "a call that nobody traces", "getppid"),
+    Kind("bystander", "the same, in a process that is not traced", "getppid", is_bystander=True),
+    Kind("threads", "pthread_create and join, 64 MiB stacks", "threads"),
+    Kind("malloc", "malloc and free in many threads", "malloc"),
+    Kind("redis", "Redis, SET and GET by its own benchmark"),
+)
+
+
+def kind_named(name: str) -> Kind:
+    """Raises KeyError."""
+    return {kind.name: kind for kind in KINDS}[name]
+
+
+def build_load() -> Path:
+    """Compile ``load.c`` and return the program.  Raises CannotRun."""
+    binary = ROOT / "build" / "load"
+    binary.parent.mkdir(exist_ok=True)
+    source = ROOT / "benchmarks" / "load.c"
+    command = ["cc", "-O2", "-g", "-pthread", "-o", str(binary), str(source)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise CannotRun(f"load.c does not compile: {made.stderr.partition(chr(10))[0]}")
+    return binary
+
+
+class Process:
+    """A process of ``load.c``; a context manager."""
+
+    def __init__(self, argument: str) -> None:
+        self._process = subprocess.Popen(
+            [str(build_load()), argument], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._commands, self._answers = self._process.stdin, self._process.stdout
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self._lines.get(timeout=_FREED_SECONDS)
+        self._owes_answer = False
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._commands.close()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def work(self, seconds: float) -> Slice:
+        """Work that long; nothing is done where it did not answer."""
+        self.command(seconds * 1000, 0)
+        return self.answer(seconds + _PATIENCE_SECONDS)
+
+    def recover(self) -> None:
+        """Take the answer that it owes."""
+        if self._owes_answer:
+            self.answer(_FREED_SECONDS)
+
+    def command(self, first: float, second: float) -> None:
+        """Give it work (load.c says which)."""
+        self._commands.write(f"{first:.0f} {second:.0f}\n")
+        self._commands.flush()
+        self._owes_answer = True
+
+    def answer(self, patience: float = _FREED_SECONDS) -> Slice:
+        """Wait for the end of its work."""
+        try:
+            done, seconds = self._lines.get(timeout=patience).split()
+        except queue.Empty:
+            return Slice(0, patience)
+        self._owes_answer = False
+        return Slice(int(done), float(seconds))
+
+    def _read(self) -> None:
+        with contextlib.suppress(ValueError), self._answers:
+            for line in self._answers:
+                self._lines.put(line)
+
+
+class Bystander:
+    """Measures one process while another, idle one is traced."""
+
+    def __init__(self, idle: Process, busy: Process) -> None:
+        self._idle, self._busy = idle, busy
+
+    @property
+    def pid(self) -> int:
+        """Of the idle process."""
+        return self._idle.pid
+
+    def work(self, seconds: float) -> Slice:
+        """Of the busy one."""
+        return self._busy.work(seconds)
+
+    def recover(self) -> None:
+        """Of the busy one."""
+        self._busy.recover()
+
+
+class Redis:
+    """A Redis server under its own benchmark; a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises CannotRun."""
+        for program in ("redis-server", "redis-benchmark"):
+            if not shutil.which(program):
+                raise CannotRun(f"{program} is not installed")
+        path = str(directory / "redis.socket")
+        server = ["redis-server", "--port", "0", "--appendonly", "no", "--unixsocket"]
+        self._server = subprocess.Popen(
+            [*server, path, "--save", ""], cwd=directory, stdout=subprocess.DEVNULL
+        )
+        self._socket = _connected(path)
+        clients = ["redis-benchmark", "-s", path, "-c", str(_CLIENTS), "-t", "set,get", "-l", "-q"]
+        self._clients = subprocess.Popen(clients, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def __enter__(self) -> Redis:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._clients, self._server):
+            process.kill()
+            process.wait()
+        self._socket.close()
+
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        return self._server.pid
+
+    def work(self, seconds: float) -> Slice:
+        """Requests that the server answers."""
+        began, before = time.monotonic(), self._processed()
+        time.sleep(seconds)
+        done = self._processed() - before
+        return Slice(done, time.monotonic() - began)
+
+    def recover(self) -> None:
+        """Nothing: a server that is slow answers all the same."""
+
+    def _processed(self) -> int:
+        self._socket.sendall(b"INFO stats\r\n")
+        answer = b""
+        while b"total_commands_processed:" not in answer or not answer.endswith(b"\r\n"):
+            answer += self._socket.recv(1 << 16)
+        return int(answer.partition(b"total_commands_processed:")[2].partition(b"\r\n")[0])
+
+
+def _connected(path: str) -> socket.socket:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(path)
+            return connection
+        except OSError as error:
+            connection.close()
+            if time.monotonic() > deadline:
+                raise CannotRun(f"redis-server does not answer: {error.strerror}") from None
+            time.sleep(0.05)
+
+
+@contextmanager
+def running(kind: Kind, directory: Path) -> Iterator[Load]:
+    """Start what a kind of load measures.  Raises CannotRun."""
+    if not kind.argument:
+        with Redis(directory) as server:
+            yield server
+    elif kind.is_bystander:
+        with Process(kind.argument) as idle, Process(kind.argument) as busy:
+            yield Bystander(idle, busy)
+    else:
+        with Process(kind.argument) as process:
+            yield process

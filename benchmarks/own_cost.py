@@ -1,0 +1,131 @@
+"""What the tracer itself uses, and how that grows with mappings, threads, calls a second and sites."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from benchmarks.loads import Process
+from benchmarks.results import OwnCost
+from benchmarks.tools import OURS, Attached, tool_named
+
+_LOOK_SECONDS = 0.02
+_END_SECONDS = 120.0
+_SITES_MAPPINGS = 10_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the tracer is given to do."""
+
+    what: str
+    amount: float
+    load: str
+    """Argument of ``load``."""
+    before: Optional[tuple[float, float]] = None
+    """Command to the load before the tracer attaches ..."""
+    traced: Optional[tuple[float, float]] = None
+    """... and when it is attached."""
+    rate: float = -1.0
+    """Operations per second while CPU time is measured, 0 for all it can; negative: none."""
+
+
+CASES = (
+    *(Case("mappings", amount, "hold", traced=(amount, 1)) for amount in (0, 1000, 10_000, 65_000)),
+    *(Case("threads", amount, "crowd", before=(amount, 0)) for amount in (1, 100, 1000)),
+    *(Case("mmap and munmap a second", rate, "untouched", rate=rate) for rate in (1000, 10_000, 100_000)),
+    Case("mmap and munmap a second", -1, "untouched", rate=0),
+    *(Case("sites", amount, "hold", traced=(_SITES_MAPPINGS, amount)) for amount in (1, 100, 1000)),
+)
+
+
+def measure(case: Case, seconds: float) -> OwnCost:
+    """Trace one process; CPU time is that of ``seconds``.  Raises CannotRun."""
+    with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name, Process(case.load) as load:
+        if case.before:
+            _do(load, *case.before)
+        tracer = Attached(tool_named(OURS), load.pid, Path(name))
+        try:
+            if case.traced:
+                _do(load, *case.traced)
+            time.sleep(seconds / 2)  # what it does once, when it has attached, is not its share
+            share = _cpu_share(tracer.process.pid, load, seconds, case.rate)
+            most = _memory(tracer.process.pid)
+            tracer.process.send_signal(signal.SIGINT)
+            asked = time.monotonic()
+            while not tracer.output.exists() and time.monotonic() - asked < _END_SECONDS:
+                most = max(most, _memory(tracer.process.pid))
+                time.sleep(_LOOK_SECONDS)
+            reported = time.monotonic()
+            tracer.process.wait(_END_SECONDS)
+            ended = time.monotonic()
+        finally:
+            tracer.end()
+    anonymous, pss = most
+    return OwnCost(
+        what=case.what,
+        amount=case.amount,
+        attach_seconds=tracer.attach_seconds,
+        cpu_share=share,
+        anonymous_bytes=anonymous,
+        pss_bytes=pss,
+        report_seconds=reported - asked,
+        detach_seconds=ended - reported,
+    )
+
+
+def _do(load: Process, first: float, second: float) -> None:
+    load.command(first, second)
+    load.answer()
+
+
+def _cpu_share(pid: int, load: Process, seconds: float, rate: float) -> float:
+    began, before = time.monotonic(), _cpu_seconds(pid)
+    if rate < 0:
+        time.sleep(seconds)
+    else:
+        _do(load, seconds * 1000, rate)
+    return (_cpu_seconds(pid) - before) / (time.monotonic() - began)
+
+
+def _family(pid: int) -> Iterator[Path]:
+    """The directories in /proc of a process and of all that it started."""
+    yield Path(f"/proc/{pid}")
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [child for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:
+        return
+    for child in children:
+        yield from _family(int(child))
+
+
+def _cpu_seconds(pid: int) -> float:
+    """By the scheduler's own clock (Documentation/scheduler/sched-stats.rst), not in ticks of 10 ms."""
+    nanoseconds = 0
+    for process in _family(pid):
+        for task in (process / "task").iterdir():
+            nanoseconds += int((task / "schedstat").read_text().split()[0])
+    return nanoseconds / 1e9
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    """Anonymous memory and proportional set size, in bytes (proc(5), smaps_rollup)."""
+    anonymous = pss = 0
+    for process in _family(pid):
+        try:
+            rollup = (process / "smaps_rollup").read_text()
+        except OSError:
+            continue
+        for line in rollup.splitlines():
+            name, _, value = line.partition(":")
+            if name == "Anonymous":
+                anonymous += int(value.split()[0]) << 10
+            elif name == "Pss":
+                pss += int(value.split()[0]) << 10
+    return anonymous, pss

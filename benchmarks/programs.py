@@ -1,0 +1,48 @@
+"""How long each of our BPF programs runs under load, by the kernel's own statistics."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.loads import Kind, running
+from benchmarks.results import Program
+from ebpftrace.kernel.cost import RunTime, measured_runs
+from ebpftrace.process.target import open_target
+from ebpftrace.stacks.engine import Engine
+from ebpftrace.tracing import STACK_BYTES, open_tracer
+from ebpftrace.watch import Watch
+
+_MIN_AGE = 1_000_000_000
+_PREFIX = "tracepoint__"
+
+
+def measure(kind: Kind, seconds: float, stack_bytes: int = STACK_BYTES) -> list[Program]:
+    """Trace that load for a while.  Raises CannotRun, CannotTrace."""
+    with ExitStack() as held:
+        directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="ebpftrace-bench-")))
+        load = held.enter_context(running(kind, directory))
+        engine = held.enter_context(Engine())
+        target = held.enter_context(open_target(load.pid))
+        watch = held.enter_context(Watch(target, engine, _MIN_AGE, stack_bytes > 0, ""))
+        held.enter_context(measured_runs())
+        tracer = held.enter_context(open_tracer([watch], stack_bytes=stack_bytes))
+        watch.attach(tracer)
+        before = tracer.run_times()
+        load.work(seconds)
+        after = tracer.run_times()
+    return [
+        Program(
+            kind=kind.name,
+            name=name[len(_PREFIX) :].replace("__", ":"),
+            runs=ran.runs - before[name].runs,
+            ns_per_run=_per_run(before[name], ran),
+        )
+        for name, ran in after.items()
+        if ran.runs > before[name].runs
+    ]
+
+
+def _per_run(before: RunTime, after: RunTime) -> float:
+    return (after.nanoseconds - before.nanoseconds) / (after.runs - before.runs)

@@ -1,0 +1,219 @@
+"""The tools that are compared: how each is started, attached and ended, and what it saw."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from benchmarks.perfdata import count_samples
+
+ROOT = Path(__file__).resolve().parents[1]
+ATTACH_SECONDS = 60.0
+_END_SECONDS = 20.0
+_SETTLE_SECONDS = 0.3
+"""After it is attached, for what a tool still does then; and how long its probes must stay the same."""
+_LOOK_SECONDS = 0.01
+
+_CALLS = "mmap,munmap,mremap,brk,clone,clone3"
+UNTRACED = "none"
+FLOOR = "empty probes"
+OURS = "ebpftrace"
+OURS_WITHOUT_STACKS = "ebpftrace, no stacks"
+
+
+class CannotRun(Exception):
+    """The tool can't be measured here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool; ``{pid}`` and ``{output}`` in its command are the process and a file."""
+
+    name: str
+    command: tuple[str, ...] = ()
+    ready: str = ""
+    """What it writes to stderr once it is attached; empty: its perf events tell."""
+    gives_stacks: bool = False
+    environment: tuple[tuple[str, str], ...] = ()
+    count: Optional[Callable[[Path], int]] = None
+    """How many calls of mmap and munmap its output tells of."""
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if b"map(" in line and b"resumed" not in line)
+
+
+def _count_reported(path: Path) -> int:
+    calls = json.loads(path.read_text())["calls"]
+    return int(calls["mmap"]) + int(calls["munmap"])
+
+
+_PYTHON = sys.executable
+_OURS = (
+    _PYTHON,
+    "-m",
+    "ebpftrace",
+    "mmap-leaks",
+    "-p",
+    "{pid}",
+    "--until-interrupt",
+    "--json",
+    "-o",
+    "{output}",
+)
+
+TOOLS = (
+    Tool(UNTRACED),
+    Tool(FLOOR, (_PYTHON, "-m", "benchmarks.empty_probes"), ready="attached"),
+    Tool(OURS_WITHOUT_STACKS, (*_OURS, "--stack-bytes", "0"), ready="attached", count=_count_reported),
+    Tool(OURS, _OURS, ready="attached", gives_stacks=True, count=_count_reported),
+    Tool(
+        "bpftrace, ustack",
+        ("bpftrace", str(ROOT / "benchmarks" / "pairing.bt"), "{pid}"),
+        gives_stacks=True,
+        environment=(("BPFTRACE_MAP_KEYS_MAX", "131072"),),
+    ),
+    Tool(
+        "perf record, dwarf",
+        (
+            *("perf", "record", "-q", "-B", "--call-graph", "dwarf", "-o", "{output}", "-p", "{pid}"),
+            *("-e", "syscalls:sys_exit_mmap,syscalls:sys_enter_munmap"),
+        ),
+        gives_stacks=True,
+        count=count_samples,
+    ),
+    Tool(
+        "memleak (bcc)",
+        ("memleak-bpfcc", "-p", "{pid}", "3600"),
+        gives_stacks=True,
+        # Debian's bcc wants kernel headers; ours do for it.
+        environment=(("BCC_KERNEL_SOURCE", str(ROOT / "bpf")),),
+    ),
+    Tool(
+        "perf trace -e", ("perf", "trace", "-e", _CALLS, "-o", "{output}", "-p", "{pid}"), count=_count_lines
+    ),
+    Tool(
+        "strace -f -e",
+        ("strace", "-f", "-e", f"trace={_CALLS}", "-o", "{output}", "-p", "{pid}"),
+        ready="attached",
+        count=_count_lines,
+    ),
+    Tool(
+        "strace -f", ("strace", "-f", "-o", "{output}", "-p", "{pid}"), ready="attached", count=_count_lines
+    ),
+)
+
+
+def tool_named(name: str) -> Tool:
+    """Raises KeyError."""
+    return {tool.name: tool for tool in TOOLS}[name]
+
+
+class Attached:
+    """A tool that traces a process."""
+
+    def __init__(self, tool: Tool, pid: int, directory: Path) -> None:
+        """Start it and wait until its probes are live.  Raises CannotRun."""
+        self._tool = tool
+        self.output = directory / "output"
+        self._complaints = directory / "stderr"
+        self.output.unlink(missing_ok=True)
+        command = [part.format(pid=pid, output=self.output) for part in tool.command]
+        if not shutil.which(command[0]):
+            raise CannotRun(f"{command[0]} is not installed")
+        self.began = time.monotonic()
+        with self._complaints.open("wb") as complaints:
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **dict(tool.environment)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=complaints,
+            )
+        try:
+            self._await_ready()
+            self.attach_seconds = time.monotonic() - self.began
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Detach; by force where a tool does not listen."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def seen(self) -> Optional[int]:
+        """How many calls it told of, after its end; None where it does not."""
+        if self._tool.count is None or not self.output.exists():
+            return None
+        try:
+            return self._tool.count(self.output)
+        except ValueError:
+            return None
+
+    def _await_ready(self) -> None:
+        deadline = self.began + ATTACH_SECONDS
+        probes, since = 0, time.monotonic()
+        while not self._said_ready():
+            now = time.monotonic()
+            if self.process.poll() is not None:
+                raise CannotRun(self._last_words())
+            if now > deadline:
+                raise CannotRun(f"not attached within {ATTACH_SECONDS:.0f} s")
+            if not self._tool.ready:
+                found = _perf_events(self.process.pid)
+                if found != probes:
+                    probes, since = found, now
+                elif probes and now - since > _SETTLE_SECONDS:
+                    return
+            time.sleep(_LOOK_SECONDS)
+
+    def _said_ready(self) -> bool:
+        return bool(self._tool.ready) and self._tool.ready in self._complaints.read_text(errors="replace")
+
+    def _last_words(self) -> str:
+        lines = [line.strip() for line in self._complaints.read_text(errors="replace").splitlines()]
+        words = [line for line in lines if line]
+        return words[-1] if words else f"exit status {self.process.returncode}"
+
+
+@contextmanager
+def attached(tool: Tool, pid: int, directory: Path) -> Iterator[Optional[Attached]]:
+    """Trace ``pid`` with a tool; None of UNTRACED.  Raises CannotRun."""
+    if not tool.command:
+        yield None
+        return
+    tracer = Attached(tool, pid, directory)
+    try:
+        time.sleep(_SETTLE_SECONDS)
+        yield tracer
+    finally:
+        tracer.end()
+
+
+def _perf_events(pid: int) -> int:
+    """How many perf events a process has open: the probes of perf, bpftrace and bcc."""
+    count = 0
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                count += "[perf_event]" in str(link.readlink())
+    return count

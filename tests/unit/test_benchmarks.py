@@ -1,0 +1,192 @@
+"""What the benchmarks make of their figures; the measuring itself is `make bench`."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import chart, imports, tables
+from benchmarks.comparison import regressions
+from benchmarks.loads import KINDS
+from benchmarks.perfdata import count_samples
+from benchmarks.ratios import NO_PROGRESS, Spread, rotated, slowdown
+from benchmarks.results import Cell, Import, OwnCost, Program, Results, from_json, to_json
+from benchmarks.tools import FLOOR, OURS
+
+ROOT = Path(__file__).resolve().parents[2]
+KIND_TEXTS = [("pairs", "mmap & munmap"), ("redis", "a server")]
+
+lines = st.text(st.sampled_from("ab |\\<&>é"), max_size=6)
+ratios = st.floats(0.5, 1e6) | st.just(NO_PROGRESS)
+cells = st.builds(
+    Cell,
+    st.lists(ratios, max_size=5).map(tuple),
+    st.none() | st.floats(0, 1),
+    lines,
+)
+tables_of_cells = st.dictionaries(
+    st.sampled_from([name for name, _ in KIND_TEXTS]),
+    st.dictionaries(lines, cells, max_size=4),
+)
+results_strategy = st.builds(
+    Results,
+    conditions=st.dictionaries(lines, lines, max_size=3),
+    table=tables_of_cells,
+    own=st.lists(
+        st.builds(
+            OwnCost,
+            lines,
+            *[st.floats(0, 1e6)] * 3,
+            *[st.integers(0)] * 2,
+            *[st.floats(0, 1e3)] * 2,
+        ),
+        max_size=2,
+    ).map(tuple),
+    imports=st.lists(st.builds(Import, lines, st.floats(0, 9), st.just((("bcc", 0.1),))), max_size=2).map(
+        tuple
+    ),
+    programs=st.lists(
+        st.builds(Program, lines, lines, st.integers(1), st.floats(0, 1e6)),
+        max_size=2,
+    ).map(tuple),
+)
+
+
+def test_slowdown_is_against_the_process_before_and_after() -> None:
+    assert slowdown(100, 50, 100) == 2
+    assert slowdown(90, 100, 110) == 1
+    assert slowdown(100, 0, 100) == NO_PROGRESS
+
+
+@given(st.lists(ratios, min_size=1))
+def test_median_is_within_the_spread(values: list[float]) -> None:
+    spread = Spread.of(values)
+    assert spread.low <= spread.median <= spread.high
+
+
+@given(st.lists(st.text(), unique=True), st.integers(0, 50))
+def test_each_round_has_all_tools_and_each_is_first_in_some(items: list[str], turn: int) -> None:
+    assert sorted(rotated(items, turn)) == sorted(items)
+    assert {rotated(items, turn + by)[0] for by in range(len(items))} == set(items)
+
+
+@given(results_strategy)
+def test_what_was_written_is_read_back(results: Results) -> None:
+    assert from_json(to_json(results)) == results
+
+
+def test_something_else_is_not_read() -> None:
+    with pytest.raises(ValueError, match="benchmarks"):
+        from_json("{}")
+
+
+@given(results_strategy)
+def test_every_table_has_rows_of_one_width(results: Results) -> None:
+    for table in tables.page(results, KIND_TEXTS).split("\n\n"):
+        rows = [line for line in table.splitlines() if line.startswith("| ")]
+        assert len({len(re.sub(r"\\.", "", row).split("|")) for row in rows}) <= 1
+
+
+def test_page_says_what_could_not_be_measured() -> None:
+    table = {"pairs": {OURS: Cell((1.1, 1.3, 1.2), seen=0.999), "perf": Cell(failure="not installed")}}
+    shown = tables.side_by_side(Results(conditions={}, table=table), ["pairs"])
+    assert f"| {OURS} | 1.20 (1.10-1.30) | 100 % |" in shown
+    assert "perf, pairs: not installed" in shown
+
+
+def test_calls_that_a_tool_did_not_see_are_shown() -> None:
+    table = {"pairs": {"perf": Cell((1.4,), seen=0.031)}}
+    assert "| 3 % |" in tables.side_by_side(Results(conditions={}, table=table), ["pairs"])
+
+
+def test_no_progress_is_said_in_words() -> None:
+    assert tables.ratio_text(Cell((NO_PROGRESS, 80.0, NO_PROGRESS))) == "no progress"
+    assert tables.ratio_text(Cell((NO_PROGRESS, 80.0, 81.0))) == "81 (80-∞)"
+
+
+@given(results_strategy)
+def test_chart_is_svg_with_a_bar_for_each_tool_measured(results: Results) -> None:
+    drawing = ET.fromstring(chart.render(results, KIND_TEXTS, OURS))
+    bars = list(drawing.iter("{http://www.w3.org/2000/svg}rect"))[1:]
+    measured = [cell for cells in results.table.values() for cell in cells.values() if cell.ratios]
+    assert len(bars) == len(measured)
+    width = float(drawing.get("viewBox", "").split()[2])
+    for bar in bars:
+        assert float(bar.get("width", "-1")) > 0
+        assert float(bar.get("x", "0")) + float(bar.get("width", "0")) < width
+
+
+def cell(*values: float) -> Cell:
+    return Cell(tuple(values))
+
+
+def test_regression_is_warned_of() -> None:
+    recorded = {"pairs": {FLOOR: cell(1.1), OURS: cell(1.2)}}
+    worse = {"pairs": {FLOOR: cell(1.1), OURS: cell(1.35, 1.4, 1.45)}}
+    assert list(regressions(recorded, recorded, [OURS], FLOOR)) == []
+    (line,) = regressions(recorded, worse, [OURS], FLOOR)
+    assert "was 1.20, now 1.40" in line
+
+
+def test_noise_and_a_dearer_machine_are_no_regression() -> None:
+    recorded = {"pairs": {FLOOR: cell(1.1), OURS: cell(1.2)}}
+    noisy = {"pairs": {FLOOR: cell(1.1), OURS: cell(1.15, 1.4, 1.5)}}
+    dearer = {"pairs": {FLOOR: cell(1.3), OURS: cell(1.4)}}
+    assert list(regressions(recorded, noisy, [OURS], FLOOR)) == []
+    assert list(regressions(recorded, dearer, [OURS], FLOOR)) == []
+
+
+def test_what_can_no_longer_be_measured_is_warned_of() -> None:
+    recorded = {"pairs": {OURS: cell(1.2)}}
+    (line,) = regressions(recorded, {"pairs": {OURS: Cell(failure="refused")}}, [OURS], FLOOR)
+    assert "refused" in line
+
+
+def test_document_keeps_what_is_around_the_tables() -> None:
+    document = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
+    new = tables.replaced(document, "new")
+    assert new.startswith("before\n")
+    assert new.endswith("after\n")
+    assert "old" not in new
+    assert tables.replaced(new, "new") == new
+    with pytest.raises(ValueError, match="lacks"):
+        tables.replaced("nothing", "new")
+
+
+def test_documents_have_room_for_the_tables() -> None:
+    tables.replaced((ROOT / "docs" / "performance.md").read_text(), "new")
+    recorded = ROOT / "benchmarks" / "recorded.json"
+    if recorded.exists():
+        assert set(from_json(recorded.read_text()).table) <= {kind.name for kind in KINDS}
+
+
+def test_import_times_are_those_of_the_modules_themselves() -> None:
+    told = (
+        "import time: self [us] | cumulative | imported package\n"
+        "import time:       100 |        100 |     _io\n"
+        "import time:      2000 |       2100 |   io\n"
+        "import time:       300 |        300 | zipimport\n"
+    )
+    found = imports.parse("import x", told)
+    assert math.isclose(found.seconds, 0.0024)
+    assert found.dearest[0] == ("io", 0.002)
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_samples_of_perf_are_counted(tmp_path: Path, is_finished: bool) -> None:
+    records = b"".join(
+        struct.pack("<IHH", kind, 0, 8 + size) + bytes(size) for kind, size in ((1, 32), (9, 8192), (9, 16))
+    )
+    file = tmp_path / "perf.data"
+    size = len(records) if is_finished else 0
+    file.write_bytes(struct.pack("<40xQQ", 104, size) + bytes(48) + records)
+    assert count_samples(file) == 2
+    file.write_bytes(b"PERFILE2")
+    assert count_samples(file) == 0

@@ -39,7 +39,9 @@ def totals(
     sums: dict[ThreadId, _Sum] = {}
     for each in outstanding:
         if each.owner is not None:
-            of = sums.setdefault(each.owner.id, _Sum(each.owner))
+            of = sums.get(each.owner.id)
+            if of is None:
+                of = sums[each.owner.id] = _Sum(each.owner)
             of.mappings += 1
             of.by_site[each.mapping.site] += each.mapping.size
     for thread in brk_growth:

@@ -23,6 +23,8 @@ _MAPS_LINE = re.compile(
 )
 _SMAPS_RECORD_END = b"\nVmFlags:"
 _HUGE_LABELS = (b"\nShared_Hugetlb:", b"\nPrivate_Hugetlb:")
+_NOTHING_HUGE = b"".join(label + b"        0 kB" for label in _HUGE_LABELS)
+"""How nearly every record reads there: saves looking for two figures in each."""
 _NO_ACCESS = "---"
 _KIB = 1024
 _MAX_DIGITS = 20
@@ -64,13 +66,13 @@ def parse_smaps(chunks: Iterable[bytes]) -> list[Vma]:
         for record in block.split(_SMAPS_RECORD_END):
             header = _MAPS_LINE.search(record)
             if header:
-                rss, swap = (
-                    _figure(record, b"\nRss:", header.end()),
-                    _figure(record, b"\nSwap:", header.end()),
+                after = header.end()
+                vma = decode.vma(
+                    header.groups(), _figure(record, b"\nRss:", after), _figure(record, b"\nSwap:", after)
                 )
-                vma = decode.vma(header.groups(), rss, swap)
-                huge = sum(_figure(record, label, header.end()) or 0 for label in _HUGE_LABELS)
-                vmas.append(vma._replace(huge=huge) if huge else vma)
+                if record.find(_NOTHING_HUGE, after) < 0:
+                    vma = vma._replace(huge=sum(_figure(record, label, after) or 0 for label in _HUGE_LABELS))
+                vmas.append(vma)
     return disjoint(vmas)
 
 

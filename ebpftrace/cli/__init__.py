@@ -17,7 +17,7 @@ import click
 from ebpftrace import __version__
 from ebpftrace.errors import CannotTrace
 
-COMMANDS = ("mmap-leaks", "trace", "maps", "scan", "doctor")
+COMMANDS = ("mmap-leaks", "growth", "trace", "maps", "scan", "doctor")
 """In the order of the help; each is a function in the module of its name, with ``_`` for ``-``."""
 
 STATUS_CANNOT_TRACE = 1
@@ -100,4 +100,5 @@ def main() -> None:
       ebpftrace scan                      which process of this host looks as if it leaked?
       ebpftrace maps -p 31108             what is its address space made of?
       ebpftrace mmap-leaks -p 31108       trace a live process for 30 seconds
+      ebpftrace growth -p 31108           what makes it grow, second by second
     """

@@ -110,7 +110,7 @@ def _thread(total: ThreadTotal) -> dict[str, Any]:
         "mappings": total.mappings,
         "bytes": total.size,
         "brk_growth": total.brk_growth,
-        "stack": _stack(total.stack),
+        "stack": stack_object(total.stack),
     }
 
 
@@ -127,12 +127,13 @@ def _finding(finding: Finding, report: Report) -> dict[str, Any]:
         "bytes_per_minute": finding.bytes_per_minute,
         "period_seconds": finding.period,
         "start_routine": _frame(finding.start_routine) if finding.start_routine else None,
-        "stack": _stack(finding.stack),
+        "stack": stack_object(finding.stack),
         "mappings": [_mapping(orphan, report) for orphan in finding.orphans],
     }
 
 
-def _stack(stack: Stack) -> dict[str, Any]:
+def stack_object(stack: Stack) -> dict[str, Any]:
+    """A stack as every schema of ours has it."""
     return {
         "frames": [_frame(frame) for frame in stack.frames],
         "complete": stack.complete,

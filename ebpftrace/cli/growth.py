@@ -1,0 +1,121 @@
+"""``ebpftrace growth``: how a process grows, interval by interval, and who makes it grow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional
+
+import click
+
+if TYPE_CHECKING:
+    from ebpftrace.growth.model import Size, Step, Summary
+    from ebpftrace.model import Clock, TargetInfo
+    from ebpftrace.report.output import Stream
+
+_EXAMPLES = """
+\b
+Examples:
+  ebpftrace growth -p 31108                    each second, for one minute
+  ebpftrace growth -p 31108 -i 60 -d 86400     each minute, for a day
+  ebpftrace growth -p 31108 --until-interrupt  until Ctrl-C, or until the process exits
+  ebpftrace growth -p 31108 --json | jq -c 'select(.virt_change > 1048576)'
+"""
+
+
+@click.command("growth", epilog=_EXAMPLES)
+@click.option("-p", "--pid", type=click.IntRange(min=1), required=True, help="Process to watch.")
+@click.option(
+    "-i",
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between one line and the next.",
+)
+@click.option(
+    "-d",
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to watch; a period is told after four times.",
+)
+@click.option("--until-interrupt", is_flag=True, help="Watch until Ctrl-C or SIGTERM instead.")
+@click.option("--json", "json_output", is_flag=True, help="One JSON object a line; the last one sums up.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write here instead of stdout, line by line as they come.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr.")
+def growth(
+    pid: int,
+    interval: float,
+    duration: float,
+    until_interrupt: bool,
+    json_output: bool,
+    output: Optional[Path],
+    quiet: bool,
+) -> None:
+    """Watch VIRT and RSS, and say which calls, threads and places make them grow.
+
+    What pidstat -r prints, with causes: what was mapped in an interval and still stands at its end, less
+    what went.  The process is never stopped, and nothing is recorded call by call.
+    """
+    from ebpftrace.growth_session import Settings, run
+    from ebpftrace.kernel.features import require_tracing
+    from ebpftrace.report.output import Stream
+
+    require_tracing()
+    with Stream(sys.stdout, None if output is None else str(output)) as stream:
+        teller = _Teller(stream, json_output, quiet, curve=output is None and _draws())
+        run(Settings(pid, interval, None if until_interrupt else duration), teller)
+
+
+def _draws() -> bool:
+    """Standard output is a terminal that can show a curve."""
+    from ebpftrace.report.sparkline import can_draw
+
+    return sys.stdout.isatty() and can_draw(sys.stdout.encoding)
+
+
+class _Teller:
+    """Writes lines as they come: the session's observer."""
+
+    def __init__(self, stream: Stream, json_output: bool, quiet: bool, curve: bool) -> None:
+        self._stream = stream
+        self._json = json_output
+        self._quiet = quiet
+        self._curve = curve
+        self._clock: Optional[Clock] = None
+
+    def attached(self, target: TargetInfo, clock: Clock, size: Size) -> None:
+        """Say that the probes are live, and how large the process is."""
+        from ebpftrace.report import growth as text
+
+        self._clock = clock
+        if not self._quiet:
+            click.echo("attached", err=True)
+        if not self._json:
+            self._stream.write(text.head(target, clock, size))
+
+    def step(self, step: Step) -> None:
+        """Write one interval."""
+        from ebpftrace.report import growth as text
+        from ebpftrace.report import growth_json
+
+        assert self._clock is not None
+        self._stream.write((growth_json if self._json else text).step(step, self._clock))
+
+    def summary(self, summary: Summary) -> None:
+        """Write what the window comes to."""
+        from ebpftrace.report import growth as text
+        from ebpftrace.report import growth_json
+
+        self._stream.write(
+            growth_json.summary(summary) if self._json else text.summary(summary, curve=self._curve)
+        )

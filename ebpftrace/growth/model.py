@@ -1,0 +1,140 @@
+"""The words of ``growth``.  Units as in ``ebpftrace.model``: bytes, ns of CLOCK_MONOTONIC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, Optional
+
+from ebpftrace.model import (
+    NO_STACK,
+    Calls,
+    Clock,
+    EndedBy,
+    Losses,
+    Stack,
+    TargetInfo,
+    Thread,
+    ThreadId,
+    TracerCost,
+)
+
+
+class How(Enum):
+    """Which call changed the size, as far as what stands before and after tells."""
+
+    MMAP = "mmap"
+    MREMAP = "mremap"
+    """A mapping that stood is larger."""
+    MUNMAP = "munmap"
+    """A mapping that stood is smaller or gone: by munmap, mremap, or MAP_FIXED over it."""
+    BRK = "brk"
+
+
+class Change(NamedTuple):
+    """What became of one mapping between two moments, or of the break by one thread or site."""
+
+    how: How
+    size: int
+    """Bytes, negative where it shrank."""
+    thread: Optional[ThreadId]
+    """Who mapped it, or moved the break; None where nobody knows which of several, or before attach."""
+    site: int
+    """Signature of the stack that mapped it, or moved the break; 0 where there is none."""
+    made_at: Optional[int] = None
+    before_attach: bool = False
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Changes of one call, from one place, by threads of one name."""
+
+    how: How
+    size: int
+    """Bytes, the sum of its changes: 0 where they cancel."""
+    mappings: int
+    """Mappings that changed; 0 for brk."""
+    threads: tuple[Thread, ...]
+    """Who mapped them; empty where nobody knows."""
+    stack: Stack = NO_STACK
+    before_attach: bool = False
+    """What changed was mapped before the tracer came: nobody saw by whom."""
+
+
+class Size(NamedTuple):
+    """Size of an address space at one moment."""
+
+    at: int
+    virt: int
+    rss: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One interval."""
+
+    before: Size
+    after: Size
+    causes: tuple[Cause, ...]
+    """Largest first; what was mapped and unmapped within the interval does not show."""
+
+    @property
+    def virt(self) -> int:
+        """By how many bytes VIRT changed."""
+        return self.after.virt - self.before.virt
+
+    @property
+    def rss(self) -> int:
+        """By how many bytes RSS changed."""
+        return self.after.rss - self.before.rss
+
+    @property
+    def seconds(self) -> float:
+        """Length of the interval."""
+        return (self.after.at - self.before.at) / 1e9
+
+    @property
+    def unexplained(self) -> int:
+        """Bytes of the change of VIRT that no cause explains.
+
+        The main thread's stack, shmat, lost events; and, for a moment, what was mapped or unmapped between
+        the reading of the size and that of the ledger.
+        """
+        return self.virt - sum(cause.size for cause in self.causes)
+
+
+@dataclass(frozen=True)
+class Regular:
+    """A cause that keeps coming."""
+
+    period: float
+    """Seconds."""
+    step: int
+    """Bytes each time."""
+
+
+@dataclass(frozen=True)
+class SiteGrowth:
+    """What one cause comes to over the whole window."""
+
+    cause: Cause
+    regular: Optional[Regular] = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The whole window."""
+
+    target: TargetInfo
+    clock: Clock
+    ended_by: EndedBy
+    whole: Step
+    """All of the window as one interval."""
+    sites: tuple[SiteGrowth, ...]
+    """The causes of the whole, regular ones first, then largest first."""
+    calls: Calls
+    losses: Losses
+    sizes: tuple[int, ...]
+    """VIRT over the window, evenly spaced."""
+    notes: tuple[str, ...] = ()
+    cost: Optional[TracerCost] = None

@@ -19,7 +19,8 @@ class Attribution:
 
     def __init__(self, stacks: SiteStacks) -> None:
         self._stacks = stacks
-        self._sources: dict[Call, StackSource] = {}
+        self._copied: set[Call] = set()
+        self._missing: set[Call] = set()
 
     def mappings(self, mappings: Iterable[Mapping]) -> list[Mapping]:
         """Return the mappings with the numbers of their stacks for sites."""
@@ -34,7 +35,7 @@ class Attribution:
         if not finding.stack.frames:
             return finding
         calls = [_call(orphan) for orphan in finding.orphans]
-        copied = sum(call is not None and self._sources.get(call) is StackSource.COPIED for call in calls)
+        copied = sum(call in self._copied for call in calls)
         if copied == len(calls) or finding.stack.source is not StackSource.COPIED:
             return finding
         note = f"seen for {copied} of {len(calls)} calls; the others have the same signature"
@@ -48,7 +49,7 @@ class Attribution:
     @property
     def missing(self) -> int:
         """Mappings and clone calls that have no stack although one was wanted."""
-        return sum(source is StackSource.NONE for source in self._sources.values())
+        return len(self._missing)
 
     def stack(self, site: int) -> Stack:
         """Return the stack of a numbered site."""
@@ -60,7 +61,10 @@ class Attribution:
 
     def _site(self, signature: int, call: Call) -> int:
         origin = self._stacks.origin(signature, call)
-        self._sources[call] = origin.source
+        if origin.source is StackSource.COPIED:
+            self._copied.add(call)
+        elif origin.source is StackSource.NONE:
+            self._missing.add(call)
         return origin.stack
 
 

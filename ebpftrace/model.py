@@ -138,8 +138,7 @@ class OwnedBy(Enum):
     MAPPED_IT = "mapped it"
 
 
-@dataclass(frozen=True)
-class Outstanding:
+class Outstanding(NamedTuple):
     """An outstanding mapping with its owner; ``owner`` None where nobody knows one (baseline)."""
 
     mapping: Mapping
@@ -282,8 +281,7 @@ class Verdict(Enum):
     JUST_EXITED = "just-exited"
 
 
-@dataclass(frozen=True)
-class Orphan:
+class Orphan(NamedTuple):
     """One orphan of a finding, as the report shows it."""
 
     outstanding: Outstanding

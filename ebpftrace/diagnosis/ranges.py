@@ -34,7 +34,11 @@ class RangeIndex(Generic[T]):
 
     def touches(self, pieces: Iterable[Interval]) -> bool:
         """Whether any entry shares a byte with one of ``pieces``."""
-        return bool(self._entries) and any(self.overlapping(piece) for piece in pieces)
+        for start, end in pieces:
+            before = bisect_left(self._starts, end) - 1
+            if before >= 0 and self._entries[before][0].end > start:
+                return True
+        return False
 
 
 class PointIndex:

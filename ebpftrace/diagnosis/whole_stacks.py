@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from ebpftrace.diagnosis.ranges import RangeIndex
 from ebpftrace.model import Interval, Mapping, Outstanding, OwnedBy
@@ -33,7 +32,7 @@ def whole_stacks(outstanding: Sequence[Outstanding], stacks: Iterable[Interval])
         latest = max(inside, key=_claim)
         if len(inside) > 1 and latest.owner is not None:
             joined = _joined([one.mapping for one in inside])
-            rest.append(replace(latest, mapping=joined, owned_by=OwnedBy.RUNS_ON_IT))
+            rest.append(latest._replace(mapping=joined, owned_by=OwnedBy.RUNS_ON_IT))
         else:
             rest += inside
     return rest

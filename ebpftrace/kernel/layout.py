@@ -65,6 +65,11 @@ class MappingT(ctypes.Structure):
     )
 
 
+MAPPING_KEY = struct.Struct("=Q")
+MAPPING = struct.Struct("=5Q4I")
+"""``MappingT`` for reading many at once."""
+
+
 class LifeT(ctypes.Structure):
     """``struct life_t``: the life of one task in a traced address space."""
 

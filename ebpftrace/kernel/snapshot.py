@@ -11,6 +11,8 @@ from typing import Optional
 from ebpftrace.kernel import tables
 from ebpftrace.kernel.layout import (
     CALLS,
+    MAPPING,
+    MAPPING_KEY,
     SPACE_SHIFT,
     LifeKeyT,
     LifeT,
@@ -55,26 +57,7 @@ def read_snapshots(fds: Mapping[str, int], spaces: int, skipped_runs: int) -> di
     for _, run in tables.entries(fds["runs"], ctypes.c_uint64, RunT):
         if run.life.space in found:
             found[run.life.space].runs.append(_run(run))
-    names: dict[tuple[int, int], ThreadId] = {}
-    rows: defaultdict[int, list[Row]] = defaultdict(list)
-    for key, row in tables.entries(fds["mappings"], ctypes.c_uint64, MappingT):
-        address = key.value
-        identity = (row.mapper_tid, row.mapper_born)
-        mapper = names.get(identity)
-        if mapper is None:
-            mapper = names[identity] = ThreadId(*identity)
-        rows[address >> SPACE_SHIFT].append(
-            Row(
-                start=address & _ADDRESS_MASK,
-                length=row.length,
-                since=row.since,
-                made_at=row.made_at,
-                mapper=mapper,
-                prot=row.prot,
-                flags=row.flags,
-                site=row.site,
-            )
-        )
+    rows = _rows(fds["mappings"])
     for space, snapshot in found.items():
         snapshot.rows = rows[space]
         record = SpaceT()
@@ -95,6 +78,21 @@ def read_brk_growth(fd: int) -> dict[int, int]:
         for key, site in tables.entries(fd, ctypes.c_uint64, SiteT)
         if site.brk_growth
     }
+
+
+def _rows(fd: int) -> defaultdict[int, list[Row]]:
+    """Read the rows of all address spaces; by far the largest table."""
+    rows: defaultdict[int, list[Row]] = defaultdict(list)
+    mappers: dict[tuple[int, int], ThreadId] = {}
+    for keys, leaves in tables.batches(fd, ctypes.c_uint64, MappingT):
+        for (key,), fields in zip(MAPPING_KEY.iter_unpack(keys), MAPPING.iter_unpack(leaves)):
+            length, since, made_at, born, site, tid, prot, flags, _ = fields
+            mapper = mappers.get((tid, born))
+            if mapper is None:
+                mapper = mappers[tid, born] = ThreadId(tid, born)
+            row = Row(key & _ADDRESS_MASK, length, since, made_at, mapper, prot, flags, site)
+            rows[key >> SPACE_SHIFT].append(row)
+    return rows
 
 
 def decode_name(raw: bytes) -> str:

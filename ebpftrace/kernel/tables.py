@@ -94,17 +94,27 @@ def lookup(fd: int, key: Data, leaf: ctypes.Structure) -> bool:
 
 
 def entries(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tuple[Key, Leaf]]:
-    """Yield every entry of a hash; the objects are valid until the next one is asked for.
+    """Yield every entry of a hash as objects that are valid until the next one is asked for.
 
     An entry that is inserted or deleted meanwhile may or may not be seen; one that stands all the
     time is seen exactly once.  Raises OSError.
     """
+    for keys, leaves in batches(fd, key_type, leaf_type):
+        key_bytes, leaf_bytes = ctypes.sizeof(key_type), ctypes.sizeof(leaf_type)
+        for index in range(len(keys) // key_bytes):
+            key = key_type.from_buffer(keys, index * key_bytes)
+            yield cast(Key, key), leaf_type.from_buffer(leaves, index * leaf_bytes)
+
+
+def batches(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tuple[memoryview, memoryview]]:
+    """Like ``entries``, many at a time: the bytes of their keys and, in the same order, of their leaves."""
+    key_bytes, leaf_bytes = ctypes.sizeof(key_type), ctypes.sizeof(leaf_type)
     size = _FIRST_BATCH
-    position = ctypes.create_string_buffer(max(8, ctypes.sizeof(key_type)))
+    position = ctypes.create_string_buffer(max(8, key_bytes))
     is_first = True
     while True:
-        keys = (key_type * size)()
-        leaves = (leaf_type * size)()
+        keys = (ctypes.c_ubyte * (size * key_bytes))()
+        leaves = (ctypes.c_ubyte * (size * leaf_bytes))()
         attributes = _BatchAttributes(
             in_batch=0 if is_first else ctypes.addressof(position),
             out_batch=ctypes.addressof(position),
@@ -121,21 +131,21 @@ def entries(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tup
                 size *= 2
                 continue
             if error.errno in (errno.EINVAL, _ENOTSUPP) and is_first:
-                yield from _entries_one_by_one(fd, key_type, leaf_type)
+                yield from _one_by_one(fd, key_type, leaf_type)
                 return
             if error.errno != errno.ENOENT:
                 raise
             is_last = True
-        # An array of a simple type gives Python numbers: make the key objects again.
-        for index in range(attributes.count):
-            key = cast(Key, key_type.from_buffer(keys, index * ctypes.sizeof(key_type)))
-            yield key, leaves[index]
+        count = attributes.count
+        yield memoryview(keys)[: count * key_bytes], memoryview(leaves)[: count * leaf_bytes]
         if is_last:
             return
         is_first = False
 
 
-def _entries_one_by_one(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tuple[Key, Leaf]]:
+def _one_by_one(
+    fd: int, key_type: type[Key], leaf_type: type[Leaf]
+) -> Iterator[tuple[memoryview, memoryview]]:
     """Yield every entry where the kernel has no batch look-up for hashes (before 5.6)."""
     seen: set[bytes] = set()
     key = key_type()
@@ -153,7 +163,7 @@ def _entries_one_by_one(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> 
         leaf = leaf_type()
         previous, key = key, key_type()
         if lookup(fd, previous, leaf):
-            yield previous, leaf
+            yield memoryview(bytearray(previous)), memoryview(bytearray(leaf))
         attributes = _ElementAttributes(
             map_fd=fd, key=ctypes.addressof(previous), value=ctypes.addressof(key)
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Optional, Protocol
 
 from ebpftrace.model import NO_STACK, Frame, Stack, StackSource
@@ -37,8 +37,7 @@ class Resolver(Protocol):
         """Return the stack, NO_STACK with a note where there is none."""
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a call came from: a number for its stack, equal for equal stacks, and how that is known."""
 
     stack: int

@@ -272,7 +272,7 @@ def test_a_stack_that_is_a_small_part_of_its_mapping_is_a_pool():
     """Go's threads run on 16 KiB pieces of a 64 MiB heap arena."""
     arena = pthread_stack(1, flags=0x22, size=64 << 20)
     run = replace(arena.run, stack=arena.mapping.start + 16384, stack_size=0)
-    finding = only(judge([replace(arena, run=run)], NO_LIBC))
+    finding = only(judge([arena._replace(run=run)], NO_LIBC))
     assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
 
 
@@ -381,7 +381,7 @@ def test_the_limit_of_the_environment_counts():
 def test_a_heap_whose_tail_was_given_back_is_still_one():
     heap = arena(1)
     pieces = (Interval(heap.mapping.start, heap.mapping.start + (1 << 20)),)
-    trimmed = replace(heap, mapping=heap.mapping._replace(pieces=pieces))
+    trimmed = heap._replace(mapping=heap.mapping._replace(pieces=pieces))
     assert only(judge([trimmed], READ)).verdict is Verdict.MALLOC_ARENA
 
 
@@ -450,5 +450,5 @@ def test_the_guard_is_told_where_it_is_an_area():
 
 
 def test_a_mapping_owned_by_its_mapper_is_kept_apart_from_a_stack():
-    stack = replace(pthread_stack(1, flags=0x22, site=OWN_SITE), run=None, owned_by=OwnedBy.MAPPED_IT)
+    stack = pthread_stack(1, flags=0x22, site=OWN_SITE)._replace(run=None, owned_by=OwnedBy.MAPPED_IT)
     assert only(judge([stack], READ)).verdict is Verdict.ORPHANED_MAPPING

@@ -22,13 +22,13 @@ def in_parts(
     whole = pthread_stack(1, exited=11 if exited else None, before_attach=before_attach)
     assert whole.owner is not None
     if not clone_names_it:
-        whole = replace(whole, run=None, owned_by=OwnedBy.MAPPED_IT, mapper=whole.owner)
+        whole = whole._replace(run=None, owned_by=OwnedBy.MAPPED_IT, mapper=whole.owner)
     start, end = whole.mapping.start, whole.mapping.end
     low = Mapping((Interval(start, start + GUARD),), at(10.5), whole.owner.id, 0, 0x4032, 0)
     rest = whole.mapping._replace(pieces=(Interval(start + GUARD, end),))
     mapper = None if before_attach else MAIN
     high = Outstanding(rest, mapper, None if before_attach else OwnedBy.MAPPED_IT, mapper)
-    return span(whole), [replace(whole, mapping=low), high]
+    return span(whole), [whole._replace(mapping=low), high]
 
 
 @pytest.mark.parametrize("clone_names_it", [False, True])
@@ -56,7 +56,7 @@ def test_a_part_mapped_by_a_thread_that_exited_is_no_orphan_while_one_lives_on_t
 ) -> None:
     stack, (low, high) = in_parts(False, False, clone_names_it)
     gone = replace(MAIN, exited_at=at(12))
-    parts = [low, replace(high, owner=gone, mapper=gone)]
+    parts = [low, high._replace(owner=gone, mapper=gone)]
     assert judge(parts, books(booked(stack, exited=False))).findings == ()
 
 

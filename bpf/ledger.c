@@ -15,7 +15,7 @@
 
 BPF_F_TABLE("hash", u64, struct mapping_t, mappings, MAX_MAPPINGS, HASH_FLAGS);
 BPF_F_TABLE("hash", u32, struct thread_t, threads, MAX_THREADS, HASH_FLAGS);
-BPF_F_TABLE("hash", struct life_key_t, struct life_t, exited, MAX_THREADS, HASH_FLAGS);
+BPF_F_TABLE("hash", struct life_key_t, struct life_t, exited, MAX_MAPPINGS, HASH_FLAGS);
 BPF_F_TABLE("hash", u64, struct run_t, runs, MAX_RUNS, HASH_FLAGS);
 BPF_F_TABLE("hash", u64, struct site_t, sites, MAX_SITES, HASH_FLAGS);
 BPF_ARRAY(spaces, struct space_t, MAX_SPACES);

@@ -43,7 +43,7 @@ class Snapshot:
 def read_snapshots(fds: Mapping[str, int], spaces: int, skipped_runs: int) -> dict[int, Snapshot]:
     """Read the tables (name -> file descriptor) of the first ``spaces`` address spaces.
 
-    ``skipped_runs`` counts for each of them: nobody knows whose events they were.  Raises OSError.
+    ``skipped_runs`` counts for each of them: nobody knows whose events they were.  Raises CannotTrace.
     """
     found = {space: Snapshot() for space in range(spaces)}
     counts: dict[int, list[int]] = {space: [0] * len(CALLS) for space in found}

@@ -15,6 +15,8 @@ import platform
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar, Union, cast
 
+from ebpftrace.errors import CannotTrace
+
 _SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
 _UPDATE_ELEM = 2
 _GET_NEXT_KEY = 4
@@ -61,6 +63,14 @@ class _BatchAttributes(ctypes.Structure):
     )
 
 
+class TableRefused(CannotTrace):
+    """The kernel refused to read or write a table of ours."""
+
+    def __init__(self, did: str, error: OSError) -> None:
+        remedy = "the target has too many threads for it" if error.errno == errno.E2BIG else ""
+        super().__init__(f"the kernel refused to {did} a table ({os.strerror(error.errno or 0)})", remedy)
+
+
 def bpf(command: int, attributes: ctypes.Structure) -> int:
     """Call bpf(2) and return what it does; raises OSError."""
     number = _SYSCALL_BPF[platform.machine()]
@@ -72,11 +82,18 @@ def bpf(command: int, attributes: ctypes.Structure) -> int:
 
 
 def update(fd: int, key: Data, leaf: ctypes.Structure, flags: int) -> None:
-    """Write one entry.  Raises FileExistsError where BPF_NOEXIST finds one, OSError (E2BIG) when full."""
-    bpf(
-        _UPDATE_ELEM,
-        _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf), flags=flags),
-    )
+    """Write one entry.  Raises FileExistsError where BPF_NOEXIST finds one, TableRefused when full."""
+    try:
+        bpf(
+            _UPDATE_ELEM,
+            _ElementAttributes(
+                map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf), flags=flags
+            ),
+        )
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise TableRefused("write", error) from error
 
 
 def lookup(fd: int, key: Data, leaf: ctypes.Structure) -> bool:
@@ -89,7 +106,7 @@ def lookup(fd: int, key: Data, leaf: ctypes.Structure) -> bool:
     except OSError as error:
         if error.errno == errno.ENOENT:
             return False
-        raise
+        raise TableRefused("read", error) from error
     return True
 
 
@@ -97,7 +114,7 @@ def entries(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tup
     """Yield every entry of a hash as objects that are valid until the next one is asked for.
 
     An entry that is inserted or deleted meanwhile may or may not be seen; one that stands all the
-    time is seen exactly once.  Raises OSError.
+    time is seen exactly once.  Raises TableRefused.
     """
     for keys, leaves in batches(fd, key_type, leaf_type):
         key_bytes, leaf_bytes = ctypes.sizeof(key_type), ctypes.sizeof(leaf_type)
@@ -134,7 +151,7 @@ def batches(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tup
                 yield from _one_by_one(fd, key_type, leaf_type)
                 return
             if error.errno != errno.ENOENT:
-                raise
+                raise TableRefused("read", error) from error
             is_last = True
         count = attributes.count
         yield memoryview(keys)[: count * key_bytes], memoryview(leaves)[: count * leaf_bytes]
@@ -156,7 +173,7 @@ def _one_by_one(
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return
-            raise
+            raise TableRefused("read", error) from error
         if bytes(key) in seen:  # its predecessor was deleted and the walk began anew
             return
         seen.add(bytes(key))

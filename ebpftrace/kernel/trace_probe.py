@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -120,8 +119,6 @@ class CallTracer:
             tables.update(self._fds["threads"], ctypes.c_uint32(tid), record, tables.BPF_NOEXIST)
         except FileExistsError:
             return False
-        except OSError as error:
-            raise CannotTrace(f"no room to trace thread {tid} ({os.strerror(error.errno or 0)})") from None
         return True
 
     def _attach(self, filters: Filters) -> None:

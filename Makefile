@@ -48,6 +48,9 @@ format: .venv/.test ## lay out all sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(C_SOURCES)
 
+man: .venv/.use ## write the man pages anew
+	$(BIN)/python scripts/man.py
+
 clean: ## remove what was built; the venv stays
 	rm -rf build dist
 	$(MAKE) -C tests/targets clean
@@ -60,4 +63,4 @@ build/app_server: demo/app_server.c
 	@mkdir -p build
 	$(CC) -O2 -g -Wall -Wextra -pthread -o $@ $<
 
-.PHONY: help setup demo test test-servers test-kernels bench bench-compare lint format clean
+.PHONY: help setup demo test test-servers test-kernels bench bench-compare lint format man clean

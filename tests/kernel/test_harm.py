@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,13 +21,15 @@ from harness import (
     Result,
     Target,
     Tracer,
+    build,
     fact_areas,
     reported,
     reported_areas,
     traced,
     union,
 )
-from test_lifecycle import assert_gone
+from programs import Program
+from test_lifecycle import NOBODY, assert_gone
 
 SABOTAGED = """
 import ctypes, os, signal
@@ -248,3 +251,39 @@ def test_a_tracer_traces_itself() -> None:
     report = Result(0, ended.stdout, "").report
     assert report["window"]["ended_by"] == "duration"
     assert not [one for one in reported(report) if one["owner_tid"] == report["target"]["pid"]]
+
+
+# --- least privileges -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "deleted"),
+    [
+        ("+bpf,+perfmon,+sys_ptrace,+dac_read_search", False),
+        ("+bpf,+perfmon,+sys_ptrace,+dac_read_search,+checkpoint_restore", True),
+    ],
+    ids=["four", "five, and the program is deleted"],
+)
+def test_capabilities_that_suffice(capabilities: str, deleted: bool, tmp_path: Path) -> None:
+    """The tracer is nobody's, the target root's: findings, and their stacks, are all there."""
+    program = tmp_path / "program"
+    shutil.copy(build("orphans"), program)
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    if subprocess.run([*user, sys.executable, "-c", ""], cwd=ROOT, check=False).returncode:
+        pytest.skip("this Python can be run by root only")
+    granted = [*user, f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"]
+    options = ["--json", "--until-interrupt", "--min-age", "0"]
+    with Program(program, "kept", 3) as target:
+        if deleted:
+            program.unlink()
+        with Started([*granted, *TRACER, *options, "-p", target.pid]) as tracer:
+            target.run()
+            result = tracer.interrupt()
+        made = union(fact_areas(target.facts("mapped")))
+    report = result.report
+    assert result.status == 0
+    assert union(reported_areas(report, "orphaned-mapping")) == made
+    (finding,) = [one for one in report["findings"] if one["verdict"] == "orphaned-mapping"]
+    assert finding["stack"]["complete"]
+    assert "map_and_exit" in [frame["function"] for frame in finding["stack"]["frames"]]
+    assert set(report["losses"].values()) == {0}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.process.procfs import VANISHED, read_small, task_ids
+from ebpftrace.process.procfs import read_small, task_ids
 
 _FUTEX = {"x86_64": 202, "aarch64": 98}
 """Number of futex(2), in ``asm/unistd.h``."""
@@ -24,7 +24,7 @@ def read_futex_waits(tgids: Iterable[int]) -> frozenset[int]:
     for tgid in tgids:
         with suppress(CannotTrace):
             for tid in task_ids(tgid):
-                with suppress(*VANISHED, PermissionError):
+                with suppress(OSError):
                     fields = read_small(f"/proc/{tgid}/task/{tid}/syscall").split()
                     if len(fields) > 3 and fields[0] == number:
                         waits.add(int(fields[1], 16))

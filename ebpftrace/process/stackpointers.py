@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.process.procfs import VANISHED, read_small, task_ids
+from ebpftrace.process.procfs import read_small, task_ids
 
 _FIELDS = 9
 """Of a thread in a system call: its number, six arguments, stack pointer, program counter."""
@@ -22,7 +22,7 @@ def read_stack_pointers(tgids: Iterable[int]) -> dict[int, int]:
     for tgid in tgids:
         with suppress(CannotTrace):
             for tid in task_ids(tgid):
-                with suppress(*VANISHED, PermissionError):
+                with suppress(OSError):
                     fields = read_small(f"/proc/{tgid}/task/{tid}/syscall").split()
                     if len(fields) >= 3:  # "-1 SP PC" outside a call, "running" while it runs
                         pointers[tid] = int(fields[-2], 16)

@@ -48,6 +48,9 @@ format: .venv/.test ## lay out all sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(C_SOURCES)
 
+walkthrough: .venv/.test ## run the commands of docs/walkthrough.md and show what they print now
+	$(BIN)/python scripts/walkthrough.py write
+
 man: .venv/.use ## write the man pages anew
 	$(BIN)/python scripts/man.py
 
@@ -63,4 +66,4 @@ build/app_server: demo/app_server.c
 	@mkdir -p build
 	$(CC) -O2 -g -Wall -Wextra -pthread -o $@ $<
 
-.PHONY: help setup demo test test-servers test-kernels bench bench-compare lint format man clean
+.PHONY: help setup demo test test-servers test-kernels bench bench-compare lint format walkthrough man clean

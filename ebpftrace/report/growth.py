@@ -86,19 +86,13 @@ _CAUSE_ROOM = WIDTH - cell_len(_LINE.format("", "", "", "", "", ""))
 def _causes(interval: Step) -> Iterable[str]:
     shown = [cause for cause in interval.causes if cause.size]
     for cause in shown[:_CAUSES_SHOWN]:
-        start = f"{cause.size // _KIB:+d} {_call(cause)} "
+        start = f"{cause.size // _KIB:+d} {cause.how.value} "
         yield start + _who_and_where(cause, _CAUSE_ROOM - cell_len(start))
     rest = shown[_CAUSES_SHOWN:]
     if rest:
         yield f"{sum(cause.size for cause in rest) // _KIB:+d} by {plural(len(rest), 'more cause')}"
     if interval.unexplained:
         yield f"{interval.unexplained // _KIB:+d} unexplained"
-
-
-def _call(cause: Cause) -> str:
-    if cause.mappings > 1:
-        return f"{cause.how.value} x {count(cause.mappings)}"
-    return cause.how.value
 
 
 def _who_and_where(cause: Cause, room: int) -> str:

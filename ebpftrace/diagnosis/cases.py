@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 
 from ebpftrace.diagnosis.evidence import Evidence
 from ebpftrace.diagnosis.origin import Origin, libc_of, stack_origin
-from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Residency, subtract
+from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Resident, resident, subtract
 from ebpftrace.diagnosis.sites import SiteKey, Sites
 from ebpftrace.diagnosis.whole_stacks import whole_stacks
 from ebpftrace.model import (
@@ -36,8 +36,7 @@ class Case(NamedTuple):
     """The orphan with its owner."""
     mapping: Mapping
     """What is left of it."""
-    rss: Optional[int]
-    guard: Optional[int]
+    resident: Resident
     booked: Optional[BookedThread]
     """Its exited thread on glibc's lists of stacks in use; only from books that were READ."""
     exited_at: Optional[int]
@@ -59,12 +58,21 @@ class Case(NamedTuple):
     @property
     def orphan(self) -> Orphan:
         """The orphan as the report shows it."""
-        return Orphan(self.outstanding, self.rss, self.guard)
+        return Orphan(self.outstanding, self.resident.rss, self.resident.guard)
 
     @property
     def exit_unseen(self) -> bool:
         """The owner exited in the window, but the trace can't say when."""
         return self.exited_at is None and not self.before_attach
+
+
+class _Found(NamedTuple):
+    """An orphan, before anything is looked up for it."""
+
+    outstanding: Outstanding
+    booked: Optional[BookedThread]
+    exited_at: Optional[int]
+    before_attach: bool
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,6 @@ class _Builder:
         self._books = _read_threads(evidence.books)
         self._libc = libc_of(evidence.books)
         self._sites = Sites(evidence.stack_of)
-        self._residency = Residency(evidence.vmas)
         cache = evidence.books.stack_cache if evidence.books.state is BooksState.READ else ()
         used = [thread.stack for thread in self._books if thread.stack and not thread.user_stack]
         self._outstanding = whole_stacks(evidence.outstanding, _disjoint([*cache, *used]))
@@ -116,13 +123,14 @@ class _Builder:
     def cases(self) -> list[Case]:
         booked_in, elsewhere = self._place_booked()
         older = self._older_stacks(elsewhere)
-        cases = [self._older_case(stack) for stack in older]
+        found = [self._older_one(stack) for stack in older]
         covered = {position for stack in older for position in stack.inside}
         for position, outstanding in enumerate(self._outstanding):
             booked = booked_in.get(position)
             if position not in covered and _is_orphan(outstanding, booked):
-                cases.append(self._traced_case(outstanding, booked))
-        return cases
+                found.append(_traced_one(outstanding, booked))
+        in_memory = resident([one.outstanding.mapping for one in found], self._evidence.vmas)
+        return list(map(self._case, found, in_memory))
 
     def notes(self) -> list[str]:
         if not self._unplaced:
@@ -168,7 +176,7 @@ class _Builder:
                 newer.append(piece)
         return tuple(older), newer
 
-    def _older_case(self, older: _Older) -> Case:
+    def _older_one(self, older: _Older) -> _Found:
         mapping = Mapping(older.pieces, None, None, None, None, 0)
         seen = self._last_run(older)
         if seen is not None:
@@ -182,7 +190,7 @@ class _Builder:
             before_attach = owner is None and earlier is not None and earlier.exited
         outstanding = Outstanding(mapping, owner, OwnedBy.RUNS_ON_IT, None, run)
         exited_at = owner.exited_at if owner is not None else None
-        return self._case(outstanding, older.booked, exited_at, before_attach)
+        return _Found(outstanding, older.booked, exited_at, before_attach)
 
     def _last_run(self, older: _Older) -> Optional[Outstanding]:
         """The thread that the trace saw take this stack over and exit."""
@@ -199,18 +207,8 @@ class _Builder:
         earlier = self._earlier.get(booked.descriptor) if self._earlier is not None else None
         return self._exits.get(earlier.tid) if earlier is not None and not earlier.exited else None
 
-    def _traced_case(self, outstanding: Outstanding, booked: Optional[BookedThread]) -> Case:
-        owner = outstanding.owner
-        ran = booked is None or outstanding.owned_by is OwnedBy.RUNS_ON_IT
-        return self._case(outstanding, booked, owner.exited_at if owner is not None and ran else None, False)
-
-    def _case(
-        self,
-        outstanding: Outstanding,
-        booked: Optional[BookedThread],
-        exited_at: Optional[int],
-        before_attach: bool,
-    ) -> Case:
+    def _case(self, found: _Found, in_memory: Resident) -> Case:
+        outstanding, booked, exited_at, before_attach = found
         mapping, run = outstanding.mapping, outstanding.run
         place, stack = self._sites.place(outstanding)
         cached = booked is None and self._cache.touches(mapping.pieces)
@@ -218,8 +216,7 @@ class _Builder:
         return Case(
             outstanding=outstanding,
             mapping=mapping,
-            rss=self._residency.rss(mapping),
-            guard=self._residency.guard(mapping),
+            resident=in_memory,
             booked=booked,
             exited_at=exited_at,
             before_attach=before_attach,
@@ -237,6 +234,12 @@ class _Builder:
             return Origin.APPLICATION if booked.user_stack else Origin.LIBC
         mapped_from = self._sites.stack(outstanding.mapping.site)
         return stack_origin(outstanding, mapped_from, self._libc, self._evidence.tgid)
+
+
+def _traced_one(outstanding: Outstanding, booked: Optional[BookedThread]) -> _Found:
+    owner = outstanding.owner
+    ran = booked is None or outstanding.owned_by is OwnedBy.RUNS_ON_IT
+    return _Found(outstanding, booked, owner.exited_at if owner is not None and ran else None, False)
 
 
 def _is_orphan(outstanding: Outstanding, booked: Optional[BookedThread]) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from typing import Generic, Optional, TypeVar
+from operator import itemgetter
+from typing import Generic, NamedTuple, Optional, TypeVar
 
+from ebpftrace.ledger.intervals import intersections
 from ebpftrace.model import Interval, Mapping, Vma
 
 T = TypeVar("T")
@@ -69,31 +71,30 @@ def subtract(whole: Interval, holes: Iterable[Interval]) -> tuple[Interval, ...]
     return tuple(left)
 
 
-class Residency:
-    """RSS and guard pages of mappings, from the areas of /proc/PID/smaps."""
+class Resident(NamedTuple):
+    """What of a mapping is in memory, and what of it nobody can touch."""
 
-    def __init__(self, vmas: Iterable[Vma]) -> None:
-        self._areas = RangeIndex((Interval(vma.start, vma.end), vma) for vma in vmas if vma.start < vma.end)
+    rss: Optional[int]
+    """Bytes; None where nothing is known of any part."""
+    guard: Optional[int]
+    """Bytes at the low end that can't be touched; None where the areas don't show any.
 
-    def rss(self, mapping: Mapping) -> Optional[int]:
-        """Resident bytes of a mapping; None where nothing is known of any part.
+    A guard set by MADV_GUARD_INSTALL (glibc 2.42) is not an area of its own.
+    """
 
-        The kernel may have merged mappings into one area: each has its share of the area's RSS.
-        """
-        total, known = 0, False
-        for piece in mapping.pieces:
-            for (start, end), vma in self._areas.overlapping(piece):
-                if vma.rss is not None:
-                    known = True
-                    total += vma.rss * (min(piece.end, end) - max(piece.start, start)) // (end - start)
-        return total if known else None
 
-    def guard(self, mapping: Mapping) -> Optional[int]:
-        """Bytes at the low end that can't be touched; None where the areas don't show any.
+def resident(mappings: Sequence[Mapping], vmas: Iterable[Vma]) -> list[Resident]:
+    """What /proc/PID/smaps says of each mapping; ``vmas`` are disjoint.
 
-        A guard set by MADV_GUARD_INSTALL (glibc 2.42) is not an area of its own.
-        """
-        lowest = self._areas.at(mapping.start)
-        if lowest is None or not lowest.guard:
-            return None
-        return min(lowest.end, mapping.pieces[0].end) - mapping.start
+    The kernel may have merged mappings into one area: each has its share of the area's RSS.
+    """
+    rss: list[Optional[int]] = [None] * len(mappings)
+    guards: list[Optional[int]] = [None] * len(mappings)
+    areas = sorted(((vma.start, vma.end, vma) for vma in vmas if vma.start < vma.end), key=itemgetter(0))
+    pieces = sorted((*piece, index) for index, mapping in enumerate(mappings) for piece in mapping.pieces)
+    for start, end, index, vma in intersections(pieces, areas):
+        if vma.rss is not None:
+            rss[index] = (rss[index] or 0) + vma.rss * (end - start) // vma.size
+        if vma.guard and start == mappings[index].start:
+            guards[index] = end - start
+    return list(map(Resident, rss, guards))

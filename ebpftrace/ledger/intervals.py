@@ -19,9 +19,9 @@ V = TypeVar("V")
 def intersections(
     these: Iterable[tuple[int, int, A]], those: Sequence[tuple[int, int, B]]
 ) -> Iterator[tuple[int, int, A, B]]:
-    """Yield (start, end, value here, value there) of all that both cover, ascending.
+    """Yield (start, end, value of this, value of that) of all that both cover, in the order of ``these``.
 
-    Both are ascending and disjoint; O(n + m + k), k the number of answers.
+    Both ascend by their starts, and ``those`` are disjoint; O(n + m + k), k the number of answers.
     """
     first = 0
     for start, end, this in these:

@@ -25,6 +25,14 @@ STATUS_INTERRUPTED = 130
 STATUS_CLOSED_PIPE = 141
 """What a shell reports for a process ended by SIGINT and by SIGPIPE."""
 
+_WHAT_RAN_OUT = {
+    errno.ENOMEM: "out of memory: raise the memory limit it runs under (ulimit -v)",
+    errno.EMFILE: "too many open files: raise the limit it runs under (ulimit -n)",
+    errno.ENOSPC: "cannot write the output: no space left on device",
+    errno.EDQUOT: "cannot write the output: disk quota exceeded",
+}
+"""Errors that are no bug, and their line."""
+
 
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is asked for, and tells all errors."""
@@ -62,8 +70,10 @@ def _tell(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         _drop_output()
         return STATUS_CLOSED_PIPE
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        click.echo("ebpftrace: out of memory: raise the memory limit it runs under (ulimit -v)", err=True)
+    code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if code in _WHAT_RAN_OUT:
+        _drop_output()
+        click.echo(f"ebpftrace: {_WHAT_RAN_OUT[code]}", err=True)
         return STATUS_CANNOT_TRACE
     debugging = os.environ.get("EBPFTRACE_DEBUG") == "1"
     if debugging:

@@ -123,6 +123,21 @@ def test_closed_pipe_is_quiet() -> None:
     assert (told.returncode, told.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("arguments", [["doctor"], ["maps", "-p", str(os.getpid())]], ids=lambda a: a[0])
+def test_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as stdout:
+        told = subprocess.run(
+            [sys.executable, "-m", "ebpftrace", *arguments],
+            cwd=ROOT,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    line = b"ebpftrace: cannot write the output: no space left on device\n"
+    assert (told.returncode, told.stderr) == (1, line)
+
+
 def test_shell_completion_offers_the_commands() -> None:
     told = ebpftrace(_EBPFTRACE_COMPLETE="bash_complete", COMP_WORDS="ebpftrace ", COMP_CWORD="1")
     assert [line.split(",")[1] for line in told.stdout.splitlines()] == list(COMMANDS)

@@ -19,7 +19,7 @@ from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import RawCopy, Tracer
 from ebpftrace.model import Clock, EndedBy, Stack, TargetInfo, Thread, ThreadId
 from ebpftrace.process.procfs import ProcessGone
-from ebpftrace.process.status import MemoryUse, read_memory_use
+from ebpftrace.process.status import read_memory_use
 from ebpftrace.process.target import Target, open_target
 from ebpftrace.process.tasks import read_task
 from ebpftrace.stacks.engine import Engine
@@ -37,6 +37,9 @@ _READINGS = 4
 """How often size and ledger are read to find both of one moment ..."""
 _LONG_READING = 20_000_000
 """... unless that takes so long, in ns: then they differ by what came between, told as unexplained."""
+
+_SHARE = 0.05
+"""Looking for causes may use at most this share of a core, however many mappings there are."""
 
 _MOST_SIZES = 1024
 """Sizes kept for the curve of a long window."""
@@ -84,12 +87,21 @@ def run(settings: Settings, observer: Observer) -> None:
         observer.attached(watch.info, watch.clock, record.size)
 
         def due(_: Sequence[Watch]) -> None:
-            observer.step(without_collector(lambda: record.step(watch.moment(tracer))))
+            began = time.monotonic()
+            if began < record.look_again_at:
+                observer.step(record.glance(watch.size()))
+                return
+            look()
+            now = time.monotonic()
+            record.look_again_at = now + (now - began) / _SHARE
+
+        def look() -> None:
+            observer.step(without_collector(lambda: record.look(watch.moment(tracer))))
 
         ended_by = follow(
             settings.duration, settings.interval, [watch], tracer, interrupts, lambda _: None, due
         )
-        due([watch])
+        look()
         observer.summary(replace(record.summary(watch.ended_by or ended_by), cost=cost.now()))
 
 
@@ -137,21 +149,31 @@ class GrowthWatch(Watch):
     def moment(self, tracer: Tracer) -> Moment:
         """Read size and ledger now."""
         for _ in range(_READINGS):
-            memory = self._memory_use()
             at = time.monotonic_ns()
+            size = self.size()
             snapshot = tracer.read()[self.space]
             by_site = tracer.brk_growth_by_site()
             tracer.poll()  # holes and moves that concern the rows just read
-            if time.monotonic_ns() - at > _LONG_READING or memory is None or self._still(memory):
+            if time.monotonic_ns() - at > _LONG_READING or size is None or self._still(size):
                 break
         if self._resolver is not None:
             self._stacks.work(self._resolver)
         mappings = self._ledger.outstanding(snapshot.rows)
         return Moment(
-            size=Size(at, memory.virt, memory.rss) if memory is not None else None,
+            size=size,
             standing=standing(mappings, snapshot.brk_growth, by_site, self._brk_callers),
             snapshot=snapshot,
         )
+
+    def size(self) -> Optional[Size]:
+        """Size now; None once the target is gone."""
+        if self.ended_by is not None:
+            return None
+        try:
+            memory = read_memory_use(self.pid)
+        except ProcessGone:
+            return None
+        return Size(time.monotonic_ns(), memory.virt, memory.rss)
 
     def names(self, snapshot: Snapshot) -> Names:
         """Who and where, for changes up to this snapshot; threads of the one before are still known."""
@@ -176,18 +198,10 @@ class GrowthWatch(Watch):
     def _stack(self, place: int) -> Stack:
         return self._stacks.stack(place)
 
-    def _memory_use(self) -> Optional[MemoryUse]:
-        if self.ended_by is not None:
-            return None
-        try:
-            return read_memory_use(self.pid)
-        except ProcessGone:
-            return None
-
-    def _still(self, memory: MemoryUse) -> bool:
+    def _still(self, size: Size) -> bool:
         """The address space is as large as it was: size and ledger were read of one moment."""
-        now = self._memory_use()
-        return now is None or now.virt == memory.virt
+        now = self.size()
+        return now is None or now.virt == size.virt
 
     def _named_now(self, thread: Thread) -> Thread:
         """A thread that lives may have given itself a name since we saw it."""
@@ -206,20 +220,28 @@ class _Record:
             raise ProcessGone(watch.pid)
         self._watch = watch
         self._first = first.standing
-        self._first_size = self.size = first.size
+        self._first_size = self._looked_size = self.size = first.size
+        self.look_again_at = 0.0
+        """In seconds of CLOCK_MONOTONIC."""
         self._last = first
         self._trail = Trail(first.size.virt)
         watch.names(first.snapshot)
 
-    def step(self, now: Moment) -> Step:
-        """Take in the end of an interval, and return the interval."""
+    def glance(self, size: Optional[Size]) -> Step:
+        """Take in the end of an interval of which only the size was read, and return the interval."""
         before = self.size
         # Of a target that is gone the last size stands: nothing is known of its end.
-        self.size = now.size or before._replace(at=time.monotonic_ns())
+        self.size = size or before._replace(at=time.monotonic_ns())
+        self._trail.add(self.size.virt)
+        return Step(before, self.size, None, self._looked_size)
+
+    def look(self, now: Moment) -> Step:
+        """Take in the end of an interval, and return the interval."""
+        step = self.glance(now.size)
         groups = self._groups(self._last.standing, now)
         self._last = now
-        self._trail.add(self.size.virt)
-        return Step(before, self.size, tuple(one.cause for one in groups))
+        self._looked_size = self.size
+        return replace(step, causes=tuple(one.cause for one in groups))
 
     def summary(self, ended_by: EndedBy) -> Summary:
         """Sum up."""
@@ -230,7 +252,7 @@ class _Record:
             target=self._watch.info,
             clock=self._watch.clock,
             ended_by=ended_by,
-            whole=Step(self._first_size, self.size, tuple(one.cause for one in groups)),
+            whole=Step(self._first_size, self.size, tuple(one.cause for one in groups), self._first_size),
             sites=tuple(sorted(sites, key=lambda site: site.regular is None)),
             calls=snapshot.calls,
             losses=snapshot.losses,

@@ -75,8 +75,14 @@ class Step:
 
     before: Size
     after: Size
-    causes: tuple[Cause, ...]
-    """Largest first; what was mapped and unmapped within the interval does not show."""
+    causes: Optional[tuple[Cause, ...]]
+    """Largest first; what was mapped and unmapped within the interval does not show.
+
+    None: not looked for, since looking takes long in a process with so many mappings.  The next interval
+    that has causes tells of this one too.
+    """
+    since: Size
+    """From when on the causes are: the size ``before``, or an earlier one."""
 
     @property
     def virt(self) -> int:
@@ -95,12 +101,14 @@ class Step:
 
     @property
     def unexplained(self) -> int:
-        """Bytes of the change of VIRT that no cause explains.
+        """Bytes of the change of VIRT that no cause explains; 0 where none was looked for.
 
         The main thread's stack, shmat, lost events; and, for a moment, what was mapped or unmapped between
         the reading of the size and that of the ledger.
         """
-        return self.virt - sum(cause.size for cause in self.causes)
+        if self.causes is None:
+            return 0
+        return self.after.virt - self.since.virt - sum(cause.size for cause in self.causes)
 
 
 @dataclass(frozen=True)

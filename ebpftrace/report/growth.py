@@ -84,7 +84,11 @@ _CAUSE_ROOM = WIDTH - cell_len(_LINE.format("", "", "", "", "", ""))
 
 
 def _causes(interval: Step) -> Iterable[str]:
+    if interval.causes is None:
+        return
     shown = [cause for cause in interval.causes if cause.size]
+    if shown and interval.since.at < interval.before.at:
+        yield f"in {duration((interval.after.at - interval.since.at) / 1e9)}:"
     for cause in shown[:_CAUSES_SHOWN]:
         start = f"{cause.size // _KIB:+d} {cause.how.value} "
         yield start + _who_and_where(cause, _CAUSE_ROOM - cell_len(start))

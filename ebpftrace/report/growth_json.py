@@ -31,7 +31,8 @@ def step(interval: Step, clock: Clock) -> str:
             "rss": interval.after.rss,
             "virt_change": interval.virt,
             "rss_change": interval.rss,
-            "causes": [_cause(cause) for cause in interval.causes],
+            "causes": None if interval.causes is None else [_cause(cause) for cause in interval.causes],
+            "causes_seconds": (interval.after.at - interval.since.at) / 1e9,
             "unexplained_bytes": interval.unexplained,
         }
     )

@@ -182,7 +182,7 @@ SUMMARY = Summary(
     target=TargetInfo(31108, "app_server", "/opt/app_server"),
     clock=CLOCK,
     ended_by=EndedBy.DURATION,
-    whole=Step(BEFORE, AFTER, (LEAK,)),
+    whole=Step(BEFORE, AFTER, (LEAK,), BEFORE),
     sites=(SiteGrowth(LEAK, Regular(60.0, STACK_BYTES)),),
     calls=Calls(mmap=6),
     losses=Losses(),
@@ -218,7 +218,8 @@ steps = st.builds(
     Step,
     before=st.just(BEFORE),
     after=st.builds(Size, st.just(NOW), st.integers(0, 2**47), st.integers(0, 2**40)),
-    causes=st.lists(causes, max_size=6).map(tuple),
+    causes=st.none() | st.lists(causes, max_size=6).map(tuple),
+    since=st.sampled_from([BEFORE, BEFORE._replace(at=BEFORE.at - SECOND)]),
 )
 regulars = st.none() | st.builds(Regular, st.floats(0.01, 1e5), st.integers(1, 2**40))
 summaries = st.builds(
@@ -272,19 +273,29 @@ def test_summary_tells_period_step_thread_and_place() -> None:
 
 
 def test_step_without_growth_is_one_line() -> None:
-    line = growth.step(Step(BEFORE, BEFORE._replace(at=NOW), ()), CLOCK)
+    line = growth.step(Step(BEFORE, BEFORE._replace(at=NOW), (), BEFORE), CLOCK)
     assert line.split()[1:] == [str(300 << 20), "0", str(4 << 20), "0"]
 
 
 def test_further_causes_and_unexplained_bytes_are_told() -> None:
     causes = tuple(replace(LEAK, size=size * KIB) for size in (50, 40, 30, 20, 10))
     lines = growth.step(
-        Step(BEFORE, BEFORE._replace(at=NOW, virt=BEFORE.virt + 157 * KIB), causes), CLOCK
+        Step(BEFORE, BEFORE._replace(at=NOW, virt=BEFORE.virt + 157 * KIB), causes, BEFORE), CLOCK
     ).splitlines()
     assert "+157" in lines[0]
     assert [line.split()[0] for line in lines[1:]] == ["+40", "+30", "+30", "+7"]
     assert lines[-2].strip() == "+30 by 2 more causes"
     assert lines[-1].strip() == "+7 unexplained"
+
+
+def test_causes_of_several_intervals_say_so() -> None:
+    now = BEFORE._replace(at=NOW, virt=BEFORE.virt + STACK_BYTES)
+    sized = Step(BEFORE, now, None, BEFORE)
+    assert sized.unexplained == 0
+    assert growth.step(sized, CLOCK).split()[1:] == [str(now.virt // KIB), "+10244", str(4 << 20), "0"]
+    looked = Step(now, now, (replace(LEAK, size=STACK_BYTES),), BEFORE)
+    assert looked.unexplained == 0
+    assert "in 6 min:" in growth.step(looked, CLOCK)
 
 
 # --- the curve -------------------------------------------------------------------------------

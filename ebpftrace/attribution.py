@@ -57,7 +57,10 @@ class Attribution:
 
     def _mapping(self, mapping: Mapping) -> Mapping:
         call = _map_call(mapping)
-        return mapping if call is None else mapping._replace(site=self._site(mapping.site, call))
+        if call is None:
+            return mapping
+        pieces, made_at, mapper, prot, flags, signature, since = mapping
+        return Mapping(pieces, made_at, mapper, prot, flags, self._site(signature, call), since)
 
     def _site(self, signature: int, call: Call) -> int:
         origin = self._stacks.origin(signature, call)

@@ -1,6 +1,13 @@
 /* The user registers of the current task, from which a call's arguments are read at its exit. */
 #pragma once
 
+/*
+ * bpf_probe_read_user() and bpf_probe_read_user_str() by number: wherever it meets their names, bcc
+ * reads all of the kernel's symbols to see whether they exist, a fifth of a second each time.
+ */
+static long (*read_user)(void *to, u32 size, const void *from) = (void *)112;
+static long (*read_user_string)(void *to, u32 size, const void *from) = (void *)114;
+
 #ifdef TASK_STACK_OFFSET
 /*
  * Before Linux 5.15: they lie at the top of the task's kernel stack (task_pt_regs()).  What this

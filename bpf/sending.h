@@ -14,12 +14,11 @@ static __always_inline u64 copy_user_stack(u8 *memory, u64 sp, u32 *is_cut)
     u64 size = PAGE_BYTES - (sp & (PAGE_BYTES - 1));
 
     *is_cut = 0;
-    if (size > PAGE_BYTES || bpf_probe_read_user(memory, size, (void *)sp))
+    if (size > PAGE_BYTES || read_user(memory, size, (void *)sp))
         return 0;
 #pragma unroll
     for (int i = 0; i < STACK_BYTES / PAGE_BYTES; i++) {
-        if (size > STACK_BYTES ||
-            bpf_probe_read_user(memory + size, PAGE_BYTES, (void *)(sp + size)))
+        if (size > STACK_BYTES || read_user(memory + size, PAGE_BYTES, (void *)(sp + size)))
             goto copied;
         size += PAGE_BYTES;
         asm volatile("" : "+r"(size));

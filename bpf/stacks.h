@@ -35,8 +35,8 @@ static __always_inline u64 signature(struct told_t *told, struct cpu_t *cpu, u32
     u64 in_page = PAGE_BYTES - (sp & (PAGE_BYTES - 1));
 
     /* A failed read leaves zeros; the stack may end with the page. */
-    if (bpf_probe_read_user(cpu->words, 8 * WORDS_HASHED(call), (void *)sp) &&
-        (in_page > 8 * WORDS_HASHED(call) || bpf_probe_read_user(cpu->words, in_page, (void *)sp)))
+    if (read_user(cpu->words, 8 * WORDS_HASHED(call), (void *)sp) &&
+        (in_page > 8 * WORDS_HASHED(call) || read_user(cpu->words, in_page, (void *)sp)))
         return 0;
 /* Unrolled, this one loop would double the time that bcc takes. */
 #pragma nounroll

@@ -22,7 +22,7 @@ static __always_inline u64 stack_of_child(const struct pt_regs *registers, u64 *
     if (CALL_NUMBER(registers) == NR_CLONE)
         return pointer;
     if (CALL_NUMBER(registers) != NR_CLONE3 ||
-        bpf_probe_read_user(&arguments, sizeof(arguments), (void *)ARGUMENT_1(registers)))
+        read_user(&arguments, sizeof(arguments), (void *)ARGUMENT_1(registers)))
         return 0;
     *size = arguments.stack_size;
     return arguments.stack;

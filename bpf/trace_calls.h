@@ -160,17 +160,16 @@ static __always_inline void send_clone(struct call_t *call)
         if (size > sizeof(clone.arguments))
             size = sizeof(clone.arguments);
         if (size >= CLONE_ARGS_SIZE_VER0 &&
-            !bpf_probe_read_user(clone.arguments, size, (void *)call->arguments[0]))
+            !read_user(clone.arguments, size, (void *)call->arguments[0]))
             clone.fetched = size;
         flags = clone.arguments[0];
         parent_tid = clone.arguments[3];
         pidfd = clone.arguments[1];
     }
     if ((flags & CLONE_PARENT_SETTID) &&
-        !bpf_probe_read_user(&clone.parent_tid, sizeof(clone.parent_tid), (void *)parent_tid))
+        !read_user(&clone.parent_tid, sizeof(clone.parent_tid), (void *)parent_tid))
         clone.is_read |= READ_PARENT_TID;
-    if ((flags & CLONE_PIDFD) &&
-        !bpf_probe_read_user(&clone.pidfd, sizeof(clone.pidfd), (void *)pidfd))
+    if ((flags & CLONE_PIDFD) && !read_user(&clone.pidfd, sizeof(clone.pidfd), (void *)pidfd))
         clone.is_read |= READ_PIDFD;
     send(&clone, sizeof(clone));
 }
@@ -226,20 +225,18 @@ static __always_inline void read_strings(struct exec_t *exec, u64 array)
 #pragma nounroll
     for (int i = 0; i < EXEC_STRINGS; i++) {
         pointer = 0;
-        if (bpf_probe_read_user(&pointer, sizeof(pointer), (void *)(array + i * sizeof(pointer)))) {
+        if (read_user(&pointer, sizeof(pointer), (void *)(array + i * sizeof(pointer)))) {
             exec->is_open = 1;
             return;
         }
         if (!pointer)
             return;
         exec->pointers[i] = pointer;
-        exec->sizes[i] =
-            bpf_probe_read_user_str(exec->strings[i], EXEC_STRING_BYTES, (void *)pointer);
+        exec->sizes[i] = read_user_string(exec->strings[i], EXEC_STRING_BYTES, (void *)pointer);
         exec->string_count = i + 1;
     }
     pointer = 0;
-    bpf_probe_read_user(&pointer, sizeof(pointer),
-                        (void *)(array + EXEC_STRINGS * sizeof(pointer)));
+    read_user(&pointer, sizeof(pointer), (void *)(array + EXEC_STRINGS * sizeof(pointer)));
     if (pointer)
         exec->string_count++;
 }
@@ -251,7 +248,7 @@ static __always_inline s32 count_variables(u64 array)
 #pragma nounroll
     for (int i = 0; i < MAX_VARIABLES; i++) {
         pointer = 0;
-        if (bpf_probe_read_user(&pointer, sizeof(pointer), (void *)(array + i * sizeof(pointer))))
+        if (read_user(&pointer, sizeof(pointer), (void *)(array + i * sizeof(pointer))))
             return i ? i : -1;
         if (!pointer)
             return i;
@@ -276,8 +273,7 @@ static __always_inline int call_executes(struct traced_t *traced)
     if (exec->call.arguments[1])
         read_strings(exec, exec->call.arguments[1]);
     exec->variable_count = exec->call.arguments[2] ? count_variables(exec->call.arguments[2]) : -1;
-    exec->path_size =
-        bpf_probe_read_user_str(exec->path, PATH_BYTES, (void *)exec->call.arguments[0]);
+    exec->path_size = read_user_string(exec->path, PATH_BYTES, (void *)exec->call.arguments[0]);
     if (exec->path_size > 0)
         size = exec->path_size;
     asm volatile("" : "+r"(size));

@@ -134,6 +134,8 @@ class Watch:
         """
         now = self._look()
         findings = baseline_verdict(now.books, now.vmas, self._name_of, self._books, now.futex_waits)
+        # Who exited while we attached is known to have exited by now, though nobody saw when.
+        self._books = now.books
         return self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), now.memory)
 
     def attach(self, tracer: Tracer) -> None:

@@ -44,6 +44,7 @@ package_of() {
     dnf:c++) echo gcc-c++ ;;
     apt-get:musl) echo musl-tools ;;
     dnf:musl) echo musl-gcc ;;
+    *:pidstat) echo sysstat ;;
     apt-get:qemu) echo qemu-system-x86 ;;
     apt-get:busybox) echo busybox-static ;;
     apt-get:perf) echo linux-perf ;;
@@ -90,6 +91,7 @@ missing_extras() {
     is_for_tests || return 0
     has musl-gcc || echo musl
     has bpftool || echo bpftool
+    has pidstat || echo pidstat
 }
 
 as_root() {

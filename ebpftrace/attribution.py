@@ -28,7 +28,7 @@ class Attribution:
 
     def runs(self, runs: Iterable[Run]) -> list[Run]:
         """Return the clone calls with the numbers of their stacks for sites."""
-        return [replace(run, site=self._site(run.site, _clone_call(run))) for run in runs]
+        return [run._replace(site=self._site(run.site, _clone_call(run))) for run in runs]
 
     def finding(self, finding: Finding) -> Finding:
         """Return the finding with its stack marked as inherited where not every call was copied."""

@@ -57,8 +57,7 @@ class Thread:
         return self.exited_at is None
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A thread runs on a stack: the clone call that put it there (design: who is the owner).
 
     ``stack`` is the address the clone call was given.  For clone3 it is the lowest byte and

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Callable
@@ -17,11 +16,12 @@ class _Sum:
 
     thread: Thread
     mappings: int = 0
-    by_site: Counter[int] = field(default_factory=Counter)
+    by_site: dict[int, int] = field(default_factory=dict)
 
     def stack(self, stack_of: Callable[[int], Stack]) -> Stack:
         """Return the stack of the site with most bytes, of those that have one."""
-        stacks = (stack_of(site) for site, _ in self.by_site.most_common() if site)
+        most_first = sorted(self.by_site, key=self.by_site.__getitem__, reverse=True)
+        stacks = (stack_of(site) for site in most_first if site)
         return next((stack for stack in stacks if stack.frames), NO_STACK)
 
 
@@ -43,7 +43,8 @@ def totals(
             if of is None:
                 of = sums[each.owner.id] = _Sum(each.owner)
             of.mappings += 1
-            of.by_site[each.mapping.site] += each.mapping.size
+            site = each.mapping.site
+            of.by_site[site] = of.by_site.get(site, 0) + each.mapping.size
     for thread in brk_growth:
         if thread in threads:
             sums.setdefault(thread, _Sum(threads[thread]))

@@ -160,7 +160,7 @@ def test_a_user_stack_of_unknown_extent_is_noted_not_counted():
 def test_a_user_stack_cut_from_a_mapping_of_the_window_does_not_take_all_of_it():
     pool = pthread_stack(1, size=64 << 20, flags=0x22)
     part = Interval(pool.mapping.start, pool.mapping.start + 65536)
-    pool = pool._replace(run=replace(pool.run, stack=part.start, stack_size=65536))
+    pool = pool._replace(run=pool.run._replace(stack=part.start, stack_size=65536))
     finding = only(judge([pool], books(booked(part, user_stack=True))))
     assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
 

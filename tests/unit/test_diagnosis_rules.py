@@ -271,7 +271,7 @@ def test_a_runtime_without_libc_must_grow_to_leak():
 def test_a_stack_that_is_a_small_part_of_its_mapping_is_a_pool():
     """Go's threads run on 16 KiB pieces of a 64 MiB heap arena."""
     arena = pthread_stack(1, flags=0x22, size=64 << 20)
-    run = replace(arena.run, stack=arena.mapping.start + 16384, stack_size=0)
+    run = arena.run._replace(stack=arena.mapping.start + 16384, stack_size=0)
     finding = only(judge([arena._replace(run=run)], NO_LIBC))
     assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
 

@@ -92,7 +92,8 @@ struct range_t {
 /* What Python tells the kernel side of an address space; the kernel only reads it. */
 struct told_t {
     struct range_t code[IMAGES]; /* a word that points there may be a return address */
-    u64 baseline_at;             /* /proc/PID/maps had been read by then */
+    struct range_t all_code; /* from the first of them to the last: most words are not even here */
+    u64 baseline_at;         /* /proc/PID/maps had been read by then */
 };
 
 /* One traced address space. */

@@ -10,13 +10,20 @@ static __always_inline u64 mix(u64 hash, u64 word)
     return hash ^ hash >> 29;
 }
 
+static __always_inline int points_to(struct range_t *range, u64 word)
+{
+    return word - range->start < range->end - range->start;
+}
+
 static __always_inline int points_to_code(struct told_t *told, u64 word)
 {
     int found = 0;
 
+    if (!points_to(&told->all_code, word))
+        return 0;
 #pragma unroll
     for (int i = 0; i < IMAGES; i++)
-        found |= word - told->code[i].start < told->code[i].end - told->code[i].start;
+        found |= points_to(&told->code[i], word);
     return found;
 }
 

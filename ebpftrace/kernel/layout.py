@@ -125,7 +125,7 @@ class RangeT(ctypes.Structure):
 class ToldT(ctypes.Structure):
     """``struct told_t``: what Python tells the kernel side of an address space."""
 
-    _fields_ = (("code", RangeT * IMAGES), ("baseline_at", _u64))
+    _fields_ = (("code", RangeT * IMAGES), ("all_code", RangeT), ("baseline_at", _u64))
 
 
 class SpaceT(ctypes.Structure):

@@ -219,8 +219,10 @@ class Tracer:
         self._registered[space] = set()
         return space
 
-    def _tell(self, space: int, code: Iterable[Interval], baseline_at: int) -> None:
+    def _tell(self, space: int, code: Sequence[Interval], baseline_at: int) -> None:
         record = ToldT(baseline_at=baseline_at)
+        if code:
+            record.all_code = RangeT(code[0].start, code[-1].end)
         for index, interval in enumerate(code):
             record.code[index] = RangeT(interval.start, interval.end)
         self._baseline_at[space] = baseline_at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple, Optional
 
@@ -100,11 +101,6 @@ class _Builder:
         cache = evidence.books.stack_cache if evidence.books.state is BooksState.READ else ()
         used = [thread.stack for thread in self._books if thread.stack and not thread.user_stack]
         self._outstanding = whole_stacks(evidence.outstanding, _disjoint([*cache, *used]))
-        self._pieces = RangeIndex(
-            (piece, position)
-            for position, outstanding in enumerate(self._outstanding)
-            for piece in outstanding.mapping.pieces
-        )
         self._cache = RangeIndex((interval, None) for interval in _union(cache))
         self._occupants = PointIndex(
             [(pointer, f"thread {tid}") for tid, pointer in evidence.live_stack_pointers.items()]
@@ -119,6 +115,15 @@ class _Builder:
             thread.id.tid: thread for thread in evidence.threads if not thread.alive and thread.before_attach
         }
         self._unplaced = 0
+
+    @cached_property
+    def _pieces(self) -> RangeIndex[int]:
+        """Positions of the outstanding mappings; wanted only where the books know of exited threads."""
+        return RangeIndex(
+            (piece, position)
+            for position, outstanding in enumerate(self._outstanding)
+            for piece in outstanding.mapping.pieces
+        )
 
     def cases(self) -> list[Case]:
         booked_in, elsewhere = self._place_booked()

@@ -13,43 +13,46 @@ static volatile int sink;
 
 static __attribute__((noinline)) void leaf(long site)
 {
-	size_t length = (size_t)(0x1230 + site) * 4096;
-	void *at = mmap(NULL, length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	munmap(at, length);
-	sink++;
+    size_t length = (size_t)(0x1230 + site) * 4096;
+    void *at = mmap(NULL, length, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(at, length);
+    sink++;
 }
 
 static __attribute__((noinline)) void outer(void (*code)(long, void (*)(long)), long site)
 {
-	code(site, leaf);
-	sink++;
+    code(site, leaf);
+    sink++;
 }
 
 int main(int argc, char **argv)
 {
-	// push rbp; mov rbp,rsp; call rsi; pop rbp; ret
-	static const uint8_t with[] = { 0x55, 0x48, 0x89, 0xe5, 0xff, 0xd6, 0x5d, 0xc3 };
-	// xor ebp,ebp would end the walk by the ABI's rule; keep data there instead:
-	// push rbp; mov ebp,0x1234; call rsi; pop rbp; ret
-	static const uint8_t without[] = { 0x55, 0xbd, 0x34, 0x12, 0, 0, 0xff, 0xd6, 0x5d, 0xc3 };
-	char path[64];
-	uint8_t *code = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    // push rbp; mov rbp,rsp; call rsi; pop rbp; ret
+    static const uint8_t with[] = {0x55, 0x48, 0x89, 0xe5, 0xff, 0xd6, 0x5d, 0xc3};
+    // xor ebp,ebp would end the walk by the ABI's rule; keep data there instead:
+    // push rbp; mov ebp,0x1234; call rsi; pop rbp; ret
+    static const uint8_t without[] = {0x55, 0xbd, 0x34, 0x12, 0, 0, 0xff, 0xd6, 0x5d, 0xc3};
+    char path[64];
+    uint8_t *code =
+        mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	(void)argv;
-	memcpy(code, with, sizeof(with));
-	memcpy(code + 64, without, sizeof(without));
-	if (argc == 1) {
-		snprintf(path, sizeof(path), "/tmp/perf-%d.map", (int)getpid());
-		FILE *map = fopen(path, "w");
-		if (!map)
-			abort();
-		fprintf(map, "%lx %x py::with_pointer:/srv/app.py\n", (unsigned long)code, (unsigned)sizeof(with));
-		fprintf(map, "%lx %x LazyCompile:~without app.js:1\n", (unsigned long)code + 64, (unsigned)sizeof(without));
-		fclose(map);
-	}
-	outer((void (*)(long, void (*)(long)))code, 20);
-	outer((void (*)(long, void (*)(long)))(code + 64), 21);
-	if (argc == 1)
-		unlink(path);
-	return 0;
+    (void)argv;
+    memcpy(code, with, sizeof(with));
+    memcpy(code + 64, without, sizeof(without));
+    if (argc == 1) {
+        snprintf(path, sizeof(path), "/tmp/perf-%d.map", (int)getpid());
+        FILE *map = fopen(path, "w");
+        if (!map)
+            abort();
+        fprintf(map, "%lx %x py::with_pointer:/srv/app.py\n", (unsigned long)code,
+                (unsigned)sizeof(with));
+        fprintf(map, "%lx %x LazyCompile:~without app.js:1\n", (unsigned long)code + 64,
+                (unsigned)sizeof(without));
+        fclose(map);
+    }
+    outer((void (*)(long, void (*)(long)))code, 20);
+    outer((void (*)(long, void (*)(long)))(code + 64), 21);
+    if (argc == 1)
+        unlink(path);
+    return 0;
 }

@@ -3,12 +3,12 @@ static volatile int sink;
 
 static __attribute__((noinline)) void plugin_inner(void (*callback)(int))
 {
-	callback(4);
-	sink++;
+    callback(4);
+    sink++;
 }
 
 void plugin_entry(void (*callback)(int))
 {
-	plugin_inner(callback);
-	sink++;
+    plugin_inner(callback);
+    sink++;
 }

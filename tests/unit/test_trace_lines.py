@@ -198,7 +198,10 @@ def test_what_was_lost_is_said_at_the_end() -> None:
 
 
 STACK = Stack(
-    (Frame("mmap64", module="/lib/libc.so.6", offset=0x10A3A3, function_offset=0x13), Frame(None, module="/bin/\x1bx", offset=16)),
+    (
+        Frame("mmap64", module="/lib/libc.so.6", offset=0x10A3A3, function_offset=0x13),
+        Frame(None, module="/bin/\x1bx", offset=16),
+    ),
     complete=True,
     source=StackSource.COPIED,
 )

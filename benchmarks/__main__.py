@@ -66,7 +66,7 @@ def run(
         results = replace(
             results,
             imports=tuple(imports.measure(rounds)),
-            own=tuple(own_cost.measure(case, 2 * seconds) for case in own_cost.CASES),
+            own=tuple(own_cost.measure(case) for case in own_cost.CASES),
             programs=tuple(
                 program for kind in kinds for program in programs.measure(kind_named(kind), seconds)
             ),

@@ -14,7 +14,7 @@ _LABELS = 170
 _FIGURES = 90
 _BAR = 14
 _ROW = 20
-_HEADING = 34
+_HEADING = 46
 _MARGIN = 12
 _HIGHEST = 1000.0
 """Ratio at which bars end; the axis is logarithmic from 1."""
@@ -52,7 +52,7 @@ def _measured(cells: Mapping[str, Cell]) -> list[tuple[str, float]]:
 
 def _panel(title: str, cells: Sequence[tuple[str, float]], top: int, ours: str) -> list[str]:
     rows = top + _HEADING
-    parts = [f'<text x="{_MARGIN}" y="{top + 20}" font-weight="bold">{escape(title)}</text>']
+    parts = [f'<text x="{_MARGIN}" y="{top + 22}" font-weight="bold">{escape(title)}</text>']
     for power in range(round(math.log10(_HIGHEST)) + 1):
         x = _x(10.0**power)
         parts.append(

@@ -17,6 +17,10 @@ from benchmarks.tools import OURS, Attached, tool_named
 _LOOK_SECONDS = 0.02
 _END_SECONDS = 120.0
 _SITES_MAPPINGS = 10_000
+_SETTLE_SECONDS = 2.0
+"""What the tracer does once, when it has attached or after many new mappings, is not its usual share."""
+_CPU_SECONDS = 5.0
+"""Over which its share of a core is measured."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ CASES = (
 )
 
 
-def measure(case: Case, seconds: float) -> OwnCost:
-    """Trace one process; CPU time is that of ``seconds``.  Raises CannotRun."""
+def measure(case: Case) -> OwnCost:
+    """Trace one process.  Raises CannotRun."""
     with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name, Process(case.load) as load:
         if case.before:
             _do(load, *case.before)
@@ -53,8 +57,8 @@ def measure(case: Case, seconds: float) -> OwnCost:
         try:
             if case.traced:
                 _do(load, *case.traced)
-            time.sleep(seconds / 2)  # what it does once, when it has attached, is not its share
-            share = _cpu_share(tracer.process.pid, load, seconds, case.rate)
+            time.sleep(_SETTLE_SECONDS)
+            share = _cpu_share(tracer.process.pid, load, case.rate)
             most = _memory(tracer.process.pid)
             tracer.process.send_signal(signal.SIGINT)
             asked = time.monotonic()
@@ -84,12 +88,12 @@ def _do(load: Process, first: float, second: float) -> None:
     load.answer()
 
 
-def _cpu_share(pid: int, load: Process, seconds: float, rate: float) -> float:
+def _cpu_share(pid: int, load: Process, rate: float) -> float:
     began, before = time.monotonic(), _cpu_seconds(pid)
     if rate < 0:
-        time.sleep(seconds)
+        time.sleep(_CPU_SECONDS)
     else:
-        _do(load, seconds * 1000, rate)
+        _do(load, _CPU_SECONDS * 1000, rate)
     return (_cpu_seconds(pid) - before) / (time.monotonic() - began)
 
 

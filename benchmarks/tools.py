@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from benchmarks.perfdata import count_samples
 
@@ -171,7 +171,7 @@ class Attached:
 
     def _await_ready(self) -> None:
         deadline = self.began + ATTACH_SECONDS
-        probes, since = 0, time.monotonic()
+        activity, since = _Activity(0, 0, True), time.monotonic()
         while not self._said_ready():
             now = time.monotonic()
             if self.process.poll() is not None:
@@ -179,10 +179,10 @@ class Attached:
             if now > deadline:
                 raise CannotRun(f"not attached within {ATTACH_SECONDS:.0f} s")
             if not self._tool.ready:
-                found = _perf_events(self.process.pid)
-                if found != probes:
-                    probes, since = found, now
-                elif probes and now - since > _SETTLE_SECONDS:
+                found = _activity(self.process.pid)
+                if found != activity:
+                    activity, since = found, now
+                elif activity.is_at_rest and now - since > _SETTLE_SECONDS:
                     return
             time.sleep(_LOOK_SECONDS)
 
@@ -209,11 +209,28 @@ def attached(tool: Tool, pid: int, directory: Path) -> Iterator[Optional[Attache
         tracer.end()
 
 
-def _perf_events(pid: int) -> int:
-    """How many perf events a process has open: the probes of perf, bpftrace and bcc."""
-    count = 0
-    with contextlib.suppress(OSError):
+class _Activity(NamedTuple):
+    """What tells whether a tool that says nothing is still busy with attaching."""
+
+    probes: int
+    """Perf events that it has open: the probes of perf, bpftrace and bcc."""
+    ticks: int
+    """CPU time that it has used (proc(5), stat)."""
+    is_running: bool
+
+    @property
+    def is_at_rest(self) -> bool:
+        """It has probes, and waits."""
+        return self.probes > 0 and not self.is_running
+
+
+def _activity(pid: int) -> _Activity:
+    probes = 0
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                count += "[perf_event]" in str(link.readlink())
-    return count
+                probes += "[perf_event]" in str(link.readlink())
+    except OSError:
+        return _Activity(0, 0, True)
+    return _Activity(probes, int(fields[11]) + int(fields[12]), fields[0] != "S")

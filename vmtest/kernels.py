@@ -15,7 +15,7 @@ class Kernel:
     series: str = ""
     """Such as "6.18"; empty takes the newest kernel of the suite."""
     is_short: bool = True
-    """It belongs to the short set, which continuous integration runs on every change."""
+    """It belongs to the short set: what ``make test-kernels`` runs unless told otherwise."""
 
 
 KERNELS = (
@@ -51,6 +51,6 @@ def support_table() -> str:
     for kernel in KERNELS:
         name = kernel.series or f"{kernel.name} there is"
         rows.append(
-            f"| {name} | Debian {kernel.suite} | {'every change' if kernel.is_short else 'on request'} |"
+            f"| {name} | Debian {kernel.suite} | {'short set' if kernel.is_short else 'on request'} |"
         )
     return "\n".join(rows)

@@ -2,6 +2,12 @@
 #pragma once
 
 /*
+ * What every program returns: 0 would keep the event from all other users of the tracepoint's perf
+ * events on this host (kernel/trace/trace_syscalls.c: perf_syscall_enter).
+ */
+#define PASS_ON 1
+
+/*
  * bpf_probe_read_user() and bpf_probe_read_user_str() by number: wherever it meets their names, bcc
  * reads all of the kernel's symbols to see whether they exist, a fifth of a second each time.
  */

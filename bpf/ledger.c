@@ -144,42 +144,54 @@ TRACEPOINT_PROBE(syscalls, sys_exit_mmap)
 {
     struct thread_t *thread = current_thread();
 
-    return thread ? mmap_exit(thread, args->ret) : 0;
+    if (thread)
+        mmap_exit(thread, args->ret);
+    return PASS_ON;
 }
 
 TRACEPOINT_PROBE(syscalls, sys_enter_munmap)
 {
     struct thread_t *thread = current_thread();
 
-    return thread ? munmap_enter(thread, args->addr, args->len) : 0;
+    if (thread)
+        munmap_enter(thread, args->addr, args->len);
+    return PASS_ON;
 }
 
 TRACEPOINT_PROBE(syscalls, sys_exit_munmap)
 {
     struct thread_t *thread = current_thread();
 
-    return thread ? munmap_exit(thread, args->ret) : 0;
+    if (thread)
+        munmap_exit(thread, args->ret);
+    return PASS_ON;
 }
 
 TRACEPOINT_PROBE(syscalls, sys_enter_mremap)
 {
     struct thread_t *thread = current_thread();
 
-    return thread ? mremap_enter(thread, args->addr, args->old_len, args->flags) : 0;
+    if (thread)
+        mremap_enter(thread, args->addr, args->old_len, args->flags);
+    return PASS_ON;
 }
 
 TRACEPOINT_PROBE(syscalls, sys_exit_mremap)
 {
     struct thread_t *thread = current_thread();
 
-    return thread ? mremap_exit(thread, args->ret) : 0;
+    if (thread)
+        mremap_exit(thread, args->ret);
+    return PASS_ON;
 }
 
 TRACEPOINT_PROBE(syscalls, sys_exit_brk)
 {
     struct thread_t *thread = current_thread();
 
-    return thread ? brk_exit(thread, args->ret) : 0;
+    if (thread)
+        brk_exit(thread, args->ret);
+    return PASS_ON;
 }
 
 /* Fires in the parent, inside the clone call, before the child can run (copy_process()). */
@@ -187,19 +199,25 @@ TRACEPOINT_PROBE(task, task_newtask)
 {
     struct thread_t *thread = current_thread();
 
-    return thread ? thread_born(thread, args->pid, args->clone_flags) : 0;
+    if (thread)
+        thread_born(thread, args->pid, args->clone_flags);
+    return PASS_ON;
 }
 
 TRACEPOINT_PROBE(sched, sched_process_exit)
 {
     struct thread_t *thread = find_thread(current_tid());
 
-    return thread ? thread_left(thread) : 0;
+    if (thread)
+        thread_left(thread);
+    return PASS_ON;
 }
 
 TRACEPOINT_PROBE(sched, sched_process_exec)
 {
     struct thread_t *thread = find_thread(args->old_pid);
 
-    return thread ? thread_executed(thread, args->pid) : 0;
+    if (thread)
+        thread_executed(thread, args->pid);
+    return PASS_ON;
 }

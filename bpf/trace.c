@@ -96,14 +96,16 @@ int entered(void *context)
 
     if (traced)
         traced->entered_at = bpf_ktime_get_ns();
-    return 0;
+    return PASS_ON;
 }
 
 int returned(struct returned_t *context)
 {
     struct traced_t *traced = current_traced();
 
-    return traced ? call_returned(traced, context->returned) : 0;
+    if (traced)
+        call_returned(traced, context->returned);
+    return PASS_ON;
 }
 
 /* exit and exit_group never return. */
@@ -111,14 +113,18 @@ int leaves(void *context)
 {
     struct traced_t *traced = current_traced();
 
-    return traced ? call_leaves(traced) : 0;
+    if (traced)
+        call_leaves(traced);
+    return PASS_ON;
 }
 
 int executes(void *context)
 {
     struct traced_t *traced = find_traced(current_tid());
 
-    return traced ? call_executes(traced) : 0;
+    if (traced)
+        call_executes(traced);
+    return PASS_ON;
 }
 
 /* Fires in the parent, inside the clone call, before the child can run (copy_process()). */
@@ -126,19 +132,25 @@ TRACEPOINT_PROBE(task, task_newtask)
 {
     struct traced_t *traced = current_traced();
 
-    return traced ? task_born(traced, args->pid, args->clone_flags) : 0;
+    if (traced)
+        task_born(traced, args->pid, args->clone_flags);
+    return PASS_ON;
 }
 
 TRACEPOINT_PROBE(sched, sched_process_exit)
 {
     struct traced_t *traced = find_traced(current_tid());
 
-    return traced ? task_ended(traced) : 0;
+    if (traced)
+        task_ended(traced);
+    return PASS_ON;
 }
 
 TRACEPOINT_PROBE(sched, sched_process_exec)
 {
     struct traced_t *traced = find_traced(args->old_pid);
 
-    return traced ? task_executed(traced, args->old_pid, args->pid) : 0;
+    if (traced)
+        task_executed(traced, args->old_pid, args->pid);
+    return PASS_ON;
 }

@@ -13,6 +13,7 @@ from ebpftrace.kernel import layout
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.layout import Machine, Sizes, definitions
 from ebpftrace.kernel.sources import bpf_dir, compiler_flags, compiling
+from ebpftrace.kernel.tracepoints import silence
 
 _CALL_NUMBERS = {"x86_64": (56, 435), "aarch64": (220, 435)}
 """clone and clone3: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h."""
@@ -80,6 +81,7 @@ def load_programs(
         raise CannotTrace(
             f"the kernel or bcc refused our programs ({error})", "ebpftrace doctor says what is missing"
         ) from error
+    silence(bpf)
     for table, mirror in mirrored.items():
         if ctypes.sizeof(bpf[table].Leaf) != ctypes.sizeof(mirror):
             raise AssertionError(f"layout of table {table} differs between bpf and Python")

@@ -14,6 +14,7 @@ from ebpftrace.kernel.losses import skipped_runs
 from ebpftrace.kernel.ringbuf import RingBuffer, records
 from ebpftrace.kernel.trace_layout import RECORD_PAGES, Filters, LostT, TracedT, definitions, numbers
 from ebpftrace.kernel.trace_records import Decoder, Recorded
+from ebpftrace.kernel.tracepoints import silence
 from ebpftrace.process.tasks import Task
 from ebpftrace.trace.selection import NEVER_RETURN
 from ebpftrace.trace.summary import Total
@@ -46,6 +47,7 @@ class CallTracer:
         self._decoder = Decoder()
         try:
             self._attach(filters)
+            silence(self._bpf)
             self._fds = {name: self._bpf[name].map_fd for name in ("threads", "losses")}
             self._programs = [function.fd for function in self._bpf.funcs.values()]
             self._skipped_before = skipped_runs(self._programs)

@@ -45,5 +45,5 @@ def run_trial() -> None:
     from bcc import BPF
 
     with compiling():
-        program = BPF(text="TRACEPOINT_PROBE(syscalls, sys_exit_mmap) { return 0; }")
+        program = BPF(text="TRACEPOINT_PROBE(syscalls, sys_exit_mmap) { return 1; }")
     program.cleanup()

@@ -82,7 +82,7 @@ def run(settings: Settings, observer: Observer) -> None:
         watch.meet()
         tracer = held.enter_context(open_tracer([watch]))
         watch.attach(tracer)
-        cost = Cost()
+        cost = Cost(engine)
         record = _Record(watch, without_collector(lambda: watch.moment(tracer)))
         observer.attached(watch.info, watch.clock, record.size)
 

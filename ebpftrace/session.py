@@ -98,7 +98,7 @@ def run(settings: Settings, observer: Observer) -> None:
                 watch.attach_at_exec(tracer)
             else:
                 watch.attach(tracer)
-        cost = Cost(tracer if settings.measure_cost else None)
+        cost = Cost(engine, tracer if settings.measure_cost else None)
         if not command:
             for watch in watches:
                 observer.looked(without_collector(watch.verdict))

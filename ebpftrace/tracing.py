@@ -17,6 +17,7 @@ from ebpftrace.kernel.tracer import KernelEvent, RawCopy, Tracer
 from ebpftrace.model import EndedBy, TracerCost
 from ebpftrace.process.procfs import task_ids
 from ebpftrace.process.status import max_map_count
+from ebpftrace.stacks.engine import Engine
 from ebpftrace.watch import Watch
 
 STACK_BYTES = 16_384
@@ -116,9 +117,10 @@ def without_collector(make: Callable[[], Made]) -> Made:
 
 
 class Cost:
-    """What the tracer itself has used since it attached; its programs too, where the kernel measures them."""
+    """What the tracer and its worker have used since it attached; its programs too, where measured."""
 
-    def __init__(self, measured: Optional[Tracer] = None) -> None:
+    def __init__(self, engine: Engine, measured: Optional[Tracer] = None) -> None:
+        self._engine = engine
         self._measured = measured
         self._from = self._cpu_seconds()
 
@@ -131,7 +133,7 @@ class Cost:
         nanoseconds = sum(program.nanoseconds for program in ran)
         return replace(cost, bpf_seconds=nanoseconds / 1e9, bpf_runs=sum(program.runs for program in ran))
 
-    @staticmethod
-    def _cpu_seconds() -> float:
+    def _cpu_seconds(self) -> float:
+        # Not RUSAGE_CHILDREN: a COMMAND is a child too.
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        return usage.ru_utime + usage.ru_stime
+        return usage.ru_utime + usage.ru_stime + self._engine.cpu_seconds

@@ -58,6 +58,7 @@ class Engine:
         self.because = ""
         """Why stacks cannot be unwound here, in one line; empty while they can or nobody asked."""
         self._is_over = False
+        self._spent = 0.0
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._sock: Optional[socket.socket] = None
         self._greeted = False
@@ -268,7 +269,21 @@ class Engine:
                 self._give_up(f"the unwinding worker died {self.crashes} times")
             raise _DiedError from None
 
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time that the workers have used."""
+        return self._spent + self._running_seconds()
+
+    def _running_seconds(self) -> float:
+        if self._process is None:
+            return 0.0
+        # The CPU clock of another process, as clock_getcpuclockid(3) names it.
+        with suppress(OSError):
+            return time.clock_gettime((~self._process.pid << 3) | 2)
+        return 0.0
+
     def _stop(self) -> None:
+        self._spent += self._running_seconds()
         if self._sock is not None:
             self._sock.close()
         if self._process is not None:

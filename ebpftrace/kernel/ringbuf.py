@@ -14,8 +14,8 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-_POSITION = struct.Struct("=Q")
-_HEADER = struct.Struct("=II")
+_HEADER = struct.Struct("@II")
+_POSITION_BYTES = 8
 _BUSY = 1 << 31
 _DISCARDED = 1 << 30
 
@@ -38,19 +38,24 @@ class RingBuffer:
         self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         # The kernel maps the data twice in a row: a record is contiguous wherever it begins.
         self._producer = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        # As words of the machine: the struct module may move a number byte by byte, and the kernel would
+        # see a position half-way between two (or we one of the kernel's).
+        self._consumed = memoryview(self._consumer)[:_POSITION_BYTES].cast("Q")
+        self._produced = memoryview(self._producer)[:_POSITION_BYTES].cast("Q")
         self._data_at = page
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
 
     def close(self) -> None:
         """Unmap the buffer; what waits can still be read."""
+        self._consumed.release()
+        self._produced.release()
         self._consumer.close()
         self._producer.close()
 
     def drain(self) -> float:
         """Copy out what has come; return which share of the buffer it filled."""
-        begin: int = _POSITION.unpack_from(self._consumer)[0]
-        produced: int = _POSITION.unpack_from(self._producer)[0]
+        begin, produced = self._consumed[0], self._produced[0]
         end = self._committed(begin, produced)
         if end == begin:
             return 0.0
@@ -60,7 +65,7 @@ class RingBuffer:
             at = self._data_at + begin % self._size
             self._waiting.append(self._producer[at : at + end - begin])
             self._waiting_bytes += end - begin
-        _POSITION.pack_into(self._consumer, 0, end)
+        self._consumed[0] = end
         return (end - begin) / self._size
 
     def take(self) -> Iterator[bytes]:

@@ -1,9 +1,6 @@
 /* What all our records have in common: how a stack is copied, how often sending is tried. */
 #pragma once
 
-/* Since Linux 6.15 the buffer's lock gives up after a while: seen where a virtual CPU was paused. */
-#define SEND_ATTEMPTS 4
-
 /*
  * Copies a user stack from `sp` on, at most STACK_BYTES and what is left of the first page.
  * Returns the bytes copied; the caller tests the bound once more, for the verifier.

@@ -32,9 +32,6 @@ static __always_inline void lose_event(struct space_t *space)
 
 static __always_inline void emit(struct space_t *space, struct event_t *event)
 {
-#pragma nounroll
-    for (int i = 0; i < SEND_ATTEMPTS; i++)
-        if (!send_event(event))
-            return;
-    lose_event(space);
+    if (send_event(event))
+        lose_event(space);
 }

@@ -42,11 +42,7 @@ static __always_inline void fill_arguments(struct call_t *call, const struct pt_
 
 static __always_inline int is_sent(void *record, u64 size)
 {
-#pragma nounroll
-    for (int i = 0; i < SEND_ATTEMPTS; i++)
-        if (!send_record(record, size))
-            return 1;
-    return 0;
+    return !send_record(record, size);
 }
 
 static __always_inline void send(void *record, u64 size)

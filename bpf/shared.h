@@ -138,7 +138,6 @@ struct event_t {
 struct site_t {
     u64 seen;
     u64 copies;
-    u64 copied_at;
     s64 brk_growth;
 };
 

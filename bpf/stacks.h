@@ -118,7 +118,6 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
         cpu->copies++;
     }
     site->copies++;
-    site->copied_at = now;
     copy_stack(thread, registers, id, call, now);
     return id;
 }

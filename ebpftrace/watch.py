@@ -17,6 +17,7 @@ from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import CodeMapped, Executed, KernelEvent, RawCopy, Tracer
 from ebpftrace.ledger.owners import assign
 from ebpftrace.ledger.replay import Ledger
+from ebpftrace.ledger.space import whole_mapping
 from ebpftrace.ledger.totals import totals
 from ebpftrace.ledger.verify import Verified, verify
 from ebpftrace.model import (
@@ -25,12 +26,10 @@ from ebpftrace.model import (
     EndedBy,
     Finding,
     Frame,
-    Interval,
     Mapping,
     Memory,
     Outstanding,
     Report,
-    Row,
     TargetInfo,
     Vma,
 )
@@ -250,7 +249,7 @@ class Watch:
     def live_state(self, tracer: Tracer, seconds_left: Optional[float]) -> LiveState:
         """The figures of this moment, straight from the kernel's rows."""
         snapshot = tracer.read()[self.space]
-        rows = [_as_mapping(row) for row in snapshot.rows]
+        rows = [whole_mapping(row) for row in snapshot.rows]
         orphans = [
             one.mapping.size
             for one in assign(rows, snapshot.runs, snapshot.threads)
@@ -395,8 +394,3 @@ def _tasks_of(tgid: int) -> list[Task]:
         return list_tasks(tgid)
     except ProcessGone:
         return []
-
-
-def _as_mapping(row: Row) -> Mapping:
-    whole = (Interval(row.start, row.start + row.length),)
-    return Mapping(whole, row.made_at, row.mapper, row.prot, row.flags, row.site, row.since)

@@ -179,7 +179,7 @@ ROW_EVENT = struct.Struct("=HHI6QII")
 class SiteT(ctypes.Structure):
     """``struct site_t``: how often a site's stack was seen and copied."""
 
-    _fields_ = (("seen", _u64), ("copies", _u64), ("copied_at", _u64), ("brk_growth", _s64))
+    _fields_ = (("seen", _u64), ("copies", _u64), ("brk_growth", _s64))
 
 
 class CopyHead(NamedTuple):

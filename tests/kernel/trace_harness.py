@@ -20,7 +20,7 @@ _RESUMED = re.compile(r"<\.\.\. \w+ resumed>(?P<rest>.*)")
 _SIGNAL = re.compile(r"--- SIG\w+ \{.*\} ---")
 _BORN = re.compile(r"(?:clone3?|v?fork)\(.* = (\d+)|\+\+\+ superseded by execve in pid (\d+) \+\+\+")
 _ADDRESS = re.compile(r"0x[0-9a-f]{5,}(?P<low>[0-9a-f]{3})\b")
-_NUMBER = re.compile(r"\b\d+\b")
+_TID = re.compile(r"(?<=parent_tid=\[)\d+(?=\])|(?<= = )\d+$|(?<=superseded by execve in pid )\d+")
 
 
 def run(*command: object, stdin: str = "go\n") -> subprocess.CompletedProcess[str]:
@@ -86,6 +86,6 @@ def by_task(text: str) -> list[list[str]]:
         if line.startswith(("clone3(", "execve(")):
             # They point into the stack, whose random place makes one in some hundred begin a page.
             line = line.replace("ADDRESS+", "ADDRESS")
-        line = _NUMBER.sub(lambda m: names.get(m[0], m[0]), line)
+        line = _TID.sub(lambda m: names.get(m[0], m[0]), line)
         tasks[tid].append(line)
     return list(tasks.values())

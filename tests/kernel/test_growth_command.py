@@ -113,10 +113,7 @@ def test_period_step_and_site_of_a_leak(server: Path) -> None:
     assert regular["bytes"] == regular["mappings"] * STACK
     # By the whole stack: the thread's first malloc, seen when attached early, maps an arena from there too.
     steps = [
-        cause
-        for one in intervals
-        for cause in one["causes"] or ()
-        if functions(cause) == functions(regular)
+        cause for one in intervals for cause in one["causes"] or () if functions(cause) == functions(regular)
     ]
     assert sum(cause["bytes"] for cause in steps) == regular["bytes"]
     assert len(intervals) >= 15

@@ -64,7 +64,7 @@ def test_each_file_once_and_by_its_code() -> None:
 
 
 @given(seed=st.integers(0, 2**32), hits=st.integers(1, 12), cut=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damaged_files_never_raise(seed: int, hits: int, cut: bool) -> None:
     choices = random.Random(seed)
     content = bytearray(_libc().read_bytes())

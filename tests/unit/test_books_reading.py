@@ -25,7 +25,7 @@ VERSIONS = st.sampled_from([(2, 31), (2, 36), (2, 43)])
     dead=st.integers(0, 12),
     pace=st.sampled_from([0.0, 0.05, 0.5, 2.0, 9.0, 40.0]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_is_proved_was_so(seed: int, version: tuple[int, int], dead: int, pace: float) -> None:
     nptl = Nptl(version, random.Random(seed))
     kept = nptl.begin(dead)
@@ -73,7 +73,7 @@ _POINTERS = st.one_of(
 
 
 @given(words=st.lists(_POINTERS, min_size=1, max_size=60), block=st.sampled_from([None, BLOCK]))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_a_walk_over_anything_ends(words: list[int], block: int) -> None:
     memory = Scattered(words)
     walker = Walker(memory, Format(lists((2, 36)), block))

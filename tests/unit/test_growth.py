@@ -142,7 +142,6 @@ def test_threads_of_one_name_at_one_place_are_one_cause() -> None:
 # --- regular ---------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.floats(0.1, 3600), st.integers(7, 100), st.integers(0, 2**32))
 def test_leak_of_a_timer_is_told_with_its_step(seconds: float, turns: int, seed: int) -> None:
     jitter = random.Random(seed)
@@ -246,7 +245,7 @@ def is_plain(page: str) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(steps, summaries)
 def test_hostile_names_keep_to_the_page(step: Step, summary: Summary) -> None:
     assert is_plain(growth.head(summary.target, CLOCK, step.after))
@@ -254,7 +253,7 @@ def test_hostile_names_keep_to_the_page(step: Step, summary: Summary) -> None:
     assert is_plain(growth.summary(summary, curve=True))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(steps, summaries)
 def test_json_keeps_its_contract(step: Step, summary: Summary) -> None:
     for line in (growth_json.step(step, CLOCK), growth_json.summary(summary)):

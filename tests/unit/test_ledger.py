@@ -116,7 +116,7 @@ def perform(target: Target, call: tuple[Any, ...]) -> None:
     getattr(target, name.removesuffix("_row"))(*arguments)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(baselines, sequences, st.randoms(use_true_random=False))
 def test_ledger_equals_the_page_model(
     baseline: list[Interval], sequence: list[tuple[Any, ...]], shuffle: random.Random

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.anatomy import compare, dissect
@@ -233,7 +233,6 @@ def sums_of(vmas: Sequence[Vma]) -> tuple[int, int]:
     return sum(one.size for one in vmas), sum(one.rss or 0 for one in vmas)
 
 
-@settings(deadline=None)
 @given(sights())
 def test_no_byte_is_lost_or_counted_twice(sight: Sight) -> None:
     areas, _ = dissect(sight)
@@ -244,7 +243,6 @@ def test_no_byte_is_lost_or_counted_twice(sight: Sight) -> None:
     assert all(0 <= area.guard <= area.size <= area.end - area.start and area.rss >= 0 for area in areas)
 
 
-@settings(deadline=None)
 @given(sights(), sights())
 def test_changes_add_up(before: Sight, after: Sight) -> None:
     old, new = dissect(before)[0], dissect(after)[0]
@@ -258,7 +256,6 @@ def test_changes_add_up(before: Sight, after: Sight) -> None:
     assert all(group.size == group.step * group.number for group in alike)
 
 
-@settings(deadline=None)
 @given(sights())
 def test_nothing_changed_is_no_change(sight: Sight) -> None:
     areas, _ = dissect(sight)

@@ -102,7 +102,7 @@ areas = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(areas, areas, hostile, st.booleans(), st.booleans())
 def test_text_and_json_are_fit_for_any_names(
     before: list[Area], after: list[Area], name: str, grown: bool, absent: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ebpftrace.model import Vma
@@ -85,21 +85,18 @@ def cut(text: bytes, places: list[int]) -> list[bytes]:
     return [text[start:end] for start, end in zip(edges, edges[1:])]
 
 
-@settings(deadline=None)
 @given(vma_lists(), st.lists(st.integers(0, 1 << 20), max_size=5))
 def test_maps_come_out_as_they_went_in_however_the_text_is_cut(vmas: list[Vma], places: list[int]) -> None:
     text = b"".join(map(line, vmas))
     assert parse_maps(cut(text, places)) == [without_figures(vma) for vma in vmas]
 
 
-@settings(deadline=None)
 @given(vma_lists(), st.lists(st.integers(0, 1 << 20), max_size=5))
 def test_smaps_come_out_as_they_went_in_however_the_text_is_cut(vmas: list[Vma], places: list[int]) -> None:
     text = b"".join(line(vma) + figures(vma) for vma in vmas)
     assert parse_smaps(cut(text, places)) == vmas
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=2000))
 @example(b"7f-")
 @example(b"9-1 rw-p 0 0:0 0 \n")
@@ -110,7 +107,6 @@ def test_any_bytes_are_survived(text: bytes) -> None:
         assert_disjoint(vmas)
 
 
-@settings(deadline=None)
 @given(vma_lists(), vma_lists())
 def test_overlaps_are_cut_and_nothing_mapped_is_lost(first: list[Vma], second: list[Vma]) -> None:
     together = first + second

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.errors import CannotTrace
@@ -21,7 +21,6 @@ TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 REST = b" S 41 1 1 0 -1 4194368 1 0 0 0 0 0 0 0 20 0 %d 0 %d 11059200 369 18446744073709551615\n"
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=15), st.integers(1, 1 << 22), st.integers(0, 1 << 40))
 def test_a_name_of_any_bytes_comes_out_whole(name: bytes, tid: int, ticks: int) -> None:
     task = parse_stat(7, b"%d (%s)" % (tid, name) + REST % (3, ticks))
@@ -36,7 +35,6 @@ def test_names_that_look_like_the_rest_of_the_line() -> None:
         assert not task.exited
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_what_is_no_stat_file_is_a_value_error(content: bytes) -> None:
     try:

@@ -17,7 +17,7 @@ from ebpftrace.model import Frame, Report, Stack
 from ebpftrace.report import flamegraph, folded, speedscope
 
 VENDOR = Path(ebpftrace.report.__file__).parent / "vendor"
-HOSTILE = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=40)
+HOSTILE = settings(suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 
 
 def leaked_bytes(report: Report) -> int:
@@ -92,7 +92,7 @@ def test_speedscope_names_frames_with_their_source() -> None:
     assert {"name": "main", "file": "reproducer.c", "line": 27} in known
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=20)
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=20)
 @given(strategies.any_report)
 def test_flame_graph_holds_every_byte_and_no_name_leaves_its_string(report: Report) -> None:
     page = flamegraph.render(report)

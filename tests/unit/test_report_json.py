@@ -39,7 +39,7 @@ def undescribed(value: Any, schema: dict[str, Any], path: str = "") -> list[str]
     return missing + [name for names in inner for name in names]
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 @given(strategies.any_report)
 def test_any_report_is_valid_and_wholly_described_by_the_schema(report: Report) -> None:
     text = json_report.render(report, EVERYTHING)

@@ -37,10 +37,9 @@ def shown(state: LiveState) -> str:
 def through_terminal(states: list[LiveState]) -> str:
     """What a terminal gets while the view shows these states."""
     leader, follower = pty.openpty()
-    with os.fdopen(follower, "w") as stream:
-        with LiveView(stream, color=False) as view:
-            for state in states:
-                view.update([state])
+    with os.fdopen(follower, "w") as stream, LiveView(stream, color=False) as view:
+        for state in states:
+            view.update([state])
     got = []
     # The kernel hands what was written over bit by bit; EIO is the end once the other side is closed.
     with contextlib.suppress(OSError):

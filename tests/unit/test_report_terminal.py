@@ -21,7 +21,7 @@ from ebpftrace.report.terminal import WIDTH, render, use_color
 from ebpftrace.report.view import View, select
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-HOSTILE = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=40)
+HOSTILE = settings(suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 
 
 @pytest.fixture(autouse=True)

@@ -218,7 +218,7 @@ def census(processes: list[Figures], seconds: Optional[float] = None, **facts: o
     return replace(plain, **facts)  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(figures, max_size=12), st.none() | st.just(60.0), st.integers(1, 5))
 def test_text_and_json_are_fit_for_any_names(
     processes: list[Figures], seconds: Optional[float], top: int

@@ -18,6 +18,10 @@ BPF_F_TABLE("hash", u32, struct thread_t, threads, MAX_THREADS, HASH_FLAGS);
 BPF_F_TABLE("hash", struct life_key_t, struct life_t, exited, MAX_MAPPINGS, HASH_FLAGS);
 BPF_F_TABLE("hash", u64, struct run_t, runs, MAX_RUNS, HASH_FLAGS);
 BPF_F_TABLE("hash", u64, struct site_t, sites, MAX_SITES, HASH_FLAGS);
+#ifdef PID_NAMESPACE
+/* By task: what it was called when it began to execute.  Stale ones make room by themselves. */
+BPF_TABLE("lru_hash", u64, u32, executing, 4096);
+#endif
 BPF_ARRAY(spaces, struct space_t, MAX_SPACES);
 BPF_ARRAY(told, struct told_t, MAX_SPACES);
 BPF_PERCPU_ARRAY(cpus, struct cpu_t, RECORDED_CALLS);
@@ -101,6 +105,18 @@ static __always_inline void drop_run(u64 key)
     runs.delete(&key);
 }
 
+#ifdef PID_NAMESPACE
+static __always_inline void put_executing(u64 task, u32 tid)
+{
+    executing.update(&task, &tid);
+}
+
+static __always_inline u32 *find_executing(u64 task)
+{
+    return executing.lookup(&task);
+}
+#endif
+
 static __always_inline struct site_t *find_site(u64 site)
 {
     return sites.lookup(&site);
@@ -134,6 +150,7 @@ static __always_inline long send_copy(struct copy_t *copy, u64 size)
 }
 
 #include "call.h"
+#include "pids.h"
 #include "sending.h"
 #include "space.h"
 #include "stacks.h"
@@ -195,6 +212,30 @@ TRACEPOINT_PROBE(syscalls, sys_exit_brk)
 }
 
 /* Fires in the parent, inside the clone call, before the child can run (copy_process()). */
+#ifdef PID_NAMESPACE
+/* The tracepoint itself knows the kernel's numbers only. */
+RAW_TRACEPOINT_PROBE(task_newtask)
+{
+    struct thread_t *thread = current_thread();
+
+    if (thread)
+        thread_born(thread, tid_of(ctx->args[0]), ctx->args[1]);
+    return PASS_ON;
+}
+
+/* A thread that executes takes its leader's number: the one it had is lost by then. */
+TRACEPOINT_PROBE(syscalls, sys_enter_execve)
+{
+    remember_executing();
+    return PASS_ON;
+}
+
+TRACEPOINT_PROBE(syscalls, sys_enter_execveat)
+{
+    remember_executing();
+    return PASS_ON;
+}
+#else
 TRACEPOINT_PROBE(task, task_newtask)
 {
     struct thread_t *thread = current_thread();
@@ -203,6 +244,7 @@ TRACEPOINT_PROBE(task, task_newtask)
         thread_born(thread, args->pid, args->clone_flags);
     return PASS_ON;
 }
+#endif
 
 TRACEPOINT_PROBE(sched, sched_process_exit)
 {
@@ -215,9 +257,9 @@ TRACEPOINT_PROBE(sched, sched_process_exit)
 
 TRACEPOINT_PROBE(sched, sched_process_exec)
 {
-    struct thread_t *thread = find_thread(args->old_pid);
+    struct thread_t *thread = find_thread(tid_before_exec(args->old_pid));
 
     if (thread)
-        thread_executed(thread, args->pid);
+        thread_executed(thread, current_tid());
     return PASS_ON;
 }

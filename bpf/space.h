@@ -7,11 +7,6 @@ static __always_inline u64 key_of(u32 space, u64 address)
     return address | (u64)space << SPACE_SHIFT;
 }
 
-static __always_inline u32 current_tid(void)
-{
-    return (u32)bpf_get_current_pid_tgid();
-}
-
 /* The one look-up that a task pays which is not traced. */
 static __always_inline struct thread_t *current_thread(void)
 {

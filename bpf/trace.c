@@ -14,6 +14,10 @@
 
 BPF_F_TABLE("hash", u32, struct traced_t, threads, MAX_THREADS, HASH_FLAGS);
 BPF_F_TABLE("hash", u32, u64, breaks, MAX_THREADS, HASH_FLAGS);
+#ifdef PID_NAMESPACE
+/* By task: what it was called when it began to execute.  Stale ones make room by themselves. */
+BPF_TABLE("lru_hash", u64, u32, executing, 4096);
+#endif
 BPF_PERCPU_ARRAY(totals, struct total_t, MAX_NUMBERS);
 BPF_PERCPU_ARRAY(exec_buffers, struct exec_t, 1);
 BPF_PERCPU_ARRAY(stack_buffers, struct stack_t, 1);
@@ -50,6 +54,18 @@ static __always_inline void drop_break(u32 tgid)
     breaks.delete(&tgid);
 }
 
+#ifdef PID_NAMESPACE
+static __always_inline void put_executing(u64 task, u32 tid)
+{
+    executing.update(&task, &tid);
+}
+
+static __always_inline u32 *find_executing(u64 task)
+{
+    return executing.lookup(&task);
+}
+#endif
+
 static __always_inline struct total_t *total_of(u32 number)
 {
     return totals.lookup(&number);
@@ -79,6 +95,7 @@ static __always_inline long send_record(void *record, u64 size)
 }
 
 #include "call.h"
+#include "pids.h"
 #include "sending.h"
 #include "trace_calls.h"
 #include "trace_tasks.h"
@@ -128,6 +145,30 @@ int executes(void *context)
 }
 
 /* Fires in the parent, inside the clone call, before the child can run (copy_process()). */
+#ifdef PID_NAMESPACE
+/* The tracepoint itself knows the kernel's numbers only. */
+RAW_TRACEPOINT_PROBE(task_newtask)
+{
+    struct traced_t *traced = current_traced();
+
+    if (traced)
+        task_born(traced, tid_of(ctx->args[0]), ctx->args[1]);
+    return PASS_ON;
+}
+
+/* A thread that executes takes its leader's number: the one it had is lost by then. */
+TRACEPOINT_PROBE(syscalls, sys_enter_execve)
+{
+    remember_executing();
+    return PASS_ON;
+}
+
+TRACEPOINT_PROBE(syscalls, sys_enter_execveat)
+{
+    remember_executing();
+    return PASS_ON;
+}
+#else
 TRACEPOINT_PROBE(task, task_newtask)
 {
     struct traced_t *traced = current_traced();
@@ -136,6 +177,7 @@ TRACEPOINT_PROBE(task, task_newtask)
         task_born(traced, args->pid, args->clone_flags);
     return PASS_ON;
 }
+#endif
 
 TRACEPOINT_PROBE(sched, sched_process_exit)
 {
@@ -148,9 +190,10 @@ TRACEPOINT_PROBE(sched, sched_process_exit)
 
 TRACEPOINT_PROBE(sched, sched_process_exec)
 {
-    struct traced_t *traced = find_traced(args->old_pid);
+    u32 old_tid = tid_before_exec(args->old_pid);
+    struct traced_t *traced = find_traced(old_tid);
 
     if (traced)
-        task_executed(traced, args->old_pid, args->pid);
+        task_executed(traced, old_tid, current_tid());
     return PASS_ON;
 }

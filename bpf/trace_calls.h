@@ -4,11 +4,6 @@
 #define CLONE_PIDFD 0x1000
 #define CLONE_PARENT_SETTID 0x100000
 
-static __always_inline u32 current_tid(void)
-{
-    return (u32)bpf_get_current_pid_tgid();
-}
-
 /* The one look-up that a task pays which is not traced. */
 static __always_inline struct traced_t *current_traced(void)
 {

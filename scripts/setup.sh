@@ -75,6 +75,7 @@ missing_things() {
     if [ "$purpose" = kernels ]; then
         has qemu-system-x86_64 || echo qemu
         is_static /bin/busybox || echo busybox
+        has mmdebstrap || echo mmdebstrap
         [ -x /usr/lib/qemu/virtiofsd ] || [ -x /usr/libexec/virtiofsd ] || echo virtiofsd
     fi
 }

@@ -27,10 +27,11 @@ _DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
 )
 @click.option("--list", "only_list", is_flag=True, help="Show the kernels there are.")
 def main(kernels: str, cache: Path, seconds: float, acceleration: str, only_list: bool) -> None:
-    """Run the tests on KERNELS: short, all, or names with commas between them."""
+    """Run the tests on KERNELS: short, all, userlands, or names with commas between them."""
     if only_list:
         for kernel in KERNELS:
-            click.echo(f"{kernel.name}\t{kernel.suite}\t{'short' if kernel.is_short else ''}".rstrip())
+            group = "short" if kernel.is_short else "userlands" if kernel.userland else ""
+            click.echo(f"{kernel.name}\t{kernel.suite}\t{group}".rstrip())
         return
     try:
         wanted = chosen(kernels)

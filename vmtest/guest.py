@@ -1,4 +1,4 @@
-"""One virtual machine: a kernel, this machine's files (read-only), one command.
+"""One virtual machine: a kernel, files (read-only), one command.
 
 What of QEMU is used was found by trial: without ``-cx16``, QEMU 7.2 corrupts Linux 6.12 at random.
 """
@@ -63,10 +63,10 @@ class Outcome:
     """What the command left in ``/run/report.xml``."""
 
 
-def run(kernel: Path, command: str, console: Path, seconds: float, acceleration: str) -> Outcome:
+def run(kernel: Path, root: Path, command: str, console: Path, seconds: float, acceleration: str) -> Outcome:
     """Boot an unpacked kernel, run a shell script in it as root, and write the console to a file.
 
-    The script sees all files of this machine; what it writes stays in the guest.  Raises CannotBoot.
+    The script sees what is below ``root``; what it writes stays in the guest.  Raises CannotBoot.
     """
     images = [*kernel.glob("boot/vmlinuz-*"), *kernel.glob("usr/lib/modules/*/vmlinuz")]
     started = time.monotonic()
@@ -74,7 +74,7 @@ def run(kernel: Path, command: str, console: Path, seconds: float, acceleration:
         directory = Path(name)
         (directory / "initrd").write_bytes(initrd(kernel, command))
         result = directory / "result"
-        with _files_shared(directory / "files"), console.open("wb") as log:
+        with _files_shared(root, directory / "files"), console.open("wb") as log:
             machine = subprocess.Popen(
                 _qemu(images[0], directory, acceleration),
                 stdin=subprocess.DEVNULL,
@@ -125,12 +125,12 @@ def _qemu(image: Path, directory: Path, acceleration: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _files_shared(socket: Path) -> Iterator[None]:
-    """Offer this machine's files on a socket."""
+def _files_shared(root: Path, socket: Path) -> Iterator[None]:
+    """Offer the files below a directory on a socket."""
     program = next((path for path in _VIRTIOFSD if Path(path).exists()), None)
     if program is None or not shutil.which(_QEMU):
         raise CannotBoot("QEMU for x86-64 or virtiofsd is missing: run scripts/setup.sh kernels")
-    options = ["-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=always"]
+    options = ["-o", f"source={root}", "-o", "sandbox=chroot", "-o", "cache=always"]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
             [*_WITH_US, program, f"--socket-path={socket}", *options, *_VIRTIOFSD[program]],

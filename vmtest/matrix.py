@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,10 +15,10 @@ from xml.etree import ElementTree
 
 from vmtest import guest
 from vmtest.kernels import Kernel
-from vmtest.packages import NoKernel, fetch
+from vmtest.packages import Unavailable, fetch
 from vmtest.selection import ENVIRONMENT, TEST_SECONDS, TESTS
+from vmtest.userlands import Files, made, this_machine
 
-ROOT = Path(__file__).resolve().parent.parent
 _BOOTS = 3
 """How often a kernel is booted when its machine dies; a test that failed is not run again."""
 
@@ -32,8 +30,10 @@ class Result:
     """What came of one kernel."""
 
     kernel: Kernel
-    unpacked: Optional[Path]
+    unpacked: Optional[Path] = None
     """The kernel's directory, named by its release; None where it could not be had."""
+    files: Optional[Files] = None
+    """What its machine sees; None where they could not be had."""
     verdict: str = ""
     """"passed", "failed", or what kept it from running; empty until that is known."""
     seconds: float = 0.0
@@ -69,8 +69,6 @@ class Matrix:
         Raises guest.CannotBoot where this machine can run no guest, CalledProcessError where the
         programs to be traced do not build.
         """
-        # Here, since a compiler is slow in a guest.
-        subprocess.run(["make", "-s", "-C", str(ROOT / "tests" / "targets")], check=True)
         results = [self._fetched(kernel) for kernel in kernels]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             try:
@@ -81,14 +79,17 @@ class Matrix:
                 raise
 
     def _fetched(self, kernel: Kernel) -> Result:
+        result = Result(kernel)
         try:
-            return Result(kernel, fetch(kernel, self.cache))
-        except NoKernel as error:
+            result.unpacked = fetch(kernel, self.cache)
+            result.files = made(kernel.userland, self.cache, self.say) if kernel.userland else this_machine()
+        except Unavailable as error:
             self.say(f"{kernel.name}: NOT TESTED: {error}")
-            return Result(kernel, None, "no kernel")
+            result.verdict = "not to be had"
+        return result
 
     def _tested(self, result: Result) -> Result:
-        if result.unpacked is None:
+        if result.unpacked is None or result.files is None:
             return result
         name = result.kernel.name
         console = self.cache / "consoles" / f"{name}.log"
@@ -97,7 +98,14 @@ class Matrix:
         while not result.verdict:
             result.boots += 1
             self.say(f"{name}: testing Linux {result.unpacked.name}, console in {console}")
-            outcome = guest.run(result.unpacked, _command(), console, self.seconds, self.acceleration)
+            outcome = guest.run(
+                result.unpacked,
+                result.files.root,
+                _command(result.files),
+                console,
+                self.seconds,
+                self.acceleration,
+            )
             if outcome.ending is guest.Ending.RETURNED:
                 _judge(result, outcome)
             elif outcome.ending is guest.Ending.TIMED_OUT:
@@ -150,8 +158,8 @@ def _judge(result: Result, outcome: guest.Outcome) -> None:
     result.verdict = "passed" if outcome.status == 0 and ran else "failed"
 
 
-def _command() -> str:
+def _command(files: Files) -> str:
     settings = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0"]
+    pytest = [files.python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0"]
     pytest += [f"--timeout={TEST_SECONDS}", "--junitxml=/run/report.xml", *TESTS]
-    return f"cd {shlex.quote(str(ROOT))} && {settings} {shlex.join(pytest)}\n"
+    return f"cd {shlex.quote(files.checkout)} && {settings} {shlex.join(pytest)}\n"

@@ -17,14 +17,14 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SECURITY = "-security"
 
 
-class NoKernel(Exception):
-    """A kernel cannot be had; the text says why."""
+class Unavailable(Exception):
+    """A kernel or a userland cannot be had; the text says why."""
 
 
 def fetch(kernel: Kernel, cache: Path) -> Path:
     """Return the directory with the newest version of a kernel, unpacked; download it unless it is there.
 
-    Raises NoKernel.
+    Raises Unavailable.
     """
     apt = _Apt(kernel.suite, cache / "apt" / kernel.suite)
     image = apt.newest_image(kernel.series)
@@ -49,7 +49,7 @@ class _Apt:
         lists = directory / "lists"
         sources = directory / "sources.list"
         (lists / "partial").mkdir(parents=True, exist_ok=True)
-        uri = _archive("security" if suite.endswith(_SECURITY) else "main")
+        uri = archive("security" if suite.endswith(_SECURITY) else "main")
         sources.write_text(f"deb [arch=amd64 signed-by={_KEYRING}] {uri} {suite} main\n")
         self._options = [
             option
@@ -73,7 +73,7 @@ class _Apt:
         matching = filter(pattern.fullmatch, names)
         found = [(version, name) for name in matching if (version := self._version(name))]
         if not found:
-            raise NoKernel(f"{self._suite} has no cloud kernel {series}".rstrip())
+            raise Unavailable(f"{self._suite} has no cloud kernel {series}".rstrip())
         return max(found, key=lambda each: functools.cmp_to_key(_compare)(each[0]))[1]
 
     def parts(self, image: str) -> list[str]:
@@ -101,17 +101,23 @@ class _Apt:
         return _run(["apt-cache", *self._options, *arguments])
 
 
-def _archive(which: str) -> str:
+def archive(which: str) -> str:
     """Return the address of Debian's main or security archive, as this machine's apt has it."""
     if not _KEYRING.exists():
-        raise NoKernel(f"{_KEYRING} is missing: run this on Debian, or in the machine of vagrant/")
+        raise Unavailable(f"{_KEYRING} is missing: run this on Debian, or in the machine of vagrant/")
     listed = _run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"])
     for line in listed.splitlines():
         uri, release, component = line.split()
         is_security = release.endswith(_SECURITY)
         if component == "main" and (is_security if which == "security" else release.isalpha()):
             return uri
-    raise NoKernel(f"this machine's apt has no {which} archive of Debian: see apt-get indextargets")
+    raise Unavailable(f"this machine's apt has no {which} archive of Debian: see apt-get indextargets")
+
+
+def acquire_settings() -> list[str]:
+    """Return how this machine's apt reaches its archives (proxies, dates that it believes): apt.conf(5)."""
+    lines = _run(["apt-config", "dump"]).splitlines()
+    return [line for line in lines if re.match(r'Acquire::(?:Check-|https?::)\S* "[^"]+";', line)]
 
 
 def _compare(one: str, other: str) -> int:
@@ -125,5 +131,5 @@ def _compare(one: str, other: str) -> int:
 def _run(command: list[str], directory: Path = Path("/")) -> str:
     ended = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     if ended.returncode:
-        raise NoKernel(f"{' '.join(command[:1] + command[-2:])}: {ended.stderr.strip()}")
+        raise Unavailable(f"{' '.join(command[:1] + command[-2:])}: {ended.stderr.strip()}")
     return ended.stdout

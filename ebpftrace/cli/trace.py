@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from itertools import chain
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import click
 
@@ -20,9 +22,29 @@ Examples:
 """
 
 
+_SEPARATORS = re.compile(r"[,\s]+")
+_PID = click.IntRange(min=1)
+
+
+class _Pids(click.ParamType):
+    """What strace's -p takes: process ids with commas or white space between them."""
+
+    name = "PID[,PID]..."
+
+    def convert(
+        self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]
+    ) -> tuple[int, ...]:
+        return tuple(_PID.convert(word, param, ctx) for word in _SEPARATORS.split(value.strip(", \t\n")))
+
+
 @click.command("trace", epilog=_EXAMPLES)
 @click.option(
-    "-p", "--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Process to trace; repeatable."
+    "-p",
+    "--pid",
+    "pids",
+    type=_Pids(),
+    multiple=True,
+    help='Process to trace; repeatable, or a list as "$(pidof NAME)" gives it.',
 )
 @click.option(
     "-e",
@@ -59,7 +81,7 @@ Examples:
 @click.option("-q", "quiet", count=True, help="Say nothing on stderr; -qq: nor when a task exits.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def trace(
-    pids: tuple[int, ...],
+    pids: tuple[tuple[int, ...], ...],
     expressions: tuple[str, ...],
     min_bytes: int,
     successful_only: bool,
@@ -78,7 +100,7 @@ def trace(
 ) -> None:
     """Print memory and process calls as strace prints them, without stopping the target.
 
-    A line is printed when its call has returned, so it is always whole; times are those of the return.
+    A line is printed when its call has returned, so it is always whole.  Its time is when the call began.
     """
     if bool(pids) == bool(command):
         raise click.UsageError("give either -p PID or -- COMMAND ARGS...")
@@ -104,7 +126,7 @@ def trace(
         only_failed=failed_only,
         only_successful=successful_only,
         follow_forks=follow_forks,
-        timed=syscall_times or summary or summary_only,
+        timed=bool(times) or relative_timestamps or syscall_times or summary or summary_only,
         counted=summary or summary_only,
         printed=not summary_only,
         stacks=stack_trace and not summary_only,
@@ -123,7 +145,9 @@ def trace(
     require_tracing()
     with Stream(sys.stdout, None if output is None else str(output)) as stream:
         lost = run(
-            Settings(filters=filters, style=style, pids=pids, command=command, duration=duration),
+            Settings(
+                filters=filters, style=style, pids=list(chain(*pids)), command=command, duration=duration
+            ),
             stream,
             attached,
         )

@@ -22,6 +22,8 @@ CLONE_SIGNATURE_WORDS = 512
 """Words of the stack that go into the signature of a call, and of a clone call; at most a page."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 288}
 """Size of ``struct pt_regs`` in ``bpf/include/uapi/linux/ptrace.h``."""
+_MAX_PID_LEVEL = 32
+"""How deep PID namespaces nest (include/linux/pid_namespace.h)."""
 
 
 class EventKind(IntEnum):
@@ -199,6 +201,33 @@ COPY_HEAD = struct.Struct("=QQ6I")
 
 
 @dataclass(frozen=True)
+class PidNamespaces:
+    """How the kernel side finds what a PID namespace calls a task; offsets in bytes."""
+
+    inode: int
+    """Names the namespace."""
+    task_pid: int
+    """``task_struct.thread_pid``"""
+    pid_level: int
+    """``pid.level``"""
+    pid_numbers: int
+    """``pid.numbers``"""
+    namespace_inode: int
+    """``pid_namespace.ns.inum``"""
+
+    def definitions(self) -> dict[str, int]:
+        """The constants of ``bpf/pids.h`` by name."""
+        return {
+            "PID_NAMESPACE": self.inode,
+            "TASK_PID_OFFSET": self.task_pid,
+            "PID_LEVEL_OFFSET": self.pid_level,
+            "PID_NUMBERS_OFFSET": self.pid_numbers,
+            "NAMESPACE_INODE_OFFSET": self.namespace_inode,
+            "MAX_PID_LEVEL": _MAX_PID_LEVEL,
+        }
+
+
+@dataclass(frozen=True)
 class Machine:
     """What the kernel side must know of this machine; bytes."""
 
@@ -210,6 +239,18 @@ class Machine:
     """Where ``task_struct.stack`` lies, on kernels without ``bpf_task_pt_regs`` (before 5.15)."""
     registers_offset: int = 0
     """Where ``struct pt_regs`` lies in that stack."""
+    pids: Optional[PidNamespaces] = None
+    """Where the tracer is in a PID namespace of its own; None: the kernel's own numbers are ours."""
+
+    def definitions(self) -> dict[str, int]:
+        """The constants of ``bpf/{call,pids}.h`` by name."""
+        constants = {"PAGE_BYTES": self.page}
+        if self.task_stack_offset is not None:
+            constants["TASK_STACK_OFFSET"] = self.task_stack_offset
+            constants["REGISTERS_OFFSET"] = self.registers_offset
+        if self.pids is not None:
+            constants.update(self.pids.definitions())
+        return constants
 
 
 @dataclass(frozen=True)
@@ -240,7 +281,7 @@ BPF_F_NO_PREALLOC = 1  # include/uapi/linux/bpf.h
 def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str, int]:
     """The constants of ``bpf/*.c`` by name."""
     constants = {
-        "PAGE_BYTES": machine.page,
+        **machine.definitions(),
         "HUGE_PAGE_BYTES": machine.huge_page,
         "NR_CLONE": machine.nr_clone,
         "NR_CLONE3": machine.nr_clone3,
@@ -263,7 +304,4 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "NAME_BYTES": NAME_BYTES,
     }
     constants.update({f"EVENT_{kind.name}": int(kind) for kind in EventKind})
-    if machine.task_stack_offset is not None:
-        constants["TASK_STACK_OFFSET"] = machine.task_stack_offset
-        constants["REGISTERS_OFFSET"] = machine.registers_offset
     return constants

@@ -6,14 +6,15 @@ import ctypes
 import os
 import platform
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import layout
 from ebpftrace.kernel.btf import Btf
-from ebpftrace.kernel.layout import Machine, Sizes, definitions
+from ebpftrace.kernel.layout import Machine, PidNamespaces, Sizes, definitions
 from ebpftrace.kernel.sources import bpf_dir, compiler_flags, compiling
 from ebpftrace.kernel.tracepoints import silence
+from ebpftrace.process.namespaces import own_pid_namespace
 
 _CALL_NUMBERS = {"x86_64": (56, 435), "aarch64": (220, 435)}
 """clone and clone3: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h."""
@@ -50,10 +51,24 @@ def this_machine() -> tuple[Machine, bool]:
         nr_clone3=numbers[1],
         task_stack_offset=None if has_helper else btf.member_offset("task_struct", "stack"),
         registers_offset=0 if has_helper else max(_KERNEL_STACK, page) - btf.struct_size("pt_regs"),
+        pids=_pid_namespaces(btf),
     )
     # Since 6.1 tables that are filled at run time have an allocator of their own; before, the
     # kernel logs a warning about them.
     return machine, not btf.has_name("bpf_mem_alloc")
+
+
+def _pid_namespaces(btf: Btf) -> Optional[PidNamespaces]:
+    own = own_pid_namespace()
+    if own.initial:
+        return None
+    return PidNamespaces(
+        inode=own.inode,
+        task_pid=btf.member_offset("task_struct", "thread_pid"),
+        pid_level=btf.member_offset("pid", "level"),
+        pid_numbers=btf.member_offset("pid", "numbers"),
+        namespace_inode=btf.member_offset("pid_namespace", "ns") + btf.member_offset("ns_common", "inum"),
+    )
 
 
 def load(sizes: Sizes) -> Any:

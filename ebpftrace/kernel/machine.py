@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 from typing import Optional
 
+from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.check import Check
+from ebpftrace.process.namespaces import own_pid_namespace
 
 TRACEFS = Path("/sys/kernel/tracing")
 DEBUGFS_TRACEFS = Path("/sys/kernel/debug/tracing")
@@ -31,9 +33,6 @@ _NEEDED_CAPABILITIES = {
     39: "CAP_BPF",
 }
 _IMPLIED_BY_SYS_ADMIN = (38, 39)
-
-_INITIAL_PID_NAMESPACE = "pid:[4026531836]"
-"""PROC_PID_INIT_INO of the kernel's linux/proc_ns.h."""
 
 _OTHER_KERNEL = "boot the distribution's own kernel"
 _BECOME_ROOT = "run it with sudo"
@@ -77,19 +76,23 @@ def check_lockdown() -> Check:
 
 
 def check_pid_namespace() -> Check:
-    """BPF programs see the thread ids of the initial namespace, /proc shows those of ours."""
+    """Who is in /proc must be called there what we call it: a /proc may be another namespace's."""
+    name = "PID namespace"
     try:
-        own = str(Path("/proc/self/ns/pid").readlink())
+        shown = str(Path("/proc/self").readlink())
+        own = own_pid_namespace()
     except OSError as error:
-        return Check("PID namespace", False, f"/proc is not readable ({error.strerror})", "mount /proc")
-    if own != _INITIAL_PID_NAMESPACE:
+        return Check(name, False, f"/proc is not readable ({error.strerror})", "mount /proc")
+    except CannotTrace as error:
+        return Check(name, False, error.what, error.remedy)
+    if shown != str(os.getpid()):
         return Check(
-            "PID namespace",
+            name,
             False,
-            "this is a container: its process ids are not the kernel's",
-            _OTHER_PLACE,
+            "/proc shows the process ids of another PID namespace than ours",
+            "mount -t proc proc /proc, in a mount namespace of your own",
         )
-    return Check("PID namespace", True, "the machine's own")
+    return Check(name, True, "the machine's own" if own.initial else "a container's own: only its processes")
 
 
 def check_time_namespace() -> Check:

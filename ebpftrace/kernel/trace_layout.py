@@ -135,7 +135,7 @@ def definitions(machine: Machine, filters: Filters, preallocated: bool) -> dict[
     """The constants of ``bpf/trace*`` by name.  Raises CannotTrace."""
     own = numbers()
     constants = {
-        "PAGE_BYTES": machine.page,
+        **machine.definitions(),
         "EXIT_CODE_OFFSET": Btf.of_running_kernel().member_offset("task_struct", "exit_code"),
         "MAX_NUMBERS": MAX_NUMBERS,
         "MAX_THREADS": MAX_THREADS,
@@ -159,7 +159,4 @@ def definitions(machine: Machine, filters: Filters, preallocated: bool) -> dict[
     }
     constants.update({f"RECORD_{kind.name}": int(kind) for kind in RecordKind})
     constants.update({f"NR_{name.upper()}": own.get(name, _NOT_A_CALL) for name in NUMBERS["x86_64"]})
-    if machine.task_stack_offset is not None:
-        constants["TASK_STACK_OFFSET"] = machine.task_stack_offset
-        constants["REGISTERS_OFFSET"] = machine.registers_offset
     return constants

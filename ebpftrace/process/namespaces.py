@@ -13,11 +13,10 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
 
 class PidNamespace(NamedTuple):
-    """Our own PID namespace, as bpf_get_ns_current_pid_tgid wants it named (bpf-helpers(7))."""
+    """A PID namespace."""
 
-    device: int
-    """``st_dev`` as the C library encodes it."""
     inode: int
+    """Names it (namespaces(7))."""
 
     @property
     def initial(self) -> bool:
@@ -31,7 +30,7 @@ def own_pid_namespace() -> PidNamespace:
         status = os.stat("/proc/self/ns/pid")  # noqa: PTH116
     except OSError as error:
         raise CannotTrace(f"cannot read /proc/self/ns/pid: {error.strerror}", "mount /proc") from None
-    return PidNamespace(status.st_dev, status.st_ino)
+    return PidNamespace(status.st_ino)
 
 
 def numbers_of(tgid: int, tid: int) -> list[int]:

@@ -29,9 +29,10 @@ class Style:
     """What a line shows."""
 
     times: int = 0
-    """As many ``-t`` as strace was given: 0 none, 1 seconds, 2 microseconds, 3 since the epoch."""
+    """As many ``-t`` as strace was given: 0 none, 1 seconds, 2 microseconds, 3 since the epoch.
+    Of a call it is when the call began, where that was recorded, as in strace."""
     relative: bool = False
-    """The time since the line before."""
+    """The time since that of the line before."""
     took: bool = False
     """How long each call took."""
     ends: bool = True
@@ -91,7 +92,8 @@ class Transcript:
             result = str(call.returned)
         if self._style.took and call.entered_at:
             result += f" <{_seconds(call.at - call.entered_at)}>"
-        yield self._call(call.at, call.tid, f"{call.name}({shown})", result)
+        # A call that ran when the trace began has no other time than that of its return.
+        yield self._call(call.entered_at or call.at, call.tid, f"{call.name}({shown})", result)
         if call.tid in self._held:
             yield from _frames(self._held.pop(call.tid))
 
@@ -140,7 +142,7 @@ class Transcript:
         if self._style.times:
             prefix += self._time(at)
         if self._style.relative:
-            since = _seconds(max(0, at - (at if self._before is None else self._before)))
+            since = _seconds(at - (at if self._before is None else self._before))
             prefix += f"(+{since:>13}) " if self._style.times else f"{since:>13} "
             self._before = at
         return prefix
@@ -169,7 +171,9 @@ def summary_of_losses(calls: int, stacks: int, threads: int) -> str:
 
 
 def _seconds(ns: int) -> str:
-    return f"{ns // _NS}.{ns % _NS // 1000:06}"
+    """Negative where a call returned before another that began earlier."""
+    sign, ns = ("-", -ns) if ns < 0 else ("", ns)
+    return f"{sign}{ns // _NS}.{ns % _NS // 1000:06}"
 
 
 def _frames(stack: Stack) -> Iterator[str]:

@@ -87,16 +87,17 @@ class Lines:
                 return True
 
 
-class Target:
-    """A program of tests/targets that runs; see target.h for what it says and waits for."""
+class Program:
+    """A binary of a source of tests/targets that runs; see target.h for what it says and waits for."""
 
-    def __init__(self, name: str, *arguments: object) -> None:
+    def __init__(self, binary: Path, *arguments: object, **popen: object) -> None:
         self.process = subprocess.Popen(
-            [str(build(name)), *map(str, arguments)],
+            [str(binary), *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
+            **popen,  # type: ignore[call-overload]
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -130,7 +131,7 @@ class Target:
         assert not failed, failed
         return [fact for fact in facts if fact["event"] == event]
 
-    def __enter__(self) -> Target:
+    def __enter__(self) -> Program:
         self.wait_for("ready")
         return self
 
@@ -138,6 +139,13 @@ class Target:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+
+class Target(Program):
+    """A program of tests/targets, by its name, as their Makefile builds it."""
+
+    def __init__(self, name: str, *arguments: object) -> None:
+        super().__init__(build(name), *arguments)
 
 
 @dataclass(frozen=True)

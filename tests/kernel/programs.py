@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import TARGETS, Lines, Target
+from harness import TARGETS
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,3 @@ def compiled(directory: Path, source: str, build: Build = DYNAMIC) -> Path:
             check=True,
         )
     return binary
-
-
-class Program(Target):
-    """A target built by the test itself, since these need several builds of one source."""
-
-    def __init__(self, binary: Path, *arguments: object, **popen: object) -> None:
-        self.process = subprocess.Popen(
-            [str(binary), *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-            **popen,  # type: ignore[call-overload]
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._stdin = self.process.stdin
-        self._lines = Lines(self.process.stdout)
-        self.pid = self.process.pid

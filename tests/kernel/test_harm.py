@@ -18,6 +18,7 @@ from harness import (
     ROOT,
     TRACER,
     Lines,
+    Program,
     Result,
     Target,
     Tracer,
@@ -28,7 +29,6 @@ from harness import (
     traced,
     union,
 )
-from programs import Program
 from test_lifecycle import NOBODY, assert_gone
 
 SABOTAGED = """

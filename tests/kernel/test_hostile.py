@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import ROOT, Target, build, fact_areas, reported, reported_areas, union
-from programs import Program
+from harness import ROOT, Program, Target, build, fact_areas, reported, reported_areas, union
 
 EBPFTRACE = (sys.executable, "-m", "ebpftrace")
 EVIL = "\x1b]0;x\x07\x1b[2J\n\x9b\u202e"
@@ -50,7 +49,7 @@ def evil(tmp_path: Path) -> Iterator[Target]:
 
 
 @pytest.mark.parametrize("form", ["text", "--json", "--folded"])
-def test_mmap_leaks(evil: Target, form: str, tmp_path: Path) -> None:
+def test_mmap_leaks(evil: Program, form: str, tmp_path: Path) -> None:
     report, page, scope = tmp_path / "report", tmp_path / "page.html", tmp_path / "scope.json"
     options = ["--until-interrupt", "--min-age", 0, "-o", report, "--flamegraph", page, "--speedscope", scope]
     command = [*EBPFTRACE, "mmap-leaks", "-p", evil.pid, *options, *([] if form == "text" else [form])]
@@ -87,7 +86,7 @@ def test_mmap_leaks(evil: Target, form: str, tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_commands_of_one_look(evil: Target, arguments: tuple[str, ...]) -> None:
+def test_commands_of_one_look(evil: Program, arguments: tuple[str, ...]) -> None:
     ended = run(*(evil.pid if word == "PID" else word for word in arguments))
     assert ended.returncode == 0, ended.stderr
     assert_harmless(ended.stdout)

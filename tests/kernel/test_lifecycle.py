@@ -145,9 +145,10 @@ def test_end_of_the_target_ends_the_trace(mode: str) -> None:
     assert report["calls"]["thread_exit"] >= 1
 
 
-def test_exec_of_the_target_ends_the_trace() -> None:
+@pytest.mark.parametrize("mode", ["exec", "thread"])
+def test_exec_of_the_target_ends_the_trace(mode: str) -> None:
     """All that was mapped is gone at once: none of it may be reported as still there."""
-    with Target("ends", "exec") as target, traced(target, "--min-age", 0) as tracer:
+    with Target("ends", mode) as target, traced(target, "--min-age", 0) as tracer:
         target.go()
         result = tracer.wait()
         assert target.process.poll() is None

@@ -19,6 +19,7 @@ from harness import (
     SCHEMA,
     Area,
     Json,
+    Program,
     Tracer,
     build,
     eventually,
@@ -29,7 +30,7 @@ from harness import (
     run_tracer,
     traced,
 )
-from programs import Program, compiled
+from programs import compiled
 from verdict_programs import BEFORE, CACHED, GLIBC, GUARD, OTHERS, STACK, THREADS, Case, Leak
 
 _ROOM = 20_000

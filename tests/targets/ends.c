@@ -3,6 +3,7 @@
  *   exit    the process exits
  *   killed  the process kills itself
  *   exec    the process becomes /bin/cat, and ends when stdin closes
+ *   thread  the same by a thread that is not the leader, and takes over its tid
  *   stays   nothing ends before stdin closes
  * With "now" as second argument it does not wait for "go": it runs as a COMMAND of the tracer.
  */
@@ -13,6 +14,12 @@
 static void *map_and_exit(void *unused)
 {
     say_mapped(map_anonymous(LENGTH), LENGTH, own_tid(), own_tid());
+    return unused;
+}
+
+static void *become_cat(void *unused)
+{
+    execl("/bin/cat", "cat", (char *)NULL);
     return unused;
 }
 
@@ -29,6 +36,10 @@ int main(int argc, char **argv)
         raise(SIGKILL);
     if (!strcmp(mode, "exec"))
         execl("/bin/cat", "cat", (char *)NULL);
+    if (!strcmp(mode, "thread")) {
+        need(!pthread_create(&thread, NULL, become_cat, NULL));
+        pthread_join(thread, NULL);
+    }
     if (!strcmp(mode, "stays"))
         target_done();
     return 0;

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import click
 
@@ -26,15 +26,10 @@ _SEPARATORS = re.compile(r"[,\s]+")
 _PID = click.IntRange(min=1)
 
 
-class _Pids(click.ParamType):
+def _pids(context: click.Context, option: click.Parameter, given: Sequence[str]) -> list[int]:
     """What strace's -p takes: process ids with commas or white space between them."""
-
-    name = "PID[,PID]..."
-
-    def convert(
-        self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]
-    ) -> tuple[int, ...]:
-        return tuple(_PID.convert(word, param, ctx) for word in _SEPARATORS.split(value.strip(", \t\n")))
+    words = [word for value in given for word in _SEPARATORS.split(value.strip(", \t\n"))]
+    return [_PID(word, option, context) for word in words]
 
 
 @click.command("trace", epilog=_EXAMPLES)
@@ -42,8 +37,9 @@ class _Pids(click.ParamType):
     "-p",
     "--pid",
     "pids",
-    type=_Pids(),
+    metavar="PID[,PID]...",
     multiple=True,
+    callback=_pids,
     help='Process to trace; repeatable, or a list as "$(pidof NAME)" gives it.',
 )
 @click.option(
@@ -81,7 +77,7 @@ class _Pids(click.ParamType):
 @click.option("-q", "quiet", count=True, help="Say nothing on stderr; -qq: nor when a task exits.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def trace(
-    pids: tuple[tuple[int, ...], ...],
+    pids: list[int],
     expressions: tuple[str, ...],
     min_bytes: int,
     successful_only: bool,
@@ -145,9 +141,7 @@ def trace(
     require_tracing()
     with Stream(sys.stdout, None if output is None else str(output)) as stream:
         lost = run(
-            Settings(
-                filters=filters, style=style, pids=list(chain(*pids)), command=command, duration=duration
-            ),
+            Settings(filters=filters, style=style, pids=pids, command=command, duration=duration),
             stream,
             attached,
         )

@@ -150,6 +150,34 @@ def test_columns_and_times(calls: Path) -> None:
             assert all(line.index("= ") >= 40 for line in matching)
 
 
+def test_a_time_is_when_the_call_began(calls: Path) -> None:
+    """vfork returns after all that its child did: its line comes later, with an earlier time."""
+    shown = run(*TRACE, "-ttt", "-e", "trace=vfork,exit_group", "-o", "/dev/stderr", "--", calls).stderr
+    ended: dict[str, float] = {}
+    children = []
+    for line in shown.splitlines():
+        match = re.fullmatch(r"(\d+) +(\d+\.\d{6}) (exit_group|vfork)\(\d*\) += (\S+)", line)
+        if match and match[3] == "exit_group":
+            ended[match[1]] = float(match[2])
+        elif match and match[4] in ended:  # a child that executes lets its parent go before its end
+            children.append(match[4])
+            assert float(match[2]) < ended[match[4]], shown
+    assert children
+
+
+def test_processes_can_be_a_list() -> None:
+    with (
+        Target("trace_calls") as first,
+        Target("trace_calls") as second,
+        Trace(first, "-e", "trace=mremap", "-p", f"{second.pid}, {first.pid}") as trace,
+    ):
+        first.run()
+        second.run()
+        shown = trace.interrupt()
+    of_each = [re.findall(rf"^{target.pid} +mremap", shown, re.MULTILINE) for target in (first, second)]
+    assert len(of_each[0]) == len(of_each[1]) > 0
+
+
 def test_summary_counts_as_strace_does(calls: Path) -> None:
     def counts(text: str) -> dict[str, tuple[str, str]]:
         rows = [line.split() for line in text.splitlines() if re.match(r" *\d", line)]

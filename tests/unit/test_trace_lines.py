@@ -167,17 +167,34 @@ def test_a_call_that_never_returns() -> None:
 
 def test_times() -> None:
     call = returned("fork", result=1, at=61_000_002_999, entered_at=61_000_001_000)
-    later = call._replace(at=62_500_003_999)
+    later = call._replace(at=62_500_004_999, entered_at=62_500_003_999)
     for style, before, after in [
-        (Style(times=3), "1700000061.000002 ", ""),
+        (Style(times=3), "1700000061.000001 ", ""),
         (Style(took=True), "", " <0.000001>"),
         (Style(relative=True), "     0.000000 ", ""),
     ]:
         (line,) = lines(call, style=style)
         assert line == f"{f'31152 {before}fork() ':40}= 1{after}\n"
-    assert lines(call, later, style=Style(relative=True))[1].startswith("31152      1.500001 fork()")
+    assert lines(call, later, style=Style(relative=True))[1].startswith("31152      1.500002 fork()")
     stamped = lines(call, later, style=Style(times=2, relative=True))[1]
-    assert re.match(r"31152 \d\d:\d\d:\d\d\.500003 \(\+ {5}1\.500001\) fork\(\)", stamped)
+    assert re.match(r"31152 \d\d:\d\d:\d\d\.500003 \(\+ {5}1\.500002\) fork\(\)", stamped)
+
+
+def test_a_call_has_the_time_when_it_began_although_lines_are_in_order_of_return() -> None:
+    inner = returned("brk", at=3_000_000_000, entered_at=2_000_000_000)
+    outer = returned("vfork", result=1, at=4_000_000_000, entered_at=1_500_000_000)
+    shown = lines(inner, outer, Ended(5_000_000_000, 31152, 31152, 0, 0), style=Style(times=3, relative=True))
+    assert [line.split()[1:4] for line in shown] == [
+        ["1700000002.000000", "(+", "0.000000)"],
+        ["1700000001.500000", "(+", "-0.500000)"],
+        ["1700000005.000000", "(+", "3.500000)"],
+    ]
+
+
+def test_a_call_that_ran_when_the_trace_began_has_the_time_of_its_return() -> None:
+    (line,) = lines(returned("fork", result=1, at=61_000_000_000), style=Style(times=3, took=True))
+    assert line.startswith("31152 1700000061.000000 fork()")
+    assert line.endswith("= 1\n")
 
 
 def test_losses_stand_before_the_call_that_tells_of_them() -> None:

@@ -8,10 +8,11 @@
 #define PASS_ON 1
 
 /*
- * bpf_probe_read_user() and bpf_probe_read_user_str() by number: wherever it meets their names, bcc
+ * bpf_probe_read_user(), _kernel() and _user_str() by number: wherever it meets their names, bcc
  * reads all of the kernel's symbols to see whether they exist, a fifth of a second each time.
  */
 static long (*read_user)(void *to, u32 size, const void *from) = (void *)112;
+static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 static long (*read_user_string)(void *to, u32 size, const void *from) = (void *)114;
 
 #ifdef TASK_STACK_OFFSET
@@ -23,8 +24,7 @@ static __always_inline const struct pt_regs *caller_registers(void)
 {
     u64 stack = 0;
 
-    bpf_probe_read_kernel(&stack, sizeof(stack),
-                          (void *)(bpf_get_current_task() + TASK_STACK_OFFSET));
+    read_kernel(&stack, sizeof(stack), (void *)(bpf_get_current_task() + TASK_STACK_OFFSET));
     return (const struct pt_regs *)(stack + REGISTERS_OFFSET);
 }
 
@@ -32,7 +32,7 @@ static __always_inline u64 register_word(const void *address)
 {
     u64 word = 0;
 
-    bpf_probe_read_kernel(&word, sizeof(word), address);
+    read_kernel(&word, sizeof(word), address);
     return word;
 }
 #define REGISTER(r, field) register_word(&(r)->field)

@@ -23,17 +23,16 @@ static __always_inline u32 tid_of(u64 task)
     u32 level = 0;
     u32 inode;
 
-    bpf_probe_read_kernel(&pid, sizeof(pid), (void *)(task + TASK_PID_OFFSET));
-    bpf_probe_read_kernel(&level, sizeof(level), (void *)(pid + PID_LEVEL_OFFSET));
+    read_kernel(&pid, sizeof(pid), (void *)(task + TASK_PID_OFFSET));
+    read_kernel(&level, sizeof(level), (void *)(pid + PID_LEVEL_OFFSET));
 #pragma nounroll
     for (int i = 0; i < MAX_PID_LEVEL; i++) {
         if (!level || level > MAX_PID_LEVEL)
             return 0;
         inode = 0;
-        bpf_probe_read_kernel(&number, sizeof(number),
-                              (void *)(pid + PID_NUMBERS_OFFSET + level * sizeof(number)));
-        bpf_probe_read_kernel(&inode, sizeof(inode),
-                              (void *)(number.name_space + NAMESPACE_INODE_OFFSET));
+        read_kernel(&number, sizeof(number),
+                    (void *)(pid + PID_NUMBERS_OFFSET + level * sizeof(number)));
+        read_kernel(&inode, sizeof(inode), (void *)(number.name_space + NAMESPACE_INODE_OFFSET));
         if (inode == PID_NAMESPACE)
             return number.number;
         level--;

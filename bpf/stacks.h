@@ -70,7 +70,7 @@ static __always_inline void copy_stack(struct thread_t *thread, const struct pt_
     copy->tid = thread->life.tid;
     copy->space = thread->life.space;
     copy->call = call;
-    bpf_probe_read_kernel(copy->registers, sizeof(copy->registers), registers);
+    read_kernel(copy->registers, sizeof(copy->registers), registers);
     size = copy_user_stack(copy->memory, USER_SP(registers), &copy->is_cut);
     copy->size = size;
     if (size && size <= STACK_BYTES + PAGE_BYTES)

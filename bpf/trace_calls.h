@@ -68,7 +68,7 @@ static __always_inline void send_stack(struct call_t *call, const struct pt_regs
     stack->head.kind = RECORD_STACK;
     stack->tgid = call->tgid;
     stack->image = call->image;
-    bpf_probe_read_kernel(stack->registers, sizeof(stack->registers), registers);
+    read_kernel(stack->registers, sizeof(stack->registers), registers);
     size = copy_user_stack(stack->memory, USER_SP(registers), &stack->is_cut);
     stack->size = size;
     if (!size || size > STACK_BYTES + PAGE_BYTES ||

@@ -23,8 +23,7 @@ static __always_inline int task_ended(struct traced_t *traced)
     u32 code = 0;
 
     if (PRINTED && !traced->waits_for_exec) {
-        bpf_probe_read_kernel(&code, sizeof(code),
-                              (void *)(bpf_get_current_task() + EXIT_CODE_OFFSET));
+        read_kernel(&code, sizeof(code), (void *)(bpf_get_current_task() + EXIT_CODE_OFFSET));
         fill(&call, traced, RECORD_ENDED);
         call.returned = code;
         send(&call, sizeof(call));

@@ -11,7 +11,7 @@ from benchmarks.results import Program
 from ebpftrace.kernel.cost import RunTime, measured_runs
 from ebpftrace.process.target import open_target
 from ebpftrace.stacks.engine import Engine
-from ebpftrace.tracing import STACK_BYTES, open_tracer
+from ebpftrace.tracing import STACK_BYTES, begin_loading, open_tracer
 from ebpftrace.watch import Watch
 
 _MIN_AGE = 1_000_000_000
@@ -27,7 +27,8 @@ def measure(kind: Kind, seconds: float, stack_bytes: int = STACK_BYTES) -> list[
         target = held.enter_context(open_target(load.pid))
         watch = held.enter_context(Watch(target, engine, _MIN_AGE, stack_bytes > 0, ""))
         held.enter_context(measured_runs())
-        tracer = held.enter_context(open_tracer([watch], stack_bytes=stack_bytes))
+        loading = held.enter_context(begin_loading([load.pid], stack_bytes=stack_bytes))
+        tracer = held.enter_context(open_tracer([watch], loading))
         watch.attach(tracer)
         before = tracer.run_times()
         load.work(seconds)

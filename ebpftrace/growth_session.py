@@ -24,7 +24,7 @@ from ebpftrace.process.target import Target, open_target
 from ebpftrace.process.tasks import read_task
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.sites import Call
-from ebpftrace.tracing import Cost, follow, open_tracer, without_collector
+from ebpftrace.tracing import Cost, begin_loading, follow, open_tracer, without_collector
 from ebpftrace.watch import Watch
 
 _MOST_BRK_TIMES = 10_000
@@ -75,12 +75,14 @@ def run(settings: Settings, observer: Observer) -> None:
     Raises CannotTrace where nothing could be traced; nothing is left attached.
     """
     with ExitStack() as held:
-        engine = held.enter_context(Engine())
-        watch = GrowthWatch(held.enter_context(open_target(settings.pid)), engine)
-        held.enter_context(watch)
+        target = held.enter_context(open_target(settings.pid))
         interrupts = held.enter_context(Interrupts())
+        loading = held.enter_context(begin_loading([settings.pid]))
+        engine = held.enter_context(Engine())
+        watch = GrowthWatch(target, engine)
+        held.enter_context(watch)
         watch.meet()
-        tracer = held.enter_context(open_tracer([watch]))
+        tracer = held.enter_context(open_tracer([watch], loading))
         watch.attach(tracer)
         cost = Cost(engine)
         record = _Record(watch, without_collector(lambda: watch.moment(tracer)))

@@ -6,17 +6,26 @@ import select
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Optional, Protocol
+from typing import TYPE_CHECKING, Optional, Protocol
 
 from ebpftrace.command import Command
 from ebpftrace.interrupts import Interrupts
 from ebpftrace.kernel.cost import measured_runs
-from ebpftrace.kernel.tracer import Tracer
 from ebpftrace.model import EndedBy, Report
 from ebpftrace.process.target import open_target
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.tracing import COPIES_PER_SECOND, STACK_BYTES, Cost, follow, open_tracer, without_collector
-from ebpftrace.watch import Watch
+from ebpftrace.tracing import (
+    COPIES_PER_SECOND,
+    STACK_BYTES,
+    Cost,
+    begin_loading,
+    follow,
+    open_tracer,
+    without_collector,
+)
+
+if TYPE_CHECKING:
+    from ebpftrace.kernel.tracer import Tracer
+    from ebpftrace.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -61,38 +70,38 @@ def run(settings: Settings, observer: Observer) -> None:
 
     Raises CannotTrace where nothing could be traced; nothing is left attached.
     """
+    is_traced = bool(settings.command) or settings.duration != 0
     with ExitStack() as held:
         command = held.enter_context(Command(settings.command)) if settings.command else None
         pids = [command.pid] if command else settings.pids
+        targets = [held.enter_context(open_target(pid)) for pid in pids]
+        interrupts = held.enter_context(Interrupts())
+        if settings.measure_cost:
+            held.enter_context(measured_runs())
+        if is_traced:
+            loading = held.enter_context(
+                begin_loading(pids, settings.max_mappings, settings.stack_bytes, settings.copies_per_second)
+            )
+        # Not at the top: these take as long to import as half a compilation, which goes on meanwhile.
+        from ebpftrace.stacks.engine import Engine
+        from ebpftrace.watch import Watch
+
         engine = held.enter_context(Engine())
         program = command.program if command else ""
         watches = [
-            held.enter_context(
-                Watch(
-                    held.enter_context(open_target(pid)),
-                    engine,
-                    settings.min_age,
-                    settings.stack_bytes > 0,
-                    program,
-                )
-            )
-            for pid in pids
+            held.enter_context(Watch(target, engine, settings.min_age, settings.stack_bytes > 0, program))
+            for target in targets
         ]
-        interrupts = held.enter_context(Interrupts())
         if not command:
             for watch in watches:
                 watch.look()
-            if settings.duration == 0:
+            if not is_traced:
                 # Who exited this very moment may still be joined: a second look tells.
                 select.select([interrupts.fileno()], [], [], settings.min_age / 1e9)
                 for watch in watches:
                     observer.report(without_collector(watch.verdict), watch)
                 return
-        if settings.measure_cost:
-            held.enter_context(measured_runs())
-        tracer = held.enter_context(
-            open_tracer(watches, settings.max_mappings, settings.stack_bytes, settings.copies_per_second)
-        )
+        tracer = held.enter_context(open_tracer(watches, loading))
         for watch in watches:
             if command:
                 watch.attach_at_exec(tracer)

@@ -9,16 +9,19 @@ import select
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Callable, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
 from ebpftrace.interrupts import Interrupts
 from ebpftrace.kernel.layout import Sizes
+from ebpftrace.kernel.loading import Loading
 from ebpftrace.kernel.tracer import KernelEvent, RawCopy, Tracer
 from ebpftrace.model import EndedBy, TracerCost
 from ebpftrace.process.procfs import task_ids
 from ebpftrace.process.status import max_map_count
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.watch import Watch
+
+if TYPE_CHECKING:
+    from ebpftrace.stacks.engine import Engine
+    from ebpftrace.watch import Watch
 
 STACK_BYTES = 16_384
 """How much of a stack is copied unless the user says otherwise."""
@@ -34,27 +37,19 @@ _LEAST_THREADS = 16_384
 _SITES = 16_384
 
 
-def open_tracer(
-    watches: Sequence[Watch],
+def begin_loading(
+    pids: Sequence[int],
     max_mappings: Optional[int] = None,
     stack_bytes: int = STACK_BYTES,
     copies_per_second: int = COPIES_PER_SECOND,
-) -> Tracer:
-    """Load and attach, with room for all that the targets can have; the watches get its events.
+) -> Loading:
+    """Begin to load the programs, with room for all that these processes can have.
 
     ``max_mappings``: rows in the kernel's ledger; None: by vm.max_map_count.  Raises CannotTrace.
     """
-    by_space = dict(enumerate(watches))
-
-    def on_event(space: int, event: KernelEvent) -> None:
-        by_space[space].handle(event, tracer)
-
-    def on_copy(space: int, copy: RawCopy) -> None:
-        by_space[space].keep_copy(copy)
-
     # Twice: rows of which only parts were unmapped, one after the other, linger.
-    mappings = max_mappings or 2 * max_map_count() * len(watches)
-    threads = _LEAST_THREADS + 2 * sum(len(task_ids(watch.pid)) for watch in watches)
+    mappings = max_mappings or 2 * max_map_count() * len(pids)
+    threads = _LEAST_THREADS + 2 * sum(len(task_ids(pid)) for pid in pids)
     sizes = Sizes(
         mappings=mappings,
         threads=threads,
@@ -63,7 +58,20 @@ def open_tracer(
         stack_bytes=stack_bytes,
         copies_per_second=-(-copies_per_second // (os.cpu_count() or 1)),
     )
-    tracer = Tracer(sizes, on_event, on_copy)
+    return Loading(sizes)
+
+
+def open_tracer(watches: Sequence[Watch], loading: Loading) -> Tracer:
+    """Wait until the programs are attached; the watches get what they tell.  Raises CannotTrace."""
+    by_space = dict(enumerate(watches))
+
+    def on_event(space: int, event: KernelEvent) -> None:
+        by_space[space].handle(event, tracer)
+
+    def on_copy(space: int, copy: RawCopy) -> None:
+        by_space[space].keep_copy(copy)
+
+    tracer = Tracer(loading, on_event, on_copy)
     return tracer
 
 

@@ -32,8 +32,12 @@ def bpf_dir() -> Path:
 
 
 def compiler_flags() -> list[str]:
-    """Return what every compilation needs on this machine: the size of a page, in bytes."""
-    return [f"-DPAGE_SIZE={os.sysconf('SC_PAGE_SIZE')}"]
+    """Return what every compilation needs on this machine: the size of a page, in bytes, and haste.
+
+    bcc asks clang for debug info, to hand the kernel types (BTF) that nothing of ours needs: a quarter
+    of the time that compiling takes.
+    """
+    return [f"-DPAGE_SIZE={os.sysconf('SC_PAGE_SIZE')}", "-g0"]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Union
+from typing import Callable, Union
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import tables
@@ -34,12 +34,11 @@ from ebpftrace.kernel.layout import (
     LifeT,
     RangeT,
     RowEvent,
-    Sizes,
     SpaceT,
     ThreadT,
     ToldT,
 )
-from ebpftrace.kernel.loader import load
+from ebpftrace.kernel.loading import Loading
 from ebpftrace.kernel.losses import skipped_runs
 from ebpftrace.kernel.ringbuf import Drainer, RingBuffer, record_size, records
 from ebpftrace.kernel.snapshot import Snapshot, read_brk_growth, read_snapshots
@@ -98,17 +97,18 @@ class Tracer:
 
     def __init__(
         self,
-        sizes: Sizes,
+        loading: Loading,
         on_event: Callable[[int, KernelEvent], None],
         on_copy: Callable[[int, RawCopy], None],
     ) -> None:
-        """Load and attach.  Raises CannotTrace."""
+        """Wait until the programs are attached; they stay ``loading``'s.  Raises CannotTrace."""
         self._on_event = on_event
         self._on_copy = on_copy
         self._register_bytes = REGISTER_BYTES[platform.machine()]
         self._registered: dict[int, set[ThreadId]] = {}
         self._baseline_at: dict[int, int] = {}
-        self._bpf: Any = load(sizes)
+        self._bpf = loading.wait()
+        sizes = loading.sizes
         names = ("mappings", "threads", "exited", "runs", "sites", "spaces", "told")
         self._fds = {name: self._bpf[name].map_fd for name in names}
         self._programs = {name.decode(): function.fd for name, function in self._bpf.funcs.items()}
@@ -125,13 +125,10 @@ class Tracer:
         self.close()
 
     def close(self) -> None:
-        """Detach and free everything; a second call does nothing."""
-        if self._bpf is not None:
-            self._drainer.stop()
-            self._events.close()
-            self._copies.close()
-            self._bpf.cleanup()
-            self._bpf = None
+        """Read no more."""
+        self._drainer.stop()
+        self._events.close()
+        self._copies.close()
 
     def add_space(self, vmas: Sequence[Vma]) -> int:
         """Prepare one more address space and return its number.  Raises CannotTrace beyond MAX_SPACES."""

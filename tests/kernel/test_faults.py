@@ -19,7 +19,7 @@ from ebpftrace.model import EndedBy, Report
 from ebpftrace.process.target import Target as Process
 from ebpftrace.process.target import open_target
 from ebpftrace.stacks.engine import Engine
-from ebpftrace.tracing import open_tracer
+from ebpftrace.tracing import begin_loading, open_tracer
 from ebpftrace.watch import Watch
 
 MOST_TURNS = 3000
@@ -137,7 +137,7 @@ def test_report_of_a_trace(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> N
     program = Target("orphans", "kept", 3)
     with program as target, open_target(target.pid) as held, watched(held, engine) as watch:
         watch.look()
-        with open_tracer([watch]) as tracer:
+        with begin_loading([target.pid]) as loading, open_tracer([watch], loading) as tracer:
             watch.attach(tracer)
             target.run()
             tracer.poll()
@@ -163,6 +163,10 @@ def test_tables_that_refuse_at_attach(
 ) -> None:
     with open_target(target.pid) as held, watched(held, engine) as watch:
         watch.look()
-        with open_tracer([watch]) as tracer, monkeypatch.context() as patched:
+        with (
+            begin_loading([target.pid]) as loading,
+            open_tracer([watch], loading) as tracer,
+            monkeypatch.context() as patched,
+        ):
             tried, refused = in_turn(Fault(patched, tables, "bpf", code), lambda: watch.attach(tracer))
     assert tried == refused > 2

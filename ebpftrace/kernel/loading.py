@@ -1,0 +1,47 @@
+"""Our programs on their way into the kernel, in a thread: clang takes most of a second."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Optional
+
+from ebpftrace.kernel.layout import Sizes
+from ebpftrace.kernel.loader import load
+
+
+class Loading:
+    """The ledger's programs are compiled, loaded and attached while the owner does something else.
+
+    A context manager: they are detached at its end.  Until ``wait`` has returned, the working directory
+    and the environment are not the caller's (``sources.compiling``).
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        """Begin."""
+        self.sizes = sizes
+        self._bpf: Any = None
+        self._error: Optional[BaseException] = None
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Loading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        if self._bpf is not None:
+            self._bpf.cleanup()
+            self._bpf = None
+
+    def wait(self) -> Any:
+        """Return the ``bcc.BPF`` object, which stays ours.  Raises CannotTrace."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._bpf
+
+    def _run(self) -> None:
+        try:
+            self._bpf = load(self.sizes)
+        except BaseException as error:  # for whoever waits
+            self._error = error

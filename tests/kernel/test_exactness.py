@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from harness import (
+    PATIENCE,
     Area,
     Json,
     Target,
@@ -51,7 +52,7 @@ def test_ledger_is_what_the_kernel_has(seed: int, tmp_path: Path) -> None:
     dump = tmp_path / "ledger.json"
     options = ["--min-age", 0, "--dump-ledger", dump]
     with Target("exact", seed, MILLISECONDS) as target, traced(target, *options) as tracer:
-        target.run(MILLISECONDS / 1000 + 60)
+        target.run(MILLISECONDS / 1000 + PATIENCE)
         result = tracer.interrupt()
         truth = mapped(target.pid)
         report = result.report

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from harness import (
+    PATIENCE,
     Json,
     Target,
     fact_areas,
@@ -29,7 +30,7 @@ def flood(pairs_per_second: int) -> tuple[Json, Json, float]:
     """What the target did, the report, and the tracer's CPU seconds while it did it."""
     with Target("flood", MILLISECONDS, pairs_per_second) as target, traced(target) as tracer:
         before = tracer.cpu_seconds()
-        target.run(MILLISECONDS / 1000 + 60)
+        target.run(MILLISECONDS / 1000 + PATIENCE)
         used = tracer.cpu_seconds() - before
         report = tracer.interrupt().report
     (done,) = target.facts("flooded")

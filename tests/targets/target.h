@@ -26,6 +26,10 @@
 
 #define PAGE 4096UL
 
+#ifndef MREMAP_DONTUNMAP /* the C library of Debian 11 is older than it */
+#define MREMAP_DONTUNMAP 4
+#endif
+
 /* Ends the program when something it needs fails: a test must not go on without its hazard. */
 #define need(condition)                                                                            \
     do {                                                                                           \

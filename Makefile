@@ -24,7 +24,7 @@ demo: .venv/.demo build/app_server ## trace a leaking server and show the report
 test: .venv/.test lint ## run the linters and every test
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-test-kernels: .venv/.kernels ## test on other kernels, in VMs; KERNEL=short, all or a name
+test-kernels: .venv/.kernels ## test on other kernels, in VMs; KERNEL=short, all, userlands or a name
 	$(BIN)/python -m vmtest $(KERNEL)
 
 test-servers: .venv/.test ## trace real servers under load; as root, it installs them

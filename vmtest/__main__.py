@@ -21,7 +21,7 @@ _DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
 @click.option(
     "--cache", type=click.Path(path_type=Path), default=_DEFAULT_CACHE, help="Where kernels are kept."
 )
-@click.option("--seconds", type=float, default=900, show_default=True, help="Limit for one machine.")
+@click.option("--seconds", type=float, default=1800, show_default=True, help="Limit for one machine.")
 @click.option(
     "--acceleration", type=click.Choice(["tcg", "kvm"]), default="tcg", show_default=True, help="Of QEMU."
 )

@@ -22,6 +22,9 @@ from vmtest.userlands import Files, made, this_machine
 _BOOTS = 3
 """How often a kernel is booted when its machine dies; a test that failed is not run again."""
 
+_SHARE_OF_TESTS = 0.9
+"""Of a machine's time; the rest is for boot and report."""
+
 _OUTCOMES = {"failure": "failed", "error": "failed", "skipped": "skipped"}
 
 
@@ -101,7 +104,7 @@ class Matrix:
             outcome = guest.run(
                 result.unpacked,
                 result.files.root,
-                _command(result.files),
+                self._command(result.files),
                 console,
                 self.seconds,
                 self.acceleration,
@@ -117,6 +120,14 @@ class Matrix:
             self.say(f"{output}{name}: {told}")
         result.seconds = time.monotonic() - started
         return result
+
+    def _command(self, files: Files) -> str:
+        settings = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
+        pytest = [files.python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0"]
+        # What failed is told even where the time is up.
+        pytest += [f"--session-timeout={self.seconds * _SHARE_OF_TESTS:.0f}", f"--timeout={TEST_SECONDS}"]
+        pytest += ["--junitxml=/run/report.xml", *TESTS]
+        return f"cd {shlex.quote(files.checkout)} && {settings} {shlex.join(pytest)}\n"
 
 
 def table(results: list[Result]) -> str:
@@ -156,10 +167,3 @@ def _judge(result: Result, outcome: guest.Outcome) -> None:
         return
     ran = result.counts.get("passed", 0) + result.counts.get("failed", 0)
     result.verdict = "passed" if outcome.status == 0 and ran else "failed"
-
-
-def _command(files: Files) -> str:
-    settings = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
-    pytest = [files.python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0"]
-    pytest += [f"--timeout={TEST_SECONDS}", "--junitxml=/run/report.xml", *TESTS]
-    return f"cd {shlex.quote(files.checkout)} && {settings} {shlex.join(pytest)}\n"

@@ -8,13 +8,12 @@ from __future__ import annotations
 TESTS = (
     "tests/kernel/test_setup.py::test_doctor_is_content",
     "tests/kernel/test_process_room.py::test_a_32_bit_program_is_refused",
-    "tests/kernel/test_mmap_leaks_stacks.py::test_reproducer[97]",
-    "tests/kernel/test_mmap_leaks_stacks.py::test_production_case[31]",
-    "tests/kernel/test_exactness.py",
     "tests/kernel/test_every_kernel.py",
+    "tests/kernel/test_exactness.py",
     "tests/kernel/test_flood.py::test_overflow_is_counted_and_the_report_stays_true",
     "tests/kernel/test_lifecycle.py::test_sigkill_leaves_nothing_attached_and_the_target_running",
     "tests/kernel/test_lifecycle.py::test_command_is_traced_from_its_first_instruction",
+    "tests/kernel/test_trace.py::test_stacks_name_the_callers",
 )
 """As pytest names them."""
 

@@ -27,17 +27,18 @@ def test_readme_has_the_list_of_kernels() -> None:
 def test_names_of_kernels_are_theirs_alone() -> None:
     names = [kernel.name for kernel in KERNELS]
     assert len(set(names)) == len(names)
-    assert not {"short", "all"} & set(names)
+    assert not {"short", "all", "userlands"} & set(names)
 
 
 def test_short_is_a_part_of_all() -> None:
     assert set(chosen("short")) < set(chosen("all")) == set(KERNELS)
+    assert not set(chosen("short")) & set(chosen("userlands"))
     assert [kernel.name for kernel in chosen("6.12,5.10")] == ["6.12", "5.10"]
 
 
 @pytest.mark.parametrize("wanted", ["", ",", "6.1,none", "2.6"])
 def test_unknown_kernels_are_refused_with_the_names_there_are(wanted: str) -> None:
-    with pytest.raises(ValueError, match=r"there are short, all, 5\.10"):
+    with pytest.raises(ValueError, match=r"there are short, all, userlands, 5\.10"):
         chosen(wanted)
 
 
@@ -86,8 +87,15 @@ def test_table_tells_a_dead_machine_from_a_failed_test() -> None:
     kernel = KERNELS[0]
     text = table(
         [
-            Result(kernel, Path("k/5.10.1"), "machine died", 100.4, boots=3),
-            Result(kernel, Path("k/5.10.1"), "failed", 99, boots=1, counts={"passed": 3, "failed": 1}),
+            Result(kernel, Path("k/5.10.1"), verdict="machine died", seconds=100.4, boots=3),
+            Result(
+                kernel,
+                Path("k/5.10.1"),
+                verdict="failed",
+                seconds=99,
+                boots=1,
+                counts={"passed": 3, "failed": 1},
+            ),
         ]
     )
     lines = [re.split(r" {2,}", line) for line in text.splitlines()]

@@ -107,7 +107,11 @@ class Unwinder:
             gap = Stretch(last, stack, memory, regs.in_system_call and len(walk.pcs) == 1)
             caller = cross(gap, self._entries, self._region, self._code)
             if not isinstance(caller, Caller):
-                return replace(walk, complete=caller.outermost, truncated=caller.cut)
+                return replace(
+                    walk, complete=caller.outermost, truncated=caller.cut, stopped_at=caller.unknown
+                )
+            if caller.outermost:
+                return Walk((*walk.pcs, Pc(caller.return_address, False)), complete=True, guessed=True)
             # drgn takes the first pc as exact; a return address may be one past the end of its function.
             onward = last.replace(ip=caller.return_address - 1, sp=caller.sp, bp=caller.bp)
             rest, last = self._stretch(onward, stack, memory)

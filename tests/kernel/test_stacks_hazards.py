@@ -255,6 +255,18 @@ def test_jit_code_without_a_map_keeps_its_place(engine: Engine, tmp_path: Path) 
     assert stack.complete
 
 
+def test_jit_code_made_since_the_maps_were_read(engine: Engine, tmp_path: Path) -> None:
+    binary = compile_target(tmp_path / "jit", *GCC, str(TARGETS / "stacks_jit.c"))
+    resolver = None
+    for caught in catch([str(binary), "no-map"]):
+        resolver = resolver or StackResolver(caught.pid, engine)
+        stack = resolver.resolve(caught.copy)
+    names = [name for name in physical(stack) if not name.startswith("[jit]")]
+    assert names[1:4] == ["leaf", "newest", "main"]
+    assert [f.module for f in stack.frames].count(JIT) == 2
+    assert stack.complete
+
+
 @pytest.mark.parametrize("hazard", ["fifo", "directory", "link", "other-owner"])
 def test_a_dangerous_perf_map_is_left_alone(engine: Engine, tmp_path: Path, hazard: str) -> None:
     binary = compile_target(tmp_path / "jit", *GCC, str(TARGETS / "stacks_jit.c"))

@@ -1,5 +1,6 @@
 // mmap called through code made at run time, as a JIT does; sites as in stacks_chain.c.
 //   20 through code that keeps a frame pointer   21 through code that does not
+//   22 through code of a page that is new, with a frame too large to search, then as 20
 // The code is listed in /tmp/perf-PID.map, PID as this process sees it, unless argv[1] is given: then
 // nothing is written.
 #include <stdint.h>
@@ -25,6 +26,26 @@ static __attribute__((noinline)) void outer(void (*code)(long, void (*)(long)), 
     sink++;
 }
 
+static __attribute__((noinline)) void newest(void (*code)(long, void (*)(long), void *), void *then)
+{
+    code(22, leaf, then);
+    sink++;
+}
+
+// A page of its own with this code.
+static void *made(const uint8_t *code, size_t size)
+{
+    // Not beside the others: the kernel would join the mappings.
+    void *page = mmap((void *)0x500000000000, 4096, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (page == MAP_FAILED)
+        abort();
+    memcpy(page, code, size);
+    mprotect(page, 4096, PROT_READ | PROT_EXEC);
+    return page;
+}
+
 int main(int argc, char **argv)
 {
     // push rbp; mov rbp,rsp; call rsi; pop rbp; ret
@@ -32,6 +53,9 @@ int main(int argc, char **argv)
     // xor ebp,ebp would end the walk by the ABI's rule; keep data there instead:
     // push rbp; mov ebp,0x1234; call rsi; pop rbp; ret
     static const uint8_t without[] = {0x55, 0xbd, 0x34, 0x12, 0, 0, 0xff, 0xd6, 0x5d, 0xc3};
+    // push rbp; mov rbp,rsp; sub rsp,0x1000; call rdx; leave; ret
+    static const uint8_t new[] = {0x55, 0x48, 0x89, 0xe5, 0x48, 0x81, 0xec, 0,
+                                  0x10, 0,    0,    0xff, 0xd2, 0xc9, 0xc3};
     char path[64];
     uint8_t *code =
         mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -52,6 +76,7 @@ int main(int argc, char **argv)
     }
     outer((void (*)(long, void (*)(long)))code, 20);
     outer((void (*)(long, void (*)(long)))(code + 64), 21);
+    newest((void (*)(long, void (*)(long), void *))made(new, sizeof(new)), code);
     if (argc == 1)
         unlink(path);
     return 0;

@@ -53,6 +53,7 @@ def test_call_before_takes_any_bytes(code: bytes) -> None:
 def read_code(address: int, count: int) -> bytes:
     code = bytearray(SIZE)
     code[0x500:0x505] = CALL_F
+    code[0x5000:0x5004] = bytes.fromhex("554889e5")
     code[0x800:0x802] = b"\xff\xd0"
     code[0x900:0x909] = bytes.fromhex("48c7c00f0000000f05")
     return (
@@ -65,10 +66,18 @@ def registers(ip: int, bp: int, sp: int = STACK) -> Registers:
     return Registers(tuple(values.get(name, 0) for name in REGISTER_NAMES))
 
 
+JIT = 0x700000
+"""Code there cannot be read; beyond JIT + SIZE nobody knows of code."""
+
+
+def region(address: int) -> int | None:
+    return next((at for at in (CODE, JIT) if at <= address < at + SIZE), None)
+
+
 def find(ip: int, bp: int, *words: int, call: bool = False, entries: frozenset[int] = frozenset()) -> object:
     memory = struct.pack(f"<{len(words)}Q", *words)
     frame = Stretch(registers(ip, bp), STACK, memory, call)
-    return cross(frame, entries, lambda at: 0 if CODE <= at < CODE + SIZE else None, read_code)
+    return cross(frame, entries, region, read_code)
 
 
 def test_a_bare_system_call_has_its_return_address_on_top() -> None:
@@ -104,6 +113,34 @@ def test_frame_pointer() -> None:
 
 def test_a_frame_pointer_below_the_stack_pointer_is_data() -> None:
     assert find(CODE + 0x3000, STACK - 16, 1, 2) == NoCaller(outermost=False, cut=True)
+
+
+def test_code_that_keeps_frame_pointers_is_stepped_by_them_past_what_looks_like_a_caller() -> None:
+    words = (CODE + 0x802, 0, 0, STACK + 64, CODE + 0x802)
+    assert find(CODE + 0x5010, STACK + 24, *words) == Caller(CODE + 0x802, STACK + 40, STACK + 64, True)
+    assert find(CODE + 0x3000, STACK + 24, *words) == Caller(CODE + 0x802, STACK + 8, STACK + 24, True)
+    assert find(JIT + 0x10, STACK + 24, *words) == Caller(CODE + 0x802, STACK + 40, STACK + 64, True)
+
+
+def test_compiled_code_that_uses_rbp_for_data_has_saved_its_callers() -> None:
+    outer = STACK + 64
+    words = (7, STACK + 24, JIT + 0x20, 5, outer, JIT + 0x40, 1, 1, STACK + 128, CODE + 0x802)
+    assert find(JIT + 0x10, 0x1234, *words) == Caller(JIT + 0x40, STACK + 48, outer, True)
+
+
+def test_a_goroutine_begins_where_no_call_was() -> None:
+    found = find(CODE + 0x5010, STACK + 8, 1, 0, CODE + 0x700, CODE + 0x802)
+    assert found == Caller(CODE + 0x700, STACK + 24, 0, True, outermost=True)
+
+
+def test_a_caller_in_code_that_nobody_knows_of_is_told() -> None:
+    beyond = JIT + SIZE + 0x20
+    assert find(JIT + 0x10, STACK + 8, 1, STACK + 64, beyond) == NoCaller(False, False, unknown=beyond)
+
+
+def test_a_frame_pointer_beyond_the_copy_is_cut() -> None:
+    assert find(JIT + 0x10, STACK + 0x8000, *[1] * 80) == NoCaller(outermost=False, cut=True)
+    assert find(JIT + 0x10, STACK + (1 << 30), *[1] * 80) == NoCaller(outermost=False, cut=False)
 
 
 def test_the_first_instructions_of_a_program_have_no_caller() -> None:

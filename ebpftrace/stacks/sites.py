@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import NamedTuple, Optional, Protocol
 
 from ebpftrace.model import NO_STACK, Frame, Stack, StackSource
-from ebpftrace.stacks.agreement import stack_key
 from ebpftrace.stacks.copies import StackCopy
 
 _MOST_WAITING_BYTES = 32 << 20
@@ -67,6 +66,11 @@ class SiteStacks:
         self._waiting.append(copy)
         self._waiting_bytes += len(copy.memory)
 
+    @property
+    def waiting(self) -> int:
+        """Copies that wait to be unwound."""
+        return len(self._waiting)
+
     def work(self, resolver: Resolver, most: Optional[int] = None) -> None:
         """Unwind waiting copies, at most ``most``."""
         while self._waiting and (most is None or most > 0):
@@ -107,12 +111,27 @@ class SiteStacks:
 
     def _shared_part(self, numbers: tuple[int, ...]) -> int:
         if numbers not in self._shared:
-            stacks = [self._stacks[number] for number in numbers]
+            different = [
+                one for one in numbers if not any(self._is_cut_from(one, other) for other in numbers)
+            ]
+            if len(different) == 1:
+                self._shared[numbers] = different[0]
+                return different[0]
+            stacks = [self._stacks[number] for number in different]
             frames = _common(stack.frames for stack in stacks)
             note = f"{len(stacks)} ways lead here that this call's signature does not tell apart"
             self._shared[numbers] = len(self._stacks)
             self._stacks.append(replace(stacks[0], frames=frames, complete=False, note=note))
         return self._shared[numbers]
+
+    def _is_cut_from(self, one: int, other: int) -> bool:
+        """An incomplete stack that a longer one begins with: one was unwound further, that is all."""
+        stack, longer = self._stacks[one], self._stacks[other]
+        return (
+            not stack.complete
+            and len(stack.frames) < len(longer.frames)
+            and stack_key(stack) == stack_key(longer)[: len(stack_key(stack))]
+        )
 
 
 def _common(stacks: Iterable[tuple[Frame, ...]]) -> tuple[Frame, ...]:
@@ -123,3 +142,13 @@ def _common(stacks: Iterable[tuple[Frame, ...]]) -> tuple[Frame, ...]:
             break
         shared.append(frames[0])
     return tuple(shared)
+
+
+def stack_key(stack: Stack) -> tuple[object, ...]:
+    """Return what is equal for equal stacks: the places of their physical frames."""
+    return tuple(_place(frame) for frame in stack.frames if not frame.inlined)
+
+
+def _place(frame: Frame) -> tuple[object, ...]:
+    # Two addresses in one function are two sites; a frame outside all modules has only its name.
+    return (frame.module, frame.offset, frame.function if frame.module is None else None)

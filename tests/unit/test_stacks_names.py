@@ -1,4 +1,4 @@
-"""The pure parts of naming: demangling, perf maps, agreement of copies."""
+"""The pure parts of naming: demangling and perf maps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.model import Frame, Stack, StackSource
-from ebpftrace.stacks.agreement import agree
 from ebpftrace.stacks.demangle import demangle
 from ebpftrace.stacks.perfmap import PerfMap, read_perf_map
 
@@ -80,45 +78,3 @@ def test_perf_map_of_the_right_owner_is_read(tmp_path: Path) -> None:
         assert "owned by" in note
     finally:
         os.close(root)
-
-
-def stack(*offsets: int, complete: bool = True) -> Stack:
-    frames = tuple(Frame(f"f{offset}", module="m", offset=offset) for offset in offsets)
-    return Stack(frames, complete, StackSource.COPIED)
-
-
-def test_equal_stacks_agree() -> None:
-    found = agree([stack(1, 2, 3), stack(1, 2, 3)])
-    assert found.unanimous
-    assert found.stack == stack(1, 2, 3)
-    assert found.stack.note == ""
-
-
-def test_a_shorter_copy_of_the_same_stack_agrees() -> None:
-    found = agree([stack(1, 2, complete=False), stack(1, 2, 3)])
-    assert found.unanimous
-    assert found.stack == stack(1, 2, 3)
-
-
-def test_a_complete_shorter_stack_is_another() -> None:
-    assert not agree([stack(1, 2), stack(1, 2, 3)]).unanimous
-
-
-def test_different_stacks_are_told_with_their_shares() -> None:
-    found = agree([stack(1, 2, 3), stack(1, 9, 3), stack(1, 2, 3)])
-    assert [count for _, count in found.groups] == [2, 1]
-    assert found.stack.frames == stack(1, 2, 3).frames
-    assert found.stack.note == "1 of 3 checked copies came by another way"
-
-
-def test_no_stacks_give_no_stack() -> None:
-    assert agree([]).stack.source is StackSource.NONE
-    assert agree([Stack()]).stack.source is StackSource.NONE
-
-
-@given(st.lists(st.tuples(st.lists(st.integers(0, 3), max_size=4), st.booleans()), max_size=12))
-def test_every_copy_is_counted_once(shapes: list[tuple[list[int], bool]]) -> None:
-    stacks = [stack(*offsets, complete=complete) for offsets, complete in shapes]
-    found = agree(stacks)
-    assert sum(count for _, count in found.groups) == sum(bool(s.frames) for s in stacks)
-    assert found.unanimous or found.stack.note

@@ -61,6 +61,40 @@ def test_a_signature_of_two_ways_shows_only_what_they_share() -> None:
     assert "2 ways" in shared.note
 
 
+def cut(whole: Stack, frames: int) -> Stack:
+    return Stack(whole.frames[:frames], False, StackSource.COPIED)
+
+
+def test_a_stack_that_was_cut_is_not_another_way() -> None:
+    stacks = SiteStacks()
+    whole = stack("mmap", "spawn", "left", "main")
+    for at, way in enumerate("abc"):
+        stacks.add(copy(1, at, way))
+    stacks.work(Told(a=cut(whole, 2), b=whole, c=cut(whole, 3)))
+    inherited = stacks.origin(1, Call(7, 300))
+    assert names(stacks, inherited.stack) == ["mmap", "spawn", "left", "main"]
+    assert stacks.stack(inherited.stack).complete
+
+
+def test_a_complete_stack_is_not_the_beginning_of_a_longer_one() -> None:
+    stacks = SiteStacks()
+    stacks.add(copy(1, 1, "a"))
+    stacks.add(copy(1, 2, "b"))
+    stacks.work(Told(a=stack("mmap", "main"), b=stack("mmap", "main", "start")))
+    assert names(stacks, stacks.origin(1, Call(7, 300)).stack) == ["mmap", "main"]
+    assert "2 ways" in stacks.stack(stacks.origin(1, Call(7, 300)).stack).note
+
+
+def test_inlined_frames_do_not_make_another_stack() -> None:
+    stacks = SiteStacks()
+    plain = stack("mmap", "main")
+    inlined = Frame("helper", module="/bin/server", offset=plain.frames[1].offset, inlined=True)
+    stacks.add(copy(1, 1, "a"))
+    stacks.add(copy(1, 2, "b"))
+    stacks.work(Told(a=plain, b=Stack((plain.frames[0], inlined, plain.frames[1]), True, StackSource.COPIED)))
+    assert stacks.origin(1, Call(7, 1)).stack == stacks.origin(1, Call(7, 2)).stack
+
+
 def test_equal_stacks_of_different_signatures_are_one() -> None:
     stacks = SiteStacks()
     stacks.add(copy(1, 100, "a"))

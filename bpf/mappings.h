@@ -27,9 +27,23 @@ static __always_inline void mark_hard(struct space_t *space, u64 at)
         space->hard_at = at;
 }
 
+static __always_inline void mark_moved(struct space_t *space, u64 at)
+{
+    mark_hard(space, at);
+    if (space->moved_at < at)
+        space->moved_at = at;
+}
+
+/* A part of this row may lie elsewhere by now. */
+static __always_inline int may_have_moved(struct space_t *space, struct mapping_t *row)
+{
+    return row->since <= space->moved_at;
+}
+
 /*
- * The thread that mapped a row has one more or one less outstanding.  Only rows that end whole and
- * clean are taken off: of others Python may know remains, and must be able to name their mapper.
+ * The thread that mapped a row has one more or one less outstanding.  Only rows of which nothing can
+ * be left are taken off: of others Python may know remains, and must be able to name their mapper.
+ * Exited threads that stay for that are swept away by Python (ebpftrace/kernel/sweeper.py).
  */
 static __always_inline void count_outstanding(struct thread_t *thread, struct mapping_t *row,
                                               s64 change)
@@ -96,7 +110,10 @@ static __always_inline void insert(struct thread_t *thread, struct space_t *spac
         /* The memory at `start` was free or replaced, but more of the old row may still stand. */
         old = find_mapping(key);
         if (old) {
-            emit_displaced(thread, space, start, old);
+            if (old->length > row->length || may_have_moved(space, old))
+                emit_displaced(thread, space, start, old);
+            else
+                count_outstanding(thread, old, -1);
             mark_hard(space, row->since - 1);
         }
         error = put_mapping(key, row);
@@ -240,9 +257,10 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
         drop_run(key_of(thread->life.space, ARGUMENT_1(registers)));
     if (!thread->is_hard)
         return 0;
-    /* A part of a row that was not whole may have been moved elsewhere: Python must know whose. */
-    if (thread->has_row && !is_clean(thread, space, &thread->row))
+    if (thread->has_row && may_have_moved(space, &thread->row))
         emit_displaced(thread, space, ARGUMENT_1(registers), &thread->row);
+    else if (thread->has_row)
+        count_outstanding(thread, &thread->row, -1);
     emit_hole(thread, space, thread->entered_at, bpf_ktime_get_ns(), ARGUMENT_1(registers),
               round_to_pages(ARGUMENT_2(registers)));
     return 0;
@@ -266,7 +284,7 @@ static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 
         thread->is_hard = !thread->has_row;
     }
     if (thread->is_hard)
-        mark_hard(space, thread->entered_at);
+        mark_moved(space, thread->entered_at);
     return 0;
 }
 
@@ -303,7 +321,7 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
                                          .new_length = new_length,
                                          .flags = ARGUMENT_4(registers)}};
 
-        mark_hard(space, now);
+        mark_moved(space, now);
         emit(space, &event);
     }
     return 0;

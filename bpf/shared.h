@@ -99,6 +99,7 @@ struct told_t {
 /* One traced address space. */
 struct space_t {
     u64 hard_at;      /* last call that a start match could not settle */
+    u64 moved_at;     /* last mremap of that kind */
     u64 brk;          /* current break, 0: not known yet */
     u64 calls[CALLS]; /* of threads that have exited */
     u64 lost_events;

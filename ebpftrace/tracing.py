@@ -101,8 +101,9 @@ def follow(
         readable = [interrupts.fileno(), *(watch.target.fileno() for watch in living)]
         select.select(readable, [], [], max(0.0, min([_POLL_SECONDS, *waits])))
         tracer.poll()
+        crowded = tracer.crowded()
         for watch in living:
-            watch.tend(tracer)
+            watch.tend(tracer, crowded)
         if interrupts.received:
             return EndedBy.INTERRUPT
         now = time.monotonic()

@@ -181,17 +181,15 @@ class Watch:
             )
         )
 
-    def tend(self, tracer: Tracer) -> None:
-        """Do between polls what events made necessary; notice the target's end."""
+    def tend(self, tracer: Tracer, crowded: bool) -> None:
+        """Do between polls what events made necessary; notice the target's end.
+
+        ``crowded``: the kernel's tables should be swept.
+        """
         if self.ended_by is None and self.target.exited:
             self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
-        if self._ledger.pending > self._compact_at:
-            # A call that is under way may still tell of its beginning.
-            now = time.monotonic_ns() - _LONGEST_CALL
-            rows = tracer.read()[self.space].rows
-            tracer.poll()
-            self._ledger.compact(rows, now)
-            self._compact_at = max(_COMPACT_AT, 2 * self._ledger.pending)
+        if crowded or self._ledger.pending > self._compact_at:
+            self._compact(tracer)
         if self._code_changed and self.ended_by is None:
             self._code_changed = False
             try:
@@ -202,6 +200,19 @@ class Watch:
                 self._resolver.refresh()
         if self._resolver is not None:
             self._stacks.work(self._resolver, _COPIES_AT_ONCE)
+
+    def _compact(self, tracer: Tracer) -> None:
+        """Fold the events of the past, and have the kernel forget what nothing is left of."""
+        # A call that is under way may still tell of its beginning.
+        now = time.monotonic_ns() - _LONGEST_CALL
+        read = tracer.read()[self.space]
+        tracer.poll()
+        self._ledger.compact(read.rows, now)
+        self._compact_at = max(_COMPACT_AT, 2 * self._ledger.pending)
+        tracer.sweep(
+            self.space,
+            self._ledger.leftovers(read.rows, read.threads.values(), read.runs, read.brk_growth),
+        )
 
     def report(self, tracer: Tracer, ended_by: EndedBy) -> Report:
         """Report what stands now.  Raises CannotTrace."""

@@ -135,6 +135,7 @@ class SpaceT(ctypes.Structure):
 
     _fields_ = (
         ("hard_at", _u64),
+        ("moved_at", _u64),
         ("brk", _u64),
         ("calls", _u64 * len(CALLS)),
         ("lost_events", _u64),

@@ -40,10 +40,13 @@ class Snapshot:
     losses: Losses = Losses()
 
 
-def read_snapshots(fds: Mapping[str, int], spaces: int, skipped_runs: int) -> dict[int, Snapshot]:
+def read_snapshots(
+    fds: Mapping[str, int], spaces: int, skipped_runs: int, lost_rows: int = 0
+) -> dict[int, Snapshot]:
     """Read the tables (name -> file descriptor) of the first ``spaces`` address spaces.
 
-    ``skipped_runs`` counts for each of them: nobody knows whose events they were.  Raises CannotTrace.
+    ``skipped_runs`` and ``lost_rows`` count for each of them: nobody knows whose they were.
+    Raises CannotTrace.
     """
     found = {space: Snapshot() for space in range(spaces)}
     counts: dict[int, list[int]] = {space: [0] * len(CALLS) for space in found}
@@ -65,7 +68,7 @@ def read_snapshots(fds: Mapping[str, int], spaces: int, skipped_runs: int) -> di
             snapshot.calls = Calls(*(a + b for a, b in zip(counts[space], record.calls)))
             snapshot.losses = Losses(
                 events=record.lost_events + skipped_runs,
-                mappings=record.lost_mappings,
+                mappings=record.lost_mappings + lost_rows,
                 threads=record.lost_threads,
             )
     return found

@@ -42,7 +42,9 @@ from ebpftrace.kernel.loading import Loading
 from ebpftrace.kernel.losses import skipped_runs
 from ebpftrace.kernel.ringbuf import Drainer, RingBuffer, record_size, records
 from ebpftrace.kernel.snapshot import Snapshot, read_brk_growth, read_snapshots
+from ebpftrace.kernel.sweeper import Sweeper
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
+from ebpftrace.ledger.replay import Leftovers
 from ebpftrace.model import Interval, Row, ThreadId, Vma
 from ebpftrace.process.tasks import Task
 
@@ -117,6 +119,7 @@ class Tracer:
         self._events = RingBuffer(self._bpf["events"].map_fd, sizes.event_pages * page, _MOST_WAITING_BYTES)
         self._copies = RingBuffer(self._bpf["copies"].map_fd, sizes.copy_pages * page, _MOST_WAITING_BYTES)
         self._drainer = Drainer([self._events, self._copies])
+        self._sweeper = Sweeper(self._fds, sizes)
 
     def __enter__(self) -> Tracer:
         return self
@@ -198,7 +201,16 @@ class Tracer:
         """Read the ledger of every address space.  Poll afterwards: its events then cover the rows."""
         lost = skipped_runs(self._programs.values()) - self._skipped_before
         lost += self._events.dropped // record_size(CALL_EVENT.size)
-        return read_snapshots(self._fds, len(self._registered), lost)
+        return read_snapshots(self._fds, len(self._registered), lost, self._sweeper.lost)
+
+    def crowded(self) -> bool:
+        """Say whether the kernel's tables should be swept: ask often, it is hardly ever looked at them."""
+        return self._sweeper.crowded()
+
+    def sweep(self, space: int, leftovers: Leftovers) -> None:
+        """Delete from the tables what nothing is left of."""
+        for row in self._sweeper.sweep(space, leftovers):
+            self._on_event(space, Displaced(row))
 
     def brk_growth_by_site(self) -> dict[int, int]:
         """Bytes by which the break was moved, net, by site (signature); of all address spaces together."""
@@ -245,6 +257,7 @@ class Tracer:
             event = Displaced(
                 Row(row.start, row.length, row.since, row.made_at, mapper, row.prot, row.flags, row.site)
             )
+            self._sweeper.displaced(row.space, event.row)
         elif call.kind == EventKind.MOVE:
             event = Move(
                 old=Interval(call.start, call.start + call.length),

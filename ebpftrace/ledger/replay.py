@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
 from ebpftrace.ledger.intervals import apart
 from ebpftrace.ledger.space import BEFORE_ALL, RowKey, Space, row_key, whole_mapping
-from ebpftrace.model import Interval, Mapping, Row, Vma
+from ebpftrace.model import Interval, Mapping, Row, Run, Thread, ThreadId, Vma
 
 Step = tuple[int, Union[Row, Hole, Move]]
 """One change of the address space: when, as time * KINDS + kind, and what."""
 
 HOLE, LEAVE, INSERT, ARRIVE = range(4)
 KINDS = 4
+
+
+class Leftovers(NamedTuple):
+    """What the kernel keeps although nothing is left of it."""
+
+    rows: list[Row]
+    threads: list[ThreadId]
+    """Exited threads of whose mappings none is left."""
+    runs: list[Run]
+    """Of exited threads whose stacks are gone."""
 
 
 class Ledger:
@@ -36,6 +46,8 @@ class Ledger:
         self._folded_until = BEFORE_ALL
         self._folded_rows: set[RowKey] = set()
         self._events: list[Event] = []
+        self._idle: set[ThreadId] = set()
+        """Exited threads of whose mappings ``leftovers`` found none."""
 
     @property
     def pending(self) -> int:
@@ -60,6 +72,44 @@ class Ledger:
         self._folded.insert_apart(self._replay(self._folded, latest, now))
         self._events = [event for event in self._events if _ends_at(event) > now]
         self._folded_rows = {row_key(row) for row in latest if row.since <= now}
+
+    def leftovers(
+        self,
+        rows: Sequence[Row],
+        threads: Iterable[Thread],
+        runs: Iterable[Run],
+        moved_break: Container[ThreadId],
+    ) -> Leftovers:
+        """Return what the kernel may forget, by what the last ``compact`` of these rows found.
+
+        ``threads`` and ``runs`` were read together with the rows.  Who exited after the ``now`` of that
+        ``compact`` is left in peace, and so is who moved the break: that is told of a thread for good.  A
+        thread must be found twice: the row of its mapping is away while a mremap moves it.
+        """
+        standing = self._folded.rows()
+        gone = [row for row in rows if row_key(row) in self._folded_rows and row_key(row) not in standing]
+        gone_keys = set(map(row_key, gone))
+        mappers = self._folded.mappers()
+        mappers.update(row.mapper for row in rows if row_key(row) not in gone_keys)
+
+        def ended(exited_at: Optional[int]) -> bool:
+            return exited_at is not None and exited_at <= self._folded_until
+
+        idle_before = self._idle
+        self._idle = {
+            thread.id
+            for thread in threads
+            if ended(thread.exited_at) and thread.id not in mappers and thread.id not in moved_break
+        }
+        return Leftovers(
+            rows=gone,
+            threads=sorted(idle_before & self._idle),
+            runs=[run for run in runs if ended(run.exited_at) and not self._stands(run)],
+        )
+
+    def _stands(self, run: Run) -> bool:
+        """Say whether the stack of a thread that exited is still there; as ``owners`` finds it."""
+        return self._folded.holds(run.stack) or (not run.stack_size and self._folded.holds(run.stack - 1))
 
     def outstanding(self, rows: Iterable[Row]) -> list[Mapping]:
         """Return what is mapped according to the rows and all events so far, by address; changes nothing."""

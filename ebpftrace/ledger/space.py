@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple, Optional
 
 from ebpftrace.ledger.events import Move
@@ -113,6 +114,19 @@ class Space:
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Yield what is mapped, ascending."""
         return ((start, end) for start, end, _ in self._pieces)
+
+    def rows(self) -> set[RowKey]:
+        """Return the rows of the kernel that stand for something here."""
+        return {piece.row for _, _, piece in self._pieces if piece.row is not None}
+
+    def mappers(self) -> set[ThreadId]:
+        """Return who mapped what is here or on its way."""
+        found = chain(self._pieces, *self._in_transit.values())
+        return {piece.origin.mapper for _, _, piece in found if piece.origin.mapper is not None}
+
+    def holds(self, address: int) -> bool:
+        """Say whether something is mapped at ``address``."""
+        return self._pieces.at(address) is not None
 
     def dig(self, start: int, end: int, at: int) -> Found:
         """Remove and return what came to lie in [start, end) strictly before ``at``."""

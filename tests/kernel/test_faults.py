@@ -143,7 +143,7 @@ def test_report_of_a_trace(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> N
             tracer.poll()
 
             def job() -> None:
-                watch.tend(tracer)
+                watch.tend(tracer, crowded=True)
                 assert watch.report(tracer, EndedBy.INTERVAL).findings
 
             job()

@@ -103,7 +103,7 @@ class Target:
         if row is not None and row.length <= area.size:
             del self.rows[start]
             hole = row.length < area.size or row.since < self.hard_at
-            if row.since < self.moved_at:
+            if row.since <= self.moved_at:
                 self.sent.append(Displaced(row))
         if hole:
             self.hard_at = at
@@ -138,7 +138,7 @@ class Target:
                 self._hole(call.area, call.entered)
         elif call.row is None:
             self.sent.append(Move(call.old, call.new, call.entered, at, call.keeps_old))
-            self.hard_at = at
+            self.hard_at = self.moved_at = at
         else:
             if call.fixed:
                 self._hole(call.new, at)
@@ -156,7 +156,7 @@ class Target:
 
     def _enter_row(self, row: Row) -> None:
         older = self.rows.get(row.start)
-        if older is not None:
+        if older is not None and (older.length > row.length or older.since <= self.moved_at):
             self.sent.append(Displaced(older))
         self.rows[row.start] = row
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from kernel_model import SIZE, Page, Remap, Target
 
 from ebpftrace.ledger.replay import Ledger
-from ebpftrace.model import Interval, Mapping, Row, ThreadId
+from ebpftrace.model import Interval, Mapping, Row, Thread, ThreadId
 
 THREADS = [ThreadId(tid, 1) for tid in (11, 12, 13)]
 
@@ -95,6 +95,18 @@ class Tracer:
         self.ledger.compact(
             rows, min(self.target.now - lag, *(entered - 1 for entered in moving), sys.maxsize)
         )
+        self.sweep(rows)
+
+    def sweep(self, rows: list[Row]) -> None:
+        """The kernel's table loses what nothing is left of, and nobody who mapped something is forgotten."""
+        mappers = {row.mapper for row in rows} | {page.mapper for page in self.target.pages.values()}
+        exited = [Thread(mapper, "", 1, exited_at=0) for mapper in mappers if mapper is not None]
+        leftovers = self.ledger.leftovers(rows, exited, [], {})
+        for row in leftovers.rows:
+            assert self.target.rows.pop(row.start) == row
+        moving = {call.row.mapper for call in self.target.under_way if isinstance(call, Remap) and call.row}
+        standing = {page.mapper for page in self.target.pages.values()} - moving
+        assert standing.isdisjoint(leftovers.threads)
 
     def pages(self) -> dict[int, Page]:
         rows = self.rows()
@@ -102,7 +114,8 @@ class Tracer:
         return pages_of(self.ledger.outstanding(rows))
 
 
-def perform(target: Target, call: tuple[Any, ...]) -> None:
+def perform(target: Target, twin: Target, call: tuple[Any, ...]) -> None:
+    """Make the same call in both; which row a call is about is told by the first one's."""
     name, *arguments = call
     if name.endswith("_row"):
         which, head, tail, *arguments = arguments
@@ -113,7 +126,8 @@ def perform(target: Target, call: tuple[Any, ...]) -> None:
         start = max(row.start + head, 0)
         size = max(row.start + row.length + tail - start, 1)
         arguments = [start, size, *arguments]
-    getattr(target, name.removesuffix("_row"))(*arguments)
+    for each in (target, twin):
+        getattr(each, name.removesuffix("_row"))(*arguments)
 
 
 @settings(max_examples=600)
@@ -121,17 +135,19 @@ def perform(target: Target, call: tuple[Any, ...]) -> None:
 def test_ledger_equals_the_page_model(
     baseline: list[Interval], sequence: list[tuple[Any, ...]], shuffle: random.Random
 ) -> None:
-    target = Target(baseline)
-    folding, waiting = Tracer(target, shuffle), Tracer(target, shuffle)
+    target, unswept = Target(baseline), Target(baseline)
+    folding, waiting = Tracer(target, shuffle), Tracer(unswept, shuffle)
     for call in sequence:
         if call[0] == "compact":
             folding.compact(call[1])
         elif call[0] == "look":
             target.finish_all()
+            unswept.finish_all()
             assert folding.pages() == target.pages
         else:
-            perform(target, call)
+            perform(target, unswept, call)
     target.finish_all()
+    unswept.finish_all()
     assert waiting.pages() == target.pages
     assert folding.pages() == target.pages
     folding.compact(0)

@@ -1,0 +1,113 @@
+"""Keeps the kernel's tables from filling up with what nothing is left of.
+
+The kernel side drops a row when a call ends it by its start.  Where one munmap ends several, or what was
+overlaid, rows linger, and with them the exited threads that mapped them and the stacks they ran on.
+Python, which knows from the events that they are gone, deletes them now and then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Mapping
+from typing import Optional
+
+from ebpftrace.kernel import tables
+from ebpftrace.kernel.layout import SPACE_SHIFT, LifeKeyT, LifeT, MappingT, RunT, Sizes
+from ebpftrace.kernel.tables import Taken
+from ebpftrace.ledger.replay import Leftovers
+from ebpftrace.model import Row, Run, ThreadId
+
+_LONGEST_WAIT = 1.0
+"""Seconds until what was seen in a table is old enough for the ledger to judge (``Ledger.compact``)."""
+
+_WORK_SHARE = 1000
+"""Looks at the tables take no more than one in so many seconds."""
+
+_TABLES = {
+    "mappings": (ctypes.c_uint64, MappingT),
+    "exited": (LifeKeyT, LifeT),
+    "runs": (ctypes.c_uint64, RunT),
+}
+
+
+class Sweeper:
+    """Watches how full the tables are, and deletes from them."""
+
+    def __init__(self, fds: Mapping[str, int], sizes: Sizes) -> None:
+        """``fds``: file descriptors of the tables by name."""
+        self._fds = fds
+        self._room = {"mappings": sizes.mappings, "exited": sizes.mappings, "runs": sizes.runs}
+        self._limits = {name: room // 2 for name, room in self._room.items()}
+        self._look_at = 0.0
+        self._is_crowded = False
+        self._unseen: set[tuple[int, int, int]] = set()
+        self.lost = 0
+        """Rows deleted by mistake."""
+
+    def crowded(self) -> bool:
+        """Say whether it is time to sweep: half of what the last sweep left free was full a while ago."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        if self._is_crowded:
+            self._is_crowded = False
+            return True
+        self._is_crowded = any(count > self._limits[name] for name, count in self._count().items())
+        took = time.monotonic() - now
+        self._look_at = now + (_LONGEST_WAIT if self._is_crowded else max(_LONGEST_WAIT, took * _WORK_SHARE))
+        return False
+
+    def sweep(self, space: int, leftovers: Leftovers) -> list[Row]:
+        """Delete them; return rows that were found in their place and that the ledger must keep now."""
+        self._unseen.clear()
+        ousted = [self._take_row(space, row) for row in leftovers.rows]
+        for thread in leftovers.threads:
+            tables.delete(self._fds["exited"], LifeKeyT(born=thread.born, tid=thread.tid))
+        for run in leftovers.runs:
+            self._take_run(space, run)
+        self._limits = {name: (self._room[name] + count) // 2 for name, count in self._count().items()}
+        return [row for row in ousted if row is not None]
+
+    def displaced(self, space: int, row: Row) -> None:
+        """Take in that the kernel side put another row in the place of this one."""
+        if (space, row.start, row.since) in self._unseen:
+            self.lost += 1
+
+    def _take_row(self, space: int, row: Row) -> Optional[Row]:
+        """Delete one row; return the newer one that lost its place by that."""
+        fd = self._fds["mappings"]
+        key = ctypes.c_uint64(row.start | space << SPACE_SHIFT)
+        found = MappingT()
+        taken = tables.take(fd, key, found, lambda: bool(found.since == row.since))
+        if taken is Taken.UNSEEN:
+            self._unseen.add((space, row.start, row.since))
+        if taken is not Taken.ANOTHER or _put_back(fd, key, found):
+            return None
+        mapper = ThreadId(found.mapper_tid, found.mapper_born)
+        return Row(
+            row.start, found.length, found.since, found.made_at, mapper, found.prot, found.flags, found.site
+        )
+
+    def _take_run(self, space: int, run: Run) -> None:
+        fd = self._fds["runs"]
+        key = ctypes.c_uint64(run.stack | space << SPACE_SHIFT)
+        found = RunT()
+        thread = run.thread
+        taken = tables.take(
+            fd, key, found, lambda: (found.life.tid, found.life.born) == (thread.tid, thread.born)
+        )
+        if taken is Taken.ANOTHER:
+            _put_back(fd, key, found)  # unless yet another thread runs there by now
+
+    def _count(self) -> dict[str, int]:
+        return {name: tables.count(self._fds[name], *types) for name, types in _TABLES.items()}
+
+
+def _put_back(fd: int, key: ctypes.c_uint64, leaf: ctypes.Structure) -> bool:
+    """Write what was taken by mistake, unless there is something newer, or no room."""
+    try:
+        tables.update(fd, key, leaf, tables.BPF_NOEXIST)
+    except (FileExistsError, tables.TableRefused):
+        return False
+    return True

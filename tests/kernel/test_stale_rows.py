@@ -1,0 +1,77 @@
+"""A long trace of a program whose mappings end in ways that no start address tells of.
+
+The kernel's tables would fill with rows of which nothing is left, and with the threads that made them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from harness import Target, Tracer, eventually, fact_areas, no_losses, reported, reported_areas, traced, union
+
+from ebpftrace.kernel import tables
+from ebpftrace.kernel.layout import LifeKeyT, LifeT, MappingT, RunT
+
+ROOM = 1024
+ROUNDS = 400
+"""Leave two stale rows each: more than half of the room, less than all of it."""
+BATCHES = 6
+
+_MAP_GET_FD_BY_ID = 14
+_OBJ_GET_INFO_BY_FD = 15
+
+
+class IdAttributes(ctypes.Structure):
+    """The BPF_*_GET_*_ID part of ``union bpf_attr``."""
+
+    _fields_ = (("id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("open_flags", ctypes.c_uint32))
+
+
+class InfoAttributes(ctypes.Structure):
+    """The BPF_OBJ_GET_INFO_BY_FD part of ``union bpf_attr``."""
+
+    _fields_ = (("fd", ctypes.c_uint32), ("length", ctypes.c_uint32), ("info", ctypes.c_uint64))
+
+
+class MapInfo(ctypes.Structure):
+    """``struct bpf_map_info`` up to its name."""
+
+    _fields_ = (("numbers", ctypes.c_uint32 * 6), ("name", ctypes.c_char * 16))
+
+
+def open_tables(tracer: Tracer) -> dict[str, int]:
+    """File descriptors of the tracer's tables by name."""
+    found = {}
+    for number in tracer.bpf_ids("map"):
+        fd = tables.bpf(_MAP_GET_FD_BY_ID, IdAttributes(id=number))
+        info = MapInfo()
+        tables.bpf(_OBJ_GET_INFO_BY_FD, InfoAttributes(fd, ctypes.sizeof(info), ctypes.addressof(info)))
+        found[info.name.decode()] = fd
+    return found
+
+
+def test_stale_rows_are_swept() -> None:
+    options = ["--min-age", 0, "--max-mappings", ROOM]
+    with Target("stale", ROUNDS) as target, traced(target, *options) as tracer:
+        fds = open_tables(tracer)
+
+        def swept() -> bool:
+            return tables.count(fds["mappings"], ctypes.c_uint64, MappingT) < ROUNDS
+
+        for _ in range(BATCHES):
+            target.run()
+            eventually(swept, "the rows of the last batch are gone")
+        exited = tables.count(fds["exited"], LifeKeyT, LifeT)
+        runs = tables.count(fds["runs"], ctypes.c_uint64, RunT)
+        for fd in fds.values():
+            os.close(fd)
+        report = tracer.interrupt().report
+    assert no_losses(report), report["losses"]
+    assert report["calls"]["clone"] == BATCHES * (ROUNDS + 1)
+    assert exited < ROOM
+    assert runs < ROOM
+    kept = target.facts("mapped")
+    assert union(reported_areas(report, "orphaned-mapping")) == union(fact_areas(kept))
+    assert {one["owner_tid"] for one in reported(report)} <= {fact["owner"] for fact in kept}
+    assert report["unexplained_bytes"] == 0

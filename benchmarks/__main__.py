@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional, TypeVar
 
 import click
 
-from benchmarks import chart, imports, own_cost, programs, tables
+from benchmarks import imports, own_cost, programs, tables
 from benchmarks.comparison import regressions
-from benchmarks.loads import KINDS, kind_named
-from benchmarks.results import Results, from_json, to_json
+from benchmarks.conditions import conditions, moment
+from benchmarks.loads import KINDS, LoadDied, kind_named
+from benchmarks.record import Record
+from benchmarks.results import Results
 from benchmarks.side_by_side import measure
-from benchmarks.tools import FLOOR, OURS, OURS_WITHOUT_STACKS, ROOT, TOOLS, UNTRACED, CannotRun
+from benchmarks.tools import FLOOR, OURS, OURS_WITHOUT_STACKS, TOOLS, UNTRACED, CannotRun
 from ebpftrace.errors import CannotTrace
 
-_RECORDED = ROOT / "benchmarks" / "recorded.json"
-_PAGE = ROOT / "docs" / "performance.md"
-_CHART = ROOT / "docs" / "performance.svg"
 _COMPARED = (UNTRACED, FLOOR, OURS_WITHOUT_STACKS, OURS)
-_SHOWN_KINDS = [(kind.name, kind.what) for kind in KINDS]
+_TABLE, _OWN, _PROGRAMS, _IMPORTS = _PARTS = ("table", "own", "programs", "imports")
+_FAILURES = (CannotRun, CannotTrace, LoadDied, OSError, ValueError, subprocess.SubprocessError)
+"""What one measurement may meet without ending all others."""
+
+T = TypeVar("T")
 
 _kinds = click.option(
     "--kind", "kinds", multiple=True, type=click.Choice([kind.name for kind in KINDS]), help="Only these."
 )
-_rounds = click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+_rounds = click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 _seconds = click.option(
     "--seconds",
     type=click.FloatRange(min=0.05),
     default=1.0,
     show_default=True,
     help="Length of one measurement.",
+)
+_minutes = click.option(
+    "--minutes",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    help="For the table; when a kind of load has had its share, no new round of it begins.",
+)
+_trial = click.option(
+    "--trial",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Read and write in this directory, and leave what is recorded alone.",
 )
 
 
@@ -45,68 +58,66 @@ def main() -> None:
 
 
 @main.command()
+@click.option("--part", "parts", multiple=True, type=click.Choice(_PARTS), help="Only these.")
 @_kinds
-@click.option("--tool", "tools", multiple=True, type=click.Choice([tool.name for tool in TOOLS]))
-@_rounds
-@_seconds
 @click.option(
-    "--trial", type=click.Path(file_okay=False, path_type=Path), help="Write there, and record nothing."
+    "--tool", "tools", multiple=True, type=click.Choice([tool.name for tool in TOOLS]), help="Only these."
 )
+@_rounds
+@_seconds
+@_minutes
+@_trial
 def run(
-    kinds: Sequence[str], tools: Sequence[str], rounds: int, seconds: float, trial: Optional[Path]
+    parts: Sequence[str],
+    kinds: Sequence[str],
+    tools: Sequence[str],
+    rounds: int,
+    seconds: float,
+    minutes: float,
+    trial: Optional[Path],
 ) -> None:
-    """Measure everything, record it, and write it into docs/performance.md."""
+    """Measure everything, record it, and write it into docs/performance.md and README.md.
+
+    After each step all that there is so far is written.  Where only some is measured, the rest of what was
+    recorded stays.
+    """
+    record = _record(trial)
+    is_partial = bool(parts or kinds or tools) and record.results.exists()
+    before = record.read() if is_partial else Results(conditions={})
+    run = _Run(record, before, rounds, seconds)
     kinds = kinds or [kind.name for kind in KINDS]
-    tools = tools or [tool.name for tool in TOOLS]
-    results = Results(conditions=_conditions(rounds, seconds))
-    recorded = trial / "recorded.json" if trial else _RECORDED
-    if trial:
-        trial.mkdir(parents=True, exist_ok=True)
-    try:
-        results = replace(
-            results,
-            imports=tuple(imports.measure(rounds)),
-            own=tuple(own_cost.measure(case) for case in own_cost.CASES),
-            programs=tuple(
-                program for kind in kinds for program in programs.measure(kind_named(kind), seconds)
-            ),
-        )
-    except (CannotRun, CannotTrace) as error:
-        raise click.ClickException(str(error)) from None
-    for kind in kinds:
-        cells = measure(kind_named(kind), tools, rounds, seconds, _say)
-        results = replace(results, table={**results.table, kind: cells})
-        recorded.write_text(to_json(results))  # so that hours are not lost
-    page = tables.page(results, _SHOWN_KINDS)
-    drawing = chart.render(results, _SHOWN_KINDS, OURS)
-    if trial:
-        (trial / "performance.md").write_text(page)
-        (trial / "performance.svg").write_text(drawing)
-    else:
-        _PAGE.write_text(tables.replaced(_PAGE.read_text(), page))
-        _CHART.write_text(drawing)
-    click.echo(page)
+    parts = parts or ([_TABLE] if tools else _PARTS)
+    if _TABLE in parts:
+        run.table(kinds, tools or [tool.name for tool in TOOLS], 60 * minutes)
+    if _OWN in parts:
+        run.own_cost()
+    if _PROGRAMS in parts:
+        run.programs(kinds)
+    if _IMPORTS in parts:
+        run.imports()
+    click.echo(record.page.read_text())
 
 
 @main.command()
-def render() -> None:
-    """Write docs/performance.md and its chart once more, from what is recorded."""
-    results = from_json(_RECORDED.read_text())
-    _PAGE.write_text(tables.replaced(_PAGE.read_text(), tables.page(results, _SHOWN_KINDS)))
-    _CHART.write_text(chart.render(results, _SHOWN_KINDS, OURS))
+@_trial
+def render(trial: Optional[Path]) -> None:
+    """Write the documents and the chart once more, from what is recorded."""
+    record = _record(trial)
+    record.write(record.read())
 
 
 @main.command()
 @_kinds
 @_rounds
 @_seconds
-def compare(kinds: Sequence[str], rounds: int, seconds: float) -> None:
+@_minutes
+@_trial
+def compare(kinds: Sequence[str], rounds: int, seconds: float, minutes: float, trial: Optional[Path]) -> None:
     """Measure our own tool again, and warn where it has become dearer than recorded."""
-    recorded = from_json(_RECORDED.read_text()).table
-    now = {
-        kind: measure(kind_named(kind), _COMPARED, rounds, seconds, _say)
-        for kind in kinds or [kind for kind in recorded if kind in {kind.name for kind in KINDS}]
-    }
+    recorded = _record(trial).read().table
+    kinds = kinds or [kind.name for kind in KINDS if kind.name in recorded]
+    share = 60 * minutes / max(1, len(kinds))
+    now = {kind: measure(kind_named(kind), _COMPARED, rounds, seconds, share, _say).cells for kind in kinds}
     click.echo(tables.side_by_side(Results(conditions={}, table=now), list(now)))
     found = list(regressions(recorded, now, (OURS_WITHOUT_STACKS, OURS), FLOOR))
     for line in found:
@@ -115,45 +126,80 @@ def compare(kinds: Sequence[str], rounds: int, seconds: float) -> None:
         click.echo("nothing is dearer than recorded")
 
 
+class _Run:
+    """One run, recorded step by step."""
+
+    def __init__(self, record: Record, before: Results, rounds: int, seconds: float) -> None:
+        self._record = record
+        self._results = replace(before, conditions={**before.conditions, **conditions(rounds, seconds)})
+        self._rounds = rounds
+        self._seconds = seconds
+
+    def table(self, kinds: Sequence[str], tools: Sequence[str], patience: float) -> None:
+        """``patience``: seconds for all of it, shared by the kinds."""
+        self._begin(_TABLE)
+        for name in kinds:
+            share = patience / len(kinds)
+            column = measure(kind_named(name), tools, self._rounds, self._seconds, share, _say)
+            cells = {**self._results.table.get(name, {}), **column.cells}
+            paces = dict(self._results.paces)
+            if column.pace is not None:
+                paces[name] = column.pace
+            self._keep(replace(self._results, table={**self._results.table, name: cells}, paces=paces))
+
+    def own_cost(self) -> None:
+        self._begin(_OWN)
+        self._keep(replace(self._results, own=()))
+        for case in own_cost.CASES:
+            cost = self._tried(f"own cost, {case.amount:g} {case.what}", own_cost.measure, case)
+            if cost is not None:
+                self._keep(replace(self._results, own=(*self._results.own, cost)))
+
+    def programs(self, kinds: Sequence[str]) -> None:
+        self._begin(_PROGRAMS)
+        kept = tuple(program for program in self._results.programs if program.kind not in kinds)
+        self._keep(replace(self._results, programs=kept))
+        for name in kinds:
+            found = self._tried(f"programs, {name}", programs.measure, kind_named(name), self._seconds)
+            if found is not None:
+                self._keep(replace(self._results, programs=(*self._results.programs, *found)))
+
+    def imports(self) -> None:
+        self._begin(_IMPORTS)
+        found = self._tried("imports", imports.measure, self._rounds)
+        if found is not None:
+            self._keep(replace(self._results, imports=tuple(found)))
+
+    def _begin(self, part: str) -> None:
+        """What failed last time may not fail now."""
+        failures = tuple(told for told in self._results.failures if not told.startswith(_TOLD[part]))
+        when = {**self._results.conditions, f"{_TOLD[part]}: measured": moment()}
+        self._results = replace(self._results, conditions=when, failures=failures)
+
+    def _tried(self, what: str, step: Callable[..., T], *arguments: object) -> Optional[T]:
+        _say(what)
+        try:
+            return step(*arguments)
+        except _FAILURES as error:
+            told = f"{what}: {error}"
+            _say(told)
+            self._keep(replace(self._results, failures=(*self._results.failures, told)))
+            return None
+
+    def _keep(self, results: Results) -> None:
+        self._results = results
+        self._record.write(results)
+
+
+_TOLD = {_TABLE: "side by side", _OWN: "own cost", _PROGRAMS: "programs", _IMPORTS: "imports"}
+
+
+def _record(trial: Optional[Path]) -> Record:
+    return Record.of_a_trial(trial) if trial else Record.of_the_project()
+
+
 def _say(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _conditions(rounds: int, seconds: float) -> dict[str, str]:
-    """What somebody who measures again must know."""
-    return {
-        "kernel": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "system": platform.freedesktop_os_release().get("PRETTY_NAME", "?"),
-        "CPUs": f"{os.cpu_count()}, {_cpu_model()}",
-        "load of the machine before": " ".join(f"{load:.1f}" for load in os.getloadavg()),
-        "rounds": f"{rounds} of {seconds:g} s, each against the same process untraced just before and after",
-        "shown": "median (lowest-highest) of the ratios; 1.00: as fast as untraced",
-        "versions": ", ".join(_version(command) for command in _VERSIONS),
-    }
-
-
-_VERSIONS = (
-    ("strace", "-V"),
-    ("perf", "--version"),
-    ("bpftrace", "--version"),
-    ("redis-server", "--version"),
-)
-
-
-def _version(command: Sequence[str]) -> str:
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return f"no {command[0]}"
-    return said.partition("\n")[0]
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            return value.strip()
-    return platform.processor() or "?"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
  * Prints "ready"; then, for each line "MILLISECONDS RATE" on stdin, works that long at that rate
  * (operations a second, 0: all it can) and prints "OPERATIONS SECONDS".  For "hold" a line is
  * "MAPPINGS SITES", for "crowd" it is "THREADS 0".  So one process is measured untraced and under
- * each tool.
+ * each tool.  Something is always done: no answer means no progress.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -76,7 +76,7 @@ static unsigned long pairs(const struct slice *slice, int is_touched)
 {
     unsigned long done = 0;
 
-    while (goes_on(slice, done)) {
+    do {
         for (int i = 0; i < BATCH; i++) {
             volatile char *start = map(PROT_READ | PROT_WRITE);
 
@@ -85,7 +85,7 @@ static unsigned long pairs(const struct slice *slice, int is_touched)
             need(!munmap((void *)start, MAPPING_BYTES));
         }
         done += BATCH;
-    }
+    } while (goes_on(slice, done));
     return done;
 }
 
@@ -103,11 +103,11 @@ static unsigned long ask_parent(const struct slice *slice)
 {
     unsigned long done = 0;
 
-    while (goes_on(slice, done)) {
+    do {
         for (int i = 0; i < BATCH; i++)
             syscall(SYS_getppid);
         done += BATCH;
-    }
+    } while (goes_on(slice, done));
     return done;
 }
 
@@ -124,11 +124,11 @@ static unsigned long threads(const struct slice *slice)
 
     need(!pthread_attr_init(&attributes));
     need(!pthread_attr_setstacksize(&attributes, STACK_BYTES));
-    while (goes_on(slice, done)) {
+    do {
         need(!pthread_create(&thread, &attributes, end_at_once, NULL));
         need(!pthread_join(thread, NULL));
         done++;
-    }
+    } while (goes_on(slice, done));
     return done;
 }
 
@@ -162,7 +162,7 @@ static void *allocate(void *argument)
     struct allocator *allocator = argument;
     char *slots[SLOTS] = {0};
 
-    while (goes_on(allocator->slice, allocator->done)) {
+    do {
         for (int i = 0; i < BATCH; i++) {
             char **slot = &slots[next_random(allocator) % SLOTS];
 
@@ -172,7 +172,7 @@ static void *allocate(void *argument)
             **slot = 1;
         }
         allocator->done += BATCH;
-    }
+    } while (goes_on(allocator->slice, allocator->done));
     for (int i = 0; i < SLOTS; i++)
         free(slots[i]);
     return NULL;

@@ -13,15 +13,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Optional, Protocol
 
 from benchmarks.tools import ROOT, CannotRun
 
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 3.0
 """Beyond its time; a process that then has not answered makes no progress."""
-_FREED_SECONDS = 120.0
+_FREED_SECONDS = 60.0
 """Until a process answers that a tool held up and lets go."""
-_CLIENTS = 20
+_CLIENTS = 10
+"""Of each command."""
+_REQUESTS = 2_000_000_000
+"""More than there is time for."""
+
+
+class LoadDied(Exception):
+    """The measured process has ended, or never came back from what a tool did to it; says how."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +52,10 @@ class Load(Protocol):
         """The process that is traced."""
 
     def work(self, seconds: float) -> Slice:
-        """Work that long; nothing is done where the process did not answer."""
+        """Work that long; nothing is done where the process did not answer.  Raises LoadDied."""
 
     def recover(self) -> None:
-        """After a tool has let go: be ready for more work."""
+        """After a tool has let go: be ready for more work.  Raises LoadDied."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Process:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._commands, self._answers = self._process.stdin, self._process.stdout
-        self._lines: queue.Queue[str] = queue.Queue()
+        self._lines: queue.Queue[Optional[str]] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         self._lines.get(timeout=_FREED_SECONDS)
         self._owes_answer = False
@@ -114,7 +121,8 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        self._commands.close()
+        with contextlib.suppress(OSError):
+            self._commands.close()
 
     @property
     def pid(self) -> int:
@@ -127,29 +135,39 @@ class Process:
         return self.answer(seconds + _PATIENCE_SECONDS)
 
     def recover(self) -> None:
-        """Take the answer that it owes."""
-        if self._owes_answer:
-            self.answer(_FREED_SECONDS)
+        """Take the answer that it owes.  Raises LoadDied."""
+        if self._owes_answer and not self.answer(_FREED_SECONDS).done:
+            raise LoadDied(f"the process did nothing for {_FREED_SECONDS:.0f} s after that")
 
     def command(self, first: float, second: float) -> None:
-        """Give it work (load.c says which)."""
-        self._commands.write(f"{first:.0f} {second:.0f}\n")
-        self._commands.flush()
+        """Give it work (load.c says which).  Raises LoadDied."""
+        try:
+            self._commands.write(f"{first:.0f} {second:.0f}\n")
+            self._commands.flush()
+        except OSError:
+            raise LoadDied(self._end()) from None
         self._owes_answer = True
 
     def answer(self, patience: float = _FREED_SECONDS) -> Slice:
-        """Wait for the end of its work."""
+        """Wait for the end of its work.  Raises LoadDied."""
         try:
-            done, seconds = self._lines.get(timeout=patience).split()
+            line = self._lines.get(timeout=patience)
         except queue.Empty:
             return Slice(0, patience)
+        if line is None:
+            raise LoadDied(self._end())
         self._owes_answer = False
+        done, seconds = line.split()
         return Slice(int(done), float(seconds))
+
+    def _end(self) -> str:
+        return f"the process ended under it, status {self._process.wait()}"
 
     def _read(self) -> None:
         with contextlib.suppress(ValueError), self._answers:
             for line in self._answers:
                 self._lines.put(line)
+        self._lines.put(None)
 
 
 class Bystander:
@@ -186,14 +204,14 @@ class Redis:
             [*server, path, "--save", ""], cwd=directory, stdout=subprocess.DEVNULL
         )
         self._socket = _connected(path)
-        clients = ["redis-benchmark", "-s", path, "-c", str(_CLIENTS), "-t", "set,get", "-l", "-q"]
-        self._clients = subprocess.Popen(clients, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # Two at once: one alone would do them in turns, at different speeds.
+        self._clients = [_redis_clients(path, command) for command in ("set", "get")]
 
     def __enter__(self) -> Redis:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (self._clients, self._server):
+        for process in (*self._clients, self._server):
             process.kill()
             process.wait()
         self._socket.close()
@@ -204,27 +222,43 @@ class Redis:
         return self._server.pid
 
     def work(self, seconds: float) -> Slice:
-        """Requests that the server answers."""
+        """Requests that the server answers.  Raises LoadDied."""
         began, before = time.monotonic(), self._processed()
         time.sleep(seconds)
-        done = self._processed() - before
+        done = self._processed() - before - 1  # our question
         return Slice(done, time.monotonic() - began)
 
     def recover(self) -> None:
         """Nothing: a server that is slow answers all the same."""
 
     def _processed(self) -> int:
-        self._socket.sendall(b"INFO stats\r\n")
         answer = b""
-        while b"total_commands_processed:" not in answer or not answer.endswith(b"\r\n"):
-            answer += self._socket.recv(1 << 16)
+        try:
+            self._socket.sendall(b"INFO stats\r\n")
+            while b"total_commands_processed:" not in answer or not answer.endswith(b"\r\n"):
+                part = self._socket.recv(1 << 16)
+                if not part:
+                    raise LoadDied("the server ended under it")
+                answer += part
+        except OSError as error:
+            raise LoadDied(f"the server does not answer: {error}") from None
+        if any(clients.poll() is not None for clients in self._clients):
+            raise LoadDied("the server's clients ended under it")
         return int(answer.partition(b"total_commands_processed:")[2].partition(b"\r\n")[0])
+
+
+def _redis_clients(path: str, command: str) -> subprocess.Popen[bytes]:
+    arguments = ["-s", path, "-c", str(_CLIENTS), "-t", command, "-n", str(_REQUESTS), "-q"]
+    return subprocess.Popen(
+        ["redis-benchmark", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def _connected(path: str) -> socket.socket:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
         connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(_FREED_SECONDS)
         try:
             connection.connect(path)
             return connection

@@ -81,9 +81,13 @@ class Results:
 
     conditions: Mapping[str, str]
     table: Table = field(default_factory=dict)
+    paces: Mapping[str, float] = field(default_factory=dict)
+    """By kind of load, seconds that an operation of the untraced process takes."""
     own: tuple[OwnCost, ...] = ()
     imports: tuple[Import, ...] = ()
     programs: tuple[Program, ...] = ()
+    failures: tuple[str, ...] = ()
+    """What could not be measured besides cells of the table, and why."""
 
 
 def to_json(results: Results) -> str:
@@ -114,6 +118,7 @@ def from_json(text: str) -> Results:
     return Results(
         conditions=content["conditions"],
         table=table,
+        paces=content["paces"],
         own=tuple(OwnCost(**own) for own in content["own"]),
         imports=tuple(
             Import(
@@ -124,4 +129,5 @@ def from_json(text: str) -> Results:
             for entry in content["imports"]
         ),
         programs=tuple(Program(**program) for program in content["programs"]),
+        failures=tuple(content["failures"]),
     )

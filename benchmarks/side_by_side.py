@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from benchmarks.loads import Kind, Load, Slice, running
-from benchmarks.ratios import rotated, slowdown
+from benchmarks.loads import Kind, Load, LoadDied, Slice, running
+from benchmarks.ratios import NO_PROGRESS, rotated, slowdown
 from benchmarks.results import Cell
 from benchmarks.tools import CannotRun, attached, tool_named
 
@@ -17,6 +19,18 @@ Say = Callable[[str], None]
 
 _PARTS = 5
 """Of a slice: their median hides what else the machine did for a moment."""
+
+_ATTEMPTS = 3
+"""To measure the untraced process; the machine may have held it up."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one kind of load brings."""
+
+    cells: dict[str, Cell]
+    pace: Optional[float]
+    """Seconds that an operation of the untraced process takes; None where it did nothing."""
 
 
 class _Tally:
@@ -26,6 +40,11 @@ class _Tally:
         self.ratios: list[float] = []
         self.failure = ""
         self._seen = self._made = 0
+
+    @property
+    def is_settled(self) -> bool:
+        """More rounds would bring nothing new, but take long."""
+        return bool(self.failure) or NO_PROGRESS in self.ratios
 
     def add_seen(self, seen: Optional[int], calls: int) -> None:
         if seen is not None and calls:
@@ -37,56 +56,107 @@ class _Tally:
         return Cell(tuple(self.ratios), seen, self.failure)
 
 
-def measure(kind: Kind, tools: Sequence[str], rounds: int, seconds: float, say: Say) -> dict[str, Cell]:
-    """Return a cell for each tool.  ``seconds`` is the length of one slice."""
-    with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name:
-        directory = Path(name)
+def measure(
+    kind: Kind, tools: Sequence[str], rounds: int, seconds: float, patience: float, say: Say
+) -> Column:
+    """Measure each tool in each round.
+
+    ``seconds`` is the length of one slice; after ``patience`` seconds no new round begins.
+    """
+    return _Course(kind, tools, rounds, seconds, patience, say).run()
+
+
+class _Course:
+    """The rounds of one kind of load, gone through once; the load is started anew where a tool ended it."""
+
+    def __init__(
+        self, kind: Kind, tools: Sequence[str], rounds: int, seconds: float, patience: float, say: Say
+    ) -> None:
+        self._kind = kind
+        self._seconds = seconds
+        self._deadline = time.monotonic() + patience
+        self._say = say
+        self._tallies = {tool: _Tally() for tool in tools}
+        self._ahead = [(turn, tool) for turn in range(rounds) for tool in rotated(tools, turn)]
+        self._current: Optional[str] = None
+        self._untraced: list[float] = []
+
+    def run(self) -> Column:
+        with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name:
+            while self._ahead:
+                self._go_on_with_a_load(Path(name))
+        pace = 1 / statistics.median(self._untraced) if self._untraced else None
+        return Column({tool: tally.cell() for tool, tally in self._tallies.items()}, pace)
+
+    def _go_on_with_a_load(self, directory: Path) -> None:
         try:
-            with running(kind, directory) as load:
-                _rate(load, seconds)  # warm up
-                return _rounds(kind, load, tools, rounds, seconds, directory, say)
-        except CannotRun as error:
-            return {tool: Cell(failure=str(error)) for tool in tools}
+            with running(self._kind, directory) as load:
+                self._go_on(load, directory)
+        except (CannotRun, LoadDied, OSError) as error:
+            self._blame(str(error))
 
+    def _blame(self, why: str) -> None:
+        """It was the tool that was attached; where there was none, nothing can be measured any more."""
+        if self._current is not None:
+            self._fail(self._current, why)
+            self._current = None
+            return
+        self._ahead.clear()
+        for tool, tally in self._tallies.items():
+            if not tally.ratios and not tally.failure:
+                self._fail(tool, why)
 
-def _rounds(
-    kind: Kind, load: Load, tools: Sequence[str], rounds: int, seconds: float, directory: Path, say: Say
-) -> dict[str, Cell]:
-    tallies = {tool: _Tally() for tool in tools}
-    before = _rate(load, seconds)[0]
-    for turn in range(rounds):
-        for name in rotated(tools, turn):
-            tally = tallies[name]
-            if tally.failure:
+    def _go_on(self, load: Load, directory: Path) -> None:
+        self._rate(load)  # warm up
+        before = self._untraced_rate(load)
+        while self._ahead:
+            turn, tool = self._ahead.pop(0)
+            tally = self._tallies[tool]
+            if tally.is_settled:
                 continue
+            if turn and time.monotonic() > self._deadline:
+                self._say(f"{self._kind.name}: no time for more rounds")
+                self._ahead.clear()
+                return
+            self._current = tool
             try:
-                traced = _traced(kind, load, name, seconds, directory, tally)
+                traced = self._traced(load, tool, directory)
             except CannotRun as error:
-                tally.failure = str(error)
-                say(f"{kind.name}: {name}: {error}")
+                self._blame(str(error))
                 continue
-            after, _ = _rate(load, seconds)
+            after = self._untraced_rate(load)
+            self._current = None
             tally.ratios.append(slowdown(before, traced, after))
-            say(f"{kind.name}, round {turn + 1}: {name}: {tally.ratios[-1]:.3f}")
+            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {tally.ratios[-1]:.3f}")
             before = after
-    return {name: tally.cell() for name, tally in tallies.items()}
 
+    def _fail(self, tool: str, why: str) -> None:
+        self._tallies[tool].failure = why
+        self._say(f"{self._kind.name}: {tool}: {why}")
 
-def _traced(kind: Kind, load: Load, name: str, seconds: float, directory: Path, tally: _Tally) -> float:
-    """Operations per second under the tool."""
-    with attached(tool_named(name), load.pid, directory) as tracer:
-        rate, done = _rate(load, seconds)
-    load.recover()
-    if tracer is not None:
-        tally.add_seen(tracer.seen(), kind.traced_calls * done)
-    return rate
+    def _traced(self, load: Load, tool: str, directory: Path) -> float:
+        """Operations per second under the tool."""
+        with attached(tool_named(tool), load.pid, directory) as tracer:
+            rate, done = self._rate(load)
+        load.recover()
+        if tracer is not None:
+            self._tallies[tool].add_seen(tracer.seen(), self._kind.traced_calls * done)
+        return rate
 
+    def _untraced_rate(self, load: Load) -> float:
+        for _ in range(_ATTEMPTS):
+            rate, _ = self._rate(load)
+            if rate:
+                self._untraced.append(rate)
+                return rate
+            load.recover()
+        raise LoadDied("the process, untraced, gets nothing done")
 
-def _rate(load: Load, seconds: float) -> tuple[float, int]:
-    """Operations per second, the median of the parts of a slice; and all operations."""
-    parts: list[Slice] = []
-    for _ in range(_PARTS):
-        parts.append(load.work(seconds / _PARTS))
-        if not parts[-1].done:
-            return 0.0, 0
-    return statistics.median(part.rate for part in parts), sum(part.done for part in parts)
+    def _rate(self, load: Load) -> tuple[float, int]:
+        """Operations per second, the median of the parts of a slice; and all operations."""
+        parts: list[Slice] = []
+        for _ in range(_PARTS):
+            parts.append(load.work(self._seconds / _PARTS))
+            if not parts[-1].done:
+                return 0.0, 0
+        return statistics.median(part.rate for part in parts), sum(part.done for part in parts)

@@ -17,29 +17,36 @@ _MIB = 1 << 20
 
 def page(results: Results, kinds: Sequence[tuple[str, str]]) -> str:
     """All tables; ``kinds`` are the names of the kinds of load and what each does."""
-    parts = [
-        "## Conditions",
-        _table(("what", "value"), results.conditions.items()),
-        "## Side by side",
-        side_by_side(results, [name for name, _ in kinds]),
-        _table(("load", "what it does"), [kind for kind in kinds if kind[0] in results.table]),
-        "## The tracer's own cost",
-        own_cost(results.own),
-        "## Programs in the kernel",
-        programs(results.programs),
-        "## Imports",
-        imports(results.imports),
+    names = [name for name, _ in kinds]
+    loads = _table(("load", "what it does"), [kind for kind in kinds if kind[0] in results.table])
+    sections = {
+        "Conditions": _table(("what", "value"), results.conditions.items()),
+        "Side by side": f"{side_by_side(results, names)}\n\n{loads}" if results.table else "",
+        "What an operation costs more": added(results, names),
+        "The tracer's own cost": own_cost(results.own),
+        "Programs in the kernel": programs(results.programs),
+        "Imports": imports(results.imports),
+        "Not measured": "\n".join(f"- {failure}" for failure in results.failures),
+    }
+    return "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text) + "\n"
+
+
+def overview(results: Results, kinds: Sequence[tuple[str, str]]) -> str:
+    """The medians alone; ``kinds`` as for ``page``."""
+    shown = [(name, what) for name, what in kinds if name in results.table]
+    rows = [
+        (tool, *(median_text(results.table[name].get(tool, Cell())) for name, _ in shown))
+        for tool in _tools(results, [name for name, _ in shown])
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return _table(("times slower", *(what for _, what in shown)), rows) + "\n"
 
 
 def side_by_side(results: Results, kinds: Sequence[str]) -> str:
     """One row for each tool, one column for each kind of load, and below it what could not be measured."""
     columns = [kind for kind in kinds if kind in results.table]
-    tools = list(dict.fromkeys(tool for kind in columns for tool in results.table[kind]))
     rows = []
     failures = []
-    for tool in tools:
+    for tool in _tools(results, columns):
         cells = [results.table[kind].get(tool, Cell()) for kind in columns]
         rows.append((tool, *(ratio_text(cell) for cell in cells), _seen(cells)))
         failures += [f"{tool}, {kind}: {cell.failure}" for kind, cell in zip(columns, cells) if cell.failure]
@@ -47,14 +54,31 @@ def side_by_side(results: Results, kinds: Sequence[str]) -> str:
     return _table(("tool", *columns, "calls seen"), rows) + ("\n" + notes if notes else "")
 
 
+def added(results: Results, kinds: Sequence[str]) -> str:
+    """The time that each tool adds to one operation of each kind of load."""
+    columns = [kind for kind in kinds if kind in results.table and kind in results.paces]
+    untraced = ("an operation, untraced", *(_duration(results.paces[kind]) for kind in columns))
+    rows = [
+        (tool, *(_added_text(results.table[kind].get(tool, Cell()), results.paces[kind]) for kind in columns))
+        for tool in _tools(results, columns)
+    ]
+    return _table(("tool", *columns), [untraced, *rows]) if columns else ""
+
+
 def ratio_text(cell: Cell) -> str:
     """The median, and from the lowest to the highest round."""
     spread = cell.spread
+    if spread is None or spread.median == NO_PROGRESS:
+        return median_text(cell)
+    return f"{_number(spread.median)} ({_number(spread.low)}-{_number(spread.high)})"
+
+
+def median_text(cell: Cell) -> str:
+    """The median, or in words why there is none."""
+    spread = cell.spread
     if spread is None:
         return "not measured" if cell.failure else "-"
-    if spread.median == NO_PROGRESS:
-        return "no progress"
-    return f"{_number(spread.median)} ({_number(spread.low)}-{_number(spread.high)})"
+    return "no progress" if spread.median == NO_PROGRESS else _number(spread.median)
 
 
 def own_cost(costs: Iterable[OwnCost]) -> str:
@@ -104,6 +128,24 @@ def replaced(text: str, new: str) -> str:
     if not begin or not end:
         raise ValueError(f"the document lacks {BEGIN} and {END}")
     return f"{before}{begin}\n\n{new}\n{end}{after}"
+
+
+def _tools(results: Results, kinds: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(tool for kind in kinds for tool in results.table[kind]))
+
+
+def _added_text(cell: Cell, pace: float) -> str:
+    spread = cell.spread
+    if spread is None or spread.median == NO_PROGRESS:
+        return median_text(cell)
+    return _duration((spread.median - 1) * pace)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.2f} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
 
 
 def _seen(cells: Sequence[Cell]) -> str:

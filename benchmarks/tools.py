@@ -30,6 +30,8 @@ UNTRACED = "none"
 FLOOR = "empty probes"
 OURS = "ebpftrace"
 OURS_WITHOUT_STACKS = "ebpftrace, no stacks"
+OUR_LINES = "ebpftrace trace"
+OUR_FILTERED_LINES = "ebpftrace trace --min-bytes"
 
 
 class CannotRun(Exception):
@@ -73,6 +75,14 @@ _OURS = (
     "-o",
     "{output}",
 )
+_OUR_LINES = (
+    *(_PYTHON, "-m", "ebpftrace", "trace", "-e", f"trace={_CALLS}", "-p", "{pid}"),
+    *("-o", "{output}"),
+)
+_PERF_RECORD = (
+    *("perf", "record", "-q", "-B", "-o", "{output}", "-p", "{pid}"),
+    *("-e", "syscalls:sys_exit_mmap,syscalls:sys_enter_munmap", "--call-graph"),
+)
 
 TOOLS = (
     Tool(UNTRACED),
@@ -85,15 +95,8 @@ TOOLS = (
         gives_stacks=True,
         environment=(("BPFTRACE_MAP_KEYS_MAX", "131072"),),
     ),
-    Tool(
-        "perf record, dwarf",
-        (
-            *("perf", "record", "-q", "-B", "--call-graph", "dwarf", "-o", "{output}", "-p", "{pid}"),
-            *("-e", "syscalls:sys_exit_mmap,syscalls:sys_enter_munmap"),
-        ),
-        gives_stacks=True,
-        count=count_samples,
-    ),
+    Tool("perf record, fp", (*_PERF_RECORD, "fp"), gives_stacks=True, count=count_samples),
+    Tool("perf record, dwarf", (*_PERF_RECORD, "dwarf"), gives_stacks=True, count=count_samples),
     Tool(
         "memleak (bcc)",
         ("memleak-bpfcc", "-p", "{pid}", "3600"),
@@ -101,6 +104,8 @@ TOOLS = (
         # Debian's bcc wants kernel headers; ours do for it.
         environment=(("BCC_KERNEL_SOURCE", str(ROOT / "bpf")),),
     ),
+    Tool(OUR_FILTERED_LINES, (*_OUR_LINES, "--min-bytes", str(1 << 20)), ready="attached"),
+    Tool(OUR_LINES, _OUR_LINES, ready="attached", count=_count_lines),
     Tool(
         "perf trace -e", ("perf", "trace", "-e", _CALLS, "-o", "{output}", "-p", "{pid}"), count=_count_lines
     ),
@@ -135,14 +140,17 @@ class Attached:
             raise CannotRun(f"{command[0]} is not installed")
         self.began = time.monotonic()
         with self._complaints.open("wb") as complaints:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **dict(tool.environment)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=complaints,
-            )
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, **dict(tool.environment)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=complaints,
+                )
+            except OSError as error:
+                raise CannotRun(f"{command[0]} does not start: {error.strerror}") from None
         try:
             self._await_ready()
             self.attach_seconds = time.monotonic() - self.began
@@ -166,8 +174,14 @@ class Attached:
             return None
         try:
             return self._tool.count(self.output)
-        except ValueError:
+        except (ValueError, KeyError, OSError):  # it was cut off, or ended by force
             return None
+
+    def last_words(self) -> str:
+        """The last that it wrote to stderr; how it ended where that is nothing."""
+        lines = [line.strip() for line in self._complaints.read_text(errors="replace").splitlines()]
+        words = [line for line in lines if line]
+        return words[-1] if words else f"exit status {self.process.poll()}"
 
     def _await_ready(self) -> None:
         deadline = self.began + ATTACH_SECONDS
@@ -175,7 +189,7 @@ class Attached:
         while not self._said_ready():
             now = time.monotonic()
             if self.process.poll() is not None:
-                raise CannotRun(self._last_words())
+                raise CannotRun(self.last_words())
             if now > deadline:
                 raise CannotRun(f"not attached within {ATTACH_SECONDS:.0f} s")
             if not self._tool.ready:
@@ -188,11 +202,6 @@ class Attached:
 
     def _said_ready(self) -> bool:
         return bool(self._tool.ready) and self._tool.ready in self._complaints.read_text(errors="replace")
-
-    def _last_words(self) -> str:
-        lines = [line.strip() for line in self._complaints.read_text(errors="replace").splitlines()]
-        words = [line for line in lines if line]
-        return words[-1] if words else f"exit status {self.process.returncode}"
 
 
 @contextmanager

@@ -12,16 +12,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import chart, imports, tables
+from benchmarks import chart, imports, side_by_side, tables, tools
 from benchmarks.comparison import regressions
 from benchmarks.loads import KINDS
 from benchmarks.perfdata import count_samples
 from benchmarks.ratios import NO_PROGRESS, Spread, rotated, slowdown
+from benchmarks.record import Record
 from benchmarks.results import Cell, Import, OwnCost, Program, Results, from_json, to_json
-from benchmarks.tools import FLOOR, OURS
+from benchmarks.tools import FLOOR, OURS, UNTRACED, Tool
 
 ROOT = Path(__file__).resolve().parents[2]
 KIND_TEXTS = [("pairs", "mmap & munmap"), ("redis", "a server")]
+
+ABSENT = Tool("absent", ("no-such-tool-here",))
+KILLER = Tool("killer", ("sh", "-c", "kill -9 {pid}; echo attached >&2; exec sleep 60"), ready="attached")
+_STOPS = (
+    "kill -STOP {pid}; trap 'kill -CONT {pid}; exit' INT; echo attached >&2; while :; do sleep 0.05; done"
+)
+STOPPER = Tool("stopper", ("sh", "-c", _STOPS), ready="attached")
+
+
+@pytest.fixture
+def misbehaving_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "TOOLS", (*tools.TOOLS, ABSENT, KILLER, STOPPER))
+
 
 lines = st.text(st.sampled_from("ab |\\<&>é"), max_size=6)
 ratios = st.floats(0.5, 1e6) | st.just(NO_PROGRESS)
@@ -39,6 +53,8 @@ results_strategy = st.builds(
     Results,
     conditions=st.dictionaries(lines, lines, max_size=3),
     table=tables_of_cells,
+    paces=st.dictionaries(st.sampled_from([name for name, _ in KIND_TEXTS]), st.floats(1e-9, 10)),
+    failures=st.lists(lines, max_size=2).map(tuple),
     own=st.lists(
         st.builds(
             OwnCost,
@@ -111,6 +127,28 @@ def test_no_progress_is_said_in_words() -> None:
     assert tables.ratio_text(Cell((NO_PROGRESS, 80.0, 81.0))) == "81 (80-∞)"
 
 
+def test_added_time_is_of_one_operation() -> None:
+    table = {"pairs": {OURS: Cell((1.1, 1.2, 1.3)), "strace": Cell((60.0,)), "perf": Cell((NO_PROGRESS,))}}
+    shown = tables.added(Results(conditions={}, table=table, paces={"pairs": 2e-6}), ["pairs", "redis"])
+    assert shown.splitlines()[2:] == [
+        "| an operation, untraced | 2.00 µs |",
+        f"| {OURS} | 400 ns |",
+        "| strace | 118.00 µs |",
+        "| perf | no progress |",
+    ]
+
+
+def test_overview_has_the_medians_and_names_the_loads() -> None:
+    table = {"pairs": {OURS: Cell((1.1, 1.2, 1.3)), "strace": Cell((62.1, 61.9))}}
+    shown = tables.overview(Results(conditions={}, table=table), KIND_TEXTS)
+    assert shown.splitlines() == [
+        "| times slower | mmap & munmap |",
+        "| --- | --- |",
+        f"| {OURS} | 1.20 |",
+        "| strace | 62 |",
+    ]
+
+
 @given(results_strategy)
 def test_chart_is_svg_with_a_bar_for_each_tool_measured(results: Results) -> None:
     drawing = ET.fromstring(chart.render(results, KIND_TEXTS, OURS))
@@ -160,11 +198,57 @@ def test_document_keeps_what_is_around_the_tables() -> None:
         tables.replaced("nothing", "new")
 
 
-def test_documents_have_room_for_the_tables() -> None:
-    tables.replaced((ROOT / "docs" / "performance.md").read_text(), "new")
-    recorded = ROOT / "benchmarks" / "recorded.json"
-    if recorded.exists():
-        assert set(from_json(recorded.read_text()).table) <= {kind.name for kind in KINDS}
+def test_a_trial_is_written_and_read_beside_what_is_recorded(tmp_path: Path) -> None:
+    project = Record.of_the_project()
+    before = [path.read_bytes() for path in (project.page, project.readme)]
+    trial = Record.of_a_trial(tmp_path / "trial")
+    table = {KINDS[0].name: {OURS: Cell((1.25,))}}
+    for results in (Results(conditions={"kernel": "x"}), Results(conditions={"kernel": "y"}, table=table)):
+        trial.write(results)
+        assert trial.read() == results
+    assert f"| {OURS} | 1.25 |" in trial.readme.read_text()
+    assert "| kernel | y |" in trial.page.read_text()
+    assert "1.25" in trial.chart.read_text()
+    assert [path.read_bytes() for path in (project.page, project.readme)] == before
+
+
+def test_what_is_recorded_can_be_read_and_has_its_place() -> None:
+    project = Record.of_the_project()
+    for page in (project.page, project.readme):
+        tables.replaced(page.read_text(), "new")
+    if project.results.exists():
+        assert set(project.read().table) <= {kind.name for kind in KINDS}
+
+
+@pytest.mark.usefixtures("misbehaving_tools")
+def test_a_tool_that_cannot_run_leaves_the_others_their_figures() -> None:
+    kind = KINDS[0]
+    said: list[str] = []
+    column = side_by_side.measure(kind, [UNTRACED, ABSENT.name], 2, 0.05, 3600.0, said.append)
+    assert len(column.cells[UNTRACED].ratios) == 2
+    assert column.cells[ABSENT.name] == Cell(failure=f"{ABSENT.command[0]} is not installed")
+    assert column.pace is not None
+    assert len([line for line in said if ABSENT.name in line]) == 1
+
+
+@pytest.mark.usefixtures("misbehaving_tools")
+def test_a_tool_that_ends_the_process_is_told_and_the_next_has_a_new_one() -> None:
+    said: list[str] = []
+    column = side_by_side.measure(KINDS[0], [KILLER.name, UNTRACED], 2, 0.05, 3600.0, said.append)
+    assert "ended under it" in column.cells[KILLER.name].failure
+    assert len(column.cells[UNTRACED].ratios) == 2
+
+
+@pytest.mark.usefixtures("misbehaving_tools")
+def test_a_tool_that_holds_the_process_up_is_measured_once() -> None:
+    column = side_by_side.measure(KINDS[0], [STOPPER.name, UNTRACED], 2, 0.05, 3600.0, lambda _: None)
+    assert column.cells[STOPPER.name].ratios == (NO_PROGRESS,)
+    assert len(column.cells[UNTRACED].ratios) == 2
+
+
+def test_no_new_round_begins_when_time_is_up() -> None:
+    column = side_by_side.measure(KINDS[0], [UNTRACED], 1000, 0.05, 0.0, lambda _: None)
+    assert len(column.cells[UNTRACED].ratios) == 1
 
 
 def test_import_times_are_those_of_the_modules_themselves() -> None:

@@ -28,6 +28,7 @@ BPF_PERCPU_ARRAY(cpus, struct cpu_t, RECORDED_CALLS);
 BPF_PERCPU_ARRAY(copy_buffers, struct copy_t, RECORDED_CALLS);
 BPF_RINGBUF_OUTPUT(events, EVENT_PAGES);
 BPF_RINGBUF_OUTPUT(copies, COPY_PAGES);
+BPF_PERCPU_ARRAY(unannounced, u64, 2);
 
 static __always_inline struct space_t *space_at(u32 space)
 {
@@ -139,14 +140,36 @@ static __always_inline struct copy_t *copy_buffer(u32 call)
     return copy_buffers.lookup(&index);
 }
 
+/*
+ * A reader that is woken by every record costs the target more than the record.  So each CPU wakes it
+ * when it has sent its share of a quarter of the buffer since.
+ */
+static __always_inline u64 wake_up_after(u32 buffer, u64 bytes, u64 pages)
+{
+    u64 *sent = unannounced.lookup(&buffer);
+
+    if (!sent)
+        return BPF_RB_FORCE_WAKEUP;
+    *sent += bytes;
+    if (*sent < pages * PAGE_BYTES / 4 / CPUS)
+        return BPF_RB_NO_WAKEUP;
+    *sent = 0;
+    return BPF_RB_FORCE_WAKEUP;
+}
+
 static __always_inline long send_event(struct event_t *event)
 {
-    return events.ringbuf_output(event, sizeof(*event), BPF_RB_NO_WAKEUP);
+    u64 flags = wake_up_after(0, sizeof(*event), EVENT_PAGES);
+
+    /* Another program, or code that no signature knows yet: the reader should look at once. */
+    if (event->kind == EVENT_EXEC || event->kind == EVENT_CODE)
+        flags = BPF_RB_FORCE_WAKEUP;
+    return events.ringbuf_output(event, sizeof(*event), flags);
 }
 
 static __always_inline long send_copy(struct copy_t *copy, u64 size)
 {
-    return copies.ringbuf_output(copy, size, BPF_RB_NO_WAKEUP);
+    return copies.ringbuf_output(copy, size, wake_up_after(1, size, COPY_PAGES));
 }
 
 #include "call.h"

@@ -28,8 +28,10 @@ STACK_BYTES = 16_384
 COPIES_PER_SECOND = 50
 """How many copies of known stacks are taken to check them unless the user says otherwise."""
 
+_IDLE_SECONDS = 1.0
+"""How long a few events may wait to be handled; the kernel side wakes us for many, and for urgent ones ..."""
 _POLL_SECONDS = 0.1
-"""How long events may wait to be handled; the kernel side does not wake us for each."""
+"""... but we do not come sooner than this after the last time."""
 
 Made = TypeVar("Made")
 
@@ -90,20 +92,24 @@ def follow(
     ``due`` which watches live, once each interval, but not at the end.
     """
     began = time.monotonic()
+    polled = 0.0
+    behind: list[Watch] = []
     ends = None if duration is None else began + duration
     next_due = None if interval is None else began + interval
     while True:
         living = [watch for watch in watches if watch.ended_by is None]
         if not living:
             return EndedBy.TARGET_EXIT
-        waits = [moment - time.monotonic() for moment in (ends, next_due) if moment is not None]
-        # Not poll(2) on the ring buffers: a wake-up for each event would cost the target.
-        readable = [interrupts.fileno(), *(watch.target.fileno() for watch in living)]
-        select.select(readable, [], [], max(0.0, min([_POLL_SECONDS, *waits])))
+        now = time.monotonic()
+        until = now + (_POLL_SECONDS if behind else _IDLE_SECONDS)
+        until = min([until, *(moment for moment in (ends, next_due) if moment is not None)])
+        urgent = [interrupts.fileno(), *(watch.target.fileno() for watch in living)]
+        if _readable([tracer.fileno(), *urgent], until) == [tracer.fileno()]:
+            _readable(urgent, min(until, polled + _POLL_SECONDS))
         tracer.poll()
+        polled = time.monotonic()
         crowded = tracer.crowded()
-        for watch in living:
-            watch.tend(tracer, crowded)
+        behind = [watch for watch in living if watch.tend(tracer, crowded)]
         if interrupts.received:
             return EndedBy.INTERRUPT
         now = time.monotonic()
@@ -114,6 +120,11 @@ def follow(
             # On a fixed grid, so that what comes regularly is seen regularly.
             next_due = max(next_due + interval, now)
             due(living)
+
+
+def _readable(fds: Sequence[int], until: float) -> list[int]:
+    """Wait until one can be read, or until a moment of CLOCK_MONOTONIC; return those that can."""
+    return select.select(fds, [], [], max(0.0, until - time.monotonic()))[0]
 
 
 def without_collector(make: Callable[[], Made]) -> Made:

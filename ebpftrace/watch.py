@@ -181,10 +181,10 @@ class Watch:
             )
         )
 
-    def tend(self, tracer: Tracer, crowded: bool) -> None:
+    def tend(self, tracer: Tracer, crowded: bool) -> bool:
         """Do between polls what events made necessary; notice the target's end.
 
-        ``crowded``: the kernel's tables should be swept.
+        ``crowded``: the kernel's tables should be swept.  Returns whether there is more to do.
         """
         if self.ended_by is None and self.target.exited:
             self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
@@ -200,6 +200,7 @@ class Watch:
                 self._resolver.refresh()
         if self._resolver is not None:
             self._stacks.work(self._resolver, _COPIES_AT_ONCE)
+        return self._stacks.waiting > 0
 
     def _compact(self, tracer: Tracer) -> None:
         """Fold the events of the past, and have the kernel forget what nothing is left of."""

@@ -234,6 +234,8 @@ class Machine:
 
     page: int
     huge_page: int
+    cpus: int
+    """That may be there: the kernel numbers them below this."""
     nr_clone: int
     nr_clone3: int
     task_stack_offset: Optional[int] = None
@@ -284,6 +286,7 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
     constants = {
         **machine.definitions(),
         "HUGE_PAGE_BYTES": machine.huge_page,
+        "CPUS": machine.cpus,
         "NR_CLONE": machine.nr_clone,
         "NR_CLONE3": machine.nr_clone3,
         "SPACE_SHIFT": SPACE_SHIFT,

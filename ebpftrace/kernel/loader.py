@@ -47,6 +47,7 @@ def this_machine() -> tuple[Machine, bool]:
     machine = Machine(
         page=page,
         huge_page=_huge_page(),
+        cpus=os.sysconf("SC_NPROCESSORS_CONF"),
         nr_clone=numbers[0],
         nr_clone3=numbers[1],
         task_stack_offset=None if has_helper else btf.member_offset("task_struct", "stack"),

@@ -7,8 +7,10 @@ Format: Documentation/bpf/ringbuf.rst and kernel/bpf/ringbuf.c of the kernel.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import select
 import struct
 import threading
 from collections import deque
@@ -19,10 +21,8 @@ _POSITION_BYTES = 8
 _BUSY = 1 << 31
 _DISCARDED = 1 << 30
 
-_IDLE_SECONDS = 0.1
-_BUSY_SECONDS = 0.005
-_BUSY_SHARE = 0.05
-"""Share of a ring buffer that was filled between two looks, from which on it is looked at more often."""
+_PIPE_BYTES = 4096
+"""Read at once of a pipe that only wakes."""
 
 
 class RingBuffer:
@@ -104,29 +104,49 @@ def records(piece: bytes) -> Iterator[memoryview]:
 
 
 class Drainer:
-    """A thread that drains ring buffers in time, whatever the rest of the program does."""
+    """A thread that drains ring buffers in time, whatever the rest of the program does.
 
-    def __init__(self, buffers: Sequence[RingBuffer]) -> None:
+    It sleeps until the kernel side wakes it, which it must do before a buffer is full.
+    """
+
+    def __init__(self, buffers: Sequence[RingBuffer], wakers: Sequence[int]) -> None:
+        """``wakers``: file descriptors whose events (edges of EPOLLIN) wake it, such as the ring buffers'."""
         self._buffers = buffers
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
+        self._drained_read, self._drained_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._stop_read, select.EPOLLIN)
+        for waker in wakers:
+            # Edges: a buffer with something in it is always readable, woken or not.
+            self._epoll.register(waker, select.EPOLLIN | select.EPOLLET)
         self._thread = threading.Thread(target=self._run, name="drainer", daemon=True)
         self._thread.start()
 
+    def fileno(self) -> int:
+        """Becomes readable when the thread was woken and has drained."""
+        return self._drained_read
+
     def drain(self) -> None:
         """Drain now: what was sent before this call can be taken after it."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._drained_read, _PIPE_BYTES)
         with self._lock:
             for buffer in self._buffers:
                 buffer.drain()
 
     def stop(self) -> None:
-        """End the thread."""
-        self._stopped.set()
+        """End the thread; nothing can be drained any more."""
+        os.write(self._stop_write, b"!")
         self._thread.join()
+        self._epoll.close()
+        for fd in (self._stop_read, self._stop_write, self._drained_read, self._drained_write):
+            os.close(fd)
 
     def _run(self) -> None:
-        pause = _IDLE_SECONDS
-        while not self._stopped.wait(pause):
+        while self._stop_read not in (fd for fd, _ in self._epoll.poll()):
             with self._lock:
-                filled = max(buffer.drain() for buffer in self._buffers)
-            pause = _BUSY_SECONDS if filled > _BUSY_SHARE else _IDLE_SECONDS
+                for buffer in self._buffers:
+                    buffer.drain()
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._drained_write, b"!")

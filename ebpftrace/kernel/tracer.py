@@ -116,9 +116,10 @@ class Tracer:
         self._programs = {name.decode(): function.fd for name, function in self._bpf.funcs.items()}
         self._skipped_before = skipped_runs(self._programs.values())
         page = os.sysconf("SC_PAGE_SIZE")
-        self._events = RingBuffer(self._bpf["events"].map_fd, sizes.event_pages * page, _MOST_WAITING_BYTES)
-        self._copies = RingBuffer(self._bpf["copies"].map_fd, sizes.copy_pages * page, _MOST_WAITING_BYTES)
-        self._drainer = Drainer([self._events, self._copies])
+        events, copies = self._bpf["events"].map_fd, self._bpf["copies"].map_fd
+        self._events = RingBuffer(events, sizes.event_pages * page, _MOST_WAITING_BYTES)
+        self._copies = RingBuffer(copies, sizes.copy_pages * page, _MOST_WAITING_BYTES)
+        self._drainer = Drainer([self._events, self._copies], [events, copies])
         self._sweeper = Sweeper(self._fds, sizes)
 
     def __enter__(self) -> Tracer:
@@ -186,6 +187,10 @@ class Tracer:
         """Drop a task that exited before it was registered: nobody will tell us of its end."""
         with contextlib.suppress(KeyError):
             del self._bpf["threads"][ctypes.c_uint32(tid)]
+
+    def fileno(self) -> int:
+        """Becomes readable when much has come, or something that should be looked at soon."""
+        return self._drainer.fileno()
 
     def poll(self) -> None:
         """Handle all events and copies that have come; does not wait."""

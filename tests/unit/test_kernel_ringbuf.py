@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import struct
 from collections.abc import Iterator
 
@@ -105,13 +106,43 @@ def test_what_waits_is_bounded_and_the_rest_is_counted(kernel: Kernel) -> None:
     buffer.close()
 
 
-def test_the_drainer_drains_without_being_asked(kernel: Kernel) -> None:
+@pytest.fixture
+def waker() -> Iterator[tuple[int, int]]:
+    pipe = os.pipe()
+    yield pipe
+    for fd in pipe:
+        os.close(fd)
+
+
+def test_the_drainer_drains_when_woken(kernel: Kernel, waker: tuple[int, int]) -> None:
     buffer = RingBuffer(kernel.fd, SIZE, 1 << 20)
-    drainer = Drainer([buffer])
+    drainer = Drainer([buffer], [waker[0]])
+    unannounced = 0
     for number in range(1000):  # ten times what the buffer holds
         payload = struct.pack("=I", number) * 40
         while not kernel.send(payload):
             os.sched_yield()
+        unannounced += record_size(len(payload))
+        if unannounced >= SIZE // 4:
+            os.write(waker[1], b"!")
+            unannounced = 0
+    drainer.drain()
     drainer.stop()
     assert [struct.unpack_from("=I", record)[0] for record in read(buffer)] == list(range(1000))
+    buffer.close()
+
+
+def test_the_drainer_tells_when_it_was_woken(kernel: Kernel, waker: tuple[int, int]) -> None:
+    buffer = RingBuffer(kernel.fd, SIZE, 1 << 20)
+    drainer = Drainer([buffer], [waker[0]])
+    for round_ in range(3):
+        kernel.send(b"%d" % round_)
+        assert select.select([drainer], [], [], 0) == ([], [], []), "nobody has woken it"
+        os.write(waker[1], b"!")
+        assert select.select([drainer], [], [], 60) == ([drainer], [], [])
+        assert kernel.consumed() == kernel.produced
+        drainer.drain()
+        assert select.select([drainer], [], [], 0) == ([], [], []), "it was listened to"
+    drainer.stop()
+    assert read(buffer) == [b"0", b"1", b"2"]
     buffer.close()

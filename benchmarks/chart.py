@@ -9,9 +9,11 @@ from xml.sax.saxutils import escape
 from benchmarks.ratios import NO_PROGRESS
 from benchmarks.results import Cell, Results
 
-_WIDTH = 860
-_LABELS = 170
-_FIGURES = 90
+TITLE = "How many times slower a process runs under each tool"
+_COLUMNS = 2
+_PANEL_WIDTH = 490
+_LABELS = 190
+_FIGURES = 84
 _BAR = 14
 _ROW = 20
 _HEADING = 46
@@ -31,17 +33,21 @@ def render(results: Results, kinds: Sequence[tuple[str, str]], ours: str) -> str
     ``kinds`` are names and what each does; bars of tools whose name begins with ``ours`` stand out.
     """
     shown = [(name, what, _measured(results.table[name])) for name, what in kinds if name in results.table]
-    height = 2 * _MARGIN + sum(_HEADING + _ROW * len(cells) for _, _, cells in shown)
+    rows = [shown[first : first + _COLUMNS] for first in range(0, len(shown), _COLUMNS)]
+    heights = [_HEADING + _ROW * max(len(cells) for _, _, cells in row) for row in rows]
+    width, height = _COLUMNS * _PANEL_WIDTH, 2 * _MARGIN + sum(heights)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'font-family="system-ui, sans-serif" font-size="12" fill="{_TEXT_COLOR}">',
-        "<title>How many times slower a process runs under each tool</title>",
-        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
+        f"<title>{TITLE}</title>",
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
     ]
     top = _MARGIN
-    for name, what, cells in shown:
-        parts += _panel(f"{name}: {what}", cells, top, ours)
-        top += _HEADING + _ROW * len(cells)
+    for row, row_height in zip(rows, heights):
+        for column, (name, what, cells) in enumerate(row):
+            parts.append(f'<g transform="translate({column * _PANEL_WIDTH} {top})">')
+            parts += [*_panel(f"{name}: {what}", cells, ours), "</g>"]
+        top += row_height
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -50,9 +56,9 @@ def _measured(cells: Mapping[str, Cell]) -> list[tuple[str, float]]:
     return sorted(medians, key=lambda entry: entry[1])
 
 
-def _panel(title: str, cells: Sequence[tuple[str, float]], top: int, ours: str) -> list[str]:
-    rows = top + _HEADING
-    parts = [f'<text x="{_MARGIN}" y="{top + 22}" font-weight="bold">{escape(title)}</text>']
+def _panel(title: str, cells: Sequence[tuple[str, float]], ours: str) -> list[str]:
+    rows = _HEADING
+    parts = [f'<text x="{_MARGIN}" y="22" font-weight="bold">{escape(title)}</text>']
     for power in range(round(math.log10(_HIGHEST)) + 1):
         x = _x(10.0**power)
         parts.append(
@@ -65,7 +71,7 @@ def _panel(title: str, cells: Sequence[tuple[str, float]], top: int, ours: str) 
         y = rows + _ROW * index
         end = _x(ratio)
         color = _OURS_COLOR if tool.startswith(ours) else _OTHER_COLOR
-        figure = "no progress" if ratio == NO_PROGRESS else f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.2f}"
+        figure = "no progress" if ratio == NO_PROGRESS else f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2f}"
         parts.append(
             f'<text x="{_LABELS - 8}" y="{y + 11}" text-anchor="end">{escape(tool)}</text>'
             f'<rect x="{_LABELS}" y="{y}" width="{end - _LABELS + 1:.1f}" height="{_BAR}" fill="{color}"/>'
@@ -76,4 +82,4 @@ def _panel(title: str, cells: Sequence[tuple[str, float]], top: int, ours: str) 
 
 def _x(ratio: float) -> float:
     share = math.log10(min(max(ratio, 1.0), _HIGHEST)) / math.log10(_HIGHEST)
-    return _LABELS + share * (_WIDTH - _LABELS - _FIGURES)
+    return _LABELS + share * (_PANEL_WIDTH - _LABELS - _FIGURES)

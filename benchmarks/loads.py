@@ -74,12 +74,12 @@ class Kind:
 
 KINDS = (
     Kind("untouched", "mmap and munmap of 64 KiB", "untouched", traced_calls=2),
-    Kind("touched", "the same, every page touched", "touched", traced_calls=2),
-    Kind("getppid", "a call that nobody traces", "getppid"),
-    Kind("bystander", "the same, in a process that is not traced", "getppid", is_bystander=True),
+    Kind("touched", "mmap and munmap of 64 KiB, every page touched", "touched", traced_calls=2),
+    Kind("getppid", "getppid, which nobody traces", "getppid"),
+    Kind("bystander", "getppid, in a process that is not traced", "getppid", is_bystander=True),
     Kind("threads", "pthread_create and join, 64 MiB stacks", "threads"),
     Kind("malloc", "malloc and free in many threads", "malloc"),
-    Kind("redis", "Redis, SET and GET by its own benchmark"),
+    Kind("redis", "Redis, SET and GET by redis-benchmark"),
 )
 
 

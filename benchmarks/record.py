@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +59,11 @@ class Record:
     def write(self, results: Results) -> None:
         """Write all files.  Raises OSError."""
         self.results.write_text(to_json(results))
-        self.page.write_text(tables.replaced(self.page.read_text(), tables.page(results, _SHOWN_KINDS)))
-        self.readme.write_text(
-            tables.replaced(self.readme.read_text(), tables.overview(results, _SHOWN_KINDS))
-        )
+        self._put(self.page, tables.page(results, _SHOWN_KINDS))
+        self._put(self.readme, tables.overview(results, _SHOWN_KINDS))
         self.chart.write_text(chart.render(results, _SHOWN_KINDS, OURS))
+
+    def _put(self, document: Path, text: str) -> None:
+        path = os.path.relpath(self.chart, document.parent)
+        image = f"![{chart.TITLE}]({path})\n"
+        document.write_text(tables.replaced(document.read_text(), f"{text}\n{image}"))

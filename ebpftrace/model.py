@@ -122,6 +122,8 @@ class Mapping(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that are left."""
+        if len(self.pieces) == 1:  # nearly always
+            return self.pieces[0].size
         return sum(end - start for start, end in self.pieces)
 
     @property

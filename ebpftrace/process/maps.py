@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from operator import attrgetter
 from typing import Callable, Optional
 
@@ -22,9 +23,9 @@ _MAPS_LINE = re.compile(
     re.MULTILINE,
 )
 _SMAPS_RECORD_END = b"\nVmFlags:"
-_HUGE_LABELS = (b"\nShared_Hugetlb:", b"\nPrivate_Hugetlb:")
-_NOTHING_HUGE = b"".join(label + b"        0 kB" for label in _HUGE_LABELS)
-"""How nearly every record reads there: saves looking for two figures in each."""
+_SMAPS_FIGURES = b"\nRss:"
+"""From here on the text of most records is that of another one, letter by letter."""
+_FIGURES_KEPT = 1024
 _NO_ACCESS = "---"
 _KIB = 1024
 _MAX_DIGITS = 20
@@ -61,18 +62,14 @@ def parse_maps(chunks: Iterable[bytes]) -> list[Vma]:
 def parse_smaps(chunks: Iterable[bytes]) -> list[Vma]:
     """Mappings from the text of a ``smaps`` file, in chunks cut anywhere."""
     decode = _Decoder()
+    figures = lru_cache(_FIGURES_KEPT)(_figures)
     vmas = []
     for block in _blocks(chunks, _SMAPS_RECORD_END):
         for record in block.split(_SMAPS_RECORD_END):
             header = _MAPS_LINE.search(record)
             if header:
-                after = header.end()
-                vma = decode.vma(
-                    header.groups(), _figure(record, b"\nRss:", after), _figure(record, b"\nSwap:", after)
-                )
-                if record.find(_NOTHING_HUGE, after) < 0:
-                    vma = vma._replace(huge=sum(_figure(record, label, after) or 0 for label in _HUGE_LABELS))
-                vmas.append(vma)
+                begin = record.find(_SMAPS_FIGURES, header.end())
+                vmas.append(decode.vma(header.groups(), *figures(record[begin:] if begin >= 0 else b"")))
     return disjoint(vmas)
 
 
@@ -118,13 +115,19 @@ def _blocks(chunks: Iterable[bytes], boundary: bytes) -> Iterator[bytes]:
     yield bytes(pending)
 
 
-def _figure(record: bytes, label: bytes, after: int) -> Optional[int]:
+def _figures(text: bytes) -> tuple[Optional[int], Optional[int], int]:
+    """Resident and swapped bytes, and those in huge TLB pages, of the text of one record."""
+    huge = (_figure(text, b"\nShared_Hugetlb:") or 0) + (_figure(text, b"\nPrivate_Hugetlb:") or 0)
+    return _figure(text, b"\nRss:"), _figure(text, b"\nSwap:"), huge
+
+
+def _figure(text: bytes, label: bytes) -> Optional[int]:
     """Bytes of a line such as ``Rss:     12 kB``; None where there is no such line."""
-    at = record.find(label, after)
+    at = text.find(label)
     if at < 0:
         return None
     value = at + len(label)
-    digits = record[value : record.find(b"k", value)].strip()
+    digits = text[value : text.find(b"k", value)].strip()
     return int(digits) * _KIB if len(digits) <= _MAX_DIGITS and digits.isdigit() else None
 
 
@@ -140,7 +143,7 @@ class _Decoder:
             text = self._texts[raw] = raw.decode("ascii", "surrogateescape")
         return text
 
-    def vma(self, fields: Sequence[bytes], rss: Optional[int], swap: Optional[int]) -> Vma:
+    def vma(self, fields: Sequence[bytes], rss: Optional[int], swap: Optional[int], huge: int = 0) -> Vma:
         """The mapping of one match of ``_MAPS_LINE``."""
         start, end, perms, offset, device, inode, path = fields
         access = self._text(perms)
@@ -155,4 +158,5 @@ class _Decoder:
             rss,
             swap,
             access.startswith(_NO_ACCESS),
+            huge,
         )

@@ -27,6 +27,8 @@ from ebpftrace.stacks.debugfiles import DebugFile, debug_files, supplements
 from ebpftrace.stacks.files import FileStore, StoredFile
 from ebpftrace.stacks.modules import Layout
 
+DRGN = "drgn>=0.1,<0.4"
+"""What pyproject.toml asks for."""
 START_SECONDS = 20.0
 WALK_SECONDS = 5.0
 LOAD_SECONDS = 30.0
@@ -127,7 +129,8 @@ class Engine:
         answer = self._exchange(sock, None, b"", None, START_SECONDS)
         self._greeted = True
         if answer.get("without_drgn"):
-            self.because = f"drgn cannot be used ({_text(answer['without_drgn'])})"
+            why = _text(answer["without_drgn"])
+            self.because = f"drgn cannot be used ({why}): {sys.executable} -m pip install '{DRGN}'"
 
     def walk(self, layout: Layout, copy: StackCopy) -> Optional[Walk]:
         """Physical frames of a copy; None where it could not be tried at all."""

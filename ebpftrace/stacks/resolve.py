@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import Optional
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.model import NO_STACK, Frame, Stack, StackSource
+from ebpftrace.model import Frame, Stack, StackSource
 from ebpftrace.process.procfs import read_small, through_live_task
 from ebpftrace.stacks.copies import Pc, StackCopy, Walk
 from ebpftrace.stacks.engine import Engine
+from ebpftrace.stacks.framepointers import frame_pointer_walk
 from ebpftrace.stacks.modules import Layout, ModuleHistory
 from ebpftrace.stacks.perfmap import JitNames
 
@@ -22,7 +23,6 @@ JIT = "[jit]"
 NOTE_TRUNCATED = "cut where the copy of the stack ends"
 NOTE_GUESSED = "some callers guessed: code without unwind tables lies between"
 NOTE_STOPPED = "unwinding stopped early"
-NOTE_UNRELIABLE = "followed frame pointers, which most programs do not keep: callers may be missing or wrong"
 
 
 class StackResolver:
@@ -83,7 +83,10 @@ class StackResolver:
         return self.alive and self._history.refresh(at)
 
     def resolve(self, copy: StackCopy) -> Stack:
-        """The named stack of a copy; NO_STACK with a note where unwinding is not possible."""
+        """The named stack of a copy; without frames, but with a note, where it could not be unwound.
+
+        Where nothing can be unwound on this machine it is what frame pointers tell.
+        """
         layout = self._history.at(copy.at)
         walk = self._engine.walk(layout, copy)
         ended_nowhere = walk is not None and (walk.stopped_at is not None or not walk.pcs)
@@ -91,8 +94,11 @@ class StackResolver:
             # A library that was loaded since the last reading, most likely.
             layout = self._history.at(copy.at)
             walk = self._engine.walk(layout, copy) or walk
+        if walk is None and self._engine.because:
+            frames = self._frames(frame_pointer_walk(copy, layout), layout)
+            return Stack(frames, False, StackSource.FRAME_POINTER, self._engine.because)
         if walk is None:
-            return Stack(note=self._engine.because or "unwinding failed on this program's files")
+            return Stack(note="unwinding failed on this program's files")
         return Stack(self._frames(walk.pcs, layout), walk.complete, StackSource.COPIED, _note(walk))
 
     def name_address(self, address: int, at: Optional[int] = None) -> Optional[Frame]:
@@ -103,13 +109,6 @@ class StackResolver:
         if layout.find(address) is None:
             return None
         return self._frames([Pc(address, True)], layout)[-1]
-
-    def walk_frame_pointers(self, pcs: Sequence[int], at: Optional[int] = None) -> Stack:
-        """A stack from addresses that the kernel found by frame pointers, innermost first."""
-        if not pcs:
-            return NO_STACK
-        frames = self._frames([Pc(pc, i == 0) for i, pc in enumerate(pcs)], self._history.at(at))
-        return Stack(frames, False, StackSource.FRAME_POINTER, NOTE_UNRELIABLE)
 
     def _frames(self, pcs: Sequence[Pc], layout: Layout) -> tuple[Frame, ...]:
         places = [layout.find(pc.address - (not pc.exact)) for pc in pcs]

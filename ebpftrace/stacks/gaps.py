@@ -37,6 +37,8 @@ LARGEST_FRAME = 1 << 20
 LONGEST_FUNCTION = 1 << 14
 LONGEST_ENTRY = 64
 """Bytes of ``_start``: it sets up arguments and calls into the C library."""
+_WORDS_OF_TRAMPOLINE = 2
+"""CPython's: sub $8,%rsp; call *%rcx (Python/asm_trampoline.S)."""
 _WORD = 8
 _PAGE = 4096
 _PROLOGUES = (
@@ -129,7 +131,12 @@ def _cross_unreadable(frame: Stretch, region: Region, code: ReadCode) -> Union[C
             return NoCaller(outermost=False, cut=True)
         if frame.points_up(bp, saved) and region(return_address - 1) is None:
             return NoCaller(outermost=False, cut=False, unknown=return_address)
-    record = _frame_record(frame, region, code)
+
+    def readable(address: int) -> Optional[int]:
+        return region(address) if code(address, 1) else None
+
+    tiny = _search(frame, _WORDS_OF_TRAMPOLINE, readable, code)
+    record = tiny or _frame_record(frame, region, code)
     return record or NoCaller(outermost=False, cut=frame.word(frame.regs.sp + NEAR * _WORD) is None)
 
 

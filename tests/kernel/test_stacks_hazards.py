@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stacks_helpers import GCC, TARGETS, Caught, catch, compile_target, physical
+from stacks_helpers import FIRST_PAGES, GCC, TARGETS, Caught, catch, compile_target, physical
 
-from ebpftrace.model import Stack, StackSource
-from ebpftrace.stacks.copies import Registers
+from ebpftrace.model import Stack
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import JIT, StackResolver
 
@@ -243,6 +241,9 @@ def test_jit_code_is_named_by_the_perf_map(engine: Engine, tmp_path: Path, names
     assert with_pointer[1:5] == ["leaf", "py::with_pointer:/srv/app.py", "outer", "main"]
     assert stacks[20].complete
     assert "guessed" in stacks[20].note
+    trampoline = physical(stacks[23])
+    assert trampoline[1:5] == ["leaf", "trampoline", "outer", "main"]
+    assert stacks[23].complete
     without = physical(stacks[21])
     assert without[1:] == ["leaf", "LazyCompile:~without app.js:1"]
     assert not stacks[21].complete
@@ -264,6 +265,39 @@ def test_jit_code_made_since_the_maps_were_read(engine: Engine, tmp_path: Path) 
     names = [name for name in physical(stack) if not name.startswith("[jit]")]
     assert names[1:4] == ["leaf", "newest", "main"]
     assert [f.module for f in stack.frames].count(JIT) == 2
+    assert stack.complete
+
+
+def python_with_perf_maps() -> str:
+    """A CPython that writes them, which 3.12 and newer do."""
+    names = [f"python3.{minor}" for minor in range(12, 20)]
+    pyenv = Path.home().glob(".pyenv/versions/3.*/bin/python3")
+    for program in (*names, *map(str, pyenv)):
+        if shutil.which(program) is None:
+            continue
+        script = "import sys; print(sys.executable) if sys.version_info >= (3, 12) else sys.exit(1)"
+        asked = subprocess.run(
+            [program, "-X", "perf", "-c", script], capture_output=True, text=True, check=False
+        )
+        if asked.returncode == 0:
+            return asked.stdout.strip()
+    pytest.skip("no CPython 3.12 or newer with perf support")
+
+
+def test_python_functions(engine: Engine, tmp_path: Path) -> None:
+    """Between the interpreter's own C functions."""
+    script = tmp_path / "app.py"
+    pages = FIRST_PAGES + 3
+    script.write_text(
+        "import mmap\n"
+        f"def innermost(): mmap.mmap(-1, {pages} * 4096)\n"
+        "class Server:\n"
+        "    def handle(self): innermost()\n"
+        "Server().handle()\n"
+    )
+    stack = first_stack(engine, python_with_perf_maps(), "-X", "perf", str(script))
+    functions = [name.rpartition(":")[0] for name in physical(stack) if name.startswith("py::")]
+    assert functions == ["py::innermost", "py::Server.handle", "py::<module>"]
     assert stack.complete
 
 
@@ -291,35 +325,3 @@ def test_a_dangerous_perf_map_is_left_alone(engine: Engine, tmp_path: Path, haza
         place.rmdir() if hazard == "directory" else place.unlink()
     assert "wrong" not in physical(stack)
     assert stack.complete
-
-
-def test_frame_pointers_only(engine: Engine, chain: Path) -> None:
-    calls = catch([str(chain)])
-    caught = next(calls)
-    with StackResolver(caught.pid, engine) as resolver:
-        whole = resolver.resolve(caught.copy)
-        walk = engine.walk(resolver._history.at(None), caught.copy)
-        assert walk is not None
-        stack = resolver.walk_frame_pointers([pc.address for pc in walk.pcs])
-    calls.close()
-    assert stack.source is StackSource.FRAME_POINTER
-    assert not stack.complete
-    assert "frame pointers" in stack.note
-    assert physical(stack) == physical(whole)
-
-
-def test_without_drgn_names_come_from_symbol_tables(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker of this test cannot import drgn: its path has no installed packages."""
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if "packages" not in p])
-    with Engine() as engine:
-        calls = catch([str(chain)])
-        caught = next(calls)
-        with StackResolver(caught.pid, engine) as resolver:
-            unwound = resolver.resolve(caught.copy)
-            registers = Registers.from_bytes(caught.copy.registers)
-            guessed = resolver.walk_frame_pointers([registers.ip])
-        calls.close()
-        assert not engine.can_unwind
-    assert unwound.source is StackSource.NONE
-    assert "drgn" in unwound.note
-    assert "mmap" in physical(guessed)[0]

@@ -1,6 +1,7 @@
 // mmap called through code made at run time, as a JIT does; sites as in stacks_chain.c.
 //   20 through code that keeps a frame pointer   21 through code that does not
 //   22 through code of a page that is new, with a frame too large to search, then as 20
+//   23 through code that only aligns the stack
 // The code is listed in /tmp/perf-PID.map, PID as this process sees it, unless argv[1] is given: then
 // nothing is written.
 #include <stdint.h>
@@ -50,9 +51,14 @@ int main(int argc, char **argv)
 {
     // push rbp; mov rbp,rsp; call rsi; pop rbp; ret
     static const uint8_t with[] = {0x55, 0x48, 0x89, 0xe5, 0xff, 0xd6, 0x5d, 0xc3};
-    // xor ebp,ebp would end the walk by the ABI's rule; keep data there instead:
-    // push rbp; mov ebp,0x1234; call rsi; pop rbp; ret
-    static const uint8_t without[] = {0x55, 0xbd, 0x34, 0x12, 0, 0, 0xff, 0xd6, 0x5d, 0xc3};
+    // xor ebp,ebp would end the walk by the ABI's rule; keep data there instead.
+    // push rbp; xor eax,eax; push rax (8 times); mov ebp,0x1234; call rsi; add rsp,0x40; pop rbp; ret
+    static const uint8_t without[] = {0x55, 0x31, 0xc0, 0x50, 0x50, 0x50, 0x50, 0x50,
+                                      0x50, 0x50, 0x50, 0xbd, 0x34, 0x12, 0,    0,
+                                      0xff, 0xd6, 0x48, 0x83, 0xc4, 0x40, 0x5d, 0xc3};
+    // sub rsp,8; call rsi; add rsp,8; ret
+    static const uint8_t trampoline[] = {0x48, 0x83, 0xec, 0x08, 0xff, 0xd6,
+                                         0x48, 0x83, 0xc4, 0x08, 0xc3};
     // push rbp; mov rbp,rsp; sub rsp,0x1000; call rdx; leave; ret
     static const uint8_t new[] = {0x55, 0x48, 0x89, 0xe5, 0x48, 0x81, 0xec, 0,
                                   0x10, 0,    0,    0xff, 0xd2, 0xc9, 0xc3};
@@ -63,6 +69,7 @@ int main(int argc, char **argv)
     (void)argv;
     memcpy(code, with, sizeof(with));
     memcpy(code + 64, without, sizeof(without));
+    memcpy(code + 128, trampoline, sizeof(trampoline));
     if (argc == 1) {
         snprintf(path, sizeof(path), "/tmp/perf-%d.map", (int)getpid());
         FILE *map = fopen(path, "w");
@@ -72,10 +79,13 @@ int main(int argc, char **argv)
                 (unsigned)sizeof(with));
         fprintf(map, "%lx %x LazyCompile:~without app.js:1\n", (unsigned long)code + 64,
                 (unsigned)sizeof(without));
+        fprintf(map, "%lx %x trampoline\n", (unsigned long)code + 128,
+                (unsigned)sizeof(trampoline));
         fclose(map);
     }
     outer((void (*)(long, void (*)(long)))code, 20);
     outer((void (*)(long, void (*)(long)))(code + 64), 21);
+    outer((void (*)(long, void (*)(long)))(code + 128), 23);
     newest((void (*)(long, void (*)(long), void *))made(new, sizeof(new)), code);
     if (argc == 1)
         unlink(path);

@@ -11,7 +11,6 @@ TESTS = (
     "tests/kernel/test_every_kernel.py",
     "tests/kernel/test_exactness.py",
     "tests/kernel/test_flood.py::test_overflow_is_counted_and_the_report_stays_true",
-    "tests/kernel/test_lifecycle.py::test_sigkill_leaves_nothing_attached_and_the_target_running",
     "tests/kernel/test_lifecycle.py::test_command_is_traced_from_its_first_instruction",
     "tests/kernel/test_trace.py::test_stacks_name_the_callers",
 )
@@ -21,9 +20,9 @@ ENVIRONMENT = {
     "EBPFTRACE_EXACT_SEEDS": "1",
     "EBPFTRACE_EXACT_MS": "500",
     "EBPFTRACE_FLOOD_MS": "1000",
-    "EBPFTRACE_PATIENCE": "300",
+    "EBPFTRACE_PATIENCE": "600",
 }
 """Short runs, and patience with a slow machine."""
 
-TEST_SECONDS = 600
+TEST_SECONDS = 1200
 """Limit of one test."""

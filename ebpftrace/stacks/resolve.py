@@ -6,17 +6,20 @@ import os
 import select
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Frame, Stack, StackSource
 from ebpftrace.process.procfs import read_small, through_live_task
+from ebpftrace.stacks import goroots
 from ebpftrace.stacks.copies import Pc, StackCopy, Walk
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.framepointers import frame_pointer_walk
 from ebpftrace.stacks.modules import Layout, ModuleHistory
 from ebpftrace.stacks.perfmap import JitNames
+from ebpftrace.stacks.startroutines import with_library_routine
 
 JIT = "[jit]"
 """Module of frames in executable memory without a file."""
@@ -99,16 +102,19 @@ class StackResolver:
             return Stack(frames, False, StackSource.FRAME_POINTER, self._engine.because)
         if walk is None:
             return Stack(note="unwinding failed on this program's files")
-        return Stack(self._frames(walk.pcs, layout), walk.complete, StackSource.COPIED, _note(walk))
+        frames = self._frames(walk.pcs, layout)
+        if goroots.is_bottom(frames):
+            walk = replace(walk, complete=not goroots.is_switched(frames), truncated=False)
+        return Stack(frames, walk.complete, StackSource.COPIED, _note(walk, frames))
 
     def name_address(self, address: int, at: Optional[int] = None) -> Optional[Frame]:
-        """The function at the very address (a thread's start routine); None if no code is there."""
+        """A thread's start routine at the very address; None if no code is there."""
         layout = self._history.at(at)
         if layout.find(address) is None and self.alive and self._history.refresh_for_unknown():
             layout = self._history.at(at)
         if layout.find(address) is None:
             return None
-        return self._frames([Pc(address, True)], layout)[-1]
+        return with_library_routine(self._frames([Pc(address, True)], layout)[-1])
 
     def _frames(self, pcs: Sequence[Pc], layout: Layout) -> tuple[Frame, ...]:
         places = [layout.find(pc.address - (not pc.exact)) for pc in pcs]
@@ -135,10 +141,12 @@ class StackResolver:
         return Frame(None if region is None else region.name, module=JIT, offset=pc.address)
 
 
-def _note(walk: Walk) -> str:
+def _note(walk: Walk, frames: Sequence[Frame]) -> str:
     notes = []
     if walk.truncated:
         notes.append(NOTE_TRUNCATED)
+    elif not walk.complete and goroots.is_switched(frames):
+        notes.append(goroots.NOTE_OTHER_STACK)
     elif not walk.complete:
         notes.append(NOTE_STOPPED)
     if walk.guessed:

@@ -35,11 +35,17 @@ class Supplement(NamedTuple):
 class _File:
     module: Any
     bias: int
+    sections: Sections
+    has_all_symbols: bool
 
 
 class _Symbol(NamedTuple):
     name: str
     start: int
+
+
+Sections = Sequence[tuple[int, int]]
+"""Where the sections of a file lie: [start, end), file addresses."""
 
 
 class Symbolizer:
@@ -52,16 +58,19 @@ class Symbolizer:
         self._files: dict[int, _File] = {}
         self._next_base = _FIRST_BASE
 
-    def add_file(self, file: int, path: str, fd: int, start: int, end: int) -> None:
+    def add_file(
+        self, file: int, path: str, fd: int, start: int, end: int, sections: Sections, has_all_symbols: bool
+    ) -> None:
         """Load a file whose segments span [start, end) of its own addresses; takes ownership of ``fd``.
 
+        ``has_all_symbols``: also those of its own use (``.symtab``), not only what it exports.
         Raises what drgn raises on bad data.
         """
         base = self._next_base + start % 4096
         self._next_base += (end - start + 2 * _GAP) // _GAP * _GAP
         module = self._program.extra_module(path, file, create=True)
         module.address_range = (base, base + end - start)
-        self._files[file] = _File(module, base - start)
+        self._files[file] = _File(module, base - start, sections, has_all_symbols)
         module.try_file(path, fd=fd, force=True)
 
     def wants_debug_file(self, file: int) -> bool:
@@ -90,10 +99,10 @@ class Symbolizer:
         ``exact`` as in ``copies.Pc``: a return address is looked up inside the call before it.
         """
         at = self._files[file].bias + address
-        symbol = self._symbol(at if exact else at - 1)
+        symbol = self._symbol(file, at if exact else at - 1)
         if symbol is None and not exact:
             # Signal return (__restore_rt) is entered by a pushed address: nothing of it lies before.
-            symbol = self._symbol(at)
+            symbol = self._symbol(file, at)
         frames = self._frames(at + 1 if exact else at)
         if symbol is None:
             return frames
@@ -107,13 +116,27 @@ class Symbolizer:
         frames[-1] = physical
         return frames
 
-    def _symbol(self, address: int) -> Optional[_Symbol]:
+    def _symbol(self, file: int, address: int) -> Optional[_Symbol]:
         try:
             symbol = self._program.symbol(address)
         except LookupError:
             return None
+        # drgn gives the nearest one below where none holds the address.
+        if symbol.size:
+            is_of_it = 0 <= address - symbol.address < symbol.size
+        else:
+            is_of_it = self._ends_later(self._files[file], symbol.address, address)
+        if not is_of_it:
+            return None
         name = symbol.name.split("@", 1)[0][: MAX_NAME * 4]
         return _Symbol(name, symbol.address) if name else None
+
+    def _ends_later(self, file: _File, start: int, address: int) -> bool:
+        """Assembly without a size goes on to the next symbol, if we know of all, or to its section's end."""
+        if not file.has_all_symbols and file.module.wants_debug_file():
+            return False
+        first, second = start - file.bias, address - file.bias
+        return any(begin <= first <= second < end for begin, end in file.sections)
 
     def _frames(self, address: int) -> list[Name]:
         frames = []

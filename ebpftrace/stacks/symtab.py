@@ -27,7 +27,16 @@ class SymbolTables:
         self._tables: dict[int, list[tuple[int, int, str]]] = {}
         self._build_ids: dict[int, object] = {}
 
-    def add_file(self, file: int, path: str, fd: int, start: int, end: int) -> None:  # noqa: ARG002
+    def add_file(  # the arguments of ``Symbolizer.add_file``
+        self,
+        file: int,
+        path: str,  # noqa: ARG002
+        fd: int,
+        start: int,  # noqa: ARG002
+        end: int,  # noqa: ARG002
+        sections: Sequence[tuple[int, int]],  # noqa: ARG002
+        has_all_symbols: bool,  # noqa: ARG002
+    ) -> None:
         """Read a file's symbols; takes ownership of ``fd``.  Raises NotElfError and OSError."""
         try:
             headers = read_headers(reader(fd))

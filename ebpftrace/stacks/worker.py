@@ -181,7 +181,11 @@ class Worker:
         """Load a file for names; answers whether separate debug info is wanted."""
         path, fd = self._files[request["file"]]
         headers = read_headers(reader(fd))
-        self._symbolizer.add_file(request["file"], path, os.dup(fd), headers.start, headers.end)
+        sections = [(s.address, s.address + s.size) for s in headers.sections if s.address]
+        has_all_symbols = headers.section(".symtab") is not None
+        self._symbolizer.add_file(
+            request["file"], path, os.dup(fd), headers.start, headers.end, sections, has_all_symbols
+        )
         return {"wants": self._symbolizer.wants_debug_file(request["file"])}
 
     def do_debug(self, request: dict[str, Any], _: bytes, fd: Optional[int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from stacks_helpers import GCC, SYS_CLONE, SYS_CLONE3, SYS_MMAP, TARGETS, catch,
 
 from ebpftrace.model import Stack, StackSource
 from ebpftrace.stacks.engine import Engine
+from ebpftrace.stacks.goroots import NOTE_OTHER_STACK
 from ebpftrace.stacks.resolve import NOTE_GUESSED, NOTE_TRUNCATED, StackResolver
 
 pytest.importorskip("drgn")
@@ -259,6 +261,70 @@ def test_musl_has_no_tables_yet_callers_are_found(options: list[str], tmp_path: 
     assert physical(stacks[3])[1:5] == [*CHAIN, "thread_main"]
     assert stacks[3].complete
     assert all("guessed" in stack.note for stack in stacks.values())
+    # Assembly of musl has no sizes, and its shared library lists only what it exports.
+    assert physical(stacks[3])[-1] == "__clone" if options else physical(stacks[3])[-1].startswith("libc.so+")
+
+
+def test_goroutines(tmp_path: Path, engine: Engine) -> None:
+    """Go writes no unwind tables; its runtime calls mmap from another stack than the goroutine's."""
+    if shutil.which("go") is None:
+        pytest.skip("go is not installed")
+    binary = tmp_path / "goroutines"
+    subprocess.run(
+        ["go", "build", "-o", str(binary), str(TARGETS / "stacks_goroutines.go")],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"},
+    )
+    resolver = None
+    of_runtime = []
+    stacks = {}
+    for caught in catch([str(binary)], every=True):
+        resolver = resolver or StackResolver(caught.pid, engine)
+        stack = resolver.resolve(caught.copy)
+        if caught.site < 0:
+            of_runtime.append(stack)
+        else:
+            stacks[caught.site] = stack
+    assert resolver is not None
+    resolver.close()
+    assert physical(stacks[30])[-5:] == [
+        "main.leaf",
+        "main.outer",
+        "main.main",
+        "runtime.main",
+        "runtime.goexit",
+    ]
+    names = physical(stacks[31])
+    assert names[names.index("main.leaf") :][:3] == ["main.leaf", "main.outer", "main.worker"]
+    assert names[-1] == "runtime.goexit"
+    assert stacks[30].complete
+    assert stacks[31].complete
+    for stack in of_runtime:
+        assert stack.complete or NOTE_OTHER_STACK in stack.note, (physical(stack), stack.note)
+        assert not (stack.complete and "runtime.systemstack" in physical(stack))
+    assert any(stack.complete for stack in of_runtime)
+    assert any(NOTE_OTHER_STACK in stack.note for stack in of_runtime)
+
+
+def test_the_start_routine_of_a_library_is_told_by_the_library(tmp_path: Path, engine: Engine) -> None:
+    """std::thread's lies in libstdc++, which distributions strip of its name."""
+    source = str(TARGETS / "stacks_classes.cpp")
+    binary = compile_target(tmp_path / "classes", "g++", "-O2", source, "-pthread")
+    for caught in (calls := catch([str(binary)])):
+        if caught.site == 9:
+            break
+    with StackResolver(caught.pid, engine) as resolver:
+        layout = resolver._history.at(None)
+        walk = engine.walk(layout, caught.copy)
+        assert walk is not None
+        runs_in = next(
+            pc.address - 1 for pc in walk.pcs if "libstdc++" in getattr(layout.find(pc.address), "path", "")
+        )
+        frame = resolver.name_address(runs_in)
+    calls.close()
+    assert frame is not None
+    assert frame.function in ("std::thread's start routine", "execute_native_thread_routine")
 
 
 def test_every_mmap_of_a_real_program(engine: Engine) -> None:

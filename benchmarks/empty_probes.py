@@ -13,12 +13,14 @@ import sys
 from ebpftrace.kernel.sources import bpf_dir, compiling
 
 _PROBE = re.compile(r"^TRACEPOINT_PROBE\((\w+), (\w+)\)", re.MULTILINE)
+_ELSEWHERE = re.compile(r"^#ifdef PID_NAMESPACE$.*?^#(?:else|endif)$", re.MULTILINE | re.DOTALL)
+"""What only a tracer in a PID namespace of its own needs."""
 
 
 def main() -> None:
     from bcc import BPF
 
-    probes = _PROBE.findall((bpf_dir() / "ledger.c").read_text())
+    probes = probes_of((bpf_dir() / "ledger.c").read_text())
     text = "\n".join(f"TRACEPOINT_PROBE({group}, {name}) {{ return 0; }}" for group, name in probes)
     with compiling():
         bpf = BPF(text=text)
@@ -26,6 +28,11 @@ def main() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
     bpf.cleanup()
+
+
+def probes_of(source: str) -> list[tuple[str, str]]:
+    """The tracepoints that our programs are on, as (group, name)."""
+    return _PROBE.findall(_ELSEWHERE.sub("", source))
 
 
 if __name__ == "__main__":

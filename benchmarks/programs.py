@@ -16,6 +16,8 @@ from ebpftrace.watch import Watch
 
 _MIN_AGE = 1_000_000_000
 _PREFIX = "tracepoint__"
+_LEAST_RUNS = 1000
+"""Of fewer the mean says little."""
 
 
 def measure(kind: Kind, seconds: float, stack_bytes: int = STACK_BYTES) -> list[Program]:
@@ -41,7 +43,7 @@ def measure(kind: Kind, seconds: float, stack_bytes: int = STACK_BYTES) -> list[
             ns_per_run=_per_run(before[name], ran),
         )
         for name, ran in after.items()
-        if ran.runs > before[name].runs
+        if ran.runs - before[name].runs >= _LEAST_RUNS
     ]
 
 

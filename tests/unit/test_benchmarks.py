@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import chart, imports, side_by_side, tables, tools
+from benchmarks import chart, empty_probes, imports, side_by_side, tables, tools
 from benchmarks.comparison import regressions
 from benchmarks.loads import KINDS
 from benchmarks.perfdata import count_samples
@@ -249,6 +249,15 @@ def test_a_tool_that_holds_the_process_up_is_measured_once() -> None:
 def test_no_new_round_begins_when_time_is_up() -> None:
     column = side_by_side.measure(KINDS[0], [UNTRACED], 1000, 0.05, 0.0, lambda _: None)
     assert len(column.cells[UNTRACED].ratios) == 1
+
+
+def test_floor_is_on_the_tracepoints_of_our_programs() -> None:
+    found = empty_probes.probes_of((ROOT / "bpf" / "ledger.c").read_text())
+    assert {("syscalls", "sys_exit_mmap"), ("syscalls", "sys_enter_munmap"), ("task", "task_newtask")} <= {
+        *found
+    }
+    assert len(found) == len({*found})
+    assert ("syscalls", "sys_enter_execve") not in found
 
 
 def test_import_times_are_those_of_the_modules_themselves() -> None:

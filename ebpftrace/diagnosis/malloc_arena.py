@@ -1,13 +1,15 @@
 """Malloc arena: a heap of glibc's malloc outlives the thread it was made for and serves later ones.
 
 malloc/arena.c, alloc_new_heap: mmap(2 x HEAP_MAX_SIZE, PROT_NONE, MAP_NORESERVE), then head and tail are
-unmapped so that one aligned heap remains.  HEAP_MAX_SIZE is 64 MiB on 64-bit systems; with
-glibc.malloc.hugetlb=2 a heap is aligned to its own size, a few huge pages, and has MAP_HUGETLB.
+unmapped so that one aligned heap remains; glibc 2.43 leaves out MAP_NORESERVE (measured; 2.41 does not).
+HEAP_MAX_SIZE is 64 MiB on 64-bit systems; with glibc.malloc.hugetlb=2 a heap is aligned to its own size,
+a few huge pages, and has MAP_HUGETLB.
 shrink_heap may lay a MAP_FIXED mapping over the tail of a heap.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ebpftrace.diagnosis.cases import Case
@@ -33,16 +35,26 @@ _ARENAS_PER_CORE = 8
 """NARENAS_FROM_NCORES on 64-bit systems (malloc/arena.c)."""
 
 
-def is_heap(mapping: Mapping) -> bool:
-    """Whether a mapping has the shape of a heap of glibc's malloc."""
+_WITHOUT_NORESERVE = (2, 43)
+
+
+def is_heap(mapping: Mapping, libc: str) -> bool:
+    """Whether a mapping has the shape of a heap of glibc's malloc; ``libc`` is such as "glibc 2.36"."""
     if mapping.flags is None or mapping.prot != PROT_NONE or mapping.flags & MAP_STACK:
         return False
-    if not has_all(mapping.flags, PRIVATE_ANONYMOUS | MAP_NORESERVE):
+    if not has_all(mapping.flags, PRIVATE_ANONYMOUS):
+        return False
+    if not mapping.flags & MAP_NORESERVE and not _leaves_out_noreserve(libc):
         return False
     span = mapping.end - mapping.start
     if mapping.flags & MAP_HUGETLB:
         return span & (span - 1) == 0 and mapping.start % span == 0
     return mapping.start % HEAP_MAX_SIZE == 0 and span <= HEAP_MAX_SIZE
+
+
+def _leaves_out_noreserve(libc: str) -> bool:
+    version = re.search(r"glibc (\d+)\.(\d+)", libc)
+    return version is not None and tuple(map(int, version.groups())) >= _WITHOUT_NORESERVE
 
 
 def _is_overlay(case: Case) -> bool:
@@ -56,7 +68,8 @@ def _is_overlay(case: Case) -> bool:
 def _claims(case: Case, context: Context) -> bool:
     if context.libc is Libc.MUSL or (case.is_stack and (case.cached or fills_mapping(case.outstanding))):
         return False
-    return (is_heap(case.mapping) and allocator_of(case.stack) is None) or _is_overlay(case)
+    is_shaped = is_heap(case.mapping, context.evidence.books.libc)
+    return (is_shaped and allocator_of(case.stack) is None) or _is_overlay(case)
 
 
 def _limit(context: Context) -> tuple[int, str]:
@@ -68,7 +81,7 @@ def _limit(context: Context) -> tuple[int, str]:
 
 
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:
-    heaps = sum(1 for case in cases if is_heap(case.mapping))
+    heaps = sum(1 for case in cases if is_heap(case.mapping, context.evidence.books.libc))
     limit, source = _limit(context)
     bound = f"malloc makes at most {plural(limit, 'arena')} here ({source})"
     evidence = [f"{plural(heaps, 'heap')} as glibc's malloc makes them, kept for later threads; {bound}"]

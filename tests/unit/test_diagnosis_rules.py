@@ -399,6 +399,19 @@ def test_what_only_looks_like_a_heap_is_judged_as_a_mapping(changes):
     assert only(judge([arena(1, **changes)], READ)).verdict is Verdict.ORPHANED_MAPPING
 
 
+@pytest.mark.parametrize(
+    ("libc", "verdict"),
+    [
+        ("glibc 2.41", Verdict.ORPHANED_MAPPING),
+        ("glibc 2.43", Verdict.MALLOC_ARENA),
+        ("glibc 3.0", Verdict.MALLOC_ARENA),
+        ("static glibc", Verdict.ORPHANED_MAPPING),
+    ],
+)
+def test_heaps_of_later_glibc_are_without_noreserve(libc, verdict):
+    assert only(judge([arena(1, flags=0x22)], replace(READ, libc=libc))).verdict is verdict
+
+
 def test_musl_has_no_arenas():
     assert only(judge([arena(1)], MUSL)).verdict is Verdict.ORPHANED_MAPPING
 

@@ -25,7 +25,7 @@ KERNELS = (
     Kernel("6.1", "bookworm-security", "6.1"),
     Kernel("6.12", "trixie-security", "6.12"),
     Kernel("6.18", "trixie-backports", "6.18", is_short=False),
-    Kernel("7.0", "trixie-backports", "7.0", is_short=False),
+    Kernel("7.2", "trixie-backports", "7.2", is_short=False),
     Kernel("newest", "trixie-backports"),
     # From the oldest bcc that works to the newest there is.
     Kernel("bullseye", "bullseye-security", "5.10", is_short=False, userland="bullseye"),

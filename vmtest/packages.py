@@ -77,13 +77,17 @@ class _Apt:
         return max(found, key=lambda each: functools.cmp_to_key(_compare)(each[0]))[1]
 
     def parts(self, image: str) -> list[str]:
-        """Return the packages that a package of a kernel split in parts needs of the same kernel."""
+        """Return the packages that a package of a kernel split in parts needs of the same kernel.
+
+        Raises Unavailable where the archive no longer has them: it drops those of older kernels first.
+        """
         release = image.removeprefix("linux-image-")
-        return [
-            name
-            for name in re.findall(r"^ *(?:Pre)?Depends: (\S+)", self._cache("depends", image), re.MULTILINE)
-            if name in (f"linux-binary-{release}", f"linux-modules-{release}")
-        ]
+        wanted = (f"linux-binary-{release}", f"linux-modules-{release}")
+        depends = self._cache("depends", image)
+        for name in wanted:
+            if f"<{name}>" in depends:  # so does apt-cache(8) write a package that nobody provides
+                raise Unavailable(f"{self._suite} has {image}, but not {name}")
+        return [name for name in wanted if re.search(rf"Depends: {re.escape(name)}$", depends, re.MULTILINE)]
 
     def download(self, names: list[str], directory: Path) -> list[Path]:
         """Download packages of the suite into the directory."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ _BCC_PACKAGES = {
     "pacman": "pacman -S python-bcc",
     "apk": "apk add py3-bcc",
 }
+_NO_ROOM = re.compile("failed to map segment|cannot allocate memory", re.IGNORECASE)
+"""What the dynamic linker says where RLIMIT_AS forbids it to map a library (glibc elf/dl-load.c)."""
 _SYSTEM_PYTHON = "/usr/bin/python3"
 
 
@@ -38,6 +41,15 @@ def check_bcc() -> Check:
     try:
         bcc = importlib.import_module("bcc")
     except Exception as error:  # its shared library may be missing or broken in any way
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        is_full = isinstance(error, MemoryError) or _NO_ROOM.search(str(error))
+        if limit != resource.RLIM_INFINITY and is_full:
+            return Check(
+                "bcc",
+                False,
+                f"{limit >> 20} MiB of address space are too little for bcc",
+                "raise the limit it runs under (ulimit -v)",
+            )
         return Check("bcc", False, f"bcc cannot be imported ({_one_line(error)})", _bcc_command())
     if not hasattr(bcc, "BPF"):
         return Check(

@@ -55,9 +55,16 @@ def check_privileges() -> Check:
     lacking = [name for number, name in _NEEDED_CAPABILITIES.items() if not held >> number & 1]
     if not lacking:
         return Check("privileges", True, "root" if os.geteuid() == 0 else "sufficient capabilities")
-    if os.geteuid() != 0:
+    if os.geteuid() == 0:
+        return Check("privileges", False, f"root lacks {', '.join(lacking)}", _OTHER_PLACE)
+    if len(lacking) == len(_NEEDED_CAPABILITIES):
         return Check("privileges", False, "not root", _BECOME_ROOT)
-    return Check("privileges", False, f"root lacks {', '.join(lacking)}", _OTHER_PLACE)
+    return Check(
+        "privileges",
+        False,
+        f"not root, and without {', '.join(lacking)}",
+        f"grant that too, or {_BECOME_ROOT}",
+    )
 
 
 def check_lockdown() -> Check:

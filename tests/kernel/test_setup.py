@@ -159,6 +159,20 @@ def test_four_capabilities_suffice() -> None:
     assert told.returncode == 0
 
 
+def test_user_without_one_of_the_capabilities_is_told_which() -> None:
+    capabilities = "+bpf,+sys_ptrace,+dac_read_search"
+    user = f"{NOBODY} --inh-caps={capabilities} --ambient-caps={capabilities}"
+    if shell(f"{NOBODY} test -r {ROOT}/pyproject.toml").returncode:
+        pytest.skip("this checkout is in a place where only root may read")
+    told = shell(f"{user} {DOCTOR}")
+    assert failing(told)["privileges"]["what"] == "not root, and without CAP_PERFMON"
+
+
+def test_too_little_address_space_is_told() -> None:
+    told = shell(f"ulimit -v 200000; {DOCTOR}")
+    assert failing(told)["bcc"]["what"] == "195 MiB of address space are too little for bcc"
+
+
 def test_root_without_a_capability_is_told_which() -> None:
     # CAP_SYS_ADMIN stands in for CAP_BPF, so both have to go.
     told = shell(f"setpriv --inh-caps=-all --bounding-set=-bpf,-sys_admin {DOCTOR}")

@@ -21,6 +21,9 @@ from ebpftrace.model import Row, Run, ThreadId
 _LONGEST_WAIT = 1.0
 """Seconds until what was seen in a table is old enough for the ledger to judge (``Ledger.compact``)."""
 
+_SWEEPS = 2
+"""One after the other: threads must be found idle twice (``Ledger.leftovers``)."""
+
 _WORK_SHARE = 1000
 """Looks at the tables take no more than one in so many seconds."""
 
@@ -40,7 +43,7 @@ class Sweeper:
         self._room = {"mappings": sizes.mappings, "exited": sizes.mappings, "runs": sizes.runs}
         self._limits = {name: room // 2 for name, room in self._room.items()}
         self._look_at = 0.0
-        self._is_crowded = False
+        self._sweeps_due = 0
         self._unseen: set[tuple[int, int, int]] = set()
         self.lost = 0
         """Rows deleted by mistake."""
@@ -50,12 +53,15 @@ class Sweeper:
         now = time.monotonic()
         if now < self._look_at:
             return False
-        if self._is_crowded:
-            self._is_crowded = False
+        self._look_at = now + _LONGEST_WAIT
+        if self._sweeps_due:
+            self._sweeps_due -= 1
             return True
-        self._is_crowded = any(count > self._limits[name] for name, count in self._count().items())
-        took = time.monotonic() - now
-        self._look_at = now + (_LONGEST_WAIT if self._is_crowded else max(_LONGEST_WAIT, took * _WORK_SHARE))
+        if any(count > self._limits[name] for name, count in self._count().items()):
+            self._sweeps_due = _SWEEPS
+        else:
+            took = time.monotonic() - now
+            self._look_at = max(self._look_at, now + took * _WORK_SHARE)
         return False
 
     def sweep(self, space: int, leftovers: Leftovers) -> list[Row]:

@@ -137,6 +137,8 @@ def _plain(piece: _Piece, images: set[tuple[str, int]], below: Optional[Area]) -
             kind=Kind.STACK_SHAPED,
             start=below.start,
             size=below.size + area.size,
+            rss=below.rss + area.rss,
+            swap=below.swap + area.swap,
             guard=below.size,
             note="a guard below it",
         )

@@ -175,6 +175,26 @@ class Vma(NamedTuple):
         return self.end - self.start
 
 
+class LiveThread(NamedTuple):
+    """A task that runs in the address space."""
+
+    tid: int
+    inner_tid: int
+    """As its own PID namespace numbers it: what glibc's books note."""
+    name: str
+    stack_pointer: Optional[int]
+    """None where it was running at each look, or the kernel did not tell."""
+
+
+class Heap(NamedTuple):
+    """One heap of an arena of glibc's malloc (malloc/arena.c, heap_info)."""
+
+    start: int
+    end: int
+    first: bool
+    """It is the one the arena began with; others were added when that was full."""
+
+
 # --- stacks ------------------------------------------------------------------
 
 

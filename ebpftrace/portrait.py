@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from typing import Callable, NamedTuple, Optional
 
 from ebpftrace.anatomy import compare, dissect
-from ebpftrace.anatomy.areas import Area, Heap, Kind, Sight
+from ebpftrace.anatomy.areas import Area, Kind, Sight
 from ebpftrace.anatomy.look import Look
 from ebpftrace.errors import CannotTrace
 from ebpftrace.interrupts import Interrupts
-from ebpftrace.model import Books, BooksState, Frame, Interval, Vma
+from ebpftrace.model import Books, BooksState, Frame, Heap, Interval, Vma
 from ebpftrace.process.books import read_books
 from ebpftrace.process.livethreads import read_live_threads
 from ebpftrace.process.malloc import find_blocks, find_heaps, guess_heaps

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Optional
 
-from ebpftrace.model import Books, Interval, Vma
+from ebpftrace.model import Books, Heap, Interval, LiveThread, Vma
 
 
 class Kind(Enum):
@@ -52,26 +52,6 @@ class Kind(Enum):
 
 UNEXPLAINED = frozenset({Kind.STACK_SHAPED, Kind.ANONYMOUS, Kind.RESERVED})
 """Kinds that no evidence accounts for: nobody but the program knows what they are."""
-
-
-class LiveThread(NamedTuple):
-    """A task that runs in the address space."""
-
-    tid: int
-    inner_tid: int
-    """As its own PID namespace numbers it: what glibc's books note."""
-    name: str
-    stack_pointer: Optional[int]
-    """None where it was running at each look, or the kernel did not tell."""
-
-
-class Heap(NamedTuple):
-    """One heap of an arena of glibc's malloc (malloc/arena.c, heap_info)."""
-
-    start: int
-    end: int
-    first: bool
-    """It is the one the arena began with; others were added when that was full."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple, Optional
 
-from ebpftrace.anatomy.areas import Kind, LiveThread, Sight
-from ebpftrace.model import BookedThread, BooksState, Vma
+from ebpftrace.anatomy.areas import Kind, Sight
+from ebpftrace.model import BookedThread, BooksState, LiveThread, Vma
 
 MAX_GUARD = 1 << 20
 """Most bytes of a guard; what is larger and can't be touched is a reservation.  glibc's default is 4 KiB,

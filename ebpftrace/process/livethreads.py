@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Optional
 
-from ebpftrace.anatomy.areas import LiveThread
+from ebpftrace.model import LiveThread
 from ebpftrace.process.namespaces import numbers_of
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.stackpointers import read_stack_pointers

@@ -12,10 +12,9 @@ import struct
 from collections.abc import Sequence
 from typing import Optional
 
-from ebpftrace.anatomy.areas import Heap
 from ebpftrace.anatomy.claims import is_anonymous
 from ebpftrace.diagnosis.malloc_arena import HEAP_MAX_SIZE
-from ebpftrace.model import Interval, Vma
+from ebpftrace.model import Heap, Interval, Vma
 from ebpftrace.process.books import Readable
 
 _HEAP_INFO = struct.Struct("=4Q")

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.anatomy import compare, dissect
-from ebpftrace.anatomy.areas import Area, Heap, Kind, LiveThread, Sight, Totals, total, unexplained
+from ebpftrace.anatomy.areas import Area, Kind, Sight, Totals, total, unexplained
 from ebpftrace.anatomy.growth import What, grouped
-from ebpftrace.model import BookedThread, Books, BooksState, Interval, Vma
+from ebpftrace.model import BookedThread, Books, BooksState, Heap, Interval, LiveThread, Vma
 
 PAGE = 4096
 BASE = 0x7F0000000000

@@ -41,7 +41,7 @@ def test_flood_loses_nothing_and_costs_the_tracer_nothing() -> None:
     slow, slow_report, slow_cpu = flood(SLOW_PAIRS_PER_SECOND)
     fast, fast_report, fast_cpu = flood(0)
 
-    assert fast["pairs"] > 20 * slow["pairs"]
+    assert fast["pairs"] > 5 * slow["pairs"]
     for done, report in ((slow, slow_report), (fast, fast_report)):
         assert report["calls"]["mmap"] == report["calls"]["munmap"] == done["pairs"]
         assert no_losses(report), report["losses"]

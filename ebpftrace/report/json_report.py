@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timezone
+from functools import lru_cache
 from importlib import resources
 from typing import Any, Optional
 
@@ -23,6 +24,7 @@ SCHEMA = "ebpftrace.mmap-leaks/1"
 _SCHEMA_FILE = "mmap-leaks-1.json"
 
 _NS = 1_000_000_000
+_SECOND_LETTERS = len("2026-01-31T12:00:00")
 
 
 def render(report: Report, view: View) -> str:
@@ -186,5 +188,12 @@ def _time(report: Report, monotonic_ns: Optional[int]) -> Optional[str]:
     if monotonic_ns is None:
         return None
     seconds, nanoseconds = divmod(report.clock.wall_ns(monotonic_ns), _NS)
-    moment = datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=nanoseconds // 1000)
-    return moment.astimezone().isoformat(timespec="microseconds")
+    second, offset = _second(seconds)
+    return f"{second}.{nanoseconds // 1000:06}{offset}"
+
+
+@lru_cache(maxsize=1024)
+def _second(seconds: int) -> tuple[str, str]:
+    """ISO 8601 up to the second, and the offset from UTC; in a report there are many times of one second."""
+    text = datetime.fromtimestamp(seconds, timezone.utc).astimezone().isoformat(timespec="seconds")
+    return text[:_SECOND_LETTERS], text[_SECOND_LETTERS:]

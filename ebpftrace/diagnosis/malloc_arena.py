@@ -1,7 +1,7 @@
 """Malloc arena: a heap of glibc's malloc outlives the thread it was made for and serves later ones.
 
 malloc/arena.c, alloc_new_heap: mmap(2 x HEAP_MAX_SIZE, PROT_NONE, MAP_NORESERVE), then head and tail are
-unmapped so that one aligned heap remains; glibc 2.43 leaves out MAP_NORESERVE (measured; 2.41 does not).
+unmapped so that one aligned heap remains; later versions leave out MAP_NORESERVE.
 HEAP_MAX_SIZE is 64 MiB on 64-bit systems; with glibc.malloc.hugetlb=2 a heap is aligned to its own size,
 a few huge pages, and has MAP_HUGETLB.
 shrink_heap may lay a MAP_FIXED mapping over the tail of a heap.
@@ -35,7 +35,8 @@ _ARENAS_PER_CORE = 8
 """NARENAS_FROM_NCORES on 64-bit systems (malloc/arena.c)."""
 
 
-_WITHOUT_NORESERVE = (2, 43)
+_WITHOUT_NORESERVE = (2, 37)
+"""The first that may leave it out: 2.36 does not, 2.41 and 2.43 do (measured: Debian 12, 13, sid)."""
 
 
 def is_heap(mapping: Mapping, libc: str) -> bool:

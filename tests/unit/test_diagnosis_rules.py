@@ -402,8 +402,8 @@ def test_what_only_looks_like_a_heap_is_judged_as_a_mapping(changes):
 @pytest.mark.parametrize(
     ("libc", "verdict"),
     [
-        ("glibc 2.41", Verdict.ORPHANED_MAPPING),
-        ("glibc 2.43", Verdict.MALLOC_ARENA),
+        ("glibc 2.36", Verdict.ORPHANED_MAPPING),
+        ("glibc 2.41", Verdict.MALLOC_ARENA),
         ("glibc 3.0", Verdict.MALLOC_ARENA),
         ("static glibc", Verdict.ORPHANED_MAPPING),
     ],

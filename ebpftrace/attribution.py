@@ -22,9 +22,10 @@ class Attribution:
         self._copied: set[Call] = set()
         self._missing: set[Call] = set()
 
-    def mappings(self, mappings: Iterable[Mapping]) -> list[Mapping]:
-        """Return the mappings with the numbers of their stacks for sites."""
-        return [self._mapping(mapping) for mapping in mappings]
+    def number(self, mappings: list[Mapping]) -> None:
+        """Give the mappings the numbers of their stacks for sites; in place, since they may be many."""
+        for index, mapping in enumerate(mappings):
+            mappings[index] = self._mapping(mapping)
 
     def runs(self, runs: Iterable[Run]) -> list[Run]:
         """Return the clone calls with the numbers of their stacks for sites."""

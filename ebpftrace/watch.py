@@ -46,6 +46,7 @@ from ebpftrace.process.target import Target
 from ebpftrace.process.tasks import Task, list_tasks
 from ebpftrace.process.tunables import arena_limit, read_environment
 from ebpftrace.report.live import LiveState
+from ebpftrace.spare import give_back_memory
 from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
@@ -86,6 +87,8 @@ class Watch:
         """Why this address space is at its end; None while it lives."""
         self.space = -1
         self.began_at = 0
+        self.keeps_standing = False
+        """Somebody wants to see ``standing``."""
         self.standing: list[Mapping] = []
         """What stood at the last report by the ledger alone, before it was held against /proc."""
         self._engine = engine
@@ -222,12 +225,16 @@ class Watch:
         tracer.poll()  # holes and moves that concern the rows just read
         if self._resolver is not None:
             self._stacks.work(self._resolver)
-        self.standing = self._ledger.outstanding(snapshot.rows)
-        verified = self._verified(self.standing, now)
+        give_back_memory()  # that the stacks took; the rows, soon mappings, take more
+        standing = self._ledger.outstanding(snapshot.rows)
+        snapshot.rows.clear()
+        if self.keeps_standing:
+            self.standing = standing.copy()
+        verified = self._verified(standing, now)
+        del standing
         attribution = Attribution(self._stacks)
-        outstanding = assign(
-            attribution.mappings(verified.mappings), attribution.runs(snapshot.runs), snapshot.threads
-        )
+        attribution.number(verified.mappings)
+        outstanding = assign(verified.mappings, attribution.runs(snapshot.runs), snapshot.threads)
         diagnosis = diagnose(
             Evidence(
                 outstanding=outstanding,

@@ -236,8 +236,10 @@ class _Narrator:
             for line in leak_lines(report):
                 click.echo(line, err=True)
 
-    def attached(self, watches: Sequence[Watch]) -> None:  # noqa: ARG002
+    def attached(self, watches: Sequence[Watch]) -> None:
         """Say that the probes are live."""
+        for watch in watches:
+            watch.keeps_standing = self._files.ledger is not None
         if not self._quiet:
             click.echo("attached", err=True)
             if self._live is not None:

@@ -87,12 +87,18 @@ def _rows(fd: int) -> defaultdict[int, list[Row]]:
     """Read the rows of all address spaces; by far the largest table."""
     rows: defaultdict[int, list[Row]] = defaultdict(list)
     mappers: dict[tuple[int, int], ThreadId] = {}
+    # Lengths and sites repeat: one object of each value instead of one for each row.
+    known: dict[int, int] = {}
+    one_of = known.setdefault
     for keys, leaves in tables.batches(fd, ctypes.c_uint64, MappingT):
         for (key,), fields in zip(MAPPING_KEY.iter_unpack(keys), MAPPING.iter_unpack(leaves)):
             length, since, made_at, born, site, tid, prot, flags, _ = fields
             mapper = mappers.get((tid, born))
             if mapper is None:
                 mapper = mappers[tid, born] = ThreadId(tid, born)
+            if since == made_at:
+                since = made_at
+            length, site = one_of(length, length), one_of(site, site)
             row = Row(key & _ADDRESS_MASK, length, since, made_at, mapper, prot, flags, site)
             rows[key >> SPACE_SHIFT].append(row)
     return rows

@@ -268,7 +268,8 @@ class Tracer:
                 old=Interval(call.start, call.start + call.length),
                 new=Interval(call.new_start, call.new_start + call.new_length),
                 at=call.at,
-                done_at=call.done_at,
+                # The kernel's clock for BPF may step back (ktime_get_mono_fast_ns); a call does not.
+                done_at=max(call.done_at, call.at + 1),
                 keeps_old=bool(call.flags & _MREMAP_DONTUNMAP) or not call.length,
             )
         elif call.kind == EventKind.EXEC:

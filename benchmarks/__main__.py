@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ T = TypeVar("T")
 _kinds = click.option(
     "--kind", "kinds", multiple=True, type=click.Choice([kind.name for kind in KINDS]), help="Only these."
 )
-_rounds = click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+_rounds = click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 _seconds = click.option(
     "--seconds",
     type=click.FloatRange(min=0.05),
@@ -55,6 +56,8 @@ _trial = click.option(
 @click.group()
 def main() -> None:
     """Measure what tracing costs."""
+    # Tools are ended with SIGINT; where a shell had us ignore it (a job in the background) they would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @main.command()

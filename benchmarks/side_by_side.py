@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Optional
 
 from benchmarks.loads import Kind, Load, LoadDied, Slice, running
-from benchmarks.ratios import NO_PROGRESS, rotated, slowdown
+from benchmarks.ratios import rotated, slowdown
 from benchmarks.results import Cell
 from benchmarks.tools import CannotRun, attached, tool_named
 
@@ -19,6 +19,9 @@ Say = Callable[[str], None]
 
 _PARTS = 5
 """Of a slice: their median hides what else the machine did for a moment."""
+
+_FAR_SLOWER = 5
+"""From this ratio on once is enough: no spread makes it another answer."""
 
 _ATTEMPTS = 3
 """To measure the untraced process; the machine may have held it up."""
@@ -44,7 +47,7 @@ class _Tally:
     @property
     def is_settled(self) -> bool:
         """More rounds would bring nothing new, but take long."""
-        return bool(self.failure) or NO_PROGRESS in self.ratios
+        return bool(self.failure) or any(ratio >= _FAR_SLOWER for ratio in self.ratios)
 
     def add_seen(self, seen: Optional[int], calls: int) -> None:
         if seen is not None and calls:

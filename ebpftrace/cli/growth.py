@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
+from ebpftrace.cli import options
+
 if TYPE_CHECKING:
     from ebpftrace.growth.model import Size, Step, Summary
     from ebpftrace.model import Clock, TargetInfo
@@ -24,7 +26,7 @@ Examples:
 
 
 @click.command("growth", epilog=_EXAMPLES)
-@click.option("-p", "--pid", type=click.IntRange(min=1), required=True, help="Process to watch.")
+@options.one_pid("Process to watch.")
 @click.option(
     "-i",
     "--interval",
@@ -34,23 +36,10 @@ Examples:
     metavar="SECONDS",
     help="Between one line and the next.",
 )
-@click.option(
-    "-d",
-    "--duration",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to watch; a period is told after four times.",
-)
+@options.duration("How long to watch; a period is told after four times.", default=60.0)
 @click.option("--until-interrupt", is_flag=True, help="Watch until Ctrl-C or SIGTERM instead.")
 @click.option("--json", "json_output", is_flag=True, help="One JSON object a line; the last one sums up.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write here instead of stdout, line by line as they come.",
-)
+@options.output(options.LINE_BY_LINE)
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr.")
 def growth(
     pid: int,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
+from ebpftrace.cli import options
+
 if TYPE_CHECKING:
     from ebpftrace.anatomy.look import Look
 
@@ -22,7 +24,7 @@ Examples:
 
 
 @click.command("maps", epilog=_EXAMPLES)
-@click.option("-p", "--pid", type=click.IntRange(min=1), required=True, help="Process to look at.")
+@options.one_pid("Process to look at.")
 @click.option(
     "--every",
     type=click.FloatRange(min=0.1),
@@ -33,12 +35,7 @@ Examples:
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Rows of each table.")
 @click.option("--all", "list_all", is_flag=True, help="List every area too.")
 @click.option("--json", "json_output", is_flag=True, help="Report as JSON, one object for each look.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write here instead of stdout, whole or not at all.",
-)
+@options.output(options.WHOLE)
 def maps(
     pid: int,
     every: Optional[float],
@@ -63,15 +60,16 @@ def maps(
 
     if output is not None:
         check_writable(str(output))
-    written: list[str] = []
+    pages: list[str] = []
 
     def tell(look: Look) -> None:
         page = maps_json.render(look) if json_output else text.render(look, top, list_all)
-        separator = "\n" if written and not json_output else ""
-        written.append(separator + page)
+        if look.growth is not None and not json_output:
+            page = f"\n{page}"
         if output is None:
-            write_stream(sys.stdout, written[-1])
+            write_stream(sys.stdout, page)
         else:
-            write(str(output), "".join(written))
+            pages.append(page)
+            write(str(output), "".join(pages))
 
     run(pid, every, count, tell)

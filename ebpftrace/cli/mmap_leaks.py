@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
+from ebpftrace.cli import options
+
 if TYPE_CHECKING:
     from ebpftrace.kernel.tracer import Tracer
     from ebpftrace.model import Report
@@ -40,18 +42,8 @@ Examples:
 
 
 @click.command("mmap-leaks", epilog=_EXAMPLES)
-@click.option(
-    "-p", "--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Process to trace; repeatable."
-)
-@click.option(
-    "-d",
-    "--duration",
-    type=click.FloatRange(min=0),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to trace.",
-)
+@options.pids
+@options.duration("How long to trace.", default=30.0, zero=True)
 @click.option("--until-interrupt", is_flag=True, help="Trace until Ctrl-C or SIGTERM instead.")
 @click.option(
     "-i",
@@ -81,24 +73,17 @@ Examples:
 @click.option(
     "--folded", "form", flag_value="folded", help="Report as folded stacks, weighted by leaked bytes."
 )
-@click.option(
+@options.file(
     "--flamegraph",
-    type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.html",
-    help="Also write a flame graph of leaked bytes, one self-contained page.",
+    purpose="Also write a flame graph of leaked bytes, one self-contained page.",
 )
-@click.option(
+@options.file(
     "--speedscope",
-    type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.json",
-    help="Also write the leaked bytes as a profile for speedscope.",
+    purpose="Also write the leaked bytes as a profile for speedscope.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the report here instead of stdout, whole or not at all.",
-)
+@options.output(options.WHOLE)
 @click.option("--fail-on-leak", is_flag=True, help=f"Exit with status {STATUS_LEAK} where a leak was found.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but the report.")
 @click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR=1).")
@@ -127,7 +112,7 @@ Examples:
     help="Also tell how long our programs ran in the kernel; measuring makes each run a little longer.",
 )
 @click.option("--dump-ledger", type=click.Path(path_type=Path), hidden=True)
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@options.command_line
 def mmap_leaks(
     pids: tuple[int, ...],
     duration: float,
@@ -156,8 +141,7 @@ def mmap_leaks(
     Traces the address space of a running process, or of COMMAND from its first instruction, and
     detaches; the process is never stopped.
     """
-    if bool(pids) == bool(command):
-        raise click.UsageError("give either -p PID or -- COMMAND ARGS...")
+    options.check_target(pids, command)
     if len(pids) > 1 and (flamegraph or speedscope):
         raise click.UsageError("--flamegraph and --speedscope show one process: give one -p")
 

@@ -8,6 +8,8 @@ from typing import Optional
 
 import click
 
+from ebpftrace.cli import options
+
 _EXAMPLES = """
 \b
 Examples:
@@ -29,12 +31,7 @@ Examples:
     "--top", type=click.IntRange(min=1), default=20, show_default=True, help="Most processes to show."
 )
 @click.option("--json", "json_output", is_flag=True, help="Report as one JSON object.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write here instead of stdout, whole or not at all.",
-)
+@options.output(options.WHOLE)
 def scan(seconds: Optional[float], top: int, json_output: bool, output: Optional[Path]) -> None:
     """Rank the processes of this host by how much they look like a leak of mappings.
 

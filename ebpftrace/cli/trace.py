@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
 import click
+
+from ebpftrace.cli import options
 
 _EXAMPLES = """
 \b
@@ -22,26 +22,8 @@ Examples:
 """
 
 
-_SEPARATORS = re.compile(r"[,\s]+")
-_PID = click.IntRange(min=1)
-
-
-def _pids(context: click.Context, option: click.Parameter, given: Sequence[str]) -> list[int]:
-    """What strace's -p takes: process ids with commas or white space between them."""
-    words = [word for value in given for word in _SEPARATORS.split(value.strip(", \t\n"))]
-    return [_PID(word, option, context) for word in words]
-
-
 @click.command("trace", epilog=_EXAMPLES)
-@click.option(
-    "-p",
-    "--pid",
-    "pids",
-    metavar="PID[,PID]...",
-    multiple=True,
-    callback=_pids,
-    help='Process to trace; repeatable, or a list as "$(pidof NAME)" gives it.',
-)
+@options.pids
 @click.option(
     "-e",
     "expressions",
@@ -61,23 +43,12 @@ def _pids(context: click.Context, option: click.Parameter, given: Sequence[str])
 @click.option("-k", "--stack-trace", is_flag=True, help="The user stack of each call.")
 @click.option("-c", "--summary-only", is_flag=True, help="Count in the kernel, and print only a table.")
 @click.option("-C", "--summary", is_flag=True, help="Print the table too.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write here instead of stdout, line by line as they come.",
-)
-@click.option(
-    "-d",
-    "--duration",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="How long to trace.  Default: until Ctrl-C, or until all targets have exited.",
-)
+@options.output(options.LINE_BY_LINE)
+@options.duration("How long to trace.  Default: until Ctrl-C, or until all targets have exited.")
 @click.option("-q", "quiet", count=True, help="Say nothing on stderr; -qq: nor when a task exits.")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@options.command_line
 def trace(
-    pids: list[int],
+    pids: tuple[int, ...],
     expressions: tuple[str, ...],
     min_bytes: int,
     successful_only: bool,
@@ -98,8 +69,7 @@ def trace(
 
     A line is printed when its call has returned, so it is always whole.  Its time is when the call began.
     """
-    if bool(pids) == bool(command):
-        raise click.UsageError("give either -p PID or -- COMMAND ARGS...")
+    options.check_target(pids, command)
     if successful_only and failed_only:
         raise click.UsageError("-z and -Z together leave nothing")
     if summary and summary_only:

@@ -12,9 +12,9 @@ from benchmarks.tools import ROOT
 
 STATEMENTS = (
     "import ebpftrace.cli",
-    "import ebpftrace.session",
-    "import ebpftrace.session, bcc",
-    "import ebpftrace.session, ebpftrace.report.terminal",
+    "import ebpftrace.jobs.mmap_leaks",
+    "import ebpftrace.jobs.mmap_leaks, bcc",
+    "import ebpftrace.jobs.mmap_leaks, ebpftrace.report.terminal",
 )
 _DEAREST = 5
 _LINE = re.compile(r"^import time:\s+(\d+) \|\s+(\d+) \|( +)(\S+)$", re.MULTILINE)

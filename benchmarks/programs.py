@@ -8,11 +8,11 @@ from pathlib import Path
 
 from benchmarks.loads import Kind, running
 from benchmarks.results import Program
+from ebpftrace.jobs.tracing import STACK_BYTES, begin_loading, open_tracer
+from ebpftrace.jobs.watch import Watch
 from ebpftrace.kernel.cost import RunTime, measured_runs
 from ebpftrace.process.target import open_target
 from ebpftrace.stacks.engine import Engine
-from ebpftrace.tracing import STACK_BYTES, begin_loading, open_tracer
-from ebpftrace.watch import Watch
 
 _MIN_AGE = 1_000_000_000
 _PREFIX = "tracepoint__"

@@ -1,5 +1,5 @@
 /*
- * Records of the call trace, shared with Python (ebpftrace/kernel/trace_layout.py mirrors them).
+ * Records of the call trace, shared with Python (ebpftrace/kernel/calls/layout.py mirrors them).
  * Times in ns of CLOCK_MONOTONIC.  Upper-case names that no header defines come from there too.
  */
 #pragma once

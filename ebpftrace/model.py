@@ -174,6 +174,12 @@ class Vma(NamedTuple):
         """Bytes."""
         return self.end - self.start
 
+    @property
+    def is_anonymous(self) -> bool:
+        """Private memory without a file, whatever it is named."""
+        is_file = bool(self.inode or (self.path and not self.path.startswith("[anon:")))
+        return not is_file and self.perms.endswith("p")
+
 
 class LiveThread(NamedTuple):
     """A task that runs in the address space."""

@@ -33,11 +33,6 @@ class Claim(NamedTuple):
     note: str = ""
 
 
-def is_anonymous(vma: Vma) -> bool:
-    """Private memory without a file, whatever it is named."""
-    return not vma.inode and vma.perms.endswith("p") and (not vma.path or vma.path.startswith("[anon:"))
-
-
 class Claims:
     """Disjoint claims; of two that overlap the first made counts, so the best evidence comes first."""
 
@@ -142,7 +137,7 @@ def _claim_stack(claims: Claims, vma: Vma, below: Optional[Vma], thread: LiveThr
     assert thread.stack_pointer is not None
     if thread.stack_pointer >= vma.end or vma.path == _MAIN_STACK:
         return
-    if not is_anonymous(vma) or "w" not in vma.perms:
+    if not vma.is_anonymous or "w" not in vma.perms:
         return
     guard = _guard_of(vma, below)
     if guard is None and vma.size > MAX_UNGUARDED_STACK:
@@ -160,4 +155,4 @@ def _guard_of(vma: Vma, below: Optional[Vma]) -> Optional[Vma]:
 
 def is_guard(vma: Vma) -> bool:
     """Small anonymous memory that nothing can touch."""
-    return vma.guard and is_anonymous(vma) and vma.size <= MAX_GUARD
+    return vma.guard and vma.is_anonymous and vma.size <= MAX_GUARD

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
 from ebpftrace.anatomy.areas import Area, Kind, Sight
-from ebpftrace.anatomy.claims import MAX_GUARD, Claim, claim_all, is_anonymous
+from ebpftrace.anatomy.claims import MAX_GUARD, Claim, claim_all
 from ebpftrace.model import Vma
 
 _VSYSCALL = "[vsyscall]"
@@ -159,7 +159,7 @@ def _kind(vma: Vma, size: int, images: set[tuple[str, int]]) -> Kind:
         return Kind.SHARED
     if vma.guard:
         return Kind.GUARD if size <= MAX_GUARD or vma.inode else Kind.RESERVED
-    if is_anonymous(vma):
+    if vma.is_anonymous:
         if "x" in perms:
             return Kind.JIT
         return Kind.NAMED if path else Kind.ANONYMOUS

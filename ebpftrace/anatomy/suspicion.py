@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import NamedTuple, Optional
 
 from ebpftrace.anatomy.areas import Totals
-from ebpftrace.anatomy.claims import is_anonymous, is_guard
+from ebpftrace.anatomy.claims import is_guard
 from ebpftrace.model import BooksState, Vma
 
 MIN_GROWTH = 1 << 20
@@ -173,7 +173,7 @@ def shape_of(vmas: Sequence[Vma], heaps: int) -> Shape:
     for vma in vmas:
         if "w" in vma.perms and vma.perms.endswith("p"):
             writable += vma.size
-            if below is not None and below.end == vma.start and is_anonymous(vma):
+            if below is not None and below.end == vma.start and vma.is_anonymous:
                 stacks += 1
                 stack_bytes += below.size + vma.size
         below = vma if is_guard(vma) else None

@@ -13,7 +13,7 @@ def doctor(ctx: click.Context, json_output: bool) -> None:
 
     Exits with status 0 if it can trace, 1 if not.  Nothing is changed.
     """
-    from ebpftrace.kernel.features import examine
+    from ebpftrace.kernel.checks.features import examine
     from ebpftrace.report.doctor import as_json, as_text, can_trace
 
     checks = examine()

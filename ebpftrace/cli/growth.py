@@ -55,8 +55,8 @@ def growth(
     What pidstat -r prints, with causes: what was mapped in an interval and still stands at its end, less
     what went.  The process is never stopped, and nothing is recorded call by call.
     """
-    from ebpftrace.growth_session import Settings, run
-    from ebpftrace.kernel.features import require_tracing
+    from ebpftrace.jobs.growth import Settings, run
+    from ebpftrace.kernel.checks.features import require_tracing
     from ebpftrace.report.output import Stream
 
     require_tracing()

@@ -53,7 +53,7 @@ def maps(
     if count is not None and every is None:
         raise click.UsageError("--count needs --every SECONDS")
 
-    from ebpftrace.portrait import run
+    from ebpftrace.jobs.maps import run
     from ebpftrace.report import maps as text
     from ebpftrace.report import maps_json
     from ebpftrace.report.output import check_writable, write, write_stream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -14,10 +14,10 @@ import click
 from ebpftrace.cli import options
 
 if TYPE_CHECKING:
+    from ebpftrace.jobs.watch import Watch
     from ebpftrace.kernel.tracer import Tracer
     from ebpftrace.model import Report
     from ebpftrace.report.view import View
-    from ebpftrace.watch import Watch
 
 STATUS_LEAK = 3
 """Exit status with --fail-on-leak where a leak was found."""
@@ -145,9 +145,9 @@ def mmap_leaks(
     if len(pids) > 1 and (flamegraph or speedscope):
         raise click.UsageError("--flamegraph and --speedscope show one process: give one -p")
 
-    from ebpftrace.kernel.features import require_tracing
+    from ebpftrace.jobs.mmap_leaks import Settings, run
+    from ebpftrace.kernel.checks.features import require_tracing
     from ebpftrace.report.view import View
-    from ebpftrace.session import Settings, run
 
     settings = Settings(
         pids=pids,
@@ -202,7 +202,7 @@ class _Narrator:
         self._files = files
         self._quiet = quiet
         self._color = use_color(sys.stdout, no_color)
-        self._written = ""
+        self._written: list[str] = []
         self._live = None if quiet else LiveView(sys.stderr, color=use_color(sys.stderr, no_color))
         self._next_look = 0.0
 
@@ -263,7 +263,7 @@ class _Narrator:
             self._live.__exit__(None, None, None)
             self._live = None
 
-    def _render(self, report: Report) -> str:
+    def _render(self, report: Report) -> Iterable[str]:
         if self._form == "json":
             from ebpftrace.report import json_report
 
@@ -271,7 +271,7 @@ class _Narrator:
         if self._form == "folded":
             from ebpftrace.report import folded
 
-            return folded.render(report)
+            return (folded.render(report),)
         from ebpftrace.report import terminal
 
-        return terminal.render(report, self._view, color=self._color and self._files.output is None)
+        return (terminal.render(report, self._view, color=self._color and self._files.output is None),)

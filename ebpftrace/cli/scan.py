@@ -38,7 +38,7 @@ def scan(seconds: Optional[float], top: int, json_output: bool, output: Optional
     Also tells which lines of /proc/meminfo deserve attention.  Needs no tracing; without root, only
     your own processes are looked at closely.
     """
-    from ebpftrace.census import run
+    from ebpftrace.jobs.scan import run
     from ebpftrace.report import scan as text
     from ebpftrace.report import scan_json
     from ebpftrace.report.output import check_writable, write, write_stream

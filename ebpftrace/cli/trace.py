@@ -75,12 +75,12 @@ def trace(
     if summary and summary_only:
         raise click.UsageError("give either -c or -C")
 
-    from ebpftrace.kernel.features import require_tracing
-    from ebpftrace.kernel.trace_layout import Filters
+    from ebpftrace.jobs.trace import Settings, run
+    from ebpftrace.kernel.calls.layout import Filters
+    from ebpftrace.kernel.checks.features import require_tracing
     from ebpftrace.report.output import Stream
     from ebpftrace.trace.lines import Style, summary_of_losses
     from ebpftrace.trace.selection import SelectionError, select
-    from ebpftrace.trace_session import Settings, run
 
     try:
         calls = select(expressions)

@@ -20,7 +20,7 @@ from ebpftrace.diagnosis.origin import (
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.stack_cache import cache_limit
 from ebpftrace.model import Verdict
-from ebpftrace.report.text import plural, size
+from ebpftrace.text import plural, size
 
 _OVERFLOWING = "overflowing"
 _BOOKED = "booked"

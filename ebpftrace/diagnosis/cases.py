@@ -25,7 +25,7 @@ from ebpftrace.model import (
     Stack,
     Thread,
 )
-from ebpftrace.report.text import plural
+from ebpftrace.text import plural
 
 _NEAR_TOP = 4
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.model import Verdict
-from ebpftrace.report.text import plural
+from ebpftrace.text import plural
 
 _JOIN_FIELDS = 1024
 """Bytes from the beginning of a descriptor; both fields are in it in every version."""

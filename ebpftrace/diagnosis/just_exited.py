@@ -10,7 +10,7 @@ from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import NS
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.model import Verdict
-from ebpftrace.report.text import duration
+from ebpftrace.text import duration
 
 
 class _Reason(Enum):

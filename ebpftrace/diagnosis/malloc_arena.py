@@ -24,17 +24,14 @@ from ebpftrace.diagnosis.flags import (
 )
 from ebpftrace.diagnosis.origin import Libc, allocator_of, fills_mapping
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
+from ebpftrace.glibc import HEAP_MAX_SIZE
 from ebpftrace.model import Mapping, Verdict
-from ebpftrace.report.text import plural
-
-HEAP_MAX_SIZE = 64 << 20
+from ebpftrace.text import plural
 
 _MALLOC_FUNCTIONS = frozenset({"shrink_heap", "heap_trim", "new_heap", "alloc_new_heap"})
 _SHRINKING_DEPTH = 3
 _ARENAS_PER_CORE = 8
 """NARENAS_FROM_NCORES on 64-bit systems (malloc/arena.c)."""
-
-
 _WITHOUT_NORESERVE = (2, 37)
 """The first that may leave it out: 2.36 does not, 2.41 and 2.43 do (measured: Debian 12, 13, sid)."""
 

@@ -14,7 +14,7 @@ from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.origin import Libc, Origin, creator_frame, fills_mapping
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.model import Verdict
-from ebpftrace.report.text import plural
+from ebpftrace.text import plural
 
 
 def _claims(case: Case, context: Context) -> bool:

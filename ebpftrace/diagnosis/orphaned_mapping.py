@@ -12,7 +12,7 @@ from ebpftrace.diagnosis.evidence import NS
 from ebpftrace.diagnosis.origin import allocator_of, creator_frame
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.model import OwnedBy, Verdict
-from ebpftrace.report.text import duration, plural
+from ebpftrace.text import duration, plural
 
 
 def _claims(_case: Case, _context: Context) -> bool:

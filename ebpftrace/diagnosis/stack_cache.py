@@ -15,9 +15,9 @@ from ebpftrace.diagnosis.just_exited import JUST_EXITED
 from ebpftrace.diagnosis.origin import Libc, Origin, fills_mapping
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.sites import SiteKey
+from ebpftrace.glibc import STACK_CACHE_LIMIT
 from ebpftrace.model import Verdict
-from ebpftrace.process.books.cache import DEFAULT_LIMIT
-from ebpftrace.report.text import plural, size
+from ebpftrace.text import plural, size
 
 _SLACK = 2
 
@@ -27,7 +27,7 @@ _ADVICE = "nothing to do; GLIBC_TUNABLES=glibc.pthread.stack_cache_size=BYTES bo
 def cache_limit(context: Context) -> int:
     """Bytes glibc's cache may hold."""
     limit = context.evidence.books.stack_cache_limit
-    return DEFAULT_LIMIT if limit is None else limit
+    return STACK_CACHE_LIMIT if limit is None else limit
 
 
 def _may_be_cached(case: Case, context: Context) -> bool:

@@ -21,8 +21,8 @@ from ebpftrace.diagnosis.rule import Context, Rule
 from ebpftrace.diagnosis.sites import SiteKey
 from ebpftrace.diagnosis.stack_cache import STACK_CACHE, overflowing_places
 from ebpftrace.model import NO_STACK, BooksState, Finding
-from ebpftrace.report.text import duration
-from ebpftrace.report.text import period as in_words
+from ebpftrace.text import duration
+from ebpftrace.text import period as in_words
 
 RULES = (
     MALLOC_ARENA,

@@ -12,8 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import Optional
 
-from ebpftrace.anatomy.claims import is_anonymous
-from ebpftrace.diagnosis.malloc_arena import HEAP_MAX_SIZE
+from ebpftrace.glibc import HEAP_MAX_SIZE
 from ebpftrace.model import Heap, Interval, Vma
 from ebpftrace.process.books import Readable
 
@@ -98,7 +97,7 @@ def _block_end(memory: Readable, start: int, limit: int) -> Optional[int]:
 
 
 def _is_plain(vma: Vma) -> bool:
-    return is_anonymous(vma) and vma.perms.startswith("rw-")
+    return vma.is_anonymous and vma.perms.startswith("rw-")
 
 
 def _candidates(vmas: Sequence[Vma]) -> list[tuple[int, int]]:
@@ -120,7 +119,7 @@ def _extent(vmas: Sequence[Vma], position: int, start: int) -> int:
     while end < limit and position + 1 < len(vmas):
         position += 1
         vma = vmas[position]
-        if vma.start != end or not is_anonymous(vma):
+        if vma.start != end or not vma.is_anonymous:
             break
         end = vma.end
     return min(end, limit)

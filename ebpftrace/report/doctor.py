@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ebpftrace.kernel.check import Check
+from ebpftrace.kernel.checks.check import Check
 
 SCHEMA = "ebpftrace.doctor/1"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ebpftrace.model import Finding, Orphan, Report, StackSource, Thread, Verdict
 from ebpftrace.report import flags, frames
-from ebpftrace.report.text import (
+from ebpftrace.text import (
     address,
     count,
     duration,

@@ -11,7 +11,7 @@ from importlib import resources
 
 from ebpftrace.model import Report
 from ebpftrace.report.leaked import Box, leaked_stacks
-from ebpftrace.report.text import escape
+from ebpftrace.text import escape
 
 _PAGE = "flamegraph.html"
 _SCRIPTS = {"/*D3*/": "d3.min.js", "/*FLAMEGRAPH*/": "d3-flamegraph.umd.min.js"}

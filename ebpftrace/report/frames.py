@@ -8,7 +8,7 @@ from typing import Optional
 from rich.cells import cell_len
 
 from ebpftrace.model import Frame, Stack
-from ebpftrace.report.text import escape, shorten
+from ebpftrace.text import escape, shorten
 
 _RUNTIME_MODULES = ("libc.so", "libc-", "libc.musl", "ld-", "libpthread", "libstdc++", "libc++", "[vdso]")
 

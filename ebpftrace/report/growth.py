@@ -15,7 +15,7 @@ from ebpftrace.report import frames
 from ebpftrace.report.headline import lost_line
 from ebpftrace.report.sparkline import sparkline
 from ebpftrace.report.tables import WIDTH, table, wrapped
-from ebpftrace.report.text import change, count, duration, escape, period, plural, rate, shorten, size, wall
+from ebpftrace.text import change, count, duration, escape, period, plural, rate, shorten, size, wall
 
 _KIB = 1024
 _CAUSES_SHOWN = 3

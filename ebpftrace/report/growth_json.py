@@ -13,7 +13,7 @@ from ebpftrace.growth.model import Cause, SiteGrowth, Step, Summary
 from ebpftrace.model import Clock
 from ebpftrace.report.json_report import stack_object
 from ebpftrace.report.tables import iso_time
-from ebpftrace.report.text import without_surrogates
+from ebpftrace.text import without_surrogates
 
 SCHEMA = "ebpftrace.growth/1"
 _MOST_THREADS = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ebpftrace.model import EndedBy, Finding, Losses, Report, Verdict
-from ebpftrace.report.text import duration, period, plural, rate, size
+from ebpftrace.text import duration, period, plural, rate, size
 
 
 def leak_lines(report: Report) -> list[str]:

@@ -10,6 +10,7 @@ control characters included, are what they are (JSON escapes them).
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib import resources
@@ -17,19 +18,31 @@ from typing import Any, Optional
 
 from ebpftrace import __version__
 from ebpftrace.model import Finding, Frame, Orphan, Report, Stack, ThreadTotal
-from ebpftrace.report.text import address, without_surrogates
-from ebpftrace.report.view import View, select
+from ebpftrace.report.view import Selection, View, select
+from ebpftrace.text import address, without_surrogates
 
 SCHEMA = "ebpftrace.mmap-leaks/1"
 _SCHEMA_FILE = "mmap-leaks-1.json"
+
+_ROWS_AT_ONCE = 1000
+"""Mappings whose objects exist at the same time: a finding may have a hundred thousand."""
 
 _NS = 1_000_000_000
 _SECOND_LETTERS = len("2026-01-31T12:00:00")
 
 
-def render(report: Report, view: View) -> str:
-    """The report as one line of ASCII JSON; the view's filters apply and are told in ``hidden``."""
-    return json.dumps(document(report, view), allow_nan=False) + "\n"
+def render(report: Report, view: View) -> Iterator[str]:
+    """The report as one line of ASCII JSON, part by part.
+
+    The view's filters apply and are told in ``hidden``.
+    """
+    selection = select(report, view)
+    yield _begun(_summary(report, selection), "findings")
+    for position, finding in enumerate((*selection.leaks, *selection.others)):
+        yield ", " * bool(position) + _begun(_finding(finding), "mappings")
+        yield from _rows(finding.orphans, report)
+        yield "]}"
+    yield "]}\n"
 
 
 def schema() -> dict[str, Any]:
@@ -39,9 +52,19 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def document(report: Report, view: View) -> dict[str, Any]:
-    """The report as the object of the contract."""
-    selection = select(report, view)
+def _begun(members: dict[str, Any], array: str) -> str:
+    """An object with these members up to the first item of ``array``, its last member."""
+    return f'{json.dumps(members, allow_nan=False)[:-1]}, "{array}": ['
+
+
+def _rows(orphans: Sequence[Orphan], report: Report) -> Iterator[str]:
+    for first in range(0, len(orphans), _ROWS_AT_ONCE):
+        rows = [_mapping(orphan, report) for orphan in orphans[first : first + _ROWS_AT_ONCE]]
+        yield ", " * bool(first) + json.dumps(rows, allow_nan=False)[1:-1]
+
+
+def _summary(report: Report, selection: Selection) -> dict[str, Any]:
+    """All members but the findings."""
     target, memory, calls, losses = report.target, report.memory, report.calls, report.losses
     return {
         "schema": SCHEMA,
@@ -81,7 +104,6 @@ def document(report: Report, view: View) -> dict[str, Any]:
         "outstanding": {"mappings": report.outstanding_mappings, "bytes": report.outstanding_bytes},
         "unexplained_bytes": report.unexplained_bytes,
         "threads": [_thread(total) for total in selection.threads],
-        "findings": [_finding(finding, report) for finding in (*selection.leaks, *selection.others)],
         "hidden": {
             "findings": len(selection.hidden),
             "leaks": sum(finding.leak for finding in selection.hidden),
@@ -116,7 +138,8 @@ def _thread(total: ThreadTotal) -> dict[str, Any]:
     }
 
 
-def _finding(finding: Finding, report: Report) -> dict[str, Any]:
+def _finding(finding: Finding) -> dict[str, Any]:
+    """All members but the mappings."""
     return {
         "verdict": finding.verdict.value,
         "leak": finding.leak,
@@ -130,7 +153,6 @@ def _finding(finding: Finding, report: Report) -> dict[str, Any]:
         "period_seconds": finding.period,
         "start_routine": _frame(finding.start_routine) if finding.start_routine else None,
         "stack": stack_object(finding.stack),
-        "mappings": [_mapping(orphan, report) for orphan in finding.orphans],
     }
 
 

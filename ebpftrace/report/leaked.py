@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ebpftrace.model import Finding, Frame, Report
 from ebpftrace.report import frames
-from ebpftrace.report.text import escape
+from ebpftrace.text import escape
 
 
 @dataclass(frozen=True)

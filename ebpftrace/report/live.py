@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ebpftrace.model import Memory
-from ebpftrace.report.text import change, count, duration, escape, plural, shorten, size
+from ebpftrace.text import change, count, duration, escape, plural, shorten, size
 
 _NAME_WIDTH = 40
 

@@ -11,7 +11,7 @@ from ebpftrace.anatomy.look import Look
 from ebpftrace.model import BooksState
 from ebpftrace.report import frames
 from ebpftrace.report.tables import WIDTH, table, wrapped
-from ebpftrace.report.text import address, change, count, duration, escape, plural, shorten, size, wall
+from ebpftrace.text import address, change, count, duration, escape, plural, shorten, size, wall
 
 _MEANING = {
     Kind.ORPHANED_STACK: "thread exited, never joined: a leak",

@@ -15,7 +15,7 @@ from ebpftrace.anatomy.growth import Change, Growth
 from ebpftrace.anatomy.look import Look
 from ebpftrace.model import Frame
 from ebpftrace.report.tables import iso_time
-from ebpftrace.report.text import address, without_surrogates
+from ebpftrace.text import address, without_surrogates
 
 SCHEMA = "ebpftrace.maps/1"
 

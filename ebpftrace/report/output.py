@@ -13,12 +13,15 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Optional, TextIO
+from typing import Optional, TextIO, Union
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.report.text import escape, printable
+from ebpftrace.text import escape, printable
+
+Pages = Union[str, Iterable[str]]
+"""A text, or its parts in order where it is too large to be held as a whole."""
 
 _NEW_FILE_MODE = 0o666
 _OWN_DESCRIPTORS = {"/dev/stdout": 1, "/dev/stderr": 2}
@@ -43,29 +46,30 @@ def check_writable(path: str) -> None:
             temporary.unlink()
 
 
-def write(path: str, text: str) -> None:
+def write(path: str, text: Pages) -> None:
     """Write ``text`` as UTF-8 to ``path``; an existing file keeps its mode and owner.
 
     Raises CannotTrace where it cannot be written; a file that was there is then unchanged.
     """
-    data = text.encode("utf-8", "backslashreplace")
+    data = (part.encode("utf-8", "backslashreplace") for part in _parts(text))
     with _told(path):
         descriptor = _descriptor(path)
         if descriptor is not None:
-            _write_all(descriptor, data)
+            _write_each(descriptor, data)
         elif _is_special(path):
             opened = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                _write_all(opened, data)
+                _write_each(opened, data)
             finally:
                 os.close(opened)
         else:
             _replace(_place(path), data)
 
 
-def write_stream(stream: TextIO, text: str) -> None:
+def write_stream(stream: TextIO, text: Pages) -> None:
     """Write to an open stream; characters that its encoding lacks become escapes."""
-    stream.write(printable(stream.encoding, text))
+    for part in _parts(text):
+        stream.write(printable(stream.encoding, part))
     stream.flush()
 
 
@@ -107,6 +111,10 @@ class Stream:
         except OSError:
             with _told(self._path):
                 raise
+
+
+def _parts(text: Pages) -> Iterable[str]:
+    return (text,) if isinstance(text, str) else text
 
 
 @contextlib.contextmanager
@@ -155,12 +163,12 @@ def _create_beside(place: Path) -> tuple[int, Path]:
     return os.open(temporary, flags, _NEW_FILE_MODE), temporary
 
 
-def _replace(place: Path, data: bytes) -> None:
+def _replace(place: Path, data: Iterable[bytes]) -> None:
     descriptor, temporary = _create_beside(place)
     try:
         try:
             _keep_mode_and_owner(place, descriptor)
-            _write_all(descriptor, data)
+            _write_each(descriptor, data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -178,6 +186,11 @@ def _keep_mode_and_owner(place: Path, descriptor: int) -> None:
     with contextlib.suppress(PermissionError):
         os.fchown(descriptor, before.st_uid, before.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+
+
+def _write_each(descriptor: int, data: Iterable[bytes]) -> None:
+    for part in data:
+        _write_all(descriptor, part)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

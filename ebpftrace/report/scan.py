@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ebpftrace.anatomy.census import Census
 from ebpftrace.anatomy.host import Attention
 from ebpftrace.anatomy.suspicion import Figures, Rank, Reason, Suspect
-from ebpftrace.census import Census
 from ebpftrace.model import BooksState
 from ebpftrace.report.tables import short_size, table, wrapped
-from ebpftrace.report.text import change, count, duration, escape, plural, shorten, size, wall
+from ebpftrace.text import change, count, duration, escape, plural, shorten, size, wall
 
 _NAME_WIDTH = 15
 _MOST_RATIO = 999.0

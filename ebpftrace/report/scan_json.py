@@ -9,12 +9,12 @@ import json
 from typing import Any
 
 from ebpftrace import __version__
+from ebpftrace.anatomy.census import Census
 from ebpftrace.anatomy.suspicion import Suspect
-from ebpftrace.census import Census
 from ebpftrace.model import BooksState
 from ebpftrace.report.scan import reason_name, reason_text
 from ebpftrace.report.tables import iso_time
-from ebpftrace.report.text import without_surrogates
+from ebpftrace.text import without_surrogates
 
 SCHEMA = "ebpftrace.scan/1"
 

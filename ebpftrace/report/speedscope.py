@@ -13,7 +13,7 @@ from typing import Any
 from ebpftrace import __version__
 from ebpftrace.model import Report
 from ebpftrace.report.leaked import Box, leaked_stacks
-from ebpftrace.report.text import escape
+from ebpftrace.text import escape
 
 _SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 

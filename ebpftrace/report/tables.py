@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from rich.cells import cell_len
 
-from ebpftrace.report.text import shorten
+from ebpftrace.text import shorten
 
 WIDTH = 100
 """Columns of a page."""

@@ -20,8 +20,8 @@ from rich.text import Text
 from ebpftrace.model import Calls, EndedBy, Finding, Report, ThreadTotal, Verdict
 from ebpftrace.report import finding_text, frames
 from ebpftrace.report.headline import leak_lines, lost_line, no_leak_line, title
-from ebpftrace.report.text import change, count, duration, escape, plural, shorten, size, wall
 from ebpftrace.report.view import Selection, View, select
+from ebpftrace.text import change, count, duration, escape, plural, shorten, size, wall
 
 WIDTH = 100
 """Columns of a report that does not go to a narrower terminal."""

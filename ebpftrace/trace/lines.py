@@ -10,7 +10,7 @@ from typing import Optional
 from ebpftrace.model import Clock, Stack
 from ebpftrace.report.flags import signal_name
 from ebpftrace.report.frames import name as frame_name
-from ebpftrace.report.text import count, escape
+from ebpftrace.text import count, escape
 from ebpftrace.trace.arguments import arguments, executed, exit_status
 from ebpftrace.trace.events import Ended, Event, Executed, Executes, Leaves, Returned, Stacked
 from ebpftrace.trace.spelling import error, has_failed, hexadecimal

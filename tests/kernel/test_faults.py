@@ -14,13 +14,13 @@ import pytest
 from harness import Target
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.jobs.tracing import begin_loading, open_tracer
+from ebpftrace.jobs.watch import Watch
 from ebpftrace.kernel import tables
 from ebpftrace.model import EndedBy, Report
 from ebpftrace.process.target import Target as Process
 from ebpftrace.process.target import open_target
 from ebpftrace.stacks.engine import Engine
-from ebpftrace.tracing import begin_loading, open_tracer
-from ebpftrace.watch import Watch
 
 MOST_TURNS = 3000
 FAULTS = [

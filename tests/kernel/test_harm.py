@@ -33,7 +33,7 @@ from test_lifecycle import NOBODY, assert_gone
 
 SABOTAGED = """
 import ctypes, os, signal
-from ebpftrace.watch import Watch
+from ebpftrace.jobs.watch import Watch
 def crash(*_):
     {crash}
 Watch.{method} = crash

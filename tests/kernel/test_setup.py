@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCTOR = f"{sys.executable} -m ebpftrace doctor --json"
-REQUIRE = f'{sys.executable} -c "from ebpftrace.kernel.features import require_tracing; require_tracing()"'
+REQUIRE = (
+    f'{sys.executable} -c "from ebpftrace.kernel.checks.features import require_tracing; require_tracing()"'
+)
 UNMOUNT = "umount -l /sys/kernel/debug 2>/dev/null; umount -l /sys/kernel/tracing"
 NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups"
 

@@ -13,11 +13,11 @@ import pytest
 import servers
 from test_no_false_leak import Starter
 
+from ebpftrace.jobs.mmap_leaks import Settings, run
+from ebpftrace.jobs.watch import Watch
 from ebpftrace.kernel.tracer import Tracer
 from ebpftrace.model import Report
-from ebpftrace.session import Settings, run
 from ebpftrace.stacks.resolve import NOTE_TRUNCATED
-from ebpftrace.watch import Watch
 
 SECONDS = 10.0
 LEAST = 0.99

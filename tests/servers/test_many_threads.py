@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import leaks, run_tracer, traced
-from programs import Program, compiled
+from harness import Program, leaks, run_tracer, traced
+from programs import compiled
 
 THREADS, BEFORE = 30_000, 15_000
 STACK = 16 << 10

@@ -12,8 +12,8 @@ from typing import Any, Optional
 import click
 import pytest
 
-from ebpftrace.kernel.check import Check
-from ebpftrace.kernel.libraries import llvm_version
+from ebpftrace.kernel.checks.check import Check
+from ebpftrace.kernel.checks.libraries import llvm_version
 from ebpftrace.report.doctor import SCHEMA, as_json, as_text, can_trace
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -39,10 +39,15 @@ def undescribed(value: Any, schema: dict[str, Any], path: str = "") -> list[str]
     return missing + [name for names in inner for name in names]
 
 
+def document(report: Report, view: View) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads("".join(json_report.render(report, view)))
+    return loaded
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 @given(strategies.any_report)
 def test_any_report_is_valid_and_wholly_described_by_the_schema(report: Report) -> None:
-    text = json_report.render(report, EVERYTHING)
+    text = "".join(json_report.render(report, EVERYTHING))
     assert text.endswith("\n")
     assert text.count("\n") == 1
     text.encode("ascii")
@@ -56,7 +61,7 @@ def test_any_report_is_valid_and_wholly_described_by_the_schema(report: Report) 
 
 def test_schema_is_itself_valid_and_can_refuse() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    good = json_report.document(reports.production(), EVERYTHING)
+    good = document(reports.production(), EVERYTHING)
     for spoil in (
         {"schema": "ebpftrace.mmap-leaks/2"},
         {"losses": {}},
@@ -69,7 +74,7 @@ def test_schema_is_itself_valid_and_can_refuse() -> None:
 
 
 def test_contract_of_the_design_is_there_member_by_member() -> None:
-    loaded = json.loads(json_report.render(reports.raw_clone(3), EVERYTHING))
+    loaded = document(reports.raw_clone(3), EVERYTHING)
     assert loaded["schema"] == "ebpftrace.mmap-leaks/1"
     assert loaded["target"].items() >= {"pid": 4242, "comm": "cloner", "exe": "/home/me/reproducer"}.items()
     assert loaded["window"].items() >= {"seconds": 30.0, "ended_by": "interrupt"}.items()
@@ -99,7 +104,7 @@ def test_contract_of_the_design_is_there_member_by_member() -> None:
 
 def test_what_nobody_saw_is_null() -> None:
     report = replace(reports.production(), findings=(reports.never_joined_before_attach(1),))
-    finding = json_report.document(report, EVERYTHING)["findings"][0]
+    finding = document(report, EVERYTHING)["findings"][0]
     assert finding["before_attach"] is True
     assert finding["bytes_per_minute"] is None
     assert finding["stack"] == {"frames": [], "complete": False, "source": "none", "note": ""}
@@ -112,13 +117,22 @@ def test_bytes_that_are_not_text_become_visible() -> None:
     report = reports.production()
     comm = b"caf\xe9\n".decode("utf-8", "surrogateescape")
     report = replace(report, target=replace(report.target, comm=comm))
-    assert json.loads(json_report.render(report, View()))["target"]["comm"] == "caf\\xe9\n"
+    assert document(report, View())["target"]["comm"] == "caf\\xe9\n"
 
 
 def test_filters_are_told() -> None:
-    document = json_report.document(reports.production(), View(top=1, show_all=False))
-    assert [finding["verdict"] for finding in document["findings"]] == ["never-joined-thread"]
-    assert (document["hidden"]["findings"], document["hidden"]["leaks"]) == (3, 1)
+    loaded = document(reports.production(), View(top=1, show_all=False))
+    assert [finding["verdict"] for finding in loaded["findings"]] == ["never-joined-thread"]
+    assert (loaded["hidden"]["findings"], loaded["hidden"]["leaks"]) == (3, 1)
+
+
+def test_a_finding_of_many_mappings_has_them_all_in_order() -> None:
+    report = reports.raw_clone(2500)
+    (finding,) = report.findings
+    rows = document(report, EVERYTHING)["findings"][0]["mappings"]
+    assert [row["start"] for row in rows] == [
+        hex(orphan.outstanding.mapping.start) for orphan in finding.orphans
+    ]
 
 
 def test_schema_knows_every_verdict_and_stack_source() -> None:

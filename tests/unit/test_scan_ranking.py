@@ -13,9 +13,9 @@ from rich.cells import cell_len
 
 from ebpftrace.anatomy import attention, suspect
 from ebpftrace.anatomy.areas import Totals
+from ebpftrace.anatomy.census import Census
 from ebpftrace.anatomy.host import RULES
 from ebpftrace.anatomy.suspicion import Figures, Rank, Shape, promise, shape_of, surplus
-from ebpftrace.census import Census
 from ebpftrace.model import BooksState, Vma
 from ebpftrace.process.hostmemory import parse_meminfo
 from ebpftrace.report import scan, scan_json

@@ -6,12 +6,12 @@ import struct
 from dataclasses import dataclass
 from typing import Optional
 
+from ebpftrace.glibc import STACK_CACHE_LIMIT
 from ebpftrace.model import Interval
 from ebpftrace.process.books.lists import Lists, Readable
 from ebpftrace.process.books.walk import Walker
 from ebpftrace.process.tunables import read_environment, tunable
 
-DEFAULT_LIMIT = 40 << 20
 _TUNABLE = b"glibc.pthread.stack_cache_size"
 _TUNABLE_SINCE = (2, 34)
 _ATTEMPTS = 4
@@ -55,6 +55,6 @@ def read_limit(pid: int, lists: Lists, memory: Readable) -> int:
         except OSError:
             pass
     if lists.version < _TUNABLE_SINCE:
-        return DEFAULT_LIMIT
+        return STACK_CACHE_LIMIT
     limit = tunable(read_environment(pid), _TUNABLE)
-    return DEFAULT_LIMIT if limit is None else limit
+    return STACK_CACHE_LIMIT if limit is None else limit

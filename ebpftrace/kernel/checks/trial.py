@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ebpftrace.kernel.check import Check
+import ebpftrace
+from ebpftrace.kernel.checks.check import Check
 from ebpftrace.kernel.sources import compiling
 
 
@@ -16,8 +17,8 @@ def check_trial() -> Check:
 
     bcc writes its compiler's complaints straight to the standard streams, and may crash with them.
     """
-    script = "from ebpftrace.kernel.trial import run_trial; run_trial()"
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)])
+    script = "from ebpftrace.kernel.checks.trial import run_trial; run_trial()"
+    path = os.pathsep.join([str(Path(ebpftrace.__file__).resolve().parent.parent), *filter(None, sys.path)])
     try:
         trial = subprocess.run(
             [sys.executable, "-c", script],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Optional
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.kernel.check import Check
+from ebpftrace.kernel.checks.check import Check
 from ebpftrace.process.namespaces import own_pid_namespace
 
 TRACEFS = Path("/sys/kernel/tracing")

@@ -6,8 +6,7 @@ import platform
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Union
 
-from ebpftrace.kernel.layout import REGISTER_BYTES
-from ebpftrace.kernel.trace_layout import (
+from ebpftrace.kernel.calls.layout import (
     CALL,
     CLONE_TAIL,
     CLONE_WORDS,
@@ -23,6 +22,7 @@ from ebpftrace.kernel.trace_layout import (
     RecordKind,
     numbers,
 )
+from ebpftrace.kernel.layout import REGISTER_BYTES
 from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.trace.events import CloneMemory, Ended, Event, Executed, Executes, Leaves, Returned, Text
 

@@ -13,7 +13,7 @@ from ebpftrace.anatomy import compare, dissect
 from ebpftrace.anatomy.areas import Area, Kind, Sight
 from ebpftrace.anatomy.look import Look
 from ebpftrace.errors import CannotTrace
-from ebpftrace.interrupts import Interrupts
+from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.model import Books, BooksState, Frame, Heap, Interval, Vma
 from ebpftrace.process.books import read_books
 from ebpftrace.process.livethreads import read_live_threads

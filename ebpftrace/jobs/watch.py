@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Optional
 
-from ebpftrace.attribution import Attribution
 from ebpftrace.diagnosis import Evidence, baseline_verdict, diagnose
-from ebpftrace.kernel.registration import register
+from ebpftrace.jobs.attribution import Attribution
+from ebpftrace.jobs.threads import register_threads
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import CodeMapped, Executed, KernelEvent, RawCopy, Tracer
 from ebpftrace.ledger.owners import assign
@@ -21,7 +21,6 @@ from ebpftrace.ledger.space import whole_mapping
 from ebpftrace.ledger.totals import totals
 from ebpftrace.ledger.verify import Verified, verify
 from ebpftrace.model import (
-    Books,
     BooksState,
     EndedBy,
     Finding,
@@ -31,19 +30,13 @@ from ebpftrace.model import (
     Outstanding,
     Report,
     TargetInfo,
-    Vma,
 )
-from ebpftrace.process.books import read_books
 from ebpftrace.process.clock import read_clock
-from ebpftrace.process.futexwaits import read_futex_waits
-from ebpftrace.process.maps import read_maps, read_smaps
-from ebpftrace.process.memory import Memory as TargetMemory
+from ebpftrace.process.maps import read_maps
+from ebpftrace.process.now import GONE, Now, nothing_now, read_books_of, read_now
 from ebpftrace.process.procfs import ProcessGone
-from ebpftrace.process.sharing import Sharers, same_address_space
-from ebpftrace.process.stackpointers import read_stack_pointers
 from ebpftrace.process.status import MemoryUse, read_memory_use, read_target_info
 from ebpftrace.process.target import Target
-from ebpftrace.process.tasks import Task, list_tasks
 from ebpftrace.process.tunables import arena_limit, read_environment
 from ebpftrace.report.live import LiveState
 from ebpftrace.spare import give_back_memory
@@ -60,19 +53,6 @@ _LONGEST_CALL = 1_000_000_000
 
 _COPIES_AT_ONCE = 200
 """Stacks unwound between two polls; the rest waits."""
-
-_GONE = Books(BooksState.ABSENT, why="the target has exited")
-
-
-class _Now(NamedTuple):
-    """What /proc says of the target at one moment."""
-
-    read_at: int
-    vmas: list[Vma]
-    books: Books
-    memory: Optional[MemoryUse]
-    stack_pointers: dict[int, int]
-    futex_waits: frozenset[int]
 
 
 class Watch:
@@ -96,7 +76,7 @@ class Watch:
         self._wants_stacks = wants_stacks
         self._clock = read_clock()
         self._ledger = Ledger([])
-        self._books = _GONE
+        self._books = GONE
         self._info = TargetInfo(target.pid, Path(program).name, program)
         self._memory: Optional[MemoryUse] = None
         self._arena_limit: Optional[int] = None
@@ -127,7 +107,7 @@ class Watch:
     def look(self) -> None:
         """Take in what glibc's books say before tracing begins.  Raises CannotTrace."""
         self._meet()
-        self._books = self._read_books(read_maps(self.pid))
+        self._books = read_books_of(self.pid, read_maps(self.pid))
 
     def verdict(self) -> Report:
         """Say what has leaked already, by glibc's books alone.  Raises CannotTrace.
@@ -146,7 +126,7 @@ class Watch:
         Raises CannotTrace, ProcessGone where it exits meanwhile.
         """
         self.space = tracer.add_space(read_maps(self.pid))
-        self._register_threads(tracer)
+        self._notes += register_threads(self.pid, self.space, tracer)
         self.begin(tracer)
 
     def attach_at_exec(self, tracer: Tracer) -> None:
@@ -329,31 +309,17 @@ class Watch:
     def _name_of(self, address: int) -> Optional[Frame]:
         return None if self._resolver is None else self._resolver.name_address(address)
 
-    def _look(self) -> _Now:
-        """Read what /proc says now; of a target that is gone, nothing."""
-        read_at = time.monotonic_ns()
+    def _look(self) -> Now:
+        """Read what is so now; of a target that is gone, nothing."""
         if self.ended_by is None:
+            began = time.monotonic_ns()
             try:
-                vmas = read_smaps(self.pid)
-                groups = same_address_space(self.pid).tgids
-                return _Now(
-                    read_at=read_at,
-                    vmas=vmas,
-                    books=self._read_books(vmas),
-                    memory=read_memory_use(self.pid),
-                    stack_pointers=read_stack_pointers(groups),
-                    futex_waits=read_futex_waits(groups),
-                )
+                return read_now(self.pid)
             except ProcessGone:
-                self._end(EndedBy.TARGET_EXIT, read_at)
-        return _Now(read_at, [], _GONE, None, {}, frozenset())
+                self._end(EndedBy.TARGET_EXIT, began)
+        return nothing_now()
 
-    def _read_books(self, vmas: list[Vma]) -> Books:
-        groups = [tgid for tgid in same_address_space(self.pid).tgids if tgid != self.pid]
-        with TargetMemory(self.pid) as memory:
-            return read_books(self.pid, vmas, memory, groups)
-
-    def _verified(self, mappings: list[Mapping], now: _Now) -> Verified:
+    def _verified(self, mappings: list[Mapping], now: Now) -> Verified:
         if self.ended_by is None:
             verified = verify(mappings, now.vmas, now.read_at)
             return self._explained(verified, mappings) if verified.unexplained_bytes else verified
@@ -393,23 +359,3 @@ class Watch:
     def _end(self, ended_by: EndedBy, at: int) -> None:
         self.ended_by = ended_by
         self._ended_at = at
-
-    def _register_threads(self, tracer: Tracer) -> None:
-        """Add all tasks of the address space, also those of other thread groups."""
-        looks: list[Sharers] = []
-
-        def find() -> list[Task]:
-            looks.append(same_address_space(self.pid))
-            return [task for tgid in looks[-1].tgids for task in _tasks_of(tgid)]
-
-        if not register(find, lambda tasks: tracer.add_threads(self.space, tasks), tracer.forget_thread):
-            self._notes.append("threads were created faster than they could be listed; some may be missing")
-        if looks[-1].unchecked > 1:  # init alone is often out of bounds, and shares with nobody
-            self._notes.append(f"{looks[-1].unchecked} processes could not be compared ({looks[-1].why})")
-
-
-def _tasks_of(tgid: int) -> list[Task]:
-    try:
-        return list_tasks(tgid)
-    except ProcessGone:
-        return []

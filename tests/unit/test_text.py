@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from ebpftrace.report import text
+from ebpftrace import text
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
-from ebpftrace.interrupts import Interrupts
+from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.kernel.layout import Sizes
 from ebpftrace.kernel.loading import Loading
 from ebpftrace.kernel.tracer import KernelEvent, RawCopy, Tracer
@@ -20,8 +20,8 @@ from ebpftrace.process.procfs import task_ids
 from ebpftrace.process.status import max_map_count
 
 if TYPE_CHECKING:
+    from ebpftrace.jobs.watch import Watch
     from ebpftrace.stacks.engine import Engine
-    from ebpftrace.watch import Watch
 
 STACK_BYTES = 16_384
 """How much of a stack is copied unless the user says otherwise."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.kernel import libraries, machine, trial
-from ebpftrace.kernel.check import Check
+from ebpftrace.kernel.checks import libraries, machine, trial
+from ebpftrace.kernel.checks.check import Check
 
 _REQUIRED: tuple[Callable[[], Check], ...] = (
     machine.check_machine,

@@ -13,7 +13,9 @@ from ebpftrace.growth.causes import Group, Names, group
 from ebpftrace.growth.model import Change, How, Regular, SiteGrowth, Size, Step, Summary
 from ebpftrace.growth.regular import regular
 from ebpftrace.growth.standing import Standing, changes, standing
-from ebpftrace.interrupts import Interrupts
+from ebpftrace.jobs.interrupts import Interrupts
+from ebpftrace.jobs.tracing import Cost, begin_loading, follow, open_tracer, without_collector
+from ebpftrace.jobs.watch import Watch
 from ebpftrace.kernel.layout import CallKind
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import RawCopy, Tracer
@@ -24,8 +26,6 @@ from ebpftrace.process.target import Target, open_target
 from ebpftrace.process.tasks import read_task
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.sites import Call
-from ebpftrace.tracing import Cost, begin_loading, follow, open_tracer, without_collector
-from ebpftrace.watch import Watch
 
 _MOST_BRK_TIMES = 10_000
 """Calls of brk whose time is remembered, the latest ones: enough to tell a period."""

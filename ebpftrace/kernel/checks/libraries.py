@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Optional
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.kernel.check import Check
-from ebpftrace.kernel.machine import DEBUGFS_TRACEFS, holds_tracefs
+from ebpftrace.kernel.checks.check import Check
+from ebpftrace.kernel.checks.machine import DEBUGFS_TRACEFS, holds_tracefs
 from ebpftrace.kernel.sources import bpf_dir
 
 _OLDEST_BCC = (0, 18)

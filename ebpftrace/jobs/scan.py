@@ -6,14 +6,14 @@ import select
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Optional
 
 from ebpftrace.anatomy import attention, suspect
-from ebpftrace.anatomy.host import HostMemory
-from ebpftrace.anatomy.suspicion import Figures, Suspect, promise, shape_of
+from ebpftrace.anatomy.census import Census
+from ebpftrace.anatomy.suspicion import Figures, promise, shape_of
 from ebpftrace.errors import CannotTrace
-from ebpftrace.interrupts import Interrupts
+from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.model import Vma
 from ebpftrace.process.books import read_books
 from ebpftrace.process.hostmemory import read_meminfo
@@ -29,31 +29,6 @@ _SECONDS_OF_MAPS = 0.9
 _SECONDS_OF_BOOKS = 0.6
 _JOIN_SECONDS = 0.25
 """Who has exited is looked at again so much later: most that are joined at all are joined at once."""
-
-
-@dataclass(frozen=True)
-class Census:
-    """What one scan of the host found."""
-
-    taken_at: int
-    """ns since the epoch."""
-    seconds: Optional[float]
-    """Between the two looks; None where there was one."""
-    suspects: Sequence[Suspect]
-    """All processes, most suspect first."""
-    kernel_threads: int
-    zombies: int
-    vanished: int
-    """Processes that exited while they were looked at."""
-    unreadable: int
-    """Processes whose mappings we may not read: judged by their size alone."""
-    not_looked: int
-    """Processes whose mappings there was no time to read."""
-    books_unread: int
-    """Processes whose books were worth a look, but could not be read or there was no time."""
-    memory: HostMemory
-    took: float
-    """Seconds of looking, without the wait between two looks."""
 
 
 def run(seconds: Optional[float]) -> Census:

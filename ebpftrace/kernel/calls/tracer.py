@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import tables
+from ebpftrace.kernel.calls.layout import RECORD_PAGES, Filters, LostT, TracedT, definitions, numbers
+from ebpftrace.kernel.calls.records import Decoder, Recorded
 from ebpftrace.kernel.loader import load_programs, this_machine
 from ebpftrace.kernel.losses import skipped_runs
 from ebpftrace.kernel.ringbuf import RingBuffer, records
-from ebpftrace.kernel.trace_layout import RECORD_PAGES, Filters, LostT, TracedT, definitions, numbers
-from ebpftrace.kernel.trace_records import Decoder, Recorded
 from ebpftrace.kernel.tracepoints import silence
 from ebpftrace.process.tasks import Task
 from ebpftrace.trace.selection import NEVER_RETURN

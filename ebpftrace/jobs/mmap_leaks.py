@@ -8,12 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional, Protocol
 
-from ebpftrace.command import Command
-from ebpftrace.interrupts import Interrupts
-from ebpftrace.kernel.cost import measured_runs
-from ebpftrace.model import EndedBy, Report
-from ebpftrace.process.target import open_target
-from ebpftrace.tracing import (
+from ebpftrace.jobs.command import Command
+from ebpftrace.jobs.interrupts import Interrupts
+from ebpftrace.jobs.tracing import (
     COPIES_PER_SECOND,
     STACK_BYTES,
     Cost,
@@ -22,10 +19,13 @@ from ebpftrace.tracing import (
     open_tracer,
     without_collector,
 )
+from ebpftrace.kernel.cost import measured_runs
+from ebpftrace.model import EndedBy, Report
+from ebpftrace.process.target import open_target
 
 if TYPE_CHECKING:
+    from ebpftrace.jobs.watch import Watch
     from ebpftrace.kernel.tracer import Tracer
-    from ebpftrace.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def run(settings: Settings, observer: Observer) -> None:
                 begin_loading(pids, settings.max_mappings, settings.stack_bytes, settings.copies_per_second)
             )
         # Not at the top: these take as long to import as half a compilation, which goes on meanwhile.
+        from ebpftrace.jobs.watch import Watch
         from ebpftrace.stacks.engine import Engine
-        from ebpftrace.watch import Watch
 
         engine = held.enter_context(Engine())
         program = command.program if command else ""

@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Callable, Optional, Protocol
 
-from ebpftrace.command import Command
 from ebpftrace.errors import CannotTrace
-from ebpftrace.interrupts import Interrupts
+from ebpftrace.jobs.command import Command
+from ebpftrace.jobs.interrupts import Interrupts
+from ebpftrace.kernel.calls.layout import Filters
+from ebpftrace.kernel.calls.records import CopiedStack, Recorded
+from ebpftrace.kernel.calls.tracer import CallTracer, Lost
 from ebpftrace.kernel.registration import register
-from ebpftrace.kernel.trace_layout import Filters
-from ebpftrace.kernel.trace_probe import CallTracer, Lost
-from ebpftrace.kernel.trace_records import CopiedStack, Recorded
 from ebpftrace.model import NO_STACK, Stack
 from ebpftrace.process.clock import read_clock
 from ebpftrace.process.target import Target, open_target

@@ -1,0 +1,35 @@
+"""A whole host at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from ebpftrace.anatomy.host import HostMemory
+from ebpftrace.anatomy.suspicion import Suspect
+
+
+@dataclass(frozen=True)
+class Census:
+    """What one scan of the host found."""
+
+    taken_at: int
+    """ns since the epoch."""
+    seconds: Optional[float]
+    """Between the two looks; None where there was one."""
+    suspects: Sequence[Suspect]
+    """All processes, most suspect first."""
+    kernel_threads: int
+    zombies: int
+    vanished: int
+    """Processes that exited while they were looked at."""
+    unreadable: int
+    """Processes whose mappings we may not read: judged by their size alone."""
+    not_looked: int
+    """Processes whose mappings there was no time to read."""
+    books_unread: int
+    """Processes whose books were worth a look, but could not be read or there was no time."""
+    memory: HostMemory
+    took: float
+    """Seconds of looking, without the wait between two looks."""

@@ -1,0 +1,9 @@
+"""Constants of glibc that several rooms go by."""
+
+from __future__ import annotations
+
+HEAP_MAX_SIZE = 64 << 20
+"""Bytes that a heap of a malloc arena may take, and its alignment (malloc/arena.c, 64-bit)."""
+
+STACK_CACHE_LIMIT = 40 << 20
+"""Bytes of stacks kept for reuse unless a tunable says otherwise (nptl/nptl-stack.c, stack_cache_maxsize)."""

@@ -1,0 +1,1 @@
+"""The trace of single calls: its records as C and Python agree on them, its tracer."""

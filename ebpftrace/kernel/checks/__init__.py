@@ -1,0 +1,1 @@
+"""Can this machine trace?  One check each, looking at the thing itself."""

@@ -1,0 +1,59 @@
+"""What /proc and the memory of a target say at one moment: all that a report needs of them."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple, Optional
+
+from ebpftrace.model import Books, BooksState, Vma
+from ebpftrace.process.books import read_books
+from ebpftrace.process.futexwaits import read_futex_waits
+from ebpftrace.process.maps import read_smaps
+from ebpftrace.process.memory import Memory
+from ebpftrace.process.sharing import same_address_space
+from ebpftrace.process.stackpointers import read_stack_pointers
+from ebpftrace.process.status import MemoryUse, read_memory_use
+
+GONE = Books(BooksState.ABSENT, why="the target has exited")
+
+
+class Now(NamedTuple):
+    """One moment of a process."""
+
+    read_at: int
+    """ns of CLOCK_MONOTONIC, before the first reading."""
+    vmas: list[Vma]
+    books: Books
+    memory: Optional[MemoryUse]
+    """None of a process that is gone."""
+    stack_pointers: dict[int, int]
+    """By tid; see ``read_stack_pointers``."""
+    futex_waits: frozenset[int]
+    """Addresses that threads wait at; see ``read_futex_waits``."""
+
+
+def read_now(pid: int) -> Now:
+    """Read what is so now.  Raises ProcessGone, CannotTrace."""
+    read_at = time.monotonic_ns()
+    vmas = read_smaps(pid)
+    groups = same_address_space(pid).tgids
+    return Now(
+        read_at=read_at,
+        vmas=vmas,
+        books=read_books_of(pid, vmas),
+        memory=read_memory_use(pid),
+        stack_pointers=read_stack_pointers(groups),
+        futex_waits=read_futex_waits(groups),
+    )
+
+
+def nothing_now() -> Now:
+    """What there is to read of a process that is gone."""
+    return Now(time.monotonic_ns(), [], GONE, None, {}, frozenset())
+
+
+def read_books_of(pid: int, vmas: list[Vma]) -> Books:
+    """Read glibc's books of the address space, whichever thread groups share it.  Raises as ``read_now``."""
+    groups = [tgid for tgid in same_address_space(pid).tgids if tgid != pid]
+    with Memory(pid) as memory:
+        return read_books(pid, vmas, memory, groups)

@@ -20,7 +20,6 @@ from ebpftrace.errors import CannotTrace
 
 _SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
 _UPDATE_ELEM = 2
-_GET_NEXT_KEY = 4
 _LOOKUP_ELEM = 1
 _DELETE_ELEM = 3
 _LOOKUP_AND_DELETE_ELEM = 21
@@ -172,7 +171,10 @@ def entries(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tup
 
 
 def batches(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tuple[memoryview, memoryview]]:
-    """Like ``entries``, many at a time: the bytes of their keys and, in the same order, of their leaves."""
+    """Like ``entries``, many at a time: the bytes of their keys and, in the same order, of their leaves.
+
+    Linux has it for hashes since 5.6, before the ring buffer that we need (5.8).
+    """
     key_bytes, leaf_bytes = ctypes.sizeof(key_type), ctypes.sizeof(leaf_type)
     size = _FIRST_BATCH
     position = ctypes.create_string_buffer(max(8, key_bytes))
@@ -195,9 +197,6 @@ def batches(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tup
             if error.errno == errno.ENOSPC:  # one bucket holds more than we asked for
                 size *= 2
                 continue
-            if error.errno in (errno.EINVAL, _ENOTSUPP) and is_first:
-                yield from _one_by_one(fd, key_type, leaf_type)
-                return
             if error.errno != errno.ENOENT:
                 raise TableRefused("read", error) from error
             is_last = True
@@ -206,29 +205,3 @@ def batches(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> Iterator[tup
         if is_last:
             return
         is_first = False
-
-
-def _one_by_one(
-    fd: int, key_type: type[Key], leaf_type: type[Leaf]
-) -> Iterator[tuple[memoryview, memoryview]]:
-    """Yield every entry where the kernel has no batch look-up for hashes (before 5.6)."""
-    seen: set[bytes] = set()
-    key = key_type()
-    attributes = _ElementAttributes(map_fd=fd, key=0, value=ctypes.addressof(key))
-    while True:
-        try:
-            bpf(_GET_NEXT_KEY, attributes)
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                return
-            raise TableRefused("read", error) from error
-        if bytes(key) in seen:  # its predecessor was deleted and the walk began anew
-            return
-        seen.add(bytes(key))
-        leaf = leaf_type()
-        previous, key = key, key_type()
-        if lookup(fd, previous, leaf):
-            yield memoryview(bytearray(previous)), memoryview(bytearray(leaf))
-        attributes = _ElementAttributes(
-            map_fd=fd, key=ctypes.addressof(previous), value=ctypes.addressof(key)
-        )

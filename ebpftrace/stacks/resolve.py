@@ -23,7 +23,7 @@ from ebpftrace.stacks.startroutines import with_library_routine
 
 JIT = "[jit]"
 """Module of frames in executable memory without a file."""
-NOTE_TRUNCATED = "cut where the copy of the stack ends"
+NOTE_TRUNCATED = "cut where the copy of the stack ends (see --stack-bytes)"
 NOTE_GUESSED = "some callers guessed: code without unwind tables lies between"
 NOTE_STOPPED = "unwinding stopped early"
 

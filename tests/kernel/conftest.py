@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 import pytest
 
@@ -14,9 +13,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "kernel" in item.path.parts:
             item.add_marker(pytest.mark.skip(reason="needs root"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _interrupts_arrive() -> None:
-    """A shell starts background jobs with SIGINT ignored, and every child would inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)

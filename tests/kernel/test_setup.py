@@ -181,6 +181,11 @@ def test_root_without_a_capability_is_told_which() -> None:
     assert failing(told)["privileges"]["what"] == "root lacks CAP_BPF"
 
 
-def test_container_is_told() -> None:
+def test_container_is_good_enough() -> None:
     told = shell(f"unshare --pid --fork --mount-proc {DOCTOR}")
-    assert "container" in failing(told)["PID namespace"]["what"]
+    assert "PID namespace" not in failing(told)
+
+
+def test_proc_of_another_namespace_is_told() -> None:
+    told = shell(f"unshare --pid --fork {DOCTOR}")
+    assert "another PID namespace" in failing(told)["PID namespace"]["what"]

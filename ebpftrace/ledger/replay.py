@@ -91,6 +91,8 @@ class Ledger:
         gone_keys = set(map(row_key, gone))
         mappers = self._folded.mappers()
         mappers.update(row.mapper for row in rows if row_key(row) not in gone_keys)
+        # What is not folded yet may still say that a row stands which is in the table no more.
+        mappers.update(event.row.mapper for event in self._events if isinstance(event, Displaced))
 
         def ended(exited_at: Optional[int]) -> bool:
             return exited_at is not None and exited_at <= self._folded_until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from ebpftrace.model import Books, BooksState, Vma
@@ -40,7 +41,7 @@ def read_now(pid: int) -> Now:
     return Now(
         read_at=read_at,
         vmas=vmas,
-        books=read_books_of(pid, vmas),
+        books=_read_books(pid, vmas, groups),
         memory=read_memory_use(pid),
         stack_pointers=read_stack_pointers(groups),
         futex_waits=read_futex_waits(groups),
@@ -54,6 +55,9 @@ def nothing_now() -> Now:
 
 def read_books_of(pid: int, vmas: list[Vma]) -> Books:
     """Read glibc's books of the address space, whichever thread groups share it.  Raises as ``read_now``."""
-    groups = [tgid for tgid in same_address_space(pid).tgids if tgid != pid]
+    return _read_books(pid, vmas, same_address_space(pid).tgids)
+
+
+def _read_books(pid: int, vmas: list[Vma], groups: Sequence[int]) -> Books:
     with Memory(pid) as memory:
-        return read_books(pid, vmas, memory, groups)
+        return read_books(pid, vmas, memory, [tgid for tgid in groups if tgid != pid])

@@ -13,7 +13,7 @@ import pytest
 from harness import (
     ROOT,
     TRACER,
-    Lines,
+    Program,
     Target,
     build,
     fact_areas,
@@ -32,18 +32,8 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-class Contained(Target):
+class Contained(Program):
     """A target behind a command that puts it into namespaces; its ``pid`` is what we call it."""
-
-    def __init__(self, *command: object) -> None:
-        self.process = subprocess.Popen(
-            [*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._stdin = self.process.stdin
-        self._lines = Lines(self.process.stdout)
-        self.pid = self.process.pid
 
     def __enter__(self) -> Contained:
         super().__enter__()
@@ -197,10 +187,10 @@ def test_the_host_goes_on_unseen() -> None:
     assert calls["mmap"] < 1000
 
 
-def test_proc_of_another_namespace_is_refused_in_one_line() -> None:
-    """Which process -p means could not be told."""
+def refusal(*place: str, pid: int) -> str:
+    """The one line with which the tracer, started in that place, refuses to trace."""
     ended = subprocess.run(
-        ["unshare", "--pid", "--fork", *TRACER, "-d", "1", "-p", "1"],
+        [*place, *TRACER, "-d", "1", "-p", str(pid)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -209,6 +199,12 @@ def test_proc_of_another_namespace_is_refused_in_one_line() -> None:
     )
     assert (ended.returncode, ended.stdout) == (1, "")
     (line,) = ended.stderr.splitlines()
+    return line
+
+
+def test_proc_of_another_namespace_is_refused_in_one_line() -> None:
+    """Which process -p means could not be told."""
+    line = refusal("unshare", "--pid", "--fork", pid=1)
     assert "another PID namespace" in line
     assert "mount -t proc" in line
 
@@ -216,27 +212,7 @@ def test_proc_of_another_namespace_is_refused_in_one_line() -> None:
 def test_tracing_from_a_time_namespace_is_refused_in_one_line() -> None:
     """The kernel's events carry its own times: every age in the report would be wrong."""
     with Target("orphans", "kept") as target:
-        ended = subprocess.run(
-            [
-                "unshare",
-                "--time",
-                "--monotonic",
-                "864000",
-                "--fork",
-                *TRACER,
-                "-d",
-                "1",
-                "-p",
-                str(target.pid),
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert (ended.returncode, ended.stdout) == (1, "")
-    (line,) = ended.stderr.splitlines()
+        line = refusal("unshare", "--time", "--monotonic", "864000", "--fork", pid=target.pid)
     assert "time namespace" in line
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import NamedTuple, Optional
 
 
@@ -339,12 +340,12 @@ class Finding:
         """Orphans in it."""
         return len(self.orphans)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of all of them."""
         return sum(orphan.outstanding.mapping.size for orphan in self.orphans)
 
-    @property
+    @cached_property
     def rss(self) -> Optional[int]:
         """Resident bytes of those whose are known; None where none is."""
         known = [orphan.rss for orphan in self.orphans if orphan.rss is not None]

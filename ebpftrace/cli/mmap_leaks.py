@@ -194,6 +194,7 @@ class _Narrator:
 
     def __init__(self, form: str, view: View, files: _Files, quiet: bool, no_color: bool) -> None:
         from ebpftrace.report.live import LiveView
+        from ebpftrace.report.output import Growing
         from ebpftrace.report.terminal import use_color
 
         self.found_leak = False
@@ -202,7 +203,7 @@ class _Narrator:
         self._files = files
         self._quiet = quiet
         self._color = use_color(sys.stdout, no_color)
-        self._written: list[str] = []
+        self._output = None if files.output is None else Growing(str(files.output))
         self._live = None if quiet else LiveView(sys.stderr, color=use_color(sys.stderr, no_color))
         self._next_look = 0.0
 
@@ -211,6 +212,8 @@ class _Narrator:
 
     def __exit__(self, *_: object) -> None:
         self._end_live()
+        if self._output is not None:
+            self._output.__exit__(*_)
 
     def looked(self, report: Report) -> None:
         """Say at once what leaked before tracing."""
@@ -246,11 +249,10 @@ class _Narrator:
         if report.ended_by is not EndedBy.INTERVAL:
             self._end_live()
         self.found_leak |= any(finding.leak for finding in report.findings)
-        if self._files.output is None:
+        if self._output is None:
             output.write_stream(sys.stdout, self._render(report))
         else:
-            self._written += self._render(report)
-            output.write(str(self._files.output), self._written)
+            self._output.add(self._render(report))
         if self._files.flamegraph is not None:
             output.write(str(self._files.flamegraph), flamegraph.render(report))
         if self._files.speedscope is not None:
@@ -274,4 +276,4 @@ class _Narrator:
             return (folded.render(report),)
         from ebpftrace.report import terminal
 
-        return (terminal.render(report, self._view, color=self._color and self._files.output is None),)
+        return (terminal.render(report, self._view, color=self._color and self._output is None),)

@@ -14,6 +14,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Optional, TextIO, Union
 
@@ -24,6 +25,7 @@ Pages = Union[str, Iterable[str]]
 """A text, or its parts in order where it is too large to be held as a whole."""
 
 _NEW_FILE_MODE = 0o666
+_COPIED_AT_ONCE = 1 << 20
 _OWN_DESCRIPTORS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR_PATH = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)")
 
@@ -51,19 +53,46 @@ def write(path: str, text: Pages) -> None:
 
     Raises CannotTrace where it cannot be written; a file that was there is then unchanged.
     """
-    data = (part.encode("utf-8", "backslashreplace") for part in _parts(text))
-    with _told(path):
-        descriptor = _descriptor(path)
-        if descriptor is not None:
-            _write_each(descriptor, data)
-        elif _is_special(path):
-            opened = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                _write_each(opened, data)
-            finally:
-                os.close(opened)
-        else:
-            _replace(_place(path), data)
+    with Growing(path) as file:
+        file.add(text)
+
+
+class Growing:
+    """A place for one text after the other; a context manager.
+
+    A regular file has all of them so far at any time; what cannot be replaced gets each one once.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._so_far: Optional[int] = None
+        """Open on what is there by now, which others may have moved away or changed the name of."""
+
+    def __enter__(self) -> Growing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._so_far is not None:
+            os.close(self._so_far)
+
+    def add(self, text: Pages) -> None:
+        """Write one more text; as ``write``."""
+        data = (part.encode("utf-8", "backslashreplace") for part in _parts(text))
+        with _told(self._path):
+            descriptor = _descriptor(self._path)
+            if descriptor is not None:
+                _write_each(descriptor, data)
+            elif _is_special(self._path):
+                opened = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    _write_each(opened, data)
+                finally:
+                    os.close(opened)
+            else:
+                before = self._so_far
+                self._so_far = _replace(_place(self._path), chain(_content(before), data))
+                if before is not None:
+                    os.close(before)
 
 
 def write_stream(stream: TextIO, text: Pages) -> None:
@@ -159,23 +188,30 @@ def _place(path: str) -> Path:
 
 def _create_beside(place: Path) -> tuple[int, Path]:
     temporary = place.parent / f".{place.name[:100]}.{secrets.token_hex(8)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(temporary, flags, _NEW_FILE_MODE), temporary
 
 
-def _replace(place: Path, data: Iterable[bytes]) -> None:
+def _replace(place: Path, data: Iterable[bytes]) -> int:
+    """Put a new file in its place; returns a descriptor of it."""
     descriptor, temporary = _create_beside(place)
     try:
-        try:
-            _keep_mode_and_owner(place, descriptor)
-            _write_each(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _keep_mode_and_owner(place, descriptor)
+        _write_each(descriptor, data)
+        os.fsync(descriptor)
         temporary.replace(place)
     except BaseException:
+        os.close(descriptor)
         temporary.unlink(missing_ok=True)
         raise
+    return descriptor
+
+
+def _content(descriptor: Optional[int]) -> Iterator[bytes]:
+    position = 0
+    while descriptor is not None and (part := os.pread(descriptor, _COPIED_AT_ONCE, position)):
+        yield part
+        position += len(part)
 
 
 def _keep_mode_and_owner(place: Path, descriptor: int) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -100,6 +101,22 @@ def test_contract_of_the_design_is_there_member_by_member() -> None:
     mapped, exited = (datetime.fromisoformat(mapping[name]) for name in ("mapped_at", "owner_exited_at"))
     assert mapped.utcoffset() is not None
     assert exited - mapped == timedelta(microseconds=319)
+
+
+@pytest.mark.parametrize("zone", ["UTC0", "XXX-5:45", "YYY3:30", "CET-1CEST,M3.5.0,M10.5.0/3"])
+def test_times_are_local_with_their_offset(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    json_report._second.cache_clear()
+    try:
+        ended = datetime.fromisoformat(document(reports.production(), EVERYTHING)["window"]["ended_at"])
+        report = reports.production()
+        assert ended.utcoffset() == ended.astimezone().utcoffset()
+        assert ended.timestamp() == pytest.approx(report.clock.wall_ns(report.ended_at) / 1e9, abs=1e-6)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+        json_report._second.cache_clear()
 
 
 def test_what_nobody_saw_is_null() -> None:

@@ -82,6 +82,21 @@ def test_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [place]
 
 
+def test_growing_file_has_all_so_far_whatever_happens_to_its_name(tmp_path: Path) -> None:
+    place, moved = tmp_path / "reports.json", tmp_path / "moved"
+    with output.Growing(str(place)) as file:
+        file.add(["one ", "and "])
+        with place.open() as reader:
+            file.add("two, ")
+            assert reader.read() == "one and "
+        assert place.read_text() == "one and two, "
+        place.replace(moved)
+        place.write_text("somebody else's")
+        file.add("three")
+    assert (place.read_text(), moved.read_text()) == ("one and two, three", "one and two, ")
+    assert sorted(tmp_path.iterdir()) == [moved, place]
+
+
 @pytest.mark.parametrize("path", ["/nowhere/at/all/report.json", "/proc/report.json", "/tmp", ""])
 def test_places_that_cannot_be_written(path: str) -> None:
     with pytest.raises(CannotTrace, match=r"^cannot write "):
@@ -122,6 +137,8 @@ def test_fifo_is_written_straight(tmp_path: Path) -> None:
 def test_standard_output_keeps_what_it_has(path: str, tmp_path: Path) -> None:
     piped = in_child(f"output.check_writable({path!r}); output.write({path!r}, 'text')")
     assert piped.stdout == "text"
+    twice = in_child(f"file = output.Growing({path!r}); file.add('one '); file.add('two')")
+    assert twice.stdout == "one two"
     redirected = tmp_path / "redirected"
     with redirected.open("w") as target:
         target.write("before ")

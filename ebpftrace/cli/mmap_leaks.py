@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ebpftrace.jobs.watch import Watch
     from ebpftrace.kernel.tracer import Tracer
     from ebpftrace.model import Report
+    from ebpftrace.report.live import LiveView
     from ebpftrace.report.view import View
 
 STATUS_LEAK = 3
@@ -193,9 +194,7 @@ class _Narrator:
     """Tells the user how the session goes: the session's observer, a context manager."""
 
     def __init__(self, form: str, view: View, files: _Files, quiet: bool, no_color: bool) -> None:
-        from ebpftrace.report.live import LiveView
-        from ebpftrace.report.output import Growing
-        from ebpftrace.report.terminal import use_color
+        from ebpftrace.report.output import Growing, use_color
 
         self.found_leak = False
         self._form = form
@@ -204,7 +203,8 @@ class _Narrator:
         self._quiet = quiet
         self._color = use_color(sys.stdout, no_color)
         self._output = None if files.output is None else Growing(str(files.output))
-        self._live = None if quiet else LiveView(sys.stderr, color=use_color(sys.stderr, no_color))
+        self._live_color = use_color(sys.stderr, no_color)
+        self._live: Optional[LiveView] = None
         self._next_look = 0.0
 
     def __enter__(self) -> _Narrator:
@@ -229,8 +229,11 @@ class _Narrator:
             watch.keeps_standing = self._files.ledger is not None
         if not self._quiet:
             click.echo("attached", err=True)
-            if self._live is not None:
-                self._live.__enter__()
+
+            from ebpftrace.report.live import LiveView
+
+            self._live = LiveView(sys.stderr, color=self._live_color)
+            self._live.__enter__()
 
     def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Draw the live view, now and then."""

@@ -18,7 +18,7 @@ SPACE_SHIFT = 57
 """User addresses of x86-64 and arm64 stay below 2**57 (5-level page tables)."""
 MAX_SPACES = 64
 SIGNATURE_WORDS = 64
-CLONE_SIGNATURE_WORDS = 512
+CLONE_SIGNATURE_WORDS = 256
 """Words of the stack that go into the signature of a call, and of a clone call; at most a page."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 288}
 """Size of ``struct pt_regs`` in ``bpf/include/uapi/linux/ptrace.h``."""

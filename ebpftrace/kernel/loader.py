@@ -72,10 +72,15 @@ def _pid_namespaces(btf: Btf) -> Optional[PidNamespaces]:
     )
 
 
-def load(sizes: Sizes) -> Any:
-    """Return the ``bcc.BPF`` object of the ledger's programs, loaded and attached.  Raises CannotTrace."""
+def ledger_constants(sizes: Sizes) -> dict[str, int]:
+    """Return what the ledger's programs are compiled with on this machine.  Raises CannotTrace."""
     machine, preallocated = this_machine()
-    return load_programs("ledger.c", definitions(machine, sizes, preallocated), _MIRRORED)
+    return definitions(machine, sizes, preallocated)
+
+
+def load_ledger(constants: Mapping[str, int]) -> Any:
+    """Return the ``bcc.BPF`` object of the ledger's programs, loaded and attached.  Raises CannotTrace."""
+    return load_programs("ledger.c", constants, _MIRRORED)
 
 
 def load_programs(

@@ -6,7 +6,7 @@ import threading
 from typing import Any, Optional
 
 from ebpftrace.kernel.layout import Sizes
-from ebpftrace.kernel.loader import load
+from ebpftrace.kernel.loader import ledger_constants, load_ledger
 from ebpftrace.spare import give_back_memory
 
 
@@ -18,8 +18,10 @@ class Loading:
     """
 
     def __init__(self, sizes: Sizes) -> None:
-        """Begin."""
+        """Begin.  Raises CannotTrace where it is plain already that this machine can't be traced."""
         self.sizes = sizes
+        # Not in the thread: there it would compete with its owner for Python's lock, which clang needs not.
+        self._constants = ledger_constants(sizes)
         self._bpf: Any = None
         self._error: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
@@ -43,7 +45,7 @@ class Loading:
 
     def _run(self) -> None:
         try:
-            self._bpf = load(self.sizes)
+            self._bpf = load_ledger(self._constants)
         except BaseException as error:  # for whoever waits
             self._error = error
         give_back_memory()  # 18 MiB that clang used

@@ -30,6 +30,13 @@ _OWN_DESCRIPTORS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR_PATH = re.compile(r"/dev/fd/(\d+)|/proc/self/fd/(\d+)")
 
 
+def use_color(stream: TextIO, no_color: bool) -> bool:
+    """Colour only on a terminal that can show it, and never against NO_COLOR (no-color.org)."""
+    if no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return stream.isatty()
+
+
 def check_writable(path: str) -> None:
     """Make sure, before a trace of minutes, that ``write`` can put a file at ``path``.
 

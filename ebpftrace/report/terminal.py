@@ -7,9 +7,7 @@ name from the target is ever taken for markup.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable
-from typing import TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, Group, JustifyMethod, RenderableType
@@ -55,13 +53,6 @@ _INNOCENT = {
     Verdict.ORPHANED_MAPPING: "kept",
     Verdict.JUST_EXITED: "not yet",
 }
-
-
-def use_color(stream: TextIO, no_color: bool) -> bool:
-    """Colour only on a terminal that can show it, and never against NO_COLOR (no-color.org)."""
-    if no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return False
-    return stream.isatty()
 
 
 def render(report: Report, view: View, *, width: int = WIDTH, color: bool = False) -> str:

@@ -17,7 +17,8 @@ from rich.cells import cell_len
 
 from ebpftrace.model import EndedBy, Finding, Frame, Losses, Report, Verdict
 from ebpftrace.report import frames
-from ebpftrace.report.terminal import WIDTH, render, use_color
+from ebpftrace.report.output import use_color
+from ebpftrace.report.terminal import WIDTH, render
 from ebpftrace.report.view import View, select
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -163,7 +163,7 @@ struct copy_t {
 struct cpu_t {
     u64 second_from;
     u64 copies;
-    u64 fresh_copies; /* first ones of a site, which have a budget of their own */
+    u64 fresh_copies;          /* first ones of a site, which have a budget of their own */
     u64 words[PAGE_BYTES / 8]; /* to the end of the page is what older verifiers know of the size */
     struct thread_t child;
 };

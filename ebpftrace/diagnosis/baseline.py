@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Optional
 
 from ebpftrace.diagnosis.evidence import Evidence
 from ebpftrace.diagnosis.verdicts import diagnose
-from ebpftrace.model import Books, Finding, Frame, Vma
+from ebpftrace.model import Books, Finding, Frame
+from ebpftrace.vmas import Vmas
 
 
 def baseline_verdict(
     books: Books,
-    vmas: Sequence[Vma],
+    vmas: Vmas,
     name_of: Callable[[int], Optional[Frame]],
     earlier: Optional[Books] = None,
     futex_waits: frozenset[int] = frozenset(),

@@ -134,8 +134,7 @@ class _Builder:
             booked = booked_in.get(position)
             if position not in covered and _is_orphan(outstanding, booked):
                 found.append(_traced_one(outstanding, booked))
-        in_memory = resident([one.outstanding.mapping for one in found], self._evidence.vmas)
-        return list(map(self._case, found, in_memory))
+        return list(map(self._case, found))
 
     def notes(self) -> list[str]:
         if not self._unplaced:
@@ -212,7 +211,7 @@ class _Builder:
         earlier = self._earlier.get(booked.descriptor) if self._earlier is not None else None
         return self._exits.get(earlier.tid) if earlier is not None and not earlier.exited else None
 
-    def _case(self, found: _Found, in_memory: Resident) -> Case:
+    def _case(self, found: _Found) -> Case:
         outstanding, booked, exited_at, before_attach = found
         mapping, run = outstanding.mapping, outstanding.run
         place, stack = self._sites.place(outstanding)
@@ -221,7 +220,7 @@ class _Builder:
         return Case(
             outstanding=outstanding,
             mapping=mapping,
-            resident=in_memory,
+            resident=resident(mapping, self._evidence.vmas),
             booked=booked,
             exited_at=exited_at,
             before_attach=before_attach,

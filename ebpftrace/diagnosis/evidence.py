@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Callable, Optional
 
-from ebpftrace.model import NO_STACK, Books, Finding, Frame, Outstanding, Stack, Thread, Vma
+from ebpftrace.model import NO_STACK, Books, Finding, Frame, Outstanding, Stack, Thread
+from ebpftrace.vmas import Vmas
 
 NS = 1_000_000_000
 DEFAULT_MIN_AGE = NS
@@ -31,7 +32,7 @@ class Evidence:
     """What is still mapped (checked against /proc), with live owners too; no two overlap."""
     books: Books
     """glibc's books, read at report time."""
-    vmas: Sequence[Vma]
+    vmas: Vmas
     """/proc/PID/smaps at report time; without ``rss`` where only maps could be read."""
     tgid: int
     """The traced process: a task of another thread group is no pthread of it."""

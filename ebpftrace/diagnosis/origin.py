@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Optional
 
 from ebpftrace.diagnosis.evidence import NS
 from ebpftrace.diagnosis.flags import MAP_STACK, PRIVATE_ANONYMOUS, has_all
 from ebpftrace.ledger.owners import UNKNOWN_TGID
-from ebpftrace.model import Books, BooksState, Frame, Outstanding, OwnedBy, Stack, StackSource, Vma
+from ebpftrace.model import Books, BooksState, Frame, Outstanding, OwnedBy, Stack, StackSource
+from ebpftrace.vmas import Vmas
 
 _MMAP_NAMES = frozenset({"mmap", "mmap64", "__mmap", "__mmap64", "__GI___mmap", "__GI___mmap64", "syscall"})
 _THREAD_MAKERS = ("allocate_stack", "pthread_create", "thrd_create")
@@ -175,9 +176,9 @@ def is_libc(module: Optional[str]) -> bool:
     return module is not None and posixpath.basename(module).startswith(("libc.", "libc-", "ld-musl"))
 
 
-def loaded_allocator(vmas: Iterable[Vma]) -> Optional[str]:
+def loaded_allocator(vmas: Vmas) -> Optional[str]:
     """The first allocator or runtime library mapped into the target, by its file name."""
-    return next(filter(None, map(_allocator_library, {vma.path: None for vma in vmas})), None)
+    return next(filter(None, map(_allocator_library, {kind.path: None for kind in vmas.kinds})), None)
 
 
 def _allocator_library(module: Optional[str]) -> Optional[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
 from typing import Generic, NamedTuple, Optional, TypeVar
 
-from ebpftrace.ledger.intervals import intersections
-from ebpftrace.model import Interval, Mapping, Vma
+from ebpftrace.model import Interval, Mapping
+from ebpftrace.vmas import Vmas
 
 T = TypeVar("T")
 
@@ -83,18 +82,21 @@ class Resident(NamedTuple):
     """
 
 
-def resident(mappings: Sequence[Mapping], vmas: Iterable[Vma]) -> list[Resident]:
-    """What /proc/PID/smaps says of each mapping; ``vmas`` are disjoint.
+def resident(mapping: Mapping, vmas: Vmas) -> Resident:
+    """What /proc/PID/smaps says of a mapping.
 
     The kernel may have merged mappings into one area: each has its share of the area's RSS.
     """
-    rss: list[Optional[int]] = [None] * len(mappings)
-    guards: list[Optional[int]] = [None] * len(mappings)
-    areas = sorted(((vma.start, vma.end, vma) for vma in vmas if vma.start < vma.end), key=itemgetter(0))
-    pieces = sorted((*piece, index) for index, mapping in enumerate(mappings) for piece in mapping.pieces)
-    for start, end, index, vma in intersections(pieces, areas):
-        if vma.rss is not None:
-            rss[index] = (rss[index] or 0) + vma.rss * (end - start) // vma.size
-        if vma.guard and start == mappings[index].start:
-            guards[index] = end - start
-    return list(map(Resident, rss, guards))
+    starts, ends, kinds = vmas.starts, vmas.ends, vmas.kinds
+    rss = guard = None
+    first = mapping.start
+    for start, end in mapping.pieces:
+        at = bisect_right(ends, start)
+        while at < len(kinds) and starts[at] < end:
+            low, high, kind = max(start, starts[at]), min(end, ends[at]), kinds[at]
+            if kind.rss is not None:
+                rss = (rss or 0) + kind.rss * (high - low) // (ends[at] - starts[at])
+            if kind.guard and low == first:
+                guard = high - low
+            at += 1
+    return Resident(rss, guard)

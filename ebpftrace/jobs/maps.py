@@ -14,7 +14,7 @@ from ebpftrace.anatomy.areas import Area, Kind, Sight
 from ebpftrace.anatomy.look import Look
 from ebpftrace.errors import CannotTrace
 from ebpftrace.jobs.interrupts import Interrupts
-from ebpftrace.model import Books, BooksState, Frame, Heap, Interval, Vma
+from ebpftrace.model import Books, BooksState, Frame, Heap, Interval
 from ebpftrace.process.books import read_books
 from ebpftrace.process.livethreads import read_live_threads
 from ebpftrace.process.malloc import find_blocks, find_heaps, guess_heaps
@@ -26,6 +26,7 @@ from ebpftrace.process.status import max_map_count, read_memory_use, read_target
 from ebpftrace.process.target import Target, open_target
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.vmas import Vmas
 
 _MOST_ROUTINES = 64
 """Start routines that are named: programs have few."""
@@ -134,7 +135,7 @@ class _Inside(NamedTuple):
     blocks: Sequence[Interval]
 
 
-def _read_inside(pid: int, vmas: Sequence[Vma], groups: Sequence[int], notes: list[str]) -> _Inside:
+def _read_inside(pid: int, vmas: Vmas, groups: Sequence[int], notes: list[str]) -> _Inside:
     try:
         memory = Memory(pid)
     except ProcessGone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple, Optional
@@ -14,7 +14,6 @@ from ebpftrace.anatomy.census import Census
 from ebpftrace.anatomy.suspicion import Figures, promise, shape_of
 from ebpftrace.errors import CannotTrace
 from ebpftrace.jobs.interrupts import Interrupts
-from ebpftrace.model import Vma
 from ebpftrace.process.books import read_books
 from ebpftrace.process.hostmemory import read_meminfo
 from ebpftrace.process.malloc import find_heaps, guess_heaps
@@ -23,6 +22,7 @@ from ebpftrace.process.memory import Memory
 from ebpftrace.process.procfs import ProcessGone, numbers_in
 from ebpftrace.process.status import max_map_count, read_memory_use
 from ebpftrace.process.tasks import read_task
+from ebpftrace.vmas import Vmas
 
 _SECONDS_OF_MAPS = 0.9
 """For reading mappings, largest VIRT first: what is left then is told by size alone."""
@@ -138,7 +138,7 @@ class _Reader:
         self.unreadable = 0
         self.not_looked = 0
         self.books_unread = 0
-        self._vmas: dict[int, list[Vma]] = {}
+        self._vmas: dict[int, Vmas] = {}
         self._exited: dict[int, frozenset[int]] = {}
 
     def read_shapes(self) -> None:
@@ -184,7 +184,7 @@ class _Reader:
         for pid, exited in self._exited.items():
             self._read_books(pid, None, exited)
 
-    def _read_books(self, pid: int, vmas: Optional[Sequence[Vma]], among: Optional[frozenset[int]]) -> None:
+    def _read_books(self, pid: int, vmas: Optional[Vmas], among: Optional[frozenset[int]]) -> None:
         try:
             self.figures[pid], exited = _with_books(self.figures[pid], vmas or read_maps(pid), among)
         except ProcessGone:
@@ -198,7 +198,7 @@ class _Reader:
 
 
 def _with_books(
-    figures: Figures, vmas: Sequence[Vma], among: Optional[frozenset[int]]
+    figures: Figures, vmas: Vmas, among: Optional[frozenset[int]]
 ) -> tuple[Figures, frozenset[int]]:
     """With what glibc's books say, and the descriptors of threads that exited (of those ``among``)."""
     with Memory(figures.pid) as memory:

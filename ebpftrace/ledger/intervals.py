@@ -3,51 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice, tee
 from typing import Generic, Optional, TypeVar
 
 from sortedcontainers import SortedDict
 
 from ebpftrace.model import Interval
 
-A = TypeVar("A")
-B = TypeVar("B")
 V = TypeVar("V")
-
-
-def intersections(
-    these: Iterable[tuple[int, int, A]], those: Sequence[tuple[int, int, B]]
-) -> Iterator[tuple[int, int, A, B]]:
-    """Yield (start, end, value of this, value of that) of all that both cover, in the order of ``these``.
-
-    Both ascend by their starts, and ``those`` are disjoint; O(n + m + k), k the number of answers.
-    """
-    first = 0
-    for start, end, this in these:
-        while first < len(those) and those[first][1] <= start:
-            first += 1
-        for at in range(first, len(those)):
-            other_start, other_end, that = those[at]
-            if other_start >= end:
-                break
-            yield max(start, other_start), min(end, other_end), this, that
 
 
 def apart(ranges: Iterable[tuple[int, int, V]], others: Iterable[tuple[int, int]]) -> tuple[list[V], list[V]]:
     """Return the values of those ranges that share no address with any other range, and those of the rest.
 
-    ``others`` may overlap each other.  An empty range counts to the rest.  O(n log n).
+    ``ranges`` ascend by their starts; ``others`` come in any order and may overlap each other.  An empty
+    range counts to the rest.  O(n + m log m).
     """
-    every: list[tuple[int, int, Optional[V]]] = [(start, end, None) for start, end in others]
-    every += ranges
-    every.sort(key=itemgetter(0))
+    obstacles = [*sorted(others), (sys.maxsize, 0)]
+    at = 0
     alone: list[V] = []
     rest: list[V] = []
     reached = -1
-    for (start, end, value), (next_start, _, _) in zip(every, [*every[1:], (sys.maxsize, 0, None)]):
-        if value is not None:
-            (alone if reached <= start < end <= next_start else rest).append(value)
+    ranges, ahead = tee(ranges)
+    next_starts = (start for start, _, _ in islice(ahead, 1, None))
+    for (start, end, value), next_start in zip(ranges, chain(next_starts, (sys.maxsize,))):
+        while obstacles[at][0] <= start:
+            reached = max(reached, obstacles[at][1])
+            at += 1
+        is_alone = reached <= start < end <= next_start and end <= obstacles[at][0]
+        (alone if is_alone else rest).append(value)
         if end > reached:
             reached = end
     return alone, rest

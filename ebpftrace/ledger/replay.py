@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, Optional, Union
@@ -122,25 +122,25 @@ class Ledger:
     def _replay(self, space: Space, rows: list[Row], until: Optional[int]) -> list[Row]:
         """Let happen what did up to ``until``, but leave to the caller the rows that nothing else touches.
 
-        Those are returned; they are most, and no order matters to them.
+        ``rows`` ascend, and so do those that are returned; they are most, and no order matters to them.
         """
         displaced = {event.row for event in self._events if isinstance(event, Displaced)}
-        space.settle({row_key(row) for row in rows}, {row_key(row) for row in displaced})
+        keys = set(map(row_key, displaced))
+        space.settle(self._folded_rows.intersection(map(row_key, rows)), keys)
         alone, rest = apart(
-            [
+            (
                 (row.start, row.start + row.length, row)
-                for row in self._unfolded(rows, until)
-                if row not in displaced
-            ],
+                for row in _unknown(rows, self._folded_rows | keys, until)
+            ),
             chain(
                 space.ranges(),
                 ((row.start, row.start + row.length) for row in displaced),
                 chain.from_iterable(map(_reaches, self._events)),
             ),
         )
-        steps: list[Step] = [
-            (row.since * KINDS + INSERT, row) for row in [*rest, *self._unfolded(displaced, until)]
-        ]
+        # Of the rows that the checkpoint has seen, it knows what is left.
+        rest += _unknown(displaced, self._folded_rows, until)
+        steps: list[Step] = [(row.since * KINDS + INSERT, row) for row in rest]
         for event in self._events:
             if isinstance(event, Hole):
                 steps.append((event.at * KINDS + HOLE, event))
@@ -161,22 +161,21 @@ class Ledger:
                 space.arrive(subject)
         return alone
 
-    def _unfolded(self, rows: Iterable[Row], until: Optional[int]) -> list[Row]:
-        """Return the rows the checkpoint has not seen (of those it has, it knows what is left)."""
-        return [
-            row
-            for row in rows
-            if row_key(row) not in self._folded_rows and (until is None or row.since <= until)
-        ]
-
 
 def _one_per_start(rows: Iterable[Row]) -> list[Row]:
-    """Return the newest row of each start: a table read while it changes can show a slot twice."""
+    """Return the newest row of each start, ascending: a table read while it changes can show a slot twice."""
     latest: dict[int, Row] = {}
     for row in rows:
         if row.start not in latest or latest[row.start].since < row.since:
             latest[row.start] = row
-    return list(latest.values())
+    return sorted(latest.values(), key=itemgetter(0))
+
+
+def _unknown(rows: Iterable[Row], known: Container[RowKey], until: Optional[int]) -> Iterator[Row]:
+    """Yield the rows that are not among those, and came no later than ``until``."""
+    return (
+        row for row in rows if (row.start, row.since) not in known and (until is None or row.since <= until)
+    )
 
 
 def _reaches(event: Event) -> tuple[Interval, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ebpftrace.ledger.intervals import extend, intersections
 from ebpftrace.ledger.space import is_special
-from ebpftrace.model import Interval, Mapping, Vma
+from ebpftrace.model import Interval, Mapping
+from ebpftrace.vmas import Vmas
 
 
 class Verified(NamedTuple):
@@ -20,28 +21,63 @@ class Verified(NamedTuple):
     """The ledger had it mapped, /proc does not: dropped."""
 
 
-def verify(mappings: Sequence[Mapping], vmas: Sequence[Vma], read_at: int) -> Verified:
+def verify(mappings: Sequence[Mapping], vmas: Vmas, read_at: int) -> Verified:
     """Cut the mappings, no two of which overlap, down to what ``/proc/PID/maps`` shows.
 
-    ``vmas`` are ascending and disjoint.  ``read_at`` is when their reading began: a mapping that came after
-    that is kept as it is.  On a running target what was mapped or unmapped between the reading of rows and
-    of maps counts as disagreement.
+    ``read_at`` is when the reading of ``vmas`` began: a mapping that came after that is kept as it is.  On a
+    running target what was mapped or unmapped between the reading of rows and of maps counts as disagreement.
     """
-    pieces = sorted((*piece, index) for index, mapping in enumerate(mappings) for piece in mapping.pieces)
-    areas = [(vma.start, vma.end, is_special(vma)) for vma in vmas]
-    unexplained = sum(end - start for start, end, special in areas if not special)
-    left: list[list[Interval]] = [[] for _ in mappings]
-    for start, end, index, special in intersections(pieces, areas):
-        extend(left[index], start, end)
-        if not special:
-            unexplained -= end - start
+    areas, plain = _Covered(), _Covered()
+    for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds):
+        areas.add(start, end)
+        if not is_special(kind):
+            plain.add(start, end)
+    unexplained = plain.size
     confirmed = []
     phantom = 0
-    for mapping, shown in zip(mappings, map(tuple, left)):
-        if shown == mapping.pieces or (mapping.since is not None and mapping.since > read_at):
+    for mapping in mappings:
+        pieces = mapping.pieces
+        if all(map(plain.holds, pieces)):  # nearly always
+            unexplained -= mapping.size
             confirmed.append(mapping)
             continue
-        phantom += mapping.size - sum(piece.size for piece in shown)
+        unexplained -= sum(part.size for piece in pieces for part in plain.parts(piece))
+        if mapping.since is not None and mapping.since > read_at:
+            confirmed.append(mapping)
+            continue
+        shown = tuple(part for piece in pieces for part in areas.parts(piece))
+        phantom += mapping.size - sum(part.size for part in shown)
         if shown:
             confirmed.append(mapping._replace(pieces=shown))
     return Verified(confirmed, unexplained, phantom)
+
+
+class _Covered:
+    """The addresses that ascending, disjoint ranges cover, as few ranges as there can be."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self.size = 0
+        """Bytes."""
+
+    def add(self, start: int, end: int) -> None:
+        """Add a range above all others."""
+        self.size += end - start
+        if self._ends and self._ends[-1] == start:
+            self._ends[-1] = end
+        else:
+            self._starts.append(start)
+            self._ends.append(end)
+
+    def holds(self, piece: Interval) -> bool:
+        """Say whether every address of it is covered."""
+        start, end = piece
+        before = bisect_right(self._starts, start) - 1
+        return before >= 0 and end <= self._ends[before]
+
+    def parts(self, piece: Interval) -> Iterator[Interval]:
+        """Yield what of it is covered, ascending."""
+        start, end = piece
+        for at in range(bisect_right(self._ends, start), bisect_left(self._starts, end)):
+            yield Interval(max(start, self._starts[at]), min(end, self._ends[at]))

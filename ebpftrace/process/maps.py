@@ -8,30 +8,30 @@ Documentation/filesystems/proc.rst); a mapping that changes meanwhile may be lis
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from operator import attrgetter
 from typing import Callable, Optional
 
 from ebpftrace.model import Vma
 from ebpftrace.process.procfs import read_chunks, require_address_space, task_dir, through_live_task
+from ebpftrace.vmas import Vmas
 
-# Path last and greedy: it may hold anything but a newline, which the kernel writes as \012.  In smaps, lines
-# of figures begin with a capital letter and lines of mappings never do.
-_MAPS_LINE = re.compile(
-    rb"^([0-9a-f]{1,16})-([0-9a-f]{1,16}) (\S{4}) ([0-9a-f]{1,16}) ([0-9a-f]+:[0-9a-f]+) (\d{1,20}) *(.*)$",
-    re.MULTILINE,
-)
+# In smaps, lines of figures begin with a capital letter and lines of mappings never do.
+_RANGE = re.compile(rb"^([0-9a-f]{1,16})-([0-9a-f]{1,16})(?= )", re.MULTILINE)
+# Path last and greedy: it may hold anything but a newline, which the kernel writes as \012.
+_WHAT = re.compile(rb" (\S{4}) ([0-9a-f]{1,16}) ([0-9a-f]+:[0-9a-f]+) (\d{1,20}) *(.*)$", re.MULTILINE)
+_MAPS_RECORD_END = b"\n"
 _SMAPS_RECORD_END = b"\nVmFlags:"
-_SMAPS_FIGURES = b"\nRss:"
-"""From here on the text of most records is that of another one, letter by letter."""
-_FIGURES_KEPT = 1024
+_BLOCK = 1 << 16
+"""Bytes of text that are parsed at once."""
+_KINDS_KEPT = 1024
+"""But for the addresses, the text of most records is that of another one, letter by letter."""
 _NO_ACCESS = "---"
 _KIB = 1024
 _MAX_DIGITS = 20
 
 
-def read_maps(pid: int) -> list[Vma]:
+def read_maps(pid: int) -> Vmas:
     """All mappings of a process, ascending, disjoint.
 
     ``path`` is as the kernel prints it: a newline in it is ``\\012``, a removed file ends in
@@ -41,7 +41,7 @@ def read_maps(pid: int) -> list[Vma]:
     return _read(pid, "maps", parse_maps)
 
 
-def read_smaps(pid: int) -> list[Vma]:
+def read_smaps(pid: int) -> Vmas:
     """Like ``read_maps``, with resident and swapped bytes, and apart from those huge TLB pages.
 
     Costs the kernel a walk of the page tables, under the lock that the target's page faults and mmap
@@ -50,51 +50,30 @@ def read_smaps(pid: int) -> list[Vma]:
     return _read(pid, "smaps", parse_smaps)
 
 
-def parse_maps(chunks: Iterable[bytes]) -> list[Vma]:
+def parse_maps(chunks: Iterable[bytes]) -> Vmas:
     """Mappings from the text of a ``maps`` file, in chunks cut anywhere."""
-    decode = _Decoder()
-    vmas = []
-    for block in _blocks(chunks, b"\n"):
-        vmas += [decode.vma(fields, None, None) for fields in _MAPS_LINE.findall(block)]
-    return disjoint(vmas)
+    return _parse(chunks, _MAPS_RECORD_END)
 
 
-def parse_smaps(chunks: Iterable[bytes]) -> list[Vma]:
+def parse_smaps(chunks: Iterable[bytes]) -> Vmas:
     """Mappings from the text of a ``smaps`` file, in chunks cut anywhere."""
-    decode = _Decoder()
-    figures = lru_cache(_FIGURES_KEPT)(_figures)
-    vmas = []
-    for block in _blocks(chunks, _SMAPS_RECORD_END):
-        for record in block.split(_SMAPS_RECORD_END):
-            header = _MAPS_LINE.search(record)
-            if header:
-                begin = record.find(_SMAPS_FIGURES, header.end())
-                vmas.append(decode.vma(header.groups(), *figures(record[begin:] if begin >= 0 else b"")))
-    return disjoint(vmas)
+    return _parse(chunks, _SMAPS_RECORD_END)
 
 
-def disjoint(vmas: list[Vma]) -> list[Vma]:
-    """The same mappings ascending, and cut where one begins before the last has ended.
-
-    A mapping that merges with its lower neighbour while the list is read is listed whole, although
-    part of it was before.
-    """
-    last_end = 0
-    result = []
-    for vma in sorted(vmas, key=attrgetter("start")):
-        if vma.end > max(vma.start, last_end):
-            result.append(vma if vma.start >= last_end else _without_head(vma, last_end))
-            last_end = vma.end
-    return result
+def _parse(chunks: Iterable[bytes], record_end: bytes) -> Vmas:
+    vmas = Vmas()
+    kind_of = lru_cache(_KINDS_KEPT)(_kind)
+    for block in _blocks(chunks, record_end):
+        for record in block.split(record_end):
+            found = _RANGE.search(record)
+            kind = kind_of(record[found.end() :]) if found else None
+            if found and kind:
+                vmas.add(int(found[1], 16), int(found[2], 16), kind)
+    return vmas
 
 
-def _without_head(vma: Vma, start: int) -> Vma:
-    offset = vma.offset + (start - vma.start) if vma.inode else vma.offset
-    return vma._replace(start=start, offset=offset)
-
-
-def _read(pid: int, name: str, parse: Callable[[Iterable[bytes]], list[Vma]]) -> list[Vma]:
-    def use(tid: int) -> list[Vma]:
+def _read(pid: int, name: str, parse: Callable[[Iterable[bytes]], Vmas]) -> Vmas:
+    def use(tid: int) -> Vmas:
         vmas = parse(read_chunks(f"{task_dir(pid, tid)}/{name}"))
         # The text of a task that exits meanwhile just ends, without an error.
         require_address_space(pid, tid)
@@ -104,21 +83,38 @@ def _read(pid: int, name: str, parse: Callable[[Iterable[bytes]], list[Vma]]) ->
 
 
 def _blocks(chunks: Iterable[bytes], boundary: bytes) -> Iterator[bytes]:
-    """Join chunks so that each ends where a record ends; a last one without its boundary comes as it is."""
+    """Join chunks, many since each is small, so that the text ends where a record ends; the last as it is."""
     pending = bytearray()
     for chunk in chunks:
         pending += chunk
-        cut = pending.rfind(boundary)
+        cut = pending.rfind(boundary) if len(pending) >= _BLOCK else -1
         if cut >= 0:
             yield bytes(pending[:cut])
             del pending[:cut]
     yield bytes(pending)
 
 
-def _figures(text: bytes) -> tuple[Optional[int], Optional[int], int]:
-    """Resident and swapped bytes, and those in huge TLB pages, of the text of one record."""
-    huge = (_figure(text, b"\nShared_Hugetlb:") or 0) + (_figure(text, b"\nPrivate_Hugetlb:") or 0)
-    return _figure(text, b"\nRss:"), _figure(text, b"\nSwap:"), huge
+def _kind(text: bytes) -> Optional[Vma]:
+    """The mapping of a record, by what stands behind its addresses; None where no mapping is told of."""
+    what = _WHAT.match(text)
+    if what is None:
+        return None
+    perms, offset, device, inode, path = what.groups()
+    access = perms.decode("ascii", "surrogateescape")
+    figures = text[what.end() :]
+    return Vma(
+        start=0,
+        end=0,
+        perms=access,
+        offset=int(offset, 16),
+        device=device.decode("ascii"),
+        inode=int(inode),
+        path=path.decode("utf-8", "surrogateescape"),
+        rss=_figure(figures, b"\nRss:"),
+        swap=_figure(figures, b"\nSwap:"),
+        guard=access.startswith(_NO_ACCESS),
+        huge=(_figure(figures, b"\nShared_Hugetlb:") or 0) + (_figure(figures, b"\nPrivate_Hugetlb:") or 0),
+    )
 
 
 def _figure(text: bytes, label: bytes) -> Optional[int]:
@@ -129,34 +125,3 @@ def _figure(text: bytes, label: bytes) -> Optional[int]:
     value = at + len(label)
     digits = text[value : text.find(b"k", value)].strip()
     return int(digits) * _KIB if len(digits) <= _MAX_DIGITS and digits.isdigit() else None
-
-
-class _Decoder:
-    """Makes ``Vma`` of matched text; permissions and devices repeat, so they are decoded once each."""
-
-    def __init__(self) -> None:
-        self._texts: dict[bytes, str] = {}
-
-    def _text(self, raw: bytes) -> str:
-        text = self._texts.get(raw)
-        if text is None:
-            text = self._texts[raw] = raw.decode("ascii", "surrogateescape")
-        return text
-
-    def vma(self, fields: Sequence[bytes], rss: Optional[int], swap: Optional[int], huge: int = 0) -> Vma:
-        """The mapping of one match of ``_MAPS_LINE``."""
-        start, end, perms, offset, device, inode, path = fields
-        access = self._text(perms)
-        return Vma(
-            int(start, 16),
-            int(end, 16),
-            access,
-            int(offset, 16),
-            self._text(device),
-            int(inode),
-            path.decode("utf-8", "surrogateescape") if path else "",
-            rss,
-            swap,
-            access.startswith(_NO_ACCESS),
-            huge,
-        )

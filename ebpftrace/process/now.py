@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-from ebpftrace.model import Books, BooksState, Vma
+from ebpftrace.model import Books, BooksState
 from ebpftrace.process.books import read_books
 from ebpftrace.process.futexwaits import read_futex_waits
 from ebpftrace.process.maps import read_smaps
@@ -14,6 +14,7 @@ from ebpftrace.process.memory import Memory
 from ebpftrace.process.sharing import same_address_space
 from ebpftrace.process.stackpointers import read_stack_pointers
 from ebpftrace.process.status import MemoryUse, read_memory_use
+from ebpftrace.vmas import Vmas
 
 GONE = Books(BooksState.ABSENT, why="the target has exited")
 
@@ -23,7 +24,7 @@ class Now(NamedTuple):
 
     read_at: int
     """ns of CLOCK_MONOTONIC, before the first reading."""
-    vmas: list[Vma]
+    vmas: Vmas
     books: Books
     memory: Optional[MemoryUse]
     """None of a process that is gone."""
@@ -50,14 +51,14 @@ def read_now(pid: int) -> Now:
 
 def nothing_now() -> Now:
     """What there is to read of a process that is gone."""
-    return Now(time.monotonic_ns(), [], GONE, None, {}, frozenset())
+    return Now(time.monotonic_ns(), Vmas(), GONE, None, {}, frozenset())
 
 
-def read_books_of(pid: int, vmas: list[Vma]) -> Books:
+def read_books_of(pid: int, vmas: Vmas) -> Books:
     """Read glibc's books of the address space, whichever thread groups share it.  Raises as ``read_now``."""
     return _read_books(pid, vmas, same_address_space(pid).tgids)
 
 
-def _read_books(pid: int, vmas: list[Vma], groups: Sequence[int]) -> Books:
+def _read_books(pid: int, vmas: Vmas, groups: Sequence[int]) -> Books:
     with Memory(pid) as memory:
         return read_books(pid, vmas, memory, [tgid for tgid in groups if tgid != pid])

@@ -21,6 +21,7 @@ from ebpftrace.model import (
     Thread,
     ThreadId,
 )
+from ebpftrace.vmas import Vmas
 
 SECOND = 1_000_000_000
 ATTACHED = 1000 * SECOND
@@ -150,7 +151,7 @@ def name_of(address: int) -> Frame:
 
 def evidence(outstanding: list[Outstanding], said: Books = READ, **changes: Any) -> Evidence:
     fields: dict[str, Any] = {
-        "vmas": (),
+        "vmas": Vmas(),
         "tgid": TGID,
         "attached_at": ATTACHED,
         "report_at": REPORT,

@@ -17,6 +17,7 @@ from ebpftrace.model import Vma
 from ebpftrace.process.books.descriptors import Format
 from ebpftrace.process.books.lists import SYMBOLS, Lists, lists_of_image
 from ebpftrace.process.books.symbols import Image, Segment, file_mappings, read_image
+from ebpftrace.vmas import Vmas
 
 NAMES = frozenset({"malloc", "getpid", "no_such_symbol"})
 
@@ -57,7 +58,7 @@ def _own_mappings() -> list[Vma]:
 
 
 def test_each_file_once_and_by_its_code() -> None:
-    files = file_mappings(_own_mappings())
+    files = file_mappings(Vmas(_own_mappings()))
     assert len({(vma.device, vma.inode) for vma in files}) == len(files)
     assert all("x" in vma.perms for vma in files)
     assert str(_libc()) in {vma.path for vma in files}

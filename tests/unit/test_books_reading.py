@@ -15,6 +15,7 @@ from ebpftrace.process.books.blocks import Mappings, find_block_offset
 from ebpftrace.process.books.descriptors import Descriptor, Fate, Format
 from ebpftrace.process.books.judging import judge
 from ebpftrace.process.books.walk import MAX_NODES, Walker
+from ebpftrace.vmas import Vmas
 
 VERSIONS = st.sampled_from([(2, 31), (2, 36), (2, 43)])
 
@@ -121,7 +122,9 @@ def _descriptor(address: int, block: int, size: int) -> Descriptor:
 
 
 def test_stacks_are_the_blocks_whatever_the_kernel_merged() -> None:
-    mappings = Mappings([_vma(0x10000, 0x40000), _vma(0x50000, 0x51000, "---p"), _vma(0x51000, 0x60000)])
+    mappings = Mappings(
+        Vmas([_vma(0x10000, 0x40000), _vma(0x50000, 0x51000, "---p"), _vma(0x51000, 0x60000)])
+    )
     stacks = mappings.stacks(
         [
             _descriptor(0x1F800, 0x10000, 0x10000),
@@ -137,7 +140,9 @@ def test_stacks_are_the_blocks_whatever_the_kernel_merged() -> None:
 
 
 def test_without_the_field_the_mapping_and_its_guard_are_the_stack() -> None:
-    mappings = Mappings([_vma(0x50000, 0x51000, "---p"), _vma(0x51000, 0x60000), _vma(0x70000, 0x80000)])
+    mappings = Mappings(
+        Vmas([_vma(0x50000, 0x51000, "---p"), _vma(0x51000, 0x60000), _vma(0x70000, 0x80000)])
+    )
     stacks = mappings.stacks([_descriptor(0x5F800, 0, 0), _descriptor(0x7F800, 0, 0), _descriptor(1, 0, 0)])
     assert stacks == {0x5F800: Interval(0x50000, 0x60000), 0x7F800: Interval(0x70000, 0x80000)}
 
@@ -154,7 +159,7 @@ def test_no_byte_is_counted_twice_and_none_that_is_not_mapped(
 ) -> None:
     edges.sort()
     vmas = [_vma(start, end) for start, end in zip(edges[::2], edges[1::2])]
-    stacks = sorted(Mappings(vmas).stacks(_descriptor(*claim) for claim in claims).values())
+    stacks = sorted(Mappings(Vmas(vmas)).stacks(_descriptor(*claim) for claim in claims).values())
     for one, other in zip(stacks, stacks[1:]):
         assert one.end <= other.start
     for stack in stacks:

@@ -22,6 +22,7 @@ from diagnosis_scenes import (
 
 from ebpftrace.diagnosis import baseline_verdict
 from ebpftrace.model import Books, BooksState, Interval, Mapping, Outstanding, Thread, ThreadId, Verdict, Vma
+from ebpftrace.vmas import Vmas
 
 LOW = 0x7E0000000000
 GUARD = 4096
@@ -31,17 +32,17 @@ def stack_at(number: int) -> Interval:
     return Interval(LOW + number * STACK_BYTES, LOW + (number + 1) * STACK_BYTES)
 
 
-def areas(count: int, rss: int = 8192) -> list[Vma]:
+def areas(count: int, rss: int = 8192) -> Vmas:
     """As smaps shows the classic case: a guard page of its own beside each stack."""
-    vmas = []
+    vmas = Vmas()
     for number in range(count):
         start, end = stack_at(number)
-        vmas.append(Vma(start, start + GUARD, "---p", 0, "00:00", 0, "", rss=0, guard=True))
-        vmas.append(Vma(start + GUARD, end, "rw-p", 0, "00:00", 0, "", rss=rss))
+        vmas.add(start, start + GUARD, Vma(0, 0, "---p", 0, "00:00", 0, "", rss=0, guard=True))
+        vmas.add(start + GUARD, end, Vma(0, 0, "rw-p", 0, "00:00", 0, "", rss=rss))
     return vmas
 
 
-def baseline(vmas: list[Vma]) -> list[Outstanding]:
+def baseline(vmas: Vmas) -> list[Outstanding]:
     """The ledger knows no owner for what was there before attach."""
     return [
         Outstanding(Mapping((Interval(vma.start, vma.end),), None, None, None, None, 0), None, None, None)

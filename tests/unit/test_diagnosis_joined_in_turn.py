@@ -7,6 +7,7 @@ from diagnosis_scenes import booked, books, judge, only, pthread_stack, span
 
 from ebpftrace.diagnosis import baseline_verdict
 from ebpftrace.model import Finding, Outstanding, Verdict
+from ebpftrace.vmas import Vmas
 
 TID_FIELD = 720
 
@@ -43,5 +44,7 @@ def test_so_many_are_a_leak_whoever_waits() -> None:
 def test_before_a_trace_too() -> None:
     live = booked(span(pthread_stack(900)), exited=False)
     said = books(live, *(booked(span(pthread_stack(number))) for number in range(3)))
-    (finding,) = baseline_verdict(said, (), lambda _: None, said, frozenset([live.descriptor + TID_FIELD]))
+    (finding,) = baseline_verdict(
+        said, Vmas(), lambda _: None, said, frozenset([live.descriptor + TID_FIELD])
+    )
     assert (finding.verdict, finding.leak, finding.count) == (Verdict.JUST_EXITED, False, 3)

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from ebpftrace.diagnosis import baseline_verdict
 from ebpftrace.model import BooksState, Interval, Outstanding, Vma
+from ebpftrace.vmas import Vmas
 
 moments = st.floats(0, 59)
 sites = st.sampled_from([0, THREAD_SITE, OWN_SITE, 99])
@@ -121,7 +122,7 @@ def test_time_grows_with_the_number_of_orphans_only() -> None:
         ]
         new = [pthread_stack(n, born=n / 600, exited=n / 600 + 1, site=n % 500 + 1) for n in range(count)]
         workers = [orphaned(n, made=n / 600, exited=n / 600 + 1, site=n + 1) for n in range(count)]
-        vmas = [Vma(stack.start, stack.end, "rw-p", 0, "00:00", 0, "", rss=4096) for stack in old]
+        vmas = Vmas(Vma(*stack, "rw-p", 0, "00:00", 0, "", rss=4096) for stack in old)
         said = books(*map(booked, old), *(booked(span(stack)) for stack in new))
         start = time.process_time()
         judge([*new, *workers], said, vmas=vmas)

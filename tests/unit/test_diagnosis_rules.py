@@ -42,6 +42,7 @@ from ebpftrace.model import (
     Verdict,
     Vma,
 )
+from ebpftrace.vmas import Vmas
 
 GROWING = [5.0, 15.0, 25.0, 35.0, 45.0, 55.0]
 RAW_CLONE = {"tgid": 6000, "size": 40960, "clone3": False, "top": 0}
@@ -341,7 +342,7 @@ def test_a_large_malloc_that_is_never_freed_is_no_allocators_matter():
 def test_without_stacks_a_loaded_allocator_is_the_benefit_of_the_doubt():
     library = Vma(0x1000, 0x2000, "r-xp", 0, "08:01", 7, "/usr/lib/libjemalloc.so.2")
     workers = [orphaned(n, made, made + 0.2) for n, made in enumerate(GROWING)]
-    assert not only(judge(workers, READ, vmas=(library,))).leak
+    assert not only(judge(workers, READ, vmas=Vmas([library]))).leak
 
 
 # --- malloc arena -----------------------------------------------------------
@@ -443,7 +444,7 @@ def test_leaks_come_first_then_bytes():
 def test_rss_is_shared_among_mappings_the_kernel_merged():
     workers = [orphaned(1, size=4096, start=0x10000, site=5), orphaned(2, size=8192, start=0x11000, site=5)]
     area = Vma(0x10000, 0x13000, "rw-p", 0, "00:00", 0, "", rss=12288)
-    finding = only(judge(workers, READ, vmas=(area,), stack_of=one_place))
+    finding = only(judge(workers, READ, vmas=Vmas([area]), stack_of=one_place))
     assert [orphan.rss for orphan in finding.orphans] == [4096, 8192]
 
 
@@ -458,7 +459,7 @@ def test_the_guard_is_told_where_it_is_an_area():
         Vma(start, start + 4096, "---p", 0, "00:00", 0, "", guard=True),
         Vma(start + 4096, stack.mapping.end, "rw-p", 0, "00:00", 0, ""),
     )
-    assert only(judge([stack], READ, vmas=areas)).orphans[0].guard == 4096
+    assert only(judge([stack], READ, vmas=Vmas(areas))).orphans[0].guard == 4096
     assert only(judge([stack], READ)).orphans[0].guard is None
 
 

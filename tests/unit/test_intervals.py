@@ -7,7 +7,7 @@ from typing import Optional
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.ledger.intervals import IntervalMap, apart, intersections
+from ebpftrace.ledger.intervals import IntervalMap, apart
 
 SIZE = 24
 bounds = st.integers(0, SIZE)
@@ -51,32 +51,11 @@ def test_map_equals_cells(steps: list[tuple[str, int, int, int, int]], start: in
 ranges = st.lists(st.tuples(bounds, bounds), max_size=8)
 
 
-def disjoint(cuts: set[int]) -> list[tuple[int, int]]:
-    return list(zip(sorted(cuts)[::2], sorted(cuts)[1::2]))
-
-
-some_disjoint = st.sets(bounds).map(disjoint)
-
-
-@given(some_disjoint, some_disjoint)
-def test_intersections_are_the_cells_in_both(
-    these: list[tuple[int, int]], those: list[tuple[int, int]]
-) -> None:
-    found = list(intersections([(*this, this) for this in these], [(*that, that) for that in those]))
-    assert found == sorted(found)
-    assert [(cell, this, that) for start, end, this, that in found for cell in range(start, end)] == [
-        (cell, this, that)
-        for cell in range(SIZE)
-        for this in these
-        for that in those
-        if cell in range(*this) and cell in range(*that)
-    ]
-
-
 @given(ranges, ranges)
 def test_apart_is_what_no_other_range_touches(
     some: list[tuple[int, int]], others: list[tuple[int, int]]
 ) -> None:
+    some.sort()
     alone, rest = apart([(*bounds, at) for at, bounds in enumerate(some)], others)
     for at, bounds in enumerate(some):
         cells = set(range(*bounds))

@@ -10,6 +10,7 @@ from ebpftrace.ledger.events import Hole, Move
 from ebpftrace.ledger.replay import Ledger
 from ebpftrace.ledger.verify import verify
 from ebpftrace.model import Interval, Mapping, Row, ThreadId, Vma
+from ebpftrace.vmas import Vmas
 
 THREAD = ThreadId(11, 1)
 
@@ -29,7 +30,7 @@ def test_special_areas_are_no_mappings_and_need_no_explanation(name: str) -> Non
     areas = [vma(10, 20, name), vma(20, 30, "[anon:arena]")]
     mappings = Ledger(areas).outstanding([])
     assert [mapping.pieces for mapping in mappings] == [(Interval(20, 30),)]
-    assert verify([], areas, 0).unexplained_bytes == 10
+    assert verify([], Vmas(areas), 0).unexplained_bytes == 10
 
 
 def test_guard_and_stack_of_the_baseline_stay_two_mappings() -> None:
@@ -79,7 +80,7 @@ def test_verify_drops_phantoms_and_counts_both_sides() -> None:
     mapping = Mapping((Interval(10, 20), Interval(30, 40)), 5, THREAD, 3, 0x22, 5, 5)
     phantom = Mapping((Interval(60, 64),), 5, THREAD, 3, 0x22, 5, 5)
     areas = [vma(8, 12, perms="---p"), vma(12, 18), vma(35, 36)]
-    verified = verify([mapping, phantom], areas, 100)
+    verified = verify([mapping, phantom], Vmas(areas), 100)
     assert [left.pieces for left in verified.mappings] == [(Interval(10, 18), Interval(35, 36))]
     assert (verified.unexplained_bytes, verified.phantom_bytes) == (2, 2 + 9 + 4)
 
@@ -99,7 +100,7 @@ def test_verify_equals_the_page_model(holders: list[int | None], names: list[str
         if held
     ]
     areas = [vma(page, page + 1, name) for page, name in enumerate(names) if name]
-    verified = verify(mappings, areas, 100)
+    verified = verify(mappings, Vmas(areas), 100)
     kept = {which: [page for page in held if names[page] or which == 3] for which, held in pages.items()}
     assert [mapping.pieces for mapping in verified.mappings] == [
         tuple(joined(held)) for held in kept.values() if held
@@ -119,7 +120,7 @@ def joined(pages: list[int]) -> list[Interval]:
 
 def test_verify_keeps_what_came_after_the_reading() -> None:
     late = Mapping((Interval(10, 20),), 5, THREAD, 3, 0x22, 5, 101)
-    assert verify([late], [vma(12, 14)], 100) == ([late], 0, 0)
+    assert verify([late], Vmas([vma(12, 14)]), 100) == ([late], 0, 0)
 
 
 def test_a_row_that_a_failed_munmap_restores_does_not_hide_newer_ones() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ebpftrace.model import Vma
-from ebpftrace.process.maps import disjoint, parse_maps, parse_smaps, read_maps, read_smaps
+from ebpftrace.process.maps import parse_maps, parse_smaps, read_maps, read_smaps
+from ebpftrace.vmas import Vmas
 
 PAGE = 4096
 PATH_COLUMN = 73
@@ -88,13 +91,13 @@ def cut(text: bytes, places: list[int]) -> list[bytes]:
 @given(vma_lists(), st.lists(st.integers(0, 1 << 20), max_size=5))
 def test_maps_come_out_as_they_went_in_however_the_text_is_cut(vmas: list[Vma], places: list[int]) -> None:
     text = b"".join(map(line, vmas))
-    assert parse_maps(cut(text, places)) == [without_figures(vma) for vma in vmas]
+    assert list(parse_maps(cut(text, places))) == [without_figures(vma) for vma in vmas]
 
 
 @given(vma_lists(), st.lists(st.integers(0, 1 << 20), max_size=5))
 def test_smaps_come_out_as_they_went_in_however_the_text_is_cut(vmas: list[Vma], places: list[int]) -> None:
     text = b"".join(line(vma) + figures(vma) for vma in vmas)
-    assert parse_smaps(cut(text, places)) == vmas
+    assert list(parse_smaps(cut(text, places))) == vmas
 
 
 @given(st.binary(max_size=2000))
@@ -109,18 +112,22 @@ def test_any_bytes_are_survived(text: bytes) -> None:
 
 @given(vma_lists(), vma_lists())
 def test_overlaps_are_cut_and_nothing_mapped_is_lost(first: list[Vma], second: list[Vma]) -> None:
-    together = first + second
-    result = disjoint(together)
+    together = sorted(first + second, key=attrgetter("end"))
+    result = Vmas(together)
     assert_disjoint(result)
-    edges = {edge for vma in together for edge in (vma.start, vma.end - PAGE)}
-    for page in edges:
-        assert covered(result, page) == covered(together, page)
+    assert [result[position] for position in range(len(result))] == list(result) == result[:]
+    for vma in result:
+        assert any(one.start <= vma.start and vma.end == one.end for one in together)
+    for vma in together:
+        assert covered(result, vma.end - PAGE)
+        ends = [one.end for one in together if one.end < vma.end]
+        assert covered(result, max(vma.start, *ends, 0))
 
 
 def test_a_mapping_that_grew_downwards_while_it_was_listed_is_listed_once() -> None:
     before = Vma(PAGE, 2 * PAGE, "r--p", 0, "fe:00", 7, "/lib")
     merged = Vma(PAGE, 4 * PAGE, "r--p", 0, "fe:00", 7, "/lib")
-    assert disjoint([before, merged]) == [
+    assert list(Vmas([before, merged])) == [
         before,
         Vma(2 * PAGE, 4 * PAGE, "r--p", PAGE, "fe:00", 7, "/lib"),
     ]
@@ -144,10 +151,10 @@ def test_resident_bytes_add_up_to_what_the_kernel_says() -> None:
     assert all(vma.rss is not None and vma.rss <= vma.size for vma in vmas)
 
 
-def covered(vmas: list[Vma], address: int) -> bool:
+def covered(vmas: Sequence[Vma], address: int) -> bool:
     return any(vma.start <= address < vma.end for vma in vmas)
 
 
-def assert_disjoint(vmas: list[Vma]) -> None:
+def assert_disjoint(vmas: Sequence[Vma]) -> None:
     assert all(vma.start < vma.end for vma in vmas)
     assert all(one.end <= other.start for one, other in zip(vmas, vmas[1:]))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Optional
 
-from ebpftrace.model import Interval, Vma
+from ebpftrace.model import Interval
 from ebpftrace.process.books.descriptors import Descriptor
 from ebpftrace.process.books.lists import Lists, Readable
+from ebpftrace.vmas import Vmas
 
 _SEARCHED = 256
 """Bytes searched behind ``nextevent``; in 2.28 to 2.43 ``exc``, 32 bytes, comes first (nptl/descr.h)."""
@@ -96,10 +97,9 @@ def _is_block(descriptor: int, descriptor_size: int, block: int, size: int, guar
 class Mappings:
     """The target's mappings, for finding stacks among them."""
 
-    def __init__(self, vmas: Sequence[Vma]) -> None:
+    def __init__(self, vmas: Vmas) -> None:
         self._vmas = vmas
-        self._starts = [vma.start for vma in vmas]
-        self._ends = [vma.end for vma in vmas]
+        self._starts, self._ends = vmas.starts, vmas.ends
 
     def stacks(self, descriptors: Iterable[Descriptor]) -> dict[int, Interval]:
         """The stack of each descriptor (by its address) that has one mapped; stacks never overlap.

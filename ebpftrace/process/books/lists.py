@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Optional, Protocol, Union
@@ -19,6 +18,7 @@ from typing import Optional, Protocol, Union
 from ebpftrace.model import Vma
 from ebpftrace.process.books.symbols import Image, file_mappings, read_image
 from ebpftrace.process.files import CannotOpen, open_mapped_file
+from ebpftrace.vmas import Vmas
 
 _DB = "_thread_db_"
 _FIELDS = (
@@ -110,7 +110,7 @@ class Absent:
     libc: str = ""
 
 
-def find_lists(pid: int, vmas: Sequence[Vma], memory: Readable) -> Union[Lists, Absent]:
+def find_lists(pid: int, vmas: Vmas, memory: Readable) -> Union[Lists, Absent]:
     """Find glibc's lists in process ``pid``.  Raises ``ProcessGone`` or ``CannotTrace``."""
     refusals: list[str] = []
     files = file_mappings(vmas)

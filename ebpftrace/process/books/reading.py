@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from ebpftrace.model import BookedThread, Books, BooksState, Vma
+from ebpftrace.model import BookedThread, Books, BooksState
 from ebpftrace.process.books.blocks import Mappings, find_block_offset
 from ebpftrace.process.books.cache import read_cache, read_limit
 from ebpftrace.process.books.descriptors import Fate, Format
@@ -17,12 +17,13 @@ from ebpftrace.process.books.lists import Absent, Lists, Readable, find_lists
 from ebpftrace.process.books.liveness import live_tids
 from ebpftrace.process.books.walk import Walk, Walker
 from ebpftrace.process.procfs import ProcessGone
+from ebpftrace.vmas import Vmas
 
 _LEAST_ATTEMPTS = 4
 _SECONDS_OF_ATTEMPTS = 0.25
 
 
-def read_books(pid: int, vmas: Sequence[Vma], memory: Readable, groups: Sequence[int] = ()) -> Books:
+def read_books(pid: int, vmas: Vmas, memory: Readable, groups: Sequence[int] = ()) -> Books:
     """What glibc in process ``pid`` says of its thread stacks now.
 
     ``vmas`` are its mappings, ascending; ``groups`` other thread groups in its address space.  The initial
@@ -51,7 +52,7 @@ class _Reader:
         self._form = Format(lists, find_block_offset(lists, memory))
         self._walker = Walker(memory, self._form)
 
-    def read(self, vmas: Sequence[Vma]) -> Books:
+    def read(self, vmas: Vmas) -> Books:
         """The books, joined with the mappings."""
         used, user = self._walk(self._lists.used), self._walk(self._lists.user)
         on_user = {descriptor.address for descriptor in user.descriptors}

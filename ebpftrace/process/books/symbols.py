@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO, Optional
@@ -19,6 +19,7 @@ from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 
 from ebpftrace.model import Vma
+from ebpftrace.vmas import Vmas
 
 _MAX_SECTIONS = 4096
 _MAX_SEGMENTS = 256
@@ -149,10 +150,10 @@ def _find(table: bytes, order: str, wanted: dict[int, str]) -> dict[str, int]:
     return {wanted[name]: value for name, value in found if name in wanted and value}
 
 
-def file_mappings(vmas: Sequence[Vma]) -> list[Vma]:
+def file_mappings(vmas: Vmas) -> list[Vma]:
     """The executable mapping of each file, in order of address: code is mapped once, by the loader."""
     seen: dict[tuple[str, int], Vma] = {}
-    for vma in vmas:
-        if vma.inode and "x" in vma.perms:
-            seen.setdefault((vma.device, vma.inode), vma)
+    for position, kind in enumerate(vmas.kinds):
+        if kind.inode and "x" in kind.perms:
+            seen.setdefault((kind.device, kind.inode), vmas[position])
     return list(seen.values())

@@ -6,6 +6,8 @@
 
 PYTEST_ARGS ?=
 KERNEL ?= short
+MINUTES ?= 5
+READERS ?=
 BIN := .venv/bin
 C_SOURCES := $(wildcard bpf/*.[ch] demo/*.c tests/targets/*.[ch] tests/targets/*.cpp benchmarks/*.c) \
 	$(shell find bpf/include -name '*.h')
@@ -37,6 +39,9 @@ bench: .venv/.bench ## measure what tracing costs, beside other tools (benchmark
 bench-compare: .venv/.bench ## measure again, and warn where it costs more than recorded
 	$(BIN)/python -m benchmarks compare
 
+fuzz: .venv/.fuzz ## feed the readers hostile bytes; MINUTES=5 in all, READERS= some of them (docs/security.md)
+	$(BIN)/python -m fuzz run --minutes $(MINUTES) $(READERS)
+
 lint: .venv/.test ## check layout, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -58,7 +63,7 @@ clean: ## remove what was built; the venv stays
 	rm -rf build dist
 	$(MAKE) -C tests/targets clean
 
-.venv/.use .venv/.demo .venv/.test .venv/.kernels .venv/.bench: .venv/.%: $(SETUP)
+.venv/.use .venv/.demo .venv/.test .venv/.kernels .venv/.bench .venv/.fuzz: .venv/.%: $(SETUP)
 	scripts/setup.sh $*
 	@touch $@
 
@@ -66,4 +71,4 @@ build/app_server: demo/app_server.c
 	@mkdir -p build
 	$(CC) -O2 -g -Wall -Wextra -pthread -o $@ $<
 
-.PHONY: help setup demo test test-servers test-kernels bench bench-compare lint format walkthrough man clean
+.PHONY: help setup demo test test-servers test-kernels bench bench-compare fuzz lint format walkthrough man clean

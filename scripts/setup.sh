@@ -6,9 +6,10 @@
 #   scripts/setup.sh test     and what tests and linters need
 #   scripts/setup.sh kernels  and what virtual machines need (vmtest/)
 #   scripts/setup.sh bench    a C compiler, and the tools that are measured (benchmarks/)
+#   scripts/setup.sh fuzz     bcc, and the engine of the fuzzer (fuzz/)
 set -eu
 
-purpose=${1:?"use, demo, test, kernels or bench"}
+purpose=${1:?"use, demo, test, kernels, bench or fuzz"}
 python=${PYTHON:-/usr/bin/python3} # the distribution's: no other Python sees its bcc
 venv=.venv
 
@@ -146,6 +147,7 @@ make_venv() {
 install_package() {
     wanted=.
     if is_for_tests; then wanted='.[test,lint]'; fi
+    if [ "$purpose" = fuzz ]; then wanted='.[fuzz]'; fi
     $venv/bin/python -m pip install -q --disable-pip-version-check --editable "$wanted"
 }
 

@@ -1,0 +1,98 @@
+"""Readers of ELF files.  drgn reads them too, confined in the worker: tests/kernel/test_stacks_hostile.py."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ebpftrace.model import Vma
+from ebpftrace.process.books.descriptors import Format
+from ebpftrace.process.books.lists import SYMBOLS, lists_of_image
+from ebpftrace.process.books.symbols import read_image
+from ebpftrace.stacks.debugfiles import debug_files, supplements
+from ebpftrace.stacks.elf import NotElfError, read_headers
+from ebpftrace.stacks.files import FileStore, StoredFile, reader
+from ebpftrace.stacks.modules import load_bias
+from ebpftrace.stacks.symtab import SymbolTables
+from ebpftrace.stacks.unwind_image import memory_file, unwind_image
+from fuzz.memory import BASE, MemoryOf
+from fuzz.reader import MOST_BYTES, Reader
+
+_MOST_SEEDS = 6
+_NAMES = SYMBOLS | {"__vdso_getcpu", "dlopen", "pthread_create"}
+
+
+def _seeds() -> Sequence[bytes]:
+    """The kernel's vdso, and the smallest of the libraries beside the C library."""
+    store = FileStore()
+    vdso = store.add_vdso()
+    found = [vdso.read(0, MOST_BYTES)] if vdso is not None else []
+    store.close()
+    mapped = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines())
+    library = next((Path(path) for path in mapped if "/libc.so" in path), Path("/lib/libc.so"))
+    small = (path for path in library.parent.glob("lib*.so*") if path.stat().st_size < MOST_BYTES // 2)
+    files = sorted({path.resolve() for path in small}, key=lambda path: path.stat().st_size)
+    return [*found, *(path.read_bytes() for path in files[:_MOST_SEEDS])]
+
+
+def _books(data: bytes) -> object:
+    """The image of a C library, and the books that it tells of, in memory that is the same bytes."""
+    with os.fdopen(memory_file("fuzz", data), "rb") as file:
+        image = read_image(file, _NAMES)
+    if image is None:
+        return None
+    assert set(image.symbols) <= _NAMES
+    vma = Vma(BASE, BASE + len(data), "r-xp", 0, "08:01", 7, "/lib/libc.so.6")
+    found = lists_of_image(image, vma, MemoryOf(data), False)
+    if found is not None:
+        form = Format(found, None)
+        form.unpack(BASE, bytes(form.size))
+    return image.symbols
+
+
+def _headers(data: bytes) -> object:
+    fd = memory_file("fuzz", data)
+    try:
+        headers = read_headers(reader(fd))
+        for load in headers.loads:
+            load_bias(headers, BASE, load.offset, load.file_size)
+        assert headers.start < headers.end
+        image = unwind_image(reader(fd), headers)
+        if image is not None:
+            read_headers(lambda offset, count: image[offset : offset + count])
+        return headers.sections or headers.build_id
+    finally:
+        os.close(fd)
+
+
+def _symbols(data: bytes) -> object:
+    tables = SymbolTables()
+    tables.add_file(1, "", memory_file("fuzz", data), 0, 0, (), False)
+    tables.add_debug_file(1, "", memory_file("fuzz", data), False)
+    return [tables.names(1, address, False) for address in range(0, MOST_BYTES, 1024)]
+
+
+def _debug_files(data: bytes) -> object:
+    """Also the target's path of the file is the fuzzer's: the last bytes."""
+    fd = memory_file("fuzz", data)
+    with tempfile.TemporaryDirectory() as empty:
+        root = os.open(empty, os.O_PATH)
+        try:
+            path = os.fsdecode(data[-64:])
+            stored = StoredFile(0, path, fd, read_headers(reader(fd)))
+            found = [*debug_files(stored, [root]), *supplements(path, path[::-1], path[:40], [root])]
+            assert not found, "a file was found in an empty root"
+            return stored.headers.section(".gnu_debuglink") or stored.headers.build_id
+        finally:
+            os.close(root)
+            os.close(fd)
+
+
+READERS = (
+    Reader("elf-books", _books, _seeds),
+    Reader("elf-headers", _headers, _seeds, (NotElfError, OSError)),
+    Reader("elf-symbols", _symbols, _seeds, (NotElfError, OSError)),
+    Reader("elf-debug-files", _debug_files, _seeds, (NotElfError, OSError)),
+)

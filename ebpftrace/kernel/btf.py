@@ -53,6 +53,8 @@ class Btf:
         _, _, _, header, types, type_bytes, strings, string_bytes = _HEADER.unpack_from(content)
         self._types = (header + types, header + types + type_bytes)
         self._strings = (header + strings, header + strings + string_bytes)
+        if max(self._types[1], self._strings[1]) > len(content):
+            raise CannotTrace("the kernel's type information (BTF) is cut short")
 
     @classmethod
     def of_running_kernel(cls) -> Btf:
@@ -90,17 +92,17 @@ class Btf:
     def _structs(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield of each struct where its name is, its info word, its size, and where its members are."""
         position, end = self._types
-        while position < end:
+        while position + _TYPE.size <= end:
             name, info, size = _TYPE.unpack_from(self._content, position)
             kind, count = info >> 24 & 0x1F, info & 0xFFFF
-            position += _TYPE.size
-            if kind == _STRUCT:
-                yield name, info, size, position
             if kind not in _TAILS:
                 break
             fixed, each = _TAILS[kind]
-            position += fixed + each * count
+            members = position + _TYPE.size
+            position = members + fixed + each * count
+            if kind == _STRUCT and position <= end:
+                yield name, info, size, members
 
     def _string(self, offset: int) -> str:
         start = self._strings[0] + offset
-        return self._content[start : self._content.index(b"\0", start)].decode("ascii", "replace")
+        return self._content[start : self._content.find(b"\0", start)].decode("ascii", "replace")

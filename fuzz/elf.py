@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from ebpftrace.model import Vma
 from ebpftrace.process.books.descriptors import Format
 from ebpftrace.process.books.lists import SYMBOLS, lists_of_image
 from ebpftrace.process.books.symbols import read_image
-from ebpftrace.stacks.debugfiles import debug_files, supplements
+from ebpftrace.stacks.debugfiles import debug_files
 from ebpftrace.stacks.elf import NotElfError, read_headers
 from ebpftrace.stacks.files import FileStore, StoredFile, reader
 from ebpftrace.stacks.modules import load_bias
@@ -35,6 +36,15 @@ def _seeds() -> Sequence[bytes]:
     small = (path for path in library.parent.glob("lib*.so*") if path.stat().st_size < MOST_BYTES // 2)
     files = sorted({path.resolve() for path in small}, key=lambda path: path.stat().st_size)
     return [*found, *(path.read_bytes() for path in files[:_MOST_SEEDS])]
+
+
+@lru_cache(maxsize=1)
+def empty_root() -> int:
+    """A directory in which there is nothing, and which is nowhere: a target's root."""
+    path = tempfile.mkdtemp()
+    root = os.open(path, os.O_PATH)
+    Path(path).rmdir()
+    return root
 
 
 def _books(data: bytes) -> object:
@@ -77,17 +87,13 @@ def _symbols(data: bytes) -> object:
 def _debug_files(data: bytes) -> object:
     """Also the target's path of the file is the fuzzer's: the last bytes."""
     fd = memory_file("fuzz", data)
-    with tempfile.TemporaryDirectory() as empty:
-        root = os.open(empty, os.O_PATH)
-        try:
-            path = os.fsdecode(data[-64:])
-            stored = StoredFile(0, path, fd, read_headers(reader(fd)))
-            found = [*debug_files(stored, [root]), *supplements(path, path[::-1], path[:40], [root])]
-            assert not found, "a file was found in an empty root"
-            return stored.headers.section(".gnu_debuglink") or stored.headers.build_id
-        finally:
-            os.close(root)
-            os.close(fd)
+    try:
+        path = os.fsdecode(data[-64:])
+        stored = StoredFile(0, path, fd, read_headers(reader(fd)))
+        assert not list(debug_files(stored, [empty_root()])), "a file in an empty root"
+        return stored.headers.section(".gnu_debuglink") or stored.headers.build_id
+    finally:
+        os.close(fd)
 
 
 READERS = (

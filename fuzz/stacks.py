@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
 import socket
 import struct
 from collections.abc import Sequence
+from itertools import chain, islice, repeat
 from typing import Optional
 
 from ebpftrace.stacks import engine, wire
 from ebpftrace.stacks.copies import REGISTER_NAMES, REGISTERS_SIZE, Pc, Registers, StackCopy
+from ebpftrace.stacks.debugfiles import supplements
 from ebpftrace.stacks.demangle import demangle
 from ebpftrace.stacks.elf import ElfHeaders
 from ebpftrace.stacks.files import StoredFile
 from ebpftrace.stacks.framepointers import MAX_FRAMES, frame_pointer_walk
 from ebpftrace.stacks.gaps import Caller, Stretch, cross
 from ebpftrace.stacks.modules import CodeRange, Layout
+from fuzz.elf import empty_root
 from fuzz.reader import Reader
 
 _STACK, _CODE, _JIT = 0x7F0000000000, 0x400000, 0x7E0000000000
@@ -23,6 +28,24 @@ _LAYOUT = Layout(
     (CodeRange(_CODE, _CODE + _LENGTH, "/bin/a", 0, 0, 0), CodeRange(_JIT, _JIT + _LENGTH, "", None, 0, 0))
 )
 _MOST_STEPS = 256
+_ODD: tuple[object, ...] = (
+    1,
+    "f",
+    True,
+    None,
+    -1,
+    1 << 70,
+    0.5,
+    math.inf,
+    math.nan,
+    "",
+    "\0",
+    "\ud800",
+    "\udcff/../..",
+    [],
+    [1, 2],
+    {},
+)
 _FILE = StoredFile(0, "/bin/a", -1, ElfHeaders(2, (), (), None))
 
 
@@ -78,27 +101,37 @@ def _names(data: bytes) -> object:
 
 
 def _answer(data: bytes) -> object:
-    """The bytes as they are, or, by the first one, the text of a sound message."""
-    if data[:1] == b"t":
-        data = struct.pack("<II", len(data) - 1, 0) + data[1:]
+    """What a worker that was taken over sends: any bytes, or by the first one a message of odd values."""
     ours, workers = socket.socketpair()
     with ours:
         with workers:
-            workers.sendall(data)
-        message, _, fd = wire.receive(ours)
-    assert fd is None
+            if data[:1] == b"m":
+                wire.send(workers, _made_up(data[1:]))
+            else:
+                workers.sendall(data)
+        message, _, _ = wire.receive(ours)
     walk = engine._walk(message)
     frames = engine._frames(_FILE, Pc(_CODE, True), message.get("names"))
     assert frames
+    supplement = message.get("supplement")
+    if isinstance(supplement, list) and [type(part) for part in supplement] == [str, str]:
+        path, build_id = supplement
+        assert not list(supplements("/usr/lib/a", path, build_id, [empty_root()])), "a file in an empty root"
     return walk is not None or frames[0].function
 
 
+def _made_up(data: bytes) -> dict[str, object]:
+    """Which value stands at which place, by one byte each."""
+    chosen = (_ODD[byte % len(_ODD)] for byte in chain(data, repeat(0)))
+    flags = {name: next(chosen) for name in ("stopped_at", "complete", "truncated", "guessed")}
+    pairs = [list(islice(chosen, 2)) for _ in data[8::2]]
+    names = [list(islice(chosen, 5)) for _ in data[8::5]]
+    return {**flags, "supplement": list(islice(chosen, 2)), "pcs": pairs, "names": names}
+
+
 def _answers() -> Sequence[bytes]:
-    texts = (
-        b'{"pcs": [[99, true]], "complete": true, "truncated": false, "guessed": false, "stopped_at": 1}',
-        b'{"names": [["f", "a.c", 3, false, 4194300]]}',
-    )
-    return [head + text for text in texts for head in (b"t", struct.pack("<II", len(text), 0))]
+    text = json.dumps(_made_up(bytes(20))).encode()
+    return [b"m" + bytes(20), struct.pack("<II", len(text), 0) + text]
 
 
 READERS = (

@@ -13,6 +13,8 @@ _VARIABLE = b"GLIBC_TUNABLES="
 _NAMESPACE = b"glibc."
 _ARENA_MAX = b"glibc.malloc.arena_max"
 _ARENA_MAX_ALIAS = b"MALLOC_ARENA_MAX="
+_MOST_DIGITS = 64
+"""Python takes seconds to read a million decimal digits (before 3.9.14 and 3.10.7, and where it may)."""
 
 
 def read_environment(pid: int) -> bytes:
@@ -57,6 +59,8 @@ def arena_limit(environment: bytes) -> Optional[int]:
 
 
 def _c_number(text: bytes) -> Optional[int]:
+    if len(text) > _MOST_DIGITS:
+        return None
     digits = text.decode("ascii", "replace").lower()
     try:
         if digits.startswith("0x"):

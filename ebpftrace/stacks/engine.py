@@ -264,7 +264,12 @@ class Engine:
             sock.settimeout(seconds)
             if request is not None:
                 wire.send(sock, request, blob, fd)
-            return wire.receive(sock)[0]
+            answer, _, descriptor = wire.receive(sock)
+            if descriptor is not None:
+                # A worker never has one to give; taken in, they would use up ours.
+                os.close(descriptor)
+                raise wire.ClosedError
+            return answer
         except (OSError, wire.ClosedError):
             self._stop()
             self.crashes += 1
@@ -313,7 +318,7 @@ def _walk(answer: dict[str, Any]) -> Optional[Walk]:
             pcs, bool(answer["complete"]), bool(answer["truncated"]), bool(answer["guessed"]),
             None if stopped_at is None else int(stopped_at),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

@@ -44,7 +44,10 @@ def _syscall() -> Any:
 
 
 def _openat2(root: int, path: str, how: bytes) -> int:
-    raw = os.fsencode(path)
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise OSError(errno.EINVAL, "no name that a file can have", path) from None
     if b"\0" in raw:
         raise OSError(errno.EINVAL, "zero byte in path", path)
     fd = int(

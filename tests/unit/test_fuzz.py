@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.btf import Btf
+from ebpftrace.stacks import wire
+from ebpftrace.stacks.engine import Engine, _DiedError
 from fuzz.reader import Reader, TooSlow, examine
 from fuzz.readers import READERS
 from fuzz.records import READERS as OF_RECORDS
@@ -54,6 +58,24 @@ def test_what_a_reader_must_not_do_is_seen() -> None:
     with pytest.raises(KeyError):
         examine(Reader("refuses", refuses, list), b"")
     assert not examine(Reader("may refuse", refuses, list, (KeyError,)), b"")
+
+
+def test_a_worker_that_was_taken_over_is_not_believed() -> None:
+    answers = READERS["worker-answers"]
+    infinite = b'{"pcs": [[Infinity, true]], "complete": 1, "truncated": 0, "guessed": 0, "stopped_at": null}'
+    nameless = rb'{"supplement": ["\ud800", "\ud800"]}'
+    for text in (infinite, nameless):
+        assert not examine(answers, struct.pack("<II", len(text), 0) + text)
+
+
+def test_a_worker_cannot_fill_our_table_of_descriptors() -> None:
+    ours, workers = socket.socketpair()
+    with ours, workers:
+        wire.send(workers, {}, fd=workers.fileno())
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        with pytest.raises(_DiedError):
+            Engine()._exchange(ours, None, b"", None, 60)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_type_information_cut_anywhere_is_one_line() -> None:

@@ -24,6 +24,7 @@ CACHE_SIZE = b"glibc.pthread.stack_cache_size"
         (b"GLIBC_TUNABLES=glibc.pthread.stack_cache_size=\xff\xff\0", None),
         (b"GLIBC_TUNABLES=glibc.pthread.stack_cache_size=-5\0", None),
         (b"GLIBC_TUNABLES=glibc.pthread.stack_cache_size=" + b"9" * 5000 + b"\0", None),
+        (b"GLIBC_TUNABLES=glibc.pthread.stack_cache_size=" + b"0" * 5000 + b"7\0", None),
     ],
 )
 def test_a_tunable_in_an_environment(environment: bytes, limit: Optional[int]) -> None:

@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 KERNEL ?= short
 MINUTES ?= 5
 READERS ?=
+KERNEL_ARGS ?=
 BIN := .venv/bin
 C_SOURCES := $(wildcard bpf/*.[ch] demo/*.c tests/targets/*.[ch] tests/targets/*.cpp benchmarks/*.c) \
 	$(shell find bpf/include -name '*.h')
@@ -27,7 +28,7 @@ test: .venv/.test lint ## run the linters and every test
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 test-kernels: .venv/.kernels ## test on other kernels, in VMs; KERNEL=short, all, userlands or a name
-	$(BIN)/python -m vmtest $(KERNEL)
+	$(BIN)/python -m vmtest $(KERNEL_ARGS) $(KERNEL)
 
 test-servers: .venv/.test ## trace real servers under load; as root, it installs them
 	tests/servers/install.sh

@@ -50,6 +50,11 @@ class Result:
         """It booted, and every test that ran there passed."""
         return self.verdict == "passed"
 
+    @property
+    def is_missing(self) -> bool:
+        """It could not be had, so it says nothing about us."""
+        return self.unpacked is None or self.files is None
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -92,7 +97,7 @@ class Matrix:
         return result
 
     def _tested(self, result: Result) -> Result:
-        if result.unpacked is None or result.files is None:
+        if result.unpacked is None or result.files is None:  # is_missing, as the type checker knows it
             return result
         name = result.kernel.name
         console = self.cache / "consoles" / f"{name}.log"

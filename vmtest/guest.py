@@ -34,11 +34,8 @@ _ACCELERATION = {
     "kvm": ["-accel", "kvm", "-cpu", "host"],
 }
 # An oops ends the machine: what ran on after it would prove nothing.  A busy host is late with the
-# ticks by which the kernel checks that its timer works, and panics over.  To detach a program takes a
-# grace period, of which the normal ones are long.
-_KERNEL_ARGUMENTS = (
-    "console=ttyS0 oops=panic panic=-1 loglevel=4 mitigations=off no_timer_check rcupdate.rcu_expedited=1"
-)
+# ticks by which the kernel checks that its timer works, and panics over.
+_KERNEL_ARGUMENTS = "console=ttyS0 oops=panic panic=-1 loglevel=4 mitigations=off no_timer_check"
 
 
 class CannotBoot(Exception):

@@ -29,17 +29,17 @@ _DOUBTFUL = "doubtful"
 
 
 def _is_applications(case: Case) -> bool:
-    if case.booked is not None:
-        return case.booked.user_stack
-    if case.cached or not case.is_stack:
+    if case.facts.booked is not None:
+        return case.facts.booked.user_stack
+    if case.facts.cached or not case.facts.is_stack:
         return False
-    return case.origin is Origin.APPLICATION and fills_mapping(case.outstanding)
+    return case.facts.origin is Origin.APPLICATION and fills_mapping(case.outstanding)
 
 
 def _claims(case: Case, context: Context) -> bool:
     if _is_applications(case):
         return True
-    return case.is_stack and not case.cached and case.place in context.overflowing
+    return case.facts.is_stack and not case.facts.cached and case.facts.place in context.overflowing
 
 
 def _split(case: Case, context: Context) -> Hashable:
@@ -47,7 +47,7 @@ def _split(case: Case, context: Context) -> Hashable:
 
     A runtime that makes its threads without a C library (Go) manages its stacks in ways we don't know.
     """
-    if case.booked is not None:
+    if case.facts.booked is not None:
         return _BOOKED
     if not _is_applications(case):
         return _OVERFLOWING
@@ -89,7 +89,7 @@ def _overflow(cases: Sequence[Case], context: Context) -> str:
 
 
 def _advice(case: Case, context: Context) -> str:
-    creator = creator_frame(case.stack)
+    creator = creator_frame(case.facts.stack)
     where = f" in {creator.function}" if creator is not None else ""
     if raw_clone(case.outstanding, context.evidence.tgid):
         return f"munmap the stack{where} once waitpid has returned for the task cloned on it"

@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 
 from ebpftrace.diagnosis.evidence import Evidence
 from ebpftrace.diagnosis.origin import Origin, libc_of, stack_origin
-from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Resident, resident, subtract
+from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, resident, subtract
 from ebpftrace.diagnosis.sites import SiteKey, Sites
 from ebpftrace.diagnosis.whole_stacks import whole_stacks
 from ebpftrace.model import (
@@ -30,14 +30,9 @@ from ebpftrace.text import plural
 _NEAR_TOP = 4
 
 
-class Case(NamedTuple):
-    """One orphan with all that is known of it."""
+class Facts(NamedTuple):
+    """What is known of an orphan beside what it is; orphans that are alike share it."""
 
-    outstanding: Outstanding
-    """The orphan with its owner."""
-    mapping: Mapping
-    """What is left of it."""
-    resident: Resident
     booked: Optional[BookedThread]
     """Its exited thread on glibc's lists of stacks in use; only from books that were READ."""
     exited_at: Optional[int]
@@ -51,15 +46,8 @@ class Case(NamedTuple):
     """A live thread that is on it all the same, such as ``thread 4711``; empty where there is none."""
     origin: Origin
     """Who mapped it; UNKNOWN where it is no stack."""
-    began_at: Optional[int]
-    """When it became what it is: mapped, or for a stack from before attach, taken by its last owner."""
     place: SiteKey
     stack: Stack
-
-    @property
-    def orphan(self) -> Orphan:
-        """The orphan as the report shows it."""
-        return Orphan(self.outstanding, self.resident.rss, self.resident.guard)
 
     @property
     def exit_unseen(self) -> bool:
@@ -67,13 +55,27 @@ class Case(NamedTuple):
         return self.exited_at is None and not self.before_attach
 
 
-class _Found(NamedTuple):
-    """An orphan, before anything is looked up for it."""
+class Case(NamedTuple):
+    """One orphan with all that is known of it."""
 
-    outstanding: Outstanding
-    booked: Optional[BookedThread]
-    exited_at: Optional[int]
-    before_attach: bool
+    orphan: Orphan
+    facts: Facts
+
+    @property
+    def outstanding(self) -> Outstanding:
+        """The orphan with its owner."""
+        return self.orphan.outstanding
+
+    @property
+    def mapping(self) -> Mapping:
+        """What is left of it."""
+        return self.orphan.outstanding.mapping
+
+    @property
+    def began_at(self) -> Optional[int]:
+        """When it became what it is: mapped, or for a stack from before attach, taken by its last owner."""
+        mapping, run = self.outstanding.mapping, self.outstanding.run
+        return run.thread.born if mapping.made_at is None and run is not None else mapping.made_at
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ class _Builder:
         self._exits = {
             thread.id.tid: thread for thread in evidence.threads if not thread.alive and thread.before_attach
         }
+        self._mapped: dict[tuple[Optional[int], bool, str, SiteKey], Facts] = {}
+        """Of orphans that are no stacks."""
         self._unplaced = 0
 
     @cached_property
@@ -128,13 +132,13 @@ class _Builder:
     def cases(self) -> list[Case]:
         booked_in, elsewhere = self._place_booked()
         older = self._older_stacks(elsewhere)
-        found = [self._older_one(stack) for stack in older]
+        cases = list(map(self._older_case, older))
         covered = {position for stack in older for position in stack.inside}
         for position, outstanding in enumerate(self._outstanding):
             booked = booked_in.get(position)
             if position not in covered and _is_orphan(outstanding, booked):
-                found.append(_traced_one(outstanding, booked))
-        return list(map(self._case, found))
+                cases.append(self._case(outstanding, booked, _exit_seen(outstanding, booked), False))
+        return cases
 
     def notes(self) -> list[str]:
         if not self._unplaced:
@@ -180,7 +184,7 @@ class _Builder:
                 newer.append(piece)
         return tuple(older), newer
 
-    def _older_one(self, older: _Older) -> _Found:
+    def _older_case(self, older: _Older) -> Case:
         mapping = Mapping(older.pieces, None, None, None, None, 0)
         seen = self._last_run(older)
         if seen is not None:
@@ -194,7 +198,7 @@ class _Builder:
             before_attach = owner is None and earlier is not None and earlier.exited
         outstanding = Outstanding(mapping, owner, OwnedBy.RUNS_ON_IT, None, run)
         exited_at = owner.exited_at if owner is not None else None
-        return _Found(outstanding, older.booked, exited_at, before_attach)
+        return self._case(outstanding, older.booked, exited_at, before_attach)
 
     def _last_run(self, older: _Older) -> Optional[Outstanding]:
         """The thread that the trace saw take this stack over and exit."""
@@ -211,26 +215,31 @@ class _Builder:
         earlier = self._earlier.get(booked.descriptor) if self._earlier is not None else None
         return self._exits.get(earlier.tid) if earlier is not None and not earlier.exited else None
 
-    def _case(self, found: _Found) -> Case:
-        outstanding, booked, exited_at, before_attach = found
-        mapping, run = outstanding.mapping, outstanding.run
+    def _case(
+        self,
+        outstanding: Outstanding,
+        booked: Optional[BookedThread],
+        exited_at: Optional[int],
+        before_attach: bool,
+    ) -> Case:
+        mapping = outstanding.mapping
+        orphan = Orphan(outstanding, *resident(mapping, self._evidence.vmas))
         place, stack = self._sites.place(outstanding)
         cached = booked is None and self._cache.touches(mapping.pieces)
-        is_stack = outstanding.owned_by is OwnedBy.RUNS_ON_IT or booked is not None or cached
+        occupant = self._occupants.first_in(mapping.pieces) or ""
+        if outstanding.owned_by is not OwnedBy.RUNS_ON_IT and booked is None and not cached:
+            alike = (exited_at, before_attach, occupant, place)
+            facts = self._mapped.get(alike)
+            if facts is None:
+                facts = self._mapped[alike] = Facts(
+                    None, exited_at, before_attach, False, False, occupant, Origin.UNKNOWN, place, stack
+                )
+            return Case(orphan, facts)
+        origin = self._origin(outstanding, booked)
+        if booked is not None and place[0] == "shape":
+            place = ("booked",)
         return Case(
-            outstanding=outstanding,
-            mapping=mapping,
-            resident=resident(mapping, self._evidence.vmas),
-            booked=booked,
-            exited_at=exited_at,
-            before_attach=before_attach,
-            is_stack=is_stack,
-            cached=cached,
-            occupant=self._occupants.first_in(mapping.pieces) or "",
-            origin=self._origin(outstanding, booked) if is_stack else Origin.UNKNOWN,
-            began_at=run.thread.born if mapping.made_at is None and run is not None else mapping.made_at,
-            place=("booked",) if booked is not None and place[0] == "shape" else place,
-            stack=stack,
+            orphan, Facts(booked, exited_at, before_attach, True, cached, occupant, origin, place, stack)
         )
 
     def _origin(self, outstanding: Outstanding, booked: Optional[BookedThread]) -> Origin:
@@ -240,10 +249,10 @@ class _Builder:
         return stack_origin(outstanding, mapped_from, self._libc, self._evidence.tgid)
 
 
-def _traced_one(outstanding: Outstanding, booked: Optional[BookedThread]) -> _Found:
+def _exit_seen(outstanding: Outstanding, booked: Optional[BookedThread]) -> Optional[int]:
     owner = outstanding.owner
     ran = booked is None or outstanding.owned_by is OwnedBy.RUNS_ON_IT
-    return _Found(outstanding, booked, owner.exited_at if owner is not None and ran else None, False)
+    return owner.exited_at if owner is not None and ran else None
 
 
 def _is_orphan(outstanding: Outstanding, booked: Optional[BookedThread]) -> bool:

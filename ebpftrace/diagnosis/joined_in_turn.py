@@ -34,8 +34,8 @@ def routines_in_turn(cases: Sequence[Case], context: Context) -> frozenset[int]:
     }
     exited = defaultdict(list)
     for case in cases:
-        if case.booked is not None and case.booked.start_routine in awaited:
-            exited[case.booked.start_routine].append(case)
+        if case.facts.booked is not None and case.facts.booked.start_routine in awaited:
+            exited[case.facts.booked.start_routine].append(case)
     return frozenset(
         routine
         for routine, group in exited.items()
@@ -49,7 +49,7 @@ def _is_awaited(descriptor: int, waits: Sequence[int]) -> bool:
 
 
 def _claims(case: Case, context: Context) -> bool:
-    return case.booked is not None and case.booked.start_routine in context.in_turn
+    return case.facts.booked is not None and case.facts.booked.start_routine in context.in_turn
 
 
 def _judge(cases: Sequence[Case], _context: Context) -> Judgement:

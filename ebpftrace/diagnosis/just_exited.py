@@ -23,12 +23,12 @@ class _Reason(Enum):
 
 
 def _reason(case: Case, context: Context) -> Optional[_Reason]:
-    if case.exited_at is not None and context.age(case.exited_at) < context.evidence.min_age:
+    if case.facts.exited_at is not None and context.age(case.facts.exited_at) < context.evidence.min_age:
         ended = context.evidence.target_exited_at is not None
         return _Reason.ENDED_WITH_TARGET if ended else _Reason.TOO_YOUNG
-    if case.booked is not None and case.booked.joining:
+    if case.facts.booked is not None and case.facts.booked.joining:
         return _Reason.JOINING
-    return _Reason.UNSEEN if case.exit_unseen else None
+    return _Reason.UNSEEN if case.facts.exit_unseen else None
 
 
 def _claims(case: Case, context: Context) -> bool:

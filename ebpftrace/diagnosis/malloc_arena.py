@@ -59,15 +59,16 @@ def _is_overlay(case: Case) -> bool:
     mapping = case.mapping
     if mapping.prot != PROT_NONE or mapping.flags is None or not mapping.flags & MAP_FIXED:
         return False
-    innermost = case.stack.frames[: _SHRINKING_DEPTH + 1]
+    innermost = case.facts.stack.frames[: _SHRINKING_DEPTH + 1]
     return any(frame.function in _MALLOC_FUNCTIONS for frame in innermost)
 
 
 def _claims(case: Case, context: Context) -> bool:
-    if context.libc is Libc.MUSL or (case.is_stack and (case.cached or fills_mapping(case.outstanding))):
+    facts = case.facts
+    if context.libc is Libc.MUSL or (facts.is_stack and (facts.cached or fills_mapping(case.outstanding))):
         return False
     is_shaped = is_heap(case.mapping, context.evidence.books.libc)
-    return (is_shaped and allocator_of(case.stack) is None) or _is_overlay(case)
+    return (is_shaped and allocator_of(facts.stack) is None) or _is_overlay(case)
 
 
 def _limit(context: Context) -> tuple[int, str]:

@@ -18,12 +18,12 @@ from ebpftrace.text import plural
 
 
 def _claims(case: Case, context: Context) -> bool:
-    if case.booked is not None:
-        return not case.booked.user_stack
+    if case.facts.booked is not None:
+        return not case.facts.booked.user_stack
     return (
         context.libc is Libc.MUSL
-        and case.is_stack
-        and case.origin is not Origin.APPLICATION
+        and case.facts.is_stack
+        and case.facts.origin is not Origin.APPLICATION
         and fills_mapping(case.outstanding)
     )
 
@@ -37,7 +37,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
             f"{threads} exited but are on glibc's list of stacks in use: "
             "neither joined nor detached, so no stack is ever freed (proved)"
         )
-    creator = creator_frame(cases[0].stack)
+    creator = creator_frame(cases[0].facts.stack)
     where = f" the threads that {creator.function} creates" if creator is not None else " these threads"
     advice = f"join{where} (pthread_join), or detach them: pthread_detach or PTHREAD_CREATE_DETACHED"
     return Judgement(True, (proof,), advice)

@@ -29,7 +29,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     if first.outstanding.owned_by is OwnedBy.RUNS_ON_IT:
         why = f"the exited thread's stack was only a part of it: {mappings} of a pool of stacks, or of a heap"
         return Judgement(False, (why,), "nothing to do unless the process grows")
-    allocator = allocator_of(first.stack)
+    allocator = allocator_of(first.facts.stack)
     if allocator is not None:
         why = f"{mappings} of {allocator}, which keeps memory for the whole process, whoever asked for it"
         return Judgement(False, (why,), "not a leak of mappings; look with the allocator's own statistics")
@@ -38,11 +38,11 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
         why = f"{mappings} of threads that exited, no steady growth over {window}: kept, maybe handed over"
         return Judgement(False, (why,), "trace longer: a leak will show as growth")
     growth = f"{mappings} of threads that exited; more were left all through {window}, old ones stay"
-    loaded = None if first.stack.frames else context.allocator
+    loaded = None if first.facts.stack.frames else context.allocator
     if loaded is not None:
         doubt = f"no stack tells whether {loaded} mapped them for the whole process: not called a leak"
         return Judgement(False, (growth, doubt), "look with the allocator's own statistics")
-    creator = creator_frame(first.stack)
+    creator = creator_frame(first.facts.stack)
     where = f" what {creator.function} maps" if creator is not None else " it"
     return Judgement(True, (growth,), f"unmap{where} before the thread exits, or where it was handed over to")
 

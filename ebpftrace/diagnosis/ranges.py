@@ -19,6 +19,9 @@ class RangeIndex(Generic[T]):
         self._entries = sorted(entries, key=lambda entry: entry[0])
         self._starts = [interval.start for interval, _ in self._entries]
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def at(self, address: int) -> Optional[T]:
         """The value whose range holds ``address``."""
         position = bisect_right(self._starts, address) - 1
@@ -35,7 +38,7 @@ class RangeIndex(Generic[T]):
 
     def touches(self, pieces: Iterable[Interval]) -> bool:
         """Whether any entry shares a byte with one of ``pieces``."""
-        for start, end in pieces:
+        for start, end in pieces if self._entries else ():
             before = bisect_left(self._starts, end) - 1
             if before >= 0 and self._entries[before][0].end > start:
                 return True

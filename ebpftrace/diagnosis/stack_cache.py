@@ -32,10 +32,10 @@ def cache_limit(context: Context) -> int:
 
 def _may_be_cached(case: Case, context: Context) -> bool:
     return (
-        case.is_stack
-        and case.booked is None
+        case.facts.is_stack
+        and case.facts.booked is None
         and context.libc is not Libc.MUSL
-        and case.origin is not Origin.APPLICATION
+        and case.facts.origin is not Origin.APPLICATION
         and fills_mapping(case.outstanding)
     )
 
@@ -48,10 +48,10 @@ def overflowing_places(cases: Sequence[Case], context: Context) -> frozenset[Sit
     """
     suspects: dict[SiteKey, list[Case]] = defaultdict(list)
     for case in cases:
-        if _may_be_cached(case, context) and not case.cached and not JUST_EXITED.claims(case, context):
-            if context.books_read and case.origin is Origin.LIBC:
+        if _may_be_cached(case, context) and not case.facts.cached and not JUST_EXITED.claims(case, context):
+            if context.books_read and case.facts.origin is Origin.LIBC:
                 continue
-            suspects[case.place].append(case)
+            suspects[case.facts.place].append(case)
     total = sum(case.mapping.size for group in suspects.values() for case in group)
     if total <= _SLACK * cache_limit(context):
         return frozenset()
@@ -59,18 +59,18 @@ def overflowing_places(cases: Sequence[Case], context: Context) -> frozenset[Sit
 
 
 def _claims(case: Case, context: Context) -> bool:
-    return case.cached or _may_be_cached(case, context)
+    return case.facts.cached or _may_be_cached(case, context)
 
 
 def _split(case: Case, _context: Context) -> Hashable:
-    return case.cached
+    return case.facts.cached
 
 
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     total = sum(case.mapping.size for case in cases)
     stacks = plural(len(cases), "stack")
     limit = f"the limit of glibc's stack cache is {size(cache_limit(context))}"
-    if cases[0].cached:
+    if cases[0].facts.cached:
         why = (
             f"{stacks}, {size(total)}, on glibc's list of cached stacks: kept for the next threads ({limit})"
         )

@@ -82,11 +82,12 @@ def _books_note(evidence: Evidence) -> tuple[str, ...]:
 def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
     groups: dict[_GroupKey, list[Case]] = defaultdict(list)
     for case in cases:
+        facts = case.facts
         number = _first_claim(case, context)
-        routine = case.booked.start_routine if case.booked is not None else None
-        place = case.place if RULES[number].by_place else None
+        routine = facts.booked.start_routine if facts.booked is not None else None
+        place = facts.place if RULES[number].by_place else None
         split = RULES[number].split(case, context)
-        groups[number, bool(case.occupant), case.before_attach, routine, place, split].append(case)
+        groups[number, bool(facts.occupant), facts.before_attach, routine, place, split].append(case)
     return [_Group(RULES[key[0]], members, key[1]) for key, members in groups.items()]
 
 
@@ -98,24 +99,28 @@ def _first_claim(case: Case, context: Context) -> int:
 
 
 def _finding(group: _Group, context: Context) -> Finding:
-    cases = group.cases
-    judgement = group.rule.judge(cases, context)
+    # By age, then by address; one after the other, since a key of two would be an object for each.
+    cases = sorted(group.cases, key=lambda case: case.mapping.start)
+    cases.sort(key=lambda case: -1 if case.began_at is None else case.began_at)
+    judgement = group.rule.judge(group.cases, context)
     evidence = list(judgement.evidence)
-    first = cases[0]
+    first = group.cases[0].facts
     leak = judgement.leak
     if group.conflict:
         leak = False
         evidence.append(f"conflicting evidence: {first.occupant} is on it, so it is not called a leak")
-    interval = _period(cases)
-    evidence += _exits(cases, context) + _regularity(interval)
+    began = [at for at in (case.began_at for case in cases) if at is not None]
+    exited = [case.facts.exited_at for case in cases if case.facts.exited_at is not None]
+    interval = period(began) or period(exited)
+    evidence += _exits(exited, first.before_attach, context) + _regularity(interval)
     return Finding(
         verdict=group.rule.verdict,
         leak=leak,
         evidence=tuple(evidence),
         advice="look again: threads came or went while it was read" if group.conflict else judgement.advice,
         before_attach=first.before_attach,
-        orphans=tuple(case.orphan for case in sorted(cases, key=_by_age)),
-        bytes_per_minute=_rate(cases, context),
+        orphans=tuple(case.orphan for case in cases),
+        bytes_per_minute=None if first.before_attach else _rate(cases, began, context),
         stack=first.stack if group.rule.by_place else NO_STACK,
         start_routine=context.evidence.name_of(first.booked.start_routine)
         if first.booked is not None
@@ -124,24 +129,13 @@ def _finding(group: _Group, context: Context) -> Finding:
     )
 
 
-def _by_age(case: Case) -> tuple[int, int]:
-    return (-1 if case.began_at is None else case.began_at, case.mapping.start)
-
-
-def _period(cases: Sequence[Case]) -> Optional[float]:
-    began = [case.began_at for case in cases if case.began_at is not None]
-    exited = [case.exited_at for case in cases if case.exited_at is not None]
-    return period(began) or period(exited)
-
-
 def _regularity(interval: Optional[float]) -> list[str]:
     return [] if interval is None else [f"they come regularly: one, or one batch, every {in_words(interval)}"]
 
 
-def _exits(cases: Sequence[Case], context: Context) -> list[str]:
-    if cases[0].before_attach:
+def _exits(exits: Sequence[int], before_attach: bool, context: Context) -> list[str]:
+    if before_attach:
         return ["they exited before the trace began"]
-    exits = [case.exited_at for case in cases if case.exited_at is not None]
     if not exits or context.age(max(exits)) < 0:
         return []
     oldest, youngest = (duration(context.age(at) / NS) for at in (min(exits), max(exits)))
@@ -150,13 +144,13 @@ def _exits(cases: Sequence[Case], context: Context) -> list[str]:
     return [f"{owners} exited {when} before the report"]
 
 
-def _rate(cases: Sequence[Case], context: Context) -> Optional[float]:
-    """Bytes per minute of what the window left behind; None where a burst says nothing of a minute."""
+def _rate(cases: Sequence[Case], began: Sequence[int], context: Context) -> Optional[float]:
+    """Bytes per minute of what the window left behind; None where a burst says nothing of a minute.
+
+    ``began`` is when each of them did, as far as it is known, ascending.
+    """
     window = context.evidence.judged_at - context.evidence.attached_at
-    if cases[0].before_attach or window <= 0:
-        return None
-    began = [case.began_at for case in cases if case.began_at is not None]
-    if window < _SHORT and began and max(began) - min(began) < window / 2:
+    if window <= 0 or (window < _SHORT and began and began[-1] - began[0] < window / 2):
         return None
     born = sum(case.mapping.size for case in cases if case.mapping.made_at is not None)
     return born * _PER_MINUTE / window

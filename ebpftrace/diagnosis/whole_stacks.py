@@ -20,6 +20,8 @@ def whole_stacks(outstanding: Sequence[Outstanding], stacks: Iterable[Interval])
     They all go to the thread that was put on one of them, else to the one that mapped one last.
     """
     index = RangeIndex((stack, stack) for stack in stacks)
+    if not index:
+        return list(outstanding)
     parts: dict[Interval, list[Outstanding]] = defaultdict(list)
     rest = []
     for one in outstanding:

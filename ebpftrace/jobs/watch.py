@@ -13,6 +13,7 @@ from typing import Optional
 from ebpftrace.diagnosis import Evidence, baseline_verdict, diagnose
 from ebpftrace.jobs.attribution import Attribution
 from ebpftrace.jobs.threads import register_threads
+from ebpftrace.kernel.rows import no_rows
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import CodeMapped, Executed, KernelEvent, RawCopy, Tracer
 from ebpftrace.ledger.owners import assign
@@ -205,9 +206,10 @@ class Watch:
         tracer.poll()  # holes and moves that concern the rows just read
         if self._resolver is not None:
             self._stacks.work(self._resolver)
-        give_back_memory()  # that the stacks took; the rows, soon mappings, take more
+        give_back_memory()  # that reading and the stacks took; the mappings take more
         standing = self._ledger.outstanding(snapshot.rows)
-        snapshot.rows.clear()
+        snapshot.rows = no_rows()
+        give_back_memory()
         if self.keeps_standing:
             self.standing = standing.copy()
         verified = self._verified(standing, now)

@@ -67,7 +67,6 @@ class MappingT(ctypes.Structure):
     )
 
 
-MAPPING_KEY = struct.Struct("=Q")
 MAPPING = struct.Struct("=5Q4I")
 """``MappingT`` for reading many at once."""
 

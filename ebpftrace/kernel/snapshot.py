@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Optional
@@ -11,27 +10,22 @@ from typing import Optional
 from ebpftrace.kernel import tables
 from ebpftrace.kernel.layout import (
     CALLS,
-    MAPPING,
-    MAPPING_KEY,
-    SPACE_SHIFT,
     LifeKeyT,
     LifeT,
-    MappingT,
     RunT,
     SiteT,
     SpaceT,
     ThreadT,
 )
-from ebpftrace.model import Calls, Losses, Row, Run, Thread, ThreadId
-
-_ADDRESS_MASK = (1 << SPACE_SHIFT) - 1
+from ebpftrace.kernel.rows import Rows, no_rows, read_rows
+from ebpftrace.model import Calls, Losses, Run, Thread, ThreadId
 
 
 @dataclass
 class Snapshot:
     """The tables of one address space.  The target went on meanwhile: rows are not of one instant."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: Rows = field(default_factory=no_rows)
     threads: dict[ThreadId, Thread] = field(default_factory=dict)
     """Live threads, and exited ones that have mappings left."""
     runs: list[Run] = field(default_factory=list)
@@ -60,7 +54,7 @@ def read_snapshots(
     for _, run in tables.entries(fds["runs"], ctypes.c_uint64, RunT):
         if run.life.space in found:
             found[run.life.space].runs.append(_run(run))
-    rows = _rows(fds["mappings"])
+    rows = read_rows(fds["mappings"])
     for space, snapshot in found.items():
         snapshot.rows = rows[space]
         record = SpaceT()
@@ -81,27 +75,6 @@ def read_brk_growth(fd: int) -> dict[int, int]:
         for key, site in tables.entries(fd, ctypes.c_uint64, SiteT)
         if site.brk_growth
     }
-
-
-def _rows(fd: int) -> defaultdict[int, list[Row]]:
-    """Read the rows of all address spaces; by far the largest table."""
-    rows: defaultdict[int, list[Row]] = defaultdict(list)
-    mappers: dict[tuple[int, int], ThreadId] = {}
-    # Lengths and sites repeat: one object of each value instead of one for each row.
-    known: dict[int, int] = {}
-    one_of = known.setdefault
-    for keys, leaves in tables.batches(fd, ctypes.c_uint64, MappingT):
-        for (key,), fields in zip(MAPPING_KEY.iter_unpack(keys), MAPPING.iter_unpack(leaves)):
-            length, since, made_at, born, site, tid, prot, flags, _ = fields
-            mapper = mappers.get((tid, born))
-            if mapper is None:
-                mapper = mappers[tid, born] = ThreadId(tid, born)
-            if since == made_at:
-                since = made_at
-            length, site = one_of(length, length), one_of(site, site)
-            row = Row(key & _ADDRESS_MASK, length, since, made_at, mapper, prot, flags, site)
-            rows[key >> SPACE_SHIFT].append(row)
-    return rows
 
 
 def decode_name(raw: bytes) -> str:

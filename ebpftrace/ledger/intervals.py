@@ -14,16 +14,16 @@ from ebpftrace.model import Interval
 V = TypeVar("V")
 
 
-def apart(ranges: Iterable[tuple[int, int, V]], others: Iterable[tuple[int, int]]) -> tuple[list[V], list[V]]:
-    """Return the values of those ranges that share no address with any other range, and those of the rest.
+def apart(
+    ranges: Iterable[tuple[int, int, V]], others: Iterable[tuple[int, int]]
+) -> Iterator[tuple[V, bool]]:
+    """Yield the values of the ranges, and whether each shares no address with any other range.
 
     ``ranges`` ascend by their starts; ``others`` come in any order and may overlap each other.  An empty
-    range counts to the rest.  O(n + m log m).
+    range shares.  O(n + m log m).
     """
     obstacles = [*sorted(others), (sys.maxsize, 0)]
     at = 0
-    alone: list[V] = []
-    rest: list[V] = []
     reached = -1
     ranges, ahead = tee(ranges)
     next_starts = (start for start, _, _ in islice(ahead, 1, None))
@@ -31,11 +31,9 @@ def apart(ranges: Iterable[tuple[int, int, V]], others: Iterable[tuple[int, int]
         while obstacles[at][0] <= start:
             reached = max(reached, obstacles[at][1])
             at += 1
-        is_alone = reached <= start < end <= next_start and end <= obstacles[at][0]
-        (alone if is_alone else rest).append(value)
+        yield value, reached <= start < end <= next_start and end <= obstacles[at][0]
         if end > reached:
             reached = end
-    return alone, rest
 
 
 def extend(pieces: list[Interval], start: int, end: int) -> None:

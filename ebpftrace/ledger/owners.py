@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections.abc
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Optional
+from heapq import merge
+from typing import Optional
 
-from ebpftrace.model import Interval, Mapping, Outstanding, OwnedBy, Run, Thread, ThreadId
+from ebpftrace.model import Mapping, Outstanding, OwnedBy, Run, Thread, ThreadId
 
 UNKNOWN_TGID = 0
 """``tgid`` of a thread whose thread group nobody told."""
@@ -17,7 +19,7 @@ UNKNOWN_TGID = 0
 def assign(
     mappings: Sequence[Mapping], runs: Iterable[Run], threads: collections.abc.Mapping[ThreadId, Thread]
 ) -> list[Outstanding]:
-    """Give each mapping its owner; the mappings must not overlap.
+    """Give each mapping its owner; the mappings ascend by their starts and do not overlap.
 
     A clone's stack is matched by containment, never by size or flags.  It counts for a mapping that
     lay there when the thread was born.  Of several threads that ran on one mapping one that lives
@@ -82,19 +84,22 @@ class _Register:
         return known
 
 
-class _Place(NamedTuple):
-    piece: Interval
-    mapping: int
-
-
 class _Places:
     """Finds the mapping a stack lies in, O(log n)."""
 
     def __init__(self, mappings: Sequence[Mapping]) -> None:
-        self._places = sorted(
-            _Place(piece, index) for index, mapping in enumerate(mappings) for piece in mapping.pieces
+        self._starts = array("Q")
+        self._ends = array("Q")
+        self._mappings = array("L")
+        """The index of the mapping that each of these pieces is of."""
+        firsts = ((mapping.pieces[0], index) for index, mapping in enumerate(mappings))
+        others = sorted(
+            (piece, index) for index, mapping in enumerate(mappings) for piece in mapping.pieces[1:]
         )
-        self._starts = [place.piece.start for place in self._places]
+        for piece, index in merge(firsts, others) if others else firsts:
+            self._starts.append(piece.start)
+            self._ends.append(piece.end)
+            self._mappings.append(index)
 
     def find(self, run: Run) -> Optional[int]:
         """Return the index of the mapping the run's stack lies in.
@@ -103,9 +108,9 @@ class _Places:
         stack is the first byte above it (clone(2)).
         """
         lowest_byte = run.stack_size > 0
-        before = (bisect_right if lowest_byte else bisect_left)(self._starts, run.stack)
-        if not before:
+        before = (bisect_right if lowest_byte else bisect_left)(self._starts, run.stack) - 1
+        if before < 0:
             return None
-        piece, mapping = self._places[before - 1]
-        inside = run.stack < piece.end if lowest_byte else run.stack <= piece.end
-        return mapping if inside else None
+        end = self._ends[before]
+        inside = run.stack < end if lowest_byte else run.stack <= end
+        return self._mappings[before] if inside else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, Optional, Union
@@ -31,6 +31,8 @@ class Leftovers(NamedTuple):
 
 class Ledger:
     """What the target has mapped, as far as its calls tell; the answer does not depend on arrival order.
+
+    The rows it is given ascend by their starts, and there is one of each start.
 
     A row that is not among the rows any more was unmapped or moved by a call that touched nothing
     else, and is forgotten altogether, unless a ``Displaced`` event hands it over.
@@ -67,15 +69,16 @@ class Ledger:
         unless something else was mapped at its ``old`` place before ``now``: let ``now`` lie about a
         second back, and no mremap that was under way then still is.
         """
-        latest = _one_per_start(rows)
         now = self._folded_until = max(now, self._folded_until)
-        self._folded.insert_apart(self._replay(self._folded, latest, now))
+        alone: list[Row] = []
+        self._replay(self._folded, rows, now, alone.append)
+        self._folded.insert_apart(alone)
         self._events = [event for event in self._events if _ends_at(event) > now]
-        self._folded_rows = {row_key(row) for row in latest if row.since <= now}
+        self._folded_rows = {row_key(row) for row in rows if row.since <= now}
 
     def leftovers(
         self,
-        rows: Sequence[Row],
+        rows: Iterable[Row],
         threads: Iterable[Thread],
         runs: Iterable[Run],
         moved_break: Container[ThreadId],
@@ -116,30 +119,33 @@ class Ledger:
     def outstanding(self, rows: Iterable[Row]) -> list[Mapping]:
         """Return what is mapped according to the rows and all events so far, by address; changes nothing."""
         space = self._folded.copy()
-        alone = self._replay(space, _one_per_start(rows), None)
-        return sorted([*space.mappings(), *map(whole_mapping, alone)], key=itemgetter(0))
+        whole: list[Mapping] = []
+        self._replay(space, rows, None, lambda row: whole.append(whole_mapping(row)))
+        return sorted([*whole, *space.mappings()], key=itemgetter(0))
 
-    def _replay(self, space: Space, rows: list[Row], until: Optional[int]) -> list[Row]:
+    def _replay(
+        self, space: Space, rows: Iterable[Row], until: Optional[int], leave: Callable[[Row], object]
+    ) -> None:
         """Let happen what did up to ``until``, but leave to the caller the rows that nothing else touches.
 
-        ``rows`` ascend, and so do those that are returned; they are most, and no order matters to them.
+        They are most, and no order matters to them; they ascend.
         """
         displaced = {event.row for event in self._events if isinstance(event, Displaced)}
         keys = set(map(row_key, displaced))
-        space.settle(self._folded_rows.intersection(map(row_key, rows)), keys)
-        alone, rest = apart(
-            (
-                (row.start, row.start + row.length, row)
-                for row in _unknown(rows, self._folded_rows | keys, until)
-            ),
+        seen = self._folded_rows
+        space.settle(seen.intersection(map(row_key, rows)) if seen else set(), keys)
+        rest: list[Row] = []
+        for row, is_alone in apart(
+            ((row.start, row.start + row.length, row) for row in _unknown(rows, seen | keys, until)),
             chain(
                 space.ranges(),
                 ((row.start, row.start + row.length) for row in displaced),
                 chain.from_iterable(map(_reaches, self._events)),
             ),
-        )
+        ):
+            (leave if is_alone else rest.append)(row)
         # Of the rows that the checkpoint has seen, it knows what is left.
-        rest += _unknown(displaced, self._folded_rows, until)
+        rest += _unknown(displaced, seen, until)
         steps: list[Step] = [(row.since * KINDS + INSERT, row) for row in rest]
         for event in self._events:
             if isinstance(event, Hole):
@@ -159,16 +165,6 @@ class Ledger:
                 space.leave(subject)
             else:
                 space.arrive(subject)
-        return alone
-
-
-def _one_per_start(rows: Iterable[Row]) -> list[Row]:
-    """Return the newest row of each start, ascending: a table read while it changes can show a slot twice."""
-    latest: dict[int, Row] = {}
-    for row in rows:
-        if row.start not in latest or latest[row.start].since < row.since:
-            latest[row.start] = row
-    return sorted(latest.values(), key=itemgetter(0))
 
 
 def _unknown(rows: Iterable[Row], known: Container[RowKey], until: Optional[int]) -> Iterator[Row]:

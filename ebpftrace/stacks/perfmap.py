@@ -17,10 +17,12 @@ from typing import NamedTuple, Optional
 from ebpftrace.stacks.rooted import open_in_root
 
 MAX_BYTES = 64 << 20
+MAX_LINES = 1 << 19
+"""A line takes about 250 bytes when it is read, however short it is."""
 MAX_NAME = 512
 MAX_READINGS = 16
 SECONDS_BETWEEN_READINGS = 2.0
-_LINE = re.compile(rb"^(?:0x)?([0-9a-fA-F]{1,16}) (?:0x)?([0-9a-fA-F]{1,8}) (.+)$", re.MULTILINE)
+_LINE = re.compile(rb"(?:0x)?([0-9a-fA-F]{1,16}) (?:0x)?([0-9a-fA-F]{1,8}) (.+)")
 
 
 class Region(NamedTuple):
@@ -36,7 +38,11 @@ class PerfMap:
 
     def __init__(self, text: bytes) -> None:
         newest: dict[int, Region] = {}
-        for start_hex, size_hex, name in _LINE.findall(text):
+        lines = text.split(b"\n", MAX_LINES)
+        self.is_cut = any(lines[MAX_LINES:])
+        """There are more than ``MAX_LINES``; those are left out."""
+        for found in filter(None, map(_LINE.match, lines[:MAX_LINES])):
+            start_hex, size_hex, name = found.groups()
             start = int(start_hex, 16)
             region = Region(
                 start, start + int(size_hex, 16), name[:MAX_NAME].decode("utf-8", "surrogateescape")
@@ -112,9 +118,9 @@ def read_perf_map(root: int, pid: int, owners: Collection[int]) -> tuple[Optiona
                 if not chunk:
                     break
                 text += chunk
-        cut = (
-            f"only the first {MAX_BYTES >> 20} MiB of perf map {path} read" if len(text) == MAX_BYTES else ""
-        )
-        return PerfMap(bytes(text)), cut
+        names = PerfMap(bytes(text))
+        is_cut = names.is_cut or len(text) == MAX_BYTES
+        most = f"{MAX_BYTES >> 20} MiB or {MAX_LINES:,} lines"
+        return names, f"only the first {most} of perf map {path} read" if is_cut else ""
     finally:
         os.close(fd)

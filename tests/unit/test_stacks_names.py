@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.stacks.demangle import demangle
-from ebpftrace.stacks.perfmap import PerfMap, read_perf_map
+from ebpftrace.stacks.perfmap import MAX_LINES, PerfMap, read_perf_map
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,13 @@ def test_perf_map_code_written_later_wins() -> None:
 @given(st.binary(max_size=2000), st.integers(0, (1 << 64) - 1))
 def test_perf_map_takes_any_bytes(text: bytes, address: int) -> None:
     PerfMap(text).find(address)
+
+
+def test_perf_map_of_endless_lines_is_cut() -> None:
+    one = PerfMap(b"1000 10 one\n" * MAX_LINES + b"2000 10 two\n")
+    assert one.is_cut
+    assert len(one) == 1
+    assert not PerfMap(b"1000 10 one\n" * MAX_LINES).is_cut
 
 
 def test_perf_map_of_the_right_owner_is_read(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ PHDR = struct.Struct("<IIQQQQQQ")
 SHDR = struct.Struct("<IIQQQQIIQQ")
 NOTE = struct.Struct("<III")
 
-MAX_SECTIONS = 65_536
-MAX_SEGMENTS = 512
+MAX_SECTIONS = 256
+MAX_SEGMENTS = 64
+"""Four times as many as any file of a distribution has: headers of thousands of files are kept."""
 MAX_NAMES_BYTES = 4 << 20
 MAX_NOTE_BYTES = 64 << 10
 MAX_ADDRESS = 1 << 47

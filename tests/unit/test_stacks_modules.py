@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from ebpftrace.process.files import FileKey
 from ebpftrace.process.maps import read_maps
-from ebpftrace.stacks.elf import PT_LOAD, ElfHeaders, NotElfError, Segment, read_headers
+from ebpftrace.stacks.elf import (
+    EHDR,
+    MAX_SECTIONS,
+    MAX_SEGMENTS,
+    PT_LOAD,
+    ElfHeaders,
+    NotElfError,
+    Segment,
+    read_headers,
+)
 from ebpftrace.stacks.files import FileStore
 from ebpftrace.stacks.modules import CodeRange, Layout, ModuleHistory, load_bias
 from ebpftrace.stacks.unwind_image import unwind_image
@@ -126,6 +135,22 @@ def test_headers_of_a_real_file(real: bytes) -> None:
 @pytest.fixture(scope="module")
 def head(real: bytes) -> bytes:
     return real[:4096]
+
+
+def test_headers_of_endless_tables_are_not_kept(real: bytes) -> None:
+    """A target may map thousands of files, and the headers of each stay in memory."""
+    ident, kind, machine, version, entry, phoff, _, flags, _, phentsize, phnum, *_ = EHDR.unpack_from(real)
+    tables = real[phoff : phoff + phnum * phentsize].ljust(65_535 * 64, b"\0")
+
+    def read(segments: int, sections: int) -> ElfHeaders:
+        counts = (flags, EHDR.size, phentsize, segments, 64, sections, 1)
+        content = EHDR.pack(ident, kind, machine, version, entry, EHDR.size, EHDR.size, *counts) + tables
+        return read_headers(lambda offset, count: content[offset : offset + count])
+
+    assert len(read(MAX_SEGMENTS, MAX_SECTIONS).sections) == MAX_SECTIONS
+    assert not read(MAX_SEGMENTS, 65_535).sections
+    with pytest.raises(NotElfError):
+        read(MAX_SEGMENTS + 1, 1)
 
 
 @settings(deadline=None)

@@ -15,11 +15,10 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional
 
-import ebpftrace
+from ebpftrace.installation import DRGN, import_path, install_command
 from ebpftrace.model import Frame
 from ebpftrace.stacks import wire
 from ebpftrace.stacks.copies import Pc, StackCopy, Walk
@@ -27,8 +26,6 @@ from ebpftrace.stacks.debugfiles import DebugFile, debug_files, supplements
 from ebpftrace.stacks.files import FileStore, StoredFile
 from ebpftrace.stacks.modules import Layout
 
-DRGN = "drgn>=0.1,<0.4"
-"""What pyproject.toml asks for."""
 START_SECONDS = 20.0
 WALK_SECONDS = 5.0
 LOAD_SECONDS = 30.0
@@ -89,10 +86,7 @@ class Engine:
         if self._process is not None or self._is_over:
             return
         ours, theirs = socket.socketpair()
-        # Isolated (-I) and with our own path: as root, nothing may come from the working directory.
-        package = str(Path(ebpftrace.__file__).resolve().parent.parent)
-        path = [package, *(entry for entry in sys.path if entry and entry != package)]
-        command = [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), *path]
+        command = [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), *import_path()]
         try:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -130,7 +124,7 @@ class Engine:
         self._greeted = True
         if answer.get("without_drgn"):
             why = _text(answer["without_drgn"])
-            self.because = f"drgn cannot be used ({why}): {sys.executable} -m pip install '{DRGN}'"
+            self.because = f"drgn cannot be used ({why}): {install_command(DRGN)}"
 
     def walk(self, layout: Layout, copy: StackCopy) -> Optional[Walk]:
         """Physical frames of a copy; None where it could not be tried at all."""

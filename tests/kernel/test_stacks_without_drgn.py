@@ -8,8 +8,9 @@ import pytest
 from harness import Target, leaks, no_losses, traced
 from stacks_helpers import GCC, TARGETS, catch, compile_target, physical
 
+from ebpftrace.installation import DRGN
 from ebpftrace.model import StackSource
-from ebpftrace.stacks.engine import DRGN, Engine
+from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
 
 REMEDY = f"pip install '{DRGN}'"

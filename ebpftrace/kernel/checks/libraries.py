@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.installation import DRGN, install_command
 from ebpftrace.kernel.checks.check import Check
 from ebpftrace.kernel.checks.machine import DEBUGFS_TRACEFS, holds_tracefs
 from ebpftrace.kernel.sources import bpf_dir
@@ -135,7 +136,7 @@ def check_drgn() -> Check:
             "drgn",
             False,
             f"cannot be imported ({_one_line(error)}): stacks will be frame-pointer stacks, often wrong",
-            f"{sys.executable} -m pip install drgn",
+            install_command(DRGN),
             required=False,
         )
     return Check("drgn", True, str(getattr(drgn, "__version__", "unknown version")), required=False)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import ebpftrace
+from ebpftrace.installation import import_path
 from ebpftrace.kernel.checks.check import Check
 from ebpftrace.kernel.sources import compiling
 
@@ -18,12 +17,11 @@ def check_trial() -> Check:
     bcc writes its compiler's complaints straight to the standard streams, and may crash with them.
     """
     script = "from ebpftrace.kernel.checks.trial import run_trial; run_trial()"
-    path = os.pathsep.join([str(Path(ebpftrace.__file__).resolve().parent.parent), *filter(None, sys.path)])
     try:
         trial = subprocess.run(
             [sys.executable, "-c", script],
             cwd="/",
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path())},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

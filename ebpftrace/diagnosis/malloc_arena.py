@@ -1,7 +1,7 @@
 """Malloc arena: a heap of glibc's malloc outlives the thread it was made for and serves later ones.
 
 malloc/arena.c, alloc_new_heap: mmap(2 x HEAP_MAX_SIZE, PROT_NONE, MAP_NORESERVE), then head and tail are
-unmapped so that one aligned heap remains; later versions leave out MAP_NORESERVE.
+unmapped so that one aligned heap remains; since 2.37 it leaves out MAP_NORESERVE.
 HEAP_MAX_SIZE is 64 MiB on 64-bit systems; with glibc.malloc.hugetlb=2 a heap is aligned to its own size,
 a few huge pages, and has MAP_HUGETLB.
 shrink_heap may lay a MAP_FIXED mapping over the tail of a heap.
@@ -33,7 +33,7 @@ _SHRINKING_DEPTH = 3
 _ARENAS_PER_CORE = 8
 """NARENAS_FROM_NCORES on 64-bit systems (malloc/arena.c)."""
 _WITHOUT_NORESERVE = (2, 37)
-"""The first that may leave it out: 2.36 does not, 2.41 and 2.43 do (measured: Debian 12, 13, sid)."""
+"""The first that leaves it out (malloc/arena.c of 2.36 and 2.37; seen with 2.36, 2.41 and 2.43)."""
 
 
 def is_heap(mapping: Mapping, libc: str) -> bool:

@@ -18,8 +18,8 @@ from ebpftrace.stacks.files import StoredFile
 from ebpftrace.stacks.rooted import open_in_root
 
 DEBUG_ROOT = "/usr/lib/debug"
-MAX_CHECKED_BYTES = 2 << 30
-"""Largest debug file whose checksum is computed."""
+MAX_CHECKED_BYTES = 256 << 20
+"""Largest debug file whose checksum is computed: hundreds of files may each name one that is all holes."""
 _DELETED = " (deleted)"
 
 

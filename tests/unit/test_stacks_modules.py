@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from ebpftrace.process.files import FileKey
 from ebpftrace.process.maps import read_maps
+from ebpftrace.stacks import debugfiles
 from ebpftrace.stacks.elf import (
     EHDR,
     MAX_SECTIONS,
@@ -19,12 +22,13 @@ from ebpftrace.stacks.elf import (
     PT_LOAD,
     ElfHeaders,
     NotElfError,
+    Section,
     Segment,
     read_headers,
 )
-from ebpftrace.stacks.files import FileStore
+from ebpftrace.stacks.files import FileStore, StoredFile
 from ebpftrace.stacks.modules import CodeRange, Layout, ModuleHistory, load_bias
-from ebpftrace.stacks.unwind_image import unwind_image
+from ebpftrace.stacks.unwind_image import memory_file, unwind_image
 
 
 def code(start: int, end: int, path: str = "a", file: int = 0) -> CodeRange:
@@ -151,6 +155,23 @@ def test_headers_of_endless_tables_are_not_kept(real: bytes) -> None:
     assert not read(MAX_SEGMENTS, 65_535).sections
     with pytest.raises(NotElfError):
         read(MAX_SEGMENTS + 1, 1)
+
+
+@pytest.mark.parametrize("size", [4096, 4097])
+def test_a_debug_file_that_is_too_large_is_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(debugfiles, "MAX_CHECKED_BYTES", 4096)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/a.debug").write_bytes(bytes(size))
+    link = b"a.debug\0" + struct.pack("<I", zlib.crc32(bytes(size)))
+    headers = ElfHeaders(3, (), (Section(".gnu_debuglink", 1, 0, 0, len(link)),), None)
+    stored = StoredFile(0, "/lib/a.so", memory_file("linked", link), headers)
+    root = os.open(tmp_path, os.O_PATH)
+    found = list(debugfiles.debug_files(stored, [root]))
+    assert [file.checked for file in found] == [True] * (size == 4096)
+    for fd in (root, stored.fd, *(file.fd for file in found)):
+        os.close(fd)
 
 
 @settings(deadline=None)

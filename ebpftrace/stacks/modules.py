@@ -23,6 +23,8 @@ from ebpftrace.stacks.files import VDSO, FileStore
 
 MAX_LAYOUTS = 512
 """Readings kept per process; the oldest but the first goes when there are more."""
+MAX_RANGES = 1 << 18
+"""The same for their ranges in all: 50 MiB.  One reading may have as many as a process may have mappings."""
 _PAGE = 4096
 _REST = 10
 """After a reading of the maps for an unknown address, rest ten times as long as it took."""
@@ -93,7 +95,7 @@ class ModuleHistory:
         self._since: list[int] = []
         self._layouts: list[Layout] = []
         self._next_reading = 0.0
-        self._merge = lru_cache(maxsize=64)(Layout.over)
+        self._merge = lru_cache(maxsize=8)(Layout.over)
 
     def refresh(self, at: Optional[int] = None) -> bool:
         """Read the maps; True if the code differs from the last reading.
@@ -113,9 +115,13 @@ class ModuleHistory:
             since = max(since, self._since[-1])
         self._since.append(since)
         self._layouts.append(layout)
-        if len(self._layouts) > MAX_LAYOUTS:
+        while len(self._layouts) > 2 and (len(self._layouts) > MAX_LAYOUTS or self._kept_ranges > MAX_RANGES):
             del self._since[1], self._layouts[1]
         return True
+
+    @property
+    def _kept_ranges(self) -> int:
+        return sum(len(layout.ranges) for layout in self._layouts)
 
     def refresh_for_unknown(self) -> bool:
         """Like ``refresh``, for an address in no known range; does nothing if the last one was just now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 import sys
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from ebpftrace.process.files import FileKey
 from ebpftrace.process.maps import read_maps
-from ebpftrace.stacks import debugfiles
+from ebpftrace.stacks import debugfiles, modules
 from ebpftrace.stacks.elf import (
     EHDR,
     MAX_SECTIONS,
@@ -80,6 +81,22 @@ def test_own_process_has_its_interpreter_and_library() -> None:
     assert any("libc.so" in path for path in paths)
     assert "[vdso]" in paths
     assert not history.refresh()
+    files.close()
+
+
+def test_readings_of_much_code_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = FileStore()
+    history = ModuleHistory(os.getpid(), files)
+    assert history.refresh(1)
+    first = history.at(1)
+    monkeypatch.setattr(modules, "MAX_RANGES", 4 * len(first.ranges))
+    code, private = [], mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    for moment in range(2, 12):
+        code.append(mmap.mmap(-1, moment << 12, private, mmap.PROT_READ | mmap.PROT_EXEC))
+        assert history.refresh(moment)
+    assert history.at(0) is first
+    assert sum(r.end - r.start for r in history.at(None).ranges if not r.path) >= sum(map(len, code))
+    assert 2 <= len(history._layouts) <= 4
     files.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
@@ -16,6 +17,8 @@ from fuzz.readers import READERS
 from fuzz.search import Tally
 
 _FOLDER = Path("build/fuzz")
+_BEGINS_SECONDS = 3
+"""About what a search takes before its first input."""
 _ROW = "{:16} {:>12} {:>8} {:>9} {:>7} {:>11}"
 _reader = click.Choice(list(READERS))
 
@@ -35,9 +38,11 @@ def run(minutes: float, readers: Sequence[str]) -> None:
     """
     names = readers or list(READERS)
     tallies = {}
-    for name in names:
+    end = time.monotonic() + 60 * minutes
+    for done, name in enumerate(names):
         click.echo(f"{name} ...", err=True)
-        tallies[name] = _search(name, 60 * minutes / len(names))
+        # What others took to begin is shared by those that are left.
+        tallies[name] = _search(name, (end - time.monotonic()) / (len(names) - done) - _BEGINS_SECONDS)
     click.echo(_ROW.format("reader", "inputs", "seconds", "accepted", "paths", "violations"))
     for name, tally in tallies.items():
         accepted = f"{tally.accepted / tally.inputs:.1%}" if tally.inputs else "?"

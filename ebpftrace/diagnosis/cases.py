@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 
 from ebpftrace.diagnosis.evidence import Evidence
 from ebpftrace.diagnosis.origin import Origin, libc_of, stack_origin
-from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, resident, subtract
+from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Resident, resident, subtract
 from ebpftrace.diagnosis.sites import SiteKey, Sites
 from ebpftrace.diagnosis.whole_stacks import whole_stacks
 from ebpftrace.model import (
@@ -58,18 +58,20 @@ class Facts(NamedTuple):
 class Case(NamedTuple):
     """One orphan with all that is known of it."""
 
-    orphan: Orphan
+    outstanding: Outstanding
+    """The orphan with its owner."""
+    resident: Resident
     facts: Facts
-
-    @property
-    def outstanding(self) -> Outstanding:
-        """The orphan with its owner."""
-        return self.orphan.outstanding
 
     @property
     def mapping(self) -> Mapping:
         """What is left of it."""
-        return self.orphan.outstanding.mapping
+        return self.outstanding.mapping
+
+    @property
+    def orphan(self) -> Orphan:
+        """The orphan as the report shows it."""
+        return Orphan(self.outstanding, *self.resident)
 
     @property
     def began_at(self) -> Optional[int]:
@@ -118,6 +120,7 @@ class _Builder:
         }
         self._mapped: dict[tuple[Optional[int], bool, str, SiteKey], Facts] = {}
         """Of orphans that are no stacks."""
+        self._residents: dict[Resident, Resident] = {}
         self._unplaced = 0
 
     @cached_property
@@ -223,7 +226,8 @@ class _Builder:
         before_attach: bool,
     ) -> Case:
         mapping = outstanding.mapping
-        orphan = Orphan(outstanding, *resident(mapping, self._evidence.vmas))
+        in_memory = resident(mapping, self._evidence.vmas)
+        in_memory = self._residents.setdefault(in_memory, in_memory)
         place, stack = self._sites.place(outstanding)
         cached = booked is None and self._cache.touches(mapping.pieces)
         occupant = self._occupants.first_in(mapping.pieces) or ""
@@ -234,13 +238,12 @@ class _Builder:
                 facts = self._mapped[alike] = Facts(
                     None, exited_at, before_attach, False, False, occupant, Origin.UNKNOWN, place, stack
                 )
-            return Case(orphan, facts)
+            return Case(outstanding, in_memory, facts)
         origin = self._origin(outstanding, booked)
         if booked is not None and place[0] == "shape":
             place = ("booked",)
-        return Case(
-            orphan, Facts(booked, exited_at, before_attach, True, cached, occupant, origin, place, stack)
-        )
+        facts = Facts(booked, exited_at, before_attach, True, cached, occupant, origin, place, stack)
+        return Case(outstanding, in_memory, facts)
 
     def _origin(self, outstanding: Outstanding, booked: Optional[BookedThread]) -> Origin:
         if booked is not None:

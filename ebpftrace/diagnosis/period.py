@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from statistics import median
 from typing import Optional
 
@@ -26,13 +27,17 @@ def period(times: Iterable[int]) -> Optional[float]:
     ordered = sorted(times)
     if len(ordered) < MIN_WAVES:
         return None
-    longest = max(later - earlier for earlier, later in zip(ordered, ordered[1:]))
+    longest = max(later - earlier for earlier, later in _neighbours(ordered))
     waves = ordered[:1] + [
-        later for earlier, later in zip(ordered, ordered[1:]) if later - earlier > _ONE_WAVE * longest
+        later for earlier, later in _neighbours(ordered) if later - earlier > _ONE_WAVE * longest
     ]
     if len(waves) < MIN_WAVES:
         return None
-    intervals = [later - earlier for earlier, later in zip(waves, waves[1:])]
+    intervals = [later - earlier for earlier, later in _neighbours(waves)]
     middle = median(intervals)
     regular = sum(abs(interval - middle) <= _TOLERANCE * middle for interval in intervals)
     return middle / NS if middle >= _SHORTEST and regular >= _REGULAR * len(intervals) else None
+
+
+def _neighbours(times: Sequence[int]) -> Iterator[tuple[int, int]]:
+    return zip(times, islice(times, 1, None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
 
@@ -20,7 +20,7 @@ from ebpftrace.diagnosis.period import period
 from ebpftrace.diagnosis.rule import Context, Rule
 from ebpftrace.diagnosis.sites import SiteKey
 from ebpftrace.diagnosis.stack_cache import STACK_CACHE, overflowing_places
-from ebpftrace.model import NO_STACK, BooksState, Finding
+from ebpftrace.model import NO_STACK, BooksState, Finding, Orphan
 from ebpftrace.text import duration
 from ebpftrace.text import period as in_words
 
@@ -51,7 +51,7 @@ _GroupKey = tuple[int, bool, bool, Optional[int], Optional[SiteKey], Hashable]
 @dataclass(frozen=True)
 class _Group:
     rule: Rule
-    cases: Sequence[Case]
+    cases: list[Case]
     conflict: bool
 
 
@@ -64,7 +64,9 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         overflowing=overflowing_places(cases, context),
         in_turn=routines_in_turn(cases, context),
     )
-    findings = [_finding(group, context) for group in _grouped(cases, context)]
+    groups = _grouped(cases, context)
+    del cases  # a reference to each of a hundred thousand
+    findings = [_finding(group, context) for group in groups]
     findings.sort(key=lambda finding: (not finding.leak, -finding.size, finding.verdict.value))
     return Diagnosis(tuple(findings), (*_books_note(evidence), *notes))
 
@@ -92,35 +94,35 @@ def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
 
 
 def _first_claim(case: Case, context: Context) -> int:
-    for number, rule in enumerate(RULES[:-1]):
+    for number, rule in enumerate(RULES):
         if rule.claims(case, context):
             return number
-    return len(RULES) - 1
+    raise AssertionError("the last rule claims whatever is left")
 
 
 def _finding(group: _Group, context: Context) -> Finding:
-    # By age, then by address; one after the other, since a key of two would be an object for each.
-    cases = sorted(group.cases, key=lambda case: case.mapping.start)
-    cases.sort(key=lambda case: -1 if case.began_at is None else case.began_at)
-    judgement = group.rule.judge(group.cases, context)
+    cases = group.cases
+    judgement = group.rule.judge(cases, context)
     evidence = list(judgement.evidence)
-    first = group.cases[0].facts
+    first = cases[0].facts
     leak = judgement.leak
     if group.conflict:
         leak = False
         evidence.append(f"conflicting evidence: {first.occupant} is on it, so it is not called a leak")
-    began = [at for at in (case.began_at for case in cases) if at is not None]
-    exited = [case.facts.exited_at for case in cases if case.facts.exited_at is not None]
-    interval = period(began) or period(exited)
-    evidence += _exits(exited, first.before_attach, context) + _regularity(interval)
+    # By age, then by address; one after the other, since a key of two would be an object for each.
+    cases.sort(key=lambda case: case.mapping.start)
+    cases.sort(key=lambda case: -1 if case.began_at is None else case.began_at)
+    interval = period(_known(case.began_at for case in cases)) or period(_exits(cases))
+    evidence += _exited(cases, context) + _regularity(interval)
+    bytes_per_minute = None if first.before_attach else _rate(cases, context)
     return Finding(
         verdict=group.rule.verdict,
         leak=leak,
         evidence=tuple(evidence),
         advice="look again: threads came or went while it was read" if group.conflict else judgement.advice,
         before_attach=first.before_attach,
-        orphans=tuple(case.orphan for case in cases),
-        bytes_per_minute=None if first.before_attach else _rate(cases, began, context),
+        orphans=_used_up(cases),
+        bytes_per_minute=bytes_per_minute,
         stack=first.stack if group.rule.by_place else NO_STACK,
         start_routine=context.evidence.name_of(first.booked.start_routine)
         if first.booked is not None
@@ -129,28 +131,50 @@ def _finding(group: _Group, context: Context) -> Finding:
     )
 
 
+def _used_up(cases: list[Case]) -> tuple[Orphan, ...]:
+    """The orphans as the report shows them; each takes the place in memory of its case."""
+    orphans = []
+    while cases:
+        orphans.append(cases.pop().orphan)
+    orphans.reverse()
+    return tuple(orphans)
+
+
 def _regularity(interval: Optional[float]) -> list[str]:
     return [] if interval is None else [f"they come regularly: one, or one batch, every {in_words(interval)}"]
 
 
-def _exits(exits: Sequence[int], before_attach: bool, context: Context) -> list[str]:
-    if before_attach:
+def _known(times: Iterable[Optional[int]]) -> Iterator[int]:
+    return (at for at in times if at is not None)
+
+
+def _exits(cases: Iterable[Case]) -> Iterator[int]:
+    return _known(case.facts.exited_at for case in cases)
+
+
+def _exited(cases: Sequence[Case], context: Context) -> list[str]:
+    if cases[0].facts.before_attach:
         return ["they exited before the trace began"]
-    if not exits or context.age(max(exits)) < 0:
+    last = max(_exits(cases), default=None)
+    if last is None or context.age(last) < 0:
         return []
-    oldest, youngest = (duration(context.age(at) / NS) for at in (min(exits), max(exits)))
-    owners = "the owner" if len(exits) == 1 else "the owners"
+    oldest, youngest = (duration(context.age(at) / NS) for at in (min(_exits(cases)), last))
+    owners = "the owner" if sum(1 for _ in _exits(cases)) == 1 else "the owners"
     when = oldest if oldest == youngest else f"between {oldest} and {youngest}"
     return [f"{owners} exited {when} before the report"]
 
 
-def _rate(cases: Sequence[Case], began: Sequence[int], context: Context) -> Optional[float]:
+def _rate(cases: Sequence[Case], context: Context) -> Optional[float]:
     """Bytes per minute of what the window left behind; None where a burst says nothing of a minute.
 
-    ``began`` is when each of them did, as far as it is known, ascending.
+    ``cases`` ascend by when they began.
     """
     window = context.evidence.judged_at - context.evidence.attached_at
-    if window <= 0 or (window < _SHORT and began and began[-1] - began[0] < window / 2):
+    if window <= 0:
+        return None
+    first = next(_known(case.began_at for case in cases), None)
+    last = cases[-1].began_at
+    if window < _SHORT and first is not None and last is not None and last - first < window / 2:
         return None
     born = sum(case.mapping.size for case in cases if case.mapping.made_at is not None)
     return born * _PER_MINUTE / window

@@ -217,6 +217,7 @@ class Watch:
         attribution = Attribution(self._stacks)
         attribution.number(verified.mappings)
         outstanding = assign(verified.mappings, attribution.runs(snapshot.runs), snapshot.threads)
+        verified.mappings.clear()
         diagnosis = diagnose(
             Evidence(
                 outstanding=outstanding,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
-from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import merge
 from typing import Optional
@@ -31,11 +29,9 @@ def assign(
     """
     runs = list(runs)
     register = _Register(runs, threads)
-    places = _Places(mappings)
     runners: dict[int, tuple[Run, Thread]] = {}
-    for run in runs:
-        index = places.find(run)
-        if index is None or not _was_there(mappings[index], run):
+    for index, run in _placed(runs, mappings):
+        if not _was_there(mappings[index], run):
             continue
         runner = register.runner(run)
         if index not in runners or _rank(runner) > _rank(runners[index][1]):
@@ -84,33 +80,22 @@ class _Register:
         return known
 
 
-class _Places:
-    """Finds the mapping a stack lies in, O(log n)."""
+def _placed(runs: Sequence[Run], mappings: Sequence[Mapping]) -> Iterator[tuple[int, Run]]:
+    """Yield the runs whose stacks lie in a mapping, and its index; O(n + m log m) for m runs."""
+    firsts = ((mapping.pieces[0], index) for index, mapping in enumerate(mappings))
+    others = sorted((piece, index) for index, mapping in enumerate(mappings) for piece in mapping.pieces[1:])
+    by_stack = sorted(((_stack_byte(run), at) for at, run in enumerate(runs)), reverse=True)
+    for (start, end), index in merge(firsts, others) if others else firsts:
+        while by_stack and by_stack[-1][0] < end:
+            byte, at = by_stack.pop()
+            if byte >= start:
+                yield index, runs[at]
 
-    def __init__(self, mappings: Sequence[Mapping]) -> None:
-        self._starts = array("Q")
-        self._ends = array("Q")
-        self._mappings = array("L")
-        """The index of the mapping that each of these pieces is of."""
-        firsts = ((mapping.pieces[0], index) for index, mapping in enumerate(mappings))
-        others = sorted(
-            (piece, index) for index, mapping in enumerate(mappings) for piece in mapping.pieces[1:]
-        )
-        for piece, index in merge(firsts, others) if others else firsts:
-            self._starts.append(piece.start)
-            self._ends.append(piece.end)
-            self._mappings.append(index)
 
-    def find(self, run: Run) -> Optional[int]:
-        """Return the index of the mapping the run's stack lies in.
+def _stack_byte(run: Run) -> int:
+    """A byte of the run's stack.
 
-        clone3 names the lowest byte of the stack; clone a pointer near the top, which for an empty
-        stack is the first byte above it (clone(2)).
-        """
-        lowest_byte = run.stack_size > 0
-        before = (bisect_right if lowest_byte else bisect_left)(self._starts, run.stack) - 1
-        if before < 0:
-            return None
-        end = self._ends[before]
-        inside = run.stack < end if lowest_byte else run.stack <= end
-        return self._mappings[before] if inside else None
+    clone3 names the lowest one; clone a pointer near the top, which for an empty stack is the first byte
+    above it (clone(2)).
+    """
+    return run.stack if run.stack_size else run.stack - 1

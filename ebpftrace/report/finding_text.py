@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple, Optional
 
 from ebpftrace.model import Finding, Orphan, Report, StackSource, Thread, Verdict
 from ebpftrace.report import flags, frames
@@ -103,24 +104,40 @@ def _now(report: Report) -> int:
 
 
 def _shapes(finding: Finding) -> Iterator[str]:
-    shapes = Counter(_shape(orphan) for orphan in finding.orphans)
-    for (extent, call), number in shapes.most_common(_SHAPES_SHOWN):
-        yield extent if len(shapes) == 1 else f"{count(number)} x {extent}"
-        if call:
-            yield call
+    shapes = Counter(map(_Shape.of, finding.orphans))
+    for shape, number in shapes.most_common(_SHAPES_SHOWN):
+        yield shape.extent if len(shapes) == 1 else f"{count(number)} x {shape.extent}"
+        if shape.call:
+            yield shape.call
     rest = len(shapes) - _SHAPES_SHOWN
     if rest > 0:
         yield f"and {count(rest)} more sizes or kinds"
 
 
-def _shape(orphan: Orphan) -> tuple[str, str]:
-    """Its size, and the arguments of its mmap call (empty before attach)."""
-    mapping = orphan.outstanding.mapping
-    guard = f", guard {size(orphan.guard)}" if orphan.guard else ""
-    call = ""
-    if mapping.prot is not None and mapping.flags is not None:
-        call = f"{flags.prot(mapping.prot)}, {flags.map_flags(mapping.flags)}"
-    return f"{exact_size(mapping.size)}{guard}", call
+class _Shape(NamedTuple):
+    """What orphans may have in common: their size, and the arguments of their mmap call."""
+
+    size: int
+    guard: int
+    prot: Optional[int]
+    flags: Optional[int]
+
+    @classmethod
+    def of(cls, orphan: Orphan) -> _Shape:
+        mapping = orphan.outstanding.mapping
+        return cls(mapping.size, orphan.guard or 0, mapping.prot, mapping.flags)
+
+    @property
+    def extent(self) -> str:
+        guard = f", guard {size(self.guard)}" if self.guard else ""
+        return f"{exact_size(self.size)}{guard}"
+
+    @property
+    def call(self) -> str:
+        """Empty before attach."""
+        if self.prot is None or self.flags is None:
+            return ""
+        return f"{flags.prot(self.prot)}, {flags.map_flags(self.flags)}"
 
 
 def _addresses(finding: Finding) -> Iterator[str]:

@@ -76,8 +76,8 @@ class Case(NamedTuple):
     @property
     def began_at(self) -> Optional[int]:
         """When it became what it is: mapped, or for a stack from before attach, taken by its last owner."""
-        mapping, run = self.outstanding.mapping, self.outstanding.run
-        return run.thread.born if mapping.made_at is None and run is not None else mapping.made_at
+        made_at, run = self.outstanding.mapping.made_at, self.outstanding.run
+        return run.thread.born if made_at is None and run is not None else made_at
 
 
 @dataclass(frozen=True)

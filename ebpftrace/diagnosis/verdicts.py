@@ -110,7 +110,7 @@ def _finding(group: _Group, context: Context) -> Finding:
         leak = False
         evidence.append(f"conflicting evidence: {first.occupant} is on it, so it is not called a leak")
     # By age, then by address; one after the other, since a key of two would be an object for each.
-    cases.sort(key=lambda case: case.mapping.start)
+    cases.sort(key=lambda case: case.outstanding.mapping.start)
     cases.sort(key=lambda case: -1 if case.began_at is None else case.began_at)
     interval = period(_known(case.began_at for case in cases)) or period(_exits(cases))
     evidence += _exited(cases, context) + _regularity(interval)

@@ -35,11 +35,10 @@ class Attribution:
         """Return the finding with its stack marked as inherited where not every call was copied."""
         if not finding.stack.frames:
             return finding
-        calls = [_call(orphan) for orphan in finding.orphans]
-        copied = sum(call in self._copied for call in calls)
-        if copied == len(calls) or finding.stack.source is not StackSource.COPIED:
+        copied = sum(_call(orphan) in self._copied for orphan in finding.orphans)
+        if copied == finding.count or finding.stack.source is not StackSource.COPIED:
             return finding
-        note = f"seen for {copied} of {len(calls)} calls; the others have the same signature"
+        note = f"seen for {copied} of {finding.count} calls; the others have the same signature"
         stack = replace(
             finding.stack,
             source=StackSource.SIGNATURE,

@@ -6,6 +6,7 @@ import select
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Optional, Protocol
 
 from ebpftrace.jobs.command import Command
@@ -116,16 +117,15 @@ def run(settings: Settings, observer: Observer) -> None:
             command.go()
 
         def report(watch: Watch, ended_by: EndedBy) -> None:
-            made = without_collector(lambda: watch.report(tracer, ended_by))
-            observer.report(replace(made, cost=cost.now()), watch)
+            observer.report(replace(watch.report(tracer, ended_by), cost=cost.now()), watch)
 
         def due(living: Sequence[Watch]) -> None:
             for watch in living:
-                report(watch, EndedBy.INTERVAL)
+                without_collector(partial(report, watch, EndedBy.INTERVAL))
 
         def progress(seconds_left: Optional[float]) -> None:
             observer.progress(watches, tracer, seconds_left)
 
         ended_by = follow(settings.duration, settings.interval, watches, tracer, interrupts, progress, due)
         for watch in watches:
-            report(watch, watch.ended_by or ended_by)
+            without_collector(partial(report, watch, watch.ended_by or ended_by))

@@ -285,7 +285,7 @@ class Watch:
         memory: Optional[MemoryUse],
     ) -> Report:
         ended_at = self._ended_at or time.monotonic_ns()
-        made = [one.mapping.size for one in outstanding if not one.mapping.before_attach]
+        made = [one.mapping for one in outstanding if not one.mapping.before_attach]
         return Report(
             target=self._info,
             seconds=(ended_at - self.began_at) / 1e9 if self.begun else 0.0,
@@ -298,7 +298,7 @@ class Watch:
             threads=tuple(totals(outstanding, snapshot.threads, snapshot.brk_growth, self._stacks.stack)),
             findings=findings,
             outstanding_mappings=len(made),
-            outstanding_bytes=sum(made),
+            outstanding_bytes=sum(mapping.size for mapping in made),
             notes=tuple(self._notes),
         )
 

@@ -192,7 +192,7 @@ def _row(orphan: Orphan, at: Callable[[Optional[int]], str]) -> str:
     """
     (mapping, owner, owned_by, _, _), rss, guard = orphan
     pieces, made_at, mapper, prot, flags, _, _ = mapping
-    extent = _range(mapping.start, mapping.end)
+    extent = _range(pieces[0].start, pieces[-1].end)
     parts = f"{{{extent}}}" if len(pieces) == 1 else ", ".join(f"{{{_range(*piece)}}}" for piece in pieces)
     text = (
         f'{{{extent}, "bytes": {mapping.size}, "rss_bytes": {_number(rss)}, "guard_bytes": {_number(guard)}, '

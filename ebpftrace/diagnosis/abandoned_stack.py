@@ -96,4 +96,4 @@ def _advice(case: Case, context: Context) -> str:
     return f"munmap the stack{where} after the thread was joined, or give it to the next one"
 
 
-ABANDONED_STACK = Rule(Verdict.ABANDONED_STACK, _claims, _judge, _split)
+ABANDONED_STACK = Rule(Verdict.ABANDONED_STACK, _claims, _judge, _split, only_stacks=True)

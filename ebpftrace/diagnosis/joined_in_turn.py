@@ -61,4 +61,4 @@ def _judge(cases: Sequence[Case], _context: Context) -> Judgement:
     return Judgement(False, (why,), "look again when that thread has ended, or trace longer: a leak grows")
 
 
-JOINED_IN_TURN = Rule(Verdict.JUST_EXITED, _claims, _judge)
+JOINED_IN_TURN = Rule(Verdict.JUST_EXITED, _claims, _judge, only_stacks=True)

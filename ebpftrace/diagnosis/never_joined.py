@@ -43,4 +43,4 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     return Judgement(True, (proof,), advice)
 
 
-NEVER_JOINED = Rule(Verdict.NEVER_JOINED, _claims, _judge)
+NEVER_JOINED = Rule(Verdict.NEVER_JOINED, _claims, _judge, only_stacks=True)

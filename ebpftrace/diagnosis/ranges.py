@@ -96,9 +96,11 @@ def resident(mapping: Mapping, vmas: Vmas) -> Resident:
     for start, end in mapping.pieces:
         at = bisect_right(ends, start)
         while at < len(kinds) and starts[at] < end:
-            low, high, kind = max(start, starts[at]), min(end, ends[at]), kinds[at]
+            area_start, area_end, kind = starts[at], ends[at], kinds[at]
+            low = start if start > area_start else area_start
+            high = end if end < area_end else area_end
             if kind.rss is not None:
-                rss = (rss or 0) + kind.rss * (high - low) // (ends[at] - starts[at])
+                rss = (rss or 0) + kind.rss * (high - low) // (area_end - area_start)
             if kind.guard and low == first:
                 guard = high - low
             at += 1

@@ -79,3 +79,5 @@ class Rule:
     split: Callable[[Case, Context], Hashable] = _together
     by_place: bool = True
     """Orphans of one place belong together; False where only their sum means something."""
+    only_stacks: bool = False
+    """It claims nothing that is no stack, so that it need not be asked."""

@@ -101,4 +101,4 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     return Judgement(False, tuple(evidence), "trace longer: more than a cache can hold is then called a leak")
 
 
-STACK_CACHE = Rule(Verdict.STACK_CACHE, _claims, _judge, _split, by_place=False)
+STACK_CACHE = Rule(Verdict.STACK_CACHE, _claims, _judge, _split, by_place=False, only_stacks=True)

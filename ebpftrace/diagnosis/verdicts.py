@@ -39,6 +39,9 @@ What needs no age comes first; then what is too young is set aside; what is prov
 only possible: a stack is the cache's only when neither the books nor its origin say otherwise.
 """
 
+_ALL = range(len(RULES))
+_NOT_OF_STACKS = [number for number in _ALL if not RULES[number].only_stacks]
+
 _SHORT = 10 * NS
 """A window shorter than this must have seen them come over half of it to tell their rate."""
 
@@ -94,8 +97,8 @@ def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
 
 
 def _first_claim(case: Case, context: Context) -> int:
-    for number, rule in enumerate(RULES):
-        if rule.claims(case, context):
+    for number in _ALL if case.facts.is_stack else _NOT_OF_STACKS:
+        if RULES[number].claims(case, context):
             return number
     raise AssertionError("the last rule claims whatever is left")
 

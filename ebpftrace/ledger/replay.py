@@ -169,9 +169,7 @@ class Ledger:
 
 def _unknown(rows: Iterable[Row], known: Container[RowKey], until: Optional[int]) -> Iterator[Row]:
     """Yield the rows that are not among those, and came no later than ``until``."""
-    return (
-        row for row in rows if (row.start, row.since) not in known and (until is None or row.since <= until)
-    )
+    return (row for row in rows if row_key(row) not in known and (until is None or row.since <= until))
 
 
 def _reaches(event: Event) -> tuple[Interval, ...]:

@@ -97,8 +97,10 @@ class Matrix:
         return result
 
     def _tested(self, result: Result) -> Result:
-        if result.unpacked is None or result.files is None:  # is_missing, as the type checker knows it
+        if result.is_missing:
             return result
+        assert result.unpacked is not None
+        assert result.files is not None
         name = result.kernel.name
         console = self.cache / "consoles" / f"{name}.log"
         console.parent.mkdir(exist_ok=True)

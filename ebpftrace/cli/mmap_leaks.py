@@ -213,7 +213,7 @@ class _Narrator:
     def __exit__(self, *_: object) -> None:
         self._end_live()
         if self._output is not None:
-            self._output.__exit__(*_)
+            self._output.close()
 
     def looked(self, report: Report) -> None:
         """Say at once what leaked before tracing."""

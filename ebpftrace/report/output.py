@@ -79,8 +79,13 @@ class Growing:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Add no more."""
         if self._so_far is not None:
             os.close(self._so_far)
+            self._so_far = None
 
     def add(self, text: Pages) -> None:
         """Write one more text; as ``write``."""

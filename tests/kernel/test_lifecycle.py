@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -277,10 +276,9 @@ def test_command_not_executable(tmp_path: Path) -> None:
 
 def test_output_file_not_writable(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> None:
     output = tmp_path / "no-such-directory" / "report.json"
-    started = time.monotonic()
-    result = run_tracer("-p", sleeper.pid, "-d", 30, "-o", output)
+    # It is said before the trace: after one of an hour, nobody would wait for it.
+    result = run_tracer("-p", sleeper.pid, "-d", 3600, "-o", output)
     assert_one_line(result, 1, "no-such-directory")
-    assert time.monotonic() - started < 20, "it is said before the trace, not after it"
 
 
 def test_not_root(sleeper: subprocess.Popen[bytes]) -> None:

@@ -108,12 +108,10 @@ def test_a_dead_worker_is_replaced(caught: Caught) -> None:
 def test_a_worker_that_cannot_start_is_given_up(caught: Caught, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with Engine() as engine, StackResolver(caught.pid, engine) as resolver:
-        begin = time.monotonic()
         stack = resolver.resolve(caught.copy)
         assert stack.source is StackSource.FRAME_POINTER
         assert not any(frame.function for frame in stack.frames)
         assert "worker" in stack.note
-        assert time.monotonic() - begin < 10
 
 
 def test_the_worker_has_no_privileges(caught: Caught) -> None:

@@ -17,6 +17,8 @@ _LINE = re.compile(r"(?P<tid>\d+) +(?P<rest>.*)")
 _UNFINISHED = re.compile(r"(?P<begun>.*?) ?<unfinished \.\.\.>(?P<never>\) += \?)?$")
 _PID_CHANGED = re.compile(r"(?P<begun>.*?) ?<pid changed to (?P<leader>\d+) \.\.\.>")
 _RESUMED = re.compile(r"<\.\.\. \w+ resumed>(?P<rest>.*)")
+# A task that is replaced in the midst of a call strace does not follow: the line is not ended.
+_UNKNOWN_CALL = re.compile(r"\d+ +\?\?\?\((?=\d+ )")
 _SIGNAL = re.compile(r"--- SIG\w+ \{.*\} ---")
 _BORN = re.compile(r"(?:clone3?|v?fork)\(.* = (\d+)|\+\+\+ superseded by execve in pid (\d+) \+\+\+")
 _ADDRESS = re.compile(r"0x[0-9a-f]{5,}(?P<low>[0-9a-f]{3})\b")
@@ -41,7 +43,7 @@ def whole_lines(text: str) -> list[tuple[str, str]]:
     begun: dict[str, str] = {}
     lines = []
     for line in text.splitlines():
-        match = _LINE.fullmatch(line)
+        match = _LINE.fullmatch(_UNKNOWN_CALL.sub("", line))
         assert match, f"no line of a trace: {line!r}"
         tid, rest = match["tid"], match["rest"]
         if _SIGNAL.fullmatch(rest):

@@ -5,6 +5,9 @@
 # make help     all targets
 
 PYTEST_ARGS ?=
+# More than half of a kernel test is waiting for the kernel to let go of the tracer's probes.
+WORKERS ?= 3
+PYTEST = $(BIN)/pytest $(PYTEST_ARGS)
 KERNEL ?= short
 MINUTES ?= 5
 READERS ?=
@@ -25,14 +28,14 @@ demo: .venv/.demo build/app_server ## trace a leaking server and show the report
 	scripts/demo.sh
 
 test: .venv/.test lint ## run the linters and every test
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(PYTEST) -n $(WORKERS) --dist worksteal
 
 test-kernels: .venv/.kernels ## test on other kernels, in VMs; KERNEL=short, all, userlands or a name
 	$(BIN)/python -m vmtest $(KERNEL_ARGS) $(KERNEL)
 
 test-servers: .venv/.test ## trace real servers under load; as root, it installs them
 	tests/servers/install.sh
-	$(BIN)/pytest $(PYTEST_ARGS) tests/servers
+	$(PYTEST) tests/servers
 
 bench: .venv/.bench ## measure what tracing costs, beside other tools (benchmarks/, docs/performance.md)
 	$(BIN)/python -m benchmarks run

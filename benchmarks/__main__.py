@@ -11,7 +11,7 @@ from typing import Callable, Optional, TypeVar
 
 import click
 
-from benchmarks import imports, own_cost, programs, tables
+from benchmarks import imports, own_cost, programs, scans, tables
 from benchmarks.comparison import regressions
 from benchmarks.conditions import conditions, moment
 from benchmarks.loads import KINDS, LoadDied, kind_named
@@ -22,7 +22,7 @@ from benchmarks.tools import FLOOR, OURS, OURS_WITHOUT_STACKS, TOOLS, UNTRACED, 
 from ebpftrace.errors import CannotTrace
 
 _COMPARED = (UNTRACED, FLOOR, OURS_WITHOUT_STACKS, OURS)
-_TABLE, _OWN, _PROGRAMS, _IMPORTS = _PARTS = ("table", "own", "programs", "imports")
+_TABLE, _OWN, _SCANS, _PROGRAMS, _IMPORTS = _PARTS = ("table", "own", "scans", "programs", "imports")
 _FAILURES = (CannotRun, CannotTrace, LoadDied, OSError, ValueError, subprocess.SubprocessError)
 """What one measurement may meet without ending all others."""
 
@@ -94,6 +94,8 @@ def run(
         run.table(kinds, tools or [tool.name for tool in TOOLS], 60 * minutes)
     if _OWN in parts:
         run.own_cost()
+    if _SCANS in parts:
+        run.scans()
     if _PROGRAMS in parts:
         run.programs(kinds)
     if _IMPORTS in parts:
@@ -158,6 +160,14 @@ class _Run:
             if cost is not None:
                 self._keep(replace(self._results, own=(*self._results.own, cost)))
 
+    def scans(self) -> None:
+        self._begin(_SCANS)
+        self._keep(replace(self._results, scans=()))
+        for started in scans.CROWDS:
+            scan = self._tried(f"scan, {started} more processes", scans.measure, started, self._rounds)
+            if scan is not None:
+                self._keep(replace(self._results, scans=(*self._results.scans, scan)))
+
     def programs(self, kinds: Sequence[str]) -> None:
         self._begin(_PROGRAMS)
         kept = tuple(program for program in self._results.programs if program.kind not in kinds)
@@ -194,7 +204,13 @@ class _Run:
         self._record.write(results)
 
 
-_TOLD = {_TABLE: "side by side", _OWN: "own cost", _PROGRAMS: "programs", _IMPORTS: "imports"}
+_TOLD = {
+    _TABLE: "side by side",
+    _OWN: "own cost",
+    _SCANS: "scan",
+    _PROGRAMS: "programs",
+    _IMPORTS: "imports",
+}
 
 
 def _record(trial: Optional[Path]) -> Record:

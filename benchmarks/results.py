@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from benchmarks.ratios import NO_PROGRESS, Spread
 
-SCHEMA = "ebpftrace.benchmarks/1"
+SCHEMA = "ebpftrace.benchmarks/2"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,16 @@ class OwnCost:
 
 
 @dataclass(frozen=True)
+class Scan:
+    """One ``ebpftrace scan`` of the host."""
+
+    processes: int
+    """That it looked at."""
+    seconds: float
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
 class Import:
     """How long Python takes to import what a command needs, in seconds; see python -X importtime."""
 
@@ -84,6 +94,7 @@ class Results:
     paces: Mapping[str, float] = field(default_factory=dict)
     """By kind of load, seconds that an operation of the untraced process takes."""
     own: tuple[OwnCost, ...] = ()
+    scans: tuple[Scan, ...] = ()
     imports: tuple[Import, ...] = ()
     programs: tuple[Program, ...] = ()
     failures: tuple[str, ...] = ()
@@ -120,6 +131,7 @@ def from_json(text: str) -> Results:
         table=table,
         paces=content["paces"],
         own=tuple(OwnCost(**own) for own in content["own"]),
+        scans=tuple(Scan(**scan) for scan in content["scans"]),
         imports=tuple(
             Import(
                 entry["statement"],

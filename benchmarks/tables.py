@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.ratios import NO_PROGRESS
-from benchmarks.results import Cell, Import, OwnCost, Program, Results
+from benchmarks.results import Cell, Import, OwnCost, Program, Results, Scan
 
 BEGIN = "<!-- make bench writes from here -->"
 END = "<!-- to here -->"
@@ -24,6 +24,7 @@ def page(results: Results, kinds: Sequence[tuple[str, str]]) -> str:
         "Side by side": f"{side_by_side(results, names)}\n\n{loads}" if results.table else "",
         "What an operation costs more": added(results, names),
         "The tracer's own cost": own_cost(results.own),
+        "A scan of the host": scans(results.scans),
         "Programs in the kernel": programs(results.programs),
         "Imports": imports(results.imports),
         "Not measured": "\n".join(f"- {failure}" for failure in results.failures),
@@ -106,6 +107,14 @@ def programs(measured: Iterable[Program]) -> str:
         for program in measured
     ]
     return _table(("load", "program", "runs", "time of a run"), rows) if rows else ""
+
+
+def scans(measured: Iterable[Scan]) -> str:
+    """One row for each size of host; empty where there is none."""
+    rows = [
+        (f"{scan.processes:,}", f"{scan.seconds:.2f} s", f"{scan.cpu_seconds:.2f} s") for scan in measured
+    ]
+    return _table(("processes", "time", "CPU"), rows) if rows else ""
 
 
 def imports(measured: Iterable[Import]) -> str:

@@ -212,10 +212,14 @@ class Tracer:
         assert "Traceback" not in stderr, stderr
         return Result(status, "\n".join(self._stdout.seen), stderr)
 
-    def cpu_seconds(self) -> float:
-        """User and system time that the tracer has used so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def wake_ups(self) -> int:
+        """How often its threads have waited for something so far, and gone on."""
+        return sum(
+            int(line.split()[1])
+            for status in Path(f"/proc/{self.pid}/task").glob("*/status")
+            for line in status.read_text().splitlines()
+            if line.startswith("voluntary_ctxt_switches:")
+        )
 
     def bpf_ids(self, kind: str) -> set[int]:
         """Ids of the BPF objects it holds; ``kind`` is "prog" or "map"."""

@@ -127,7 +127,7 @@ def test_duration_ends_the_trace() -> None:
         report = result.report
     assert result.status == 0
     assert report["window"]["ended_by"] == "duration"
-    assert 2 <= report["window"]["seconds"] < 4
+    assert report["window"]["seconds"] >= 2
     assert len(reported(report, "orphaned-mapping")) == 3
 
 

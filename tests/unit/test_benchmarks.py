@@ -18,7 +18,7 @@ from benchmarks.loads import KINDS
 from benchmarks.perfdata import count_samples
 from benchmarks.ratios import NO_PROGRESS, Spread, rotated, slowdown
 from benchmarks.record import Record
-from benchmarks.results import Cell, Import, OwnCost, Program, Results, from_json, to_json
+from benchmarks.results import Cell, Import, OwnCost, Program, Results, Scan, from_json, to_json
 from benchmarks.tools import FLOOR, OURS, UNTRACED, Tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +65,7 @@ results_strategy = st.builds(
         ),
         max_size=2,
     ).map(tuple),
+    scans=st.lists(st.builds(Scan, st.integers(1), *[st.floats(0, 9)] * 2), max_size=2).map(tuple),
     imports=st.lists(st.builds(Import, lines, st.floats(0, 9), st.just((("bcc", 0.1),))), max_size=2).map(
         tuple
     ),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ebpftrace.kernel.images import code_ranges
 from ebpftrace.kernel.layout import IMAGES
 from ebpftrace.model import Vma
+from ebpftrace.vmas import Vmas
 
 
 def vma(start: int, end: int, perms: str = "r-xp") -> Vma:
@@ -15,14 +16,14 @@ def vma(start: int, end: int, perms: str = "r-xp") -> Vma:
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> list[Vma]:
+def layouts(draw: st.DrawFn) -> Vmas:
     edges = sorted(draw(st.sets(st.integers(1, 1 << 35), max_size=40)))
     pairs = zip(edges[::2], edges[1::2])
-    return [vma(start << 12, end << 12, draw(st.sampled_from(["r-xp", "rw-p"]))) for start, end in pairs]
+    return Vmas(vma(start << 12, end << 12, draw(st.sampled_from(["r-xp", "rw-p"]))) for start, end in pairs)
 
 
 @given(layouts())
-def test_all_code_is_covered_by_few_ranges(vmas: list[Vma]) -> None:
+def test_all_code_is_covered_by_few_ranges(vmas: Vmas) -> None:
     ranges = code_ranges(vmas)
     assert len(ranges) <= IMAGES
     code = [area for area in vmas if "x" in area.perms]
@@ -32,6 +33,6 @@ def test_all_code_is_covered_by_few_ranges(vmas: list[Vma]) -> None:
 
 
 def test_what_is_merged_lies_closest_together() -> None:
-    code = [vma(at << 20, (at << 20) + 4096) for at in (1, 2, 100, 200, 300)]
+    code = Vmas(vma(at << 20, (at << 20) + 4096) for at in (1, 2, 100, 200, 300))
     assert code_ranges(code)[0] == (1 << 20, (2 << 20) + 4096)
     assert len(code_ranges(code)) == IMAGES

@@ -64,7 +64,9 @@ def test_a_thread_is_listed_with_its_start_on_the_monotonic_clock() -> None:
 
 def test_the_clock_turns_monotonic_into_wall_time() -> None:
     clock = read_clock()
-    assert abs(clock.wall_ns(time.monotonic_ns()) - time.time_ns()) < 50_000_000
+    before = time.time_ns()
+    wall = clock.wall_ns(time.monotonic_ns())
+    assert before - 50_000_000 < wall < time.time_ns() + 50_000_000
 
 
 def test_what_we_are() -> None:
@@ -72,7 +74,7 @@ def test_what_we_are() -> None:
     assert use.virt >= use.rss > 1 << 20
     info = read_target_info(os.getpid())
     assert info.exe == os.readlink("/proc/self/exe")  # noqa: PTH115
-    assert info.threads == threading.active_count()
+    assert info.threads == len(list(Path("/proc/self/task").iterdir()))
     assert 0 < uptime_ns(os.getpid()) < time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     limit = stack_limit(os.getpid())
     assert limit is None or limit >= 1 << 14

@@ -18,8 +18,8 @@ from ebpftrace.kernel.calls.tracer import CallTracer, Lost
 from ebpftrace.kernel.registration import register
 from ebpftrace.model import NO_STACK, Stack
 from ebpftrace.process.clock import read_clock
+from ebpftrace.process.procfs import task_ids
 from ebpftrace.process.target import Target, open_target
-from ebpftrace.process.tasks import list_tasks
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
 from ebpftrace.trace.events import Ended, Event, Executed, Stacked
@@ -92,8 +92,13 @@ def run(settings: Settings, output: Output, attached: Callable[[], None]) -> Los
 
 
 def _register(tracer: CallTracer, target: Target) -> None:
-    if not register(lambda: list_tasks(target.pid), tracer.add_threads, tracer.forget_thread):
-        raise CannotTrace(f"process {target.pid} creates threads faster than they can be listed", "try again")
+    pid = target.pid
+
+    def find() -> dict[int, int]:
+        return dict.fromkeys(task_ids(pid), pid)
+
+    if not register(find, tracer.known_threads, tracer.add_threads, tracer.forget_thread):
+        raise CannotTrace(f"process {pid} creates threads faster than they can be listed", "try again")
 
 
 def _chosen(totals: Iterable[Total], filters: Filters) -> list[Total]:

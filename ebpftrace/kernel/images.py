@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ebpftrace.kernel.layout import IMAGES
-from ebpftrace.model import Interval, Vma
+from ebpftrace.model import Interval
+from ebpftrace.vmas import Vmas
 
 
-def code_ranges(vmas: Iterable[Vma]) -> list[Interval]:
+def code_ranges(vmas: Vmas) -> list[Interval]:
     """Return at most ``IMAGES`` ranges that cover all executable mappings, with the least in between."""
-    code = sorted(Interval(vma.start, vma.end) for vma in vmas if "x" in vma.perms)
+    code = [
+        Interval(start, end)
+        for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds)
+        if "x" in kind.perms
+    ]
     gaps = sorted((later.start - earlier.end, later.start) for earlier, later in zip(code, code[1:]))
     # Ranges begin where the widest gaps end.
     begins = {start for _, start in gaps[-(IMAGES - 1) :]}

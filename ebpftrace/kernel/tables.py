@@ -152,6 +152,11 @@ def delete(fd: int, key: Data) -> None:
             raise TableRefused("write", error) from error
 
 
+def u32_keys(fd: int, leaf_type: type[Leaf]) -> set[int]:
+    """Return the keys of a hash whose keys are u32; as certain as ``entries``."""
+    return {key for keys, _ in batches(fd, ctypes.c_uint32, leaf_type) for key in keys.cast("B").cast("I")}
+
+
 def count(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> int:
     """Return how many entries a hash has; 15 ms for 130,000."""
     return sum(len(keys) for keys, _ in batches(fd, key_type, leaf_type)) // ctypes.sizeof(key_type)

@@ -45,8 +45,9 @@ from ebpftrace.kernel.snapshot import Snapshot, read_brk_growth, read_snapshots
 from ebpftrace.kernel.sweeper import Sweeper
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
 from ebpftrace.ledger.replay import Leftovers
-from ebpftrace.model import Interval, Row, ThreadId, Vma
+from ebpftrace.model import Interval, Row, ThreadId
 from ebpftrace.process.tasks import Task
+from ebpftrace.vmas import Vmas
 
 _MOST_WAITING_BYTES = 64 << 20
 """Events, and likewise stack copies, that may wait in Python; what comes beyond is lost and counted."""
@@ -107,7 +108,7 @@ class Tracer:
         self._on_event = on_event
         self._on_copy = on_copy
         self._register_bytes = REGISTER_BYTES[platform.machine()]
-        self._registered: dict[int, set[ThreadId]] = {}
+        self._spaces = 0
         self._baseline_at: dict[int, int] = {}
         self._bpf = loading.wait()
         sizes = loading.sizes
@@ -134,9 +135,9 @@ class Tracer:
         self._events.close()
         self._copies.close()
 
-    def add_space(self, vmas: Sequence[Vma]) -> int:
+    def add_space(self, vmas: Vmas) -> int:
         """Prepare one more address space and return its number.  Raises CannotTrace beyond MAX_SPACES."""
-        heap = max((vma.end for vma in vmas if vma.path == "[heap]"), default=0)
+        heap = max((end for end, kind in zip(vmas.ends, vmas.kinds) if kind.path == "[heap]"), default=0)
         space = self._new_space(SpaceT(brk=heap))
         self._tell(space, code_ranges(vmas), _NEVER)
         return space
@@ -150,7 +151,7 @@ class Tracer:
         self._put_thread(ThreadT(life=life, waits_for_exec=1))
         return space
 
-    def baseline_read(self, space: int, vmas: Iterable[Vma]) -> None:
+    def baseline_read(self, space: int, vmas: Vmas) -> None:
         """Tell the kernel side that the baseline is known, and where code lies.
 
         Until then it reports the end of every mapping: the mapping may be in the baseline too.
@@ -158,28 +159,28 @@ class Tracer:
         self._baseline_at[space] = time.monotonic_ns()
         self.code_read(space, vmas)
 
-    def code_read(self, space: int, vmas: Iterable[Vma]) -> None:
+    def code_read(self, space: int, vmas: Vmas) -> None:
         """Tell the kernel side where code lies, after libraries were loaded."""
         self._tell(space, code_ranges(vmas), self._baseline_at[space])
 
+    def known_threads(self) -> set[int]:
+        """Tids of all that are traced now, in whichever address space."""
+        return tables.u32_keys(self._fds["threads"], ThreadT)
+
     def add_threads(self, space: int, tasks: Iterable[Task]) -> list[Task]:
-        """Trace these tasks; return those that neither we nor the kernel side knew before.
+        """Trace these tasks; return those that the kernel side did not know before.
 
         From here on every thread that one of them creates is traced from its birth.
         """
         new = []
+        record = ThreadT(life=LifeT(space=space))
+        life = record.life
         for task in tasks:
-            if task.id in self._registered[space]:
-                continue
-            self._registered[space].add(task.id)
-            life = LifeT(
-                born=max(task.id.born, 0),
-                tid=task.id.tid,
-                tgid=task.tgid,
-                space=space,
-                name=task.name.encode("utf-8", "surrogateescape")[: NAME_BYTES - 1],
-            )
-            if self._put_thread(ThreadT(life=life)):
+            life.born = max(task.id.born, 0)
+            life.tid = task.id.tid
+            life.tgid = task.tgid
+            life.name = task.name.encode("utf-8", "surrogateescape")[: NAME_BYTES - 1]
+            if self._put_thread(record):
                 new.append(task)
         return new
 
@@ -206,7 +207,7 @@ class Tracer:
         """Read the ledger of every address space.  Poll afterwards: its events then cover the rows."""
         lost = skipped_runs(self._programs.values()) - self._skipped_before
         lost += self._events.dropped // record_size(CALL_EVENT.size)
-        return read_snapshots(self._fds, len(self._registered), lost, self._sweeper.lost)
+        return read_snapshots(self._fds, self._spaces, lost, self._sweeper.lost)
 
     def crowded(self) -> bool:
         """Say whether the kernel's tables should be swept: ask often, it is hardly ever looked at them."""
@@ -226,11 +227,11 @@ class Tracer:
         return {name: run_time(fd) for name, fd in self._programs.items()}
 
     def _new_space(self, record: SpaceT) -> int:
-        space = len(self._registered)
+        space = self._spaces
         if space >= MAX_SPACES:
             raise CannotTrace(f"more than {MAX_SPACES} address spaces at once can't be traced")
         tables.update(self._fds["spaces"], ctypes.c_uint32(space), record, tables.BPF_ANY)
-        self._registered[space] = set()
+        self._spaces += 1
         return space
 
     def _tell(self, space: int, code: Sequence[Interval], baseline_at: int) -> None:

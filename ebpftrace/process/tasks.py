@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple, Optional
 
 from ebpftrace.model import ThreadId
 from ebpftrace.process.clock import monotonic_from_ticks
-from ebpftrace.process.procfs import VANISHED, ProcessGone, explain, read_small, reading, task_dir, task_ids
+from ebpftrace.process.procfs import VANISHED, ProcessGone, explain, reading, task_dir, task_ids
 
+_PF_EXITING = 0x00000004
 _PF_KTHREAD = 0x00200000
 _EXITED_STATES = frozenset("ZXx")
+_STAT_BYTES = 4096
+"""More than a ``stat`` file has: a name of 15 bytes and 51 numbers.  The kernel hands it out at once."""
+_STAT_FIELDS = 20
+"""Of those behind the name: up to the start time."""
 
 
 class Task(NamedTuple):
@@ -34,6 +40,11 @@ class Task(NamedTuple):
         return self.state in _EXITED_STATES
 
     @property
+    def exiting(self) -> bool:
+        """It makes no calls any more, whether a tracepoint has told of its end already or is about to."""
+        return bool(self.flags & _PF_EXITING) or self.exited
+
+    @property
     def kernel_thread(self) -> bool:
         """It runs in the kernel only."""
         return bool(self.flags & _PF_KTHREAD)
@@ -47,8 +58,8 @@ def parse_stat(tgid: int, stat: bytes) -> Task:
     """
     tid, _, rest = stat.partition(b" (")
     name, closed, rest = rest.rpartition(b") ")
-    fields = rest.split()
-    if not closed or len(fields) < 20:
+    fields = rest.split(None, _STAT_FIELDS)
+    if not closed or len(fields) < _STAT_FIELDS:
         raise ValueError("not a stat file")
     return Task(
         id=ThreadId(int(tid), monotonic_from_ticks(int(fields[19]))),
@@ -73,23 +84,29 @@ def list_tasks(pid: int) -> list[Task]:
     An exited leader with live threads is in the list, ``exited`` says so.  The list is not of one
     moment: a thread born while it is read may be missing.  Raises ``ProcessGone`` or ``CannotTrace``.
     """
-    tasks = [task for task in (_read_if_there(pid, tid) for tid in task_ids(pid)) if task]
+    tasks = [task for task in (find_task(pid, tid) for tid in task_ids(pid)) if task]
     if not tasks:
         raise ProcessGone(pid)
     return tasks
 
 
-def _read_if_there(pid: int, tid: int) -> Optional[Task]:
+def find_task(tgid: int, tid: int) -> Optional[Task]:
+    """One thread of process ``tgid``; None where it has exited.  Raises ``CannotTrace``."""
     try:
-        return _read_task(pid, tid)
+        return _read_task(tgid, tid)
     except VANISHED:
         return None
     except OSError as error:
-        raise explain(error, pid, "threads") from None
+        raise explain(error, tgid, "threads") from None
 
 
 def _read_task(tgid: int, tid: int) -> Task:
-    content = read_small(f"{task_dir(tgid, tid)}/stat")
+    # Of ten thousand threads each call counts: no second read that only tells of the end.
+    fd = os.open(f"{task_dir(tgid, tid)}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = os.read(fd, _STAT_BYTES)
+    finally:
+        os.close(fd)
     if not content:
         raise ProcessLookupError
     return parse_stat(tgid, content)

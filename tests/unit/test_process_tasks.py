@@ -28,6 +28,12 @@ def test_a_name_of_any_bytes_comes_out_whole(name: bytes, tid: int, ticks: int) 
     assert (task.id.tid, task.tgid, task.ppid, task.state, task.group_size) == (tid, 7, 41, "S", 3)
 
 
+def test_a_thread_that_has_begun_to_exit_is_exiting_in_whatever_state() -> None:
+    for flags, state, exiting in ((4194368, b"S", False), (4194372, b"R", True), (4194372, b"Z", True)):
+        rest = REST.replace(b" S ", b" %s " % state).replace(b"4194368", b"%d" % flags) % (1, 0)
+        assert parse_stat(7, b"9 (a)" + rest).exiting == exiting
+
+
 def test_names_that_look_like_the_rest_of_the_line() -> None:
     for name in (b") Z 1 (", b"a) b\n(\x1b[3m", b")", b"", b") S 1 1 1 1 1 1", b"\xff\xfe"):
         task = parse_stat(7, b"9 (%s)" % name + REST % (1, 0))

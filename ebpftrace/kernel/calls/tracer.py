@@ -75,6 +75,10 @@ class CallTracer:
         """
         return [task for task in tasks if self._put(task.id.tid, TracedT(tgid=task.tgid, image=task.tgid))]
 
+    def known_threads(self) -> set[int]:
+        """Tids of all that are traced now."""
+        return tables.u32_keys(self._fds["threads"], TracedT)
+
     def forget_thread(self, tid: int) -> None:
         """Drop a task that exited before it was added: nobody will tell us of its end."""
         with contextlib.suppress(KeyError):

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import platform
+from functools import lru_cache
 from typing import NamedTuple, Optional
 
 from ebpftrace.errors import CannotTrace
@@ -85,14 +86,18 @@ def _comparable_task(tgid: int) -> Optional[int]:
     return live_task(tgid) if leader.exited else tgid
 
 
+@lru_cache(maxsize=1)
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _kcmp(tid: int, other: int) -> bool:
     """Whether two tasks share their address space; raises ``OSError`` as kcmp(2) says."""
     number = _KCMP_NUMBERS.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    libc = ctypes.CDLL(None, use_errno=True)
     arguments = (ctypes.c_long(value) for value in (number, tid, other, _KCMP_VM, 0, 0))
-    result: int = libc.syscall(*arguments)
+    result: int = _libc().syscall(*arguments)
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

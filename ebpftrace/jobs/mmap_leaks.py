@@ -83,7 +83,8 @@ def run(settings: Settings, observer: Observer) -> None:
             loading = held.enter_context(
                 begin_loading(pids, settings.max_mappings, settings.stack_bytes, settings.copies_per_second)
             )
-        # Not at the top: these take as long to import as half a compilation, which goes on meanwhile.
+        # Not at the top: these (and what reads the kernel's tables) take as long to import as half a
+        # compilation, which goes on meanwhile.
         from ebpftrace.jobs.watch import Watch
         from ebpftrace.stacks.engine import Engine
 
@@ -111,7 +112,7 @@ def run(settings: Settings, observer: Observer) -> None:
         cost = Cost(engine, tracer if settings.measure_cost else None)
         if not command:
             for watch in watches:
-                observer.looked(without_collector(watch.verdict))
+                observer.looked(without_collector(watch.first_verdict))
         observer.attached(watches)
         if command:
             command.go()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -34,7 +35,7 @@ from ebpftrace.model import (
 )
 from ebpftrace.process.clock import read_clock
 from ebpftrace.process.maps import read_maps
-from ebpftrace.process.now import GONE, Now, nothing_now, read_books_of, read_now
+from ebpftrace.process.now import GONE, Now, nothing_now, read_books_of, read_now, read_proof
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.status import MemoryUse, read_memory_use, read_target_info
 from ebpftrace.process.target import Target
@@ -115,11 +116,15 @@ class Watch:
 
         The longer ``look`` is ago the better: who has exited since may still be joined.
         """
-        now = self._look()
-        findings = baseline_verdict(now.books, now.vmas, self._name_of, self._books, now.futex_waits)
-        # Who exited while we attached is known to have exited by now, though nobody saw when.
-        self._books = now.books
-        return self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), now.memory)
+        return self._verdict(self._look(read_now))
+
+    def first_verdict(self) -> Report:
+        """Like ``verdict`` of a process that is traced by now; quick, so without resident sizes."""
+        # Who awaits whom is asked of every thread, and matters to those only that had exited.
+        is_leaking = self._books.state is not BooksState.READ or any(
+            one.exited for one in self._books.threads
+        )
+        return self._verdict(self._look(partial(read_proof, with_waits=is_leaking)))
 
     def attach(self, tracer: Tracer) -> None:
         """Trace a running process that ``look`` has seen: register its threads, read the baseline.
@@ -201,7 +206,7 @@ class Watch:
 
     def report(self, tracer: Tracer, ended_by: EndedBy) -> Report:
         """Report what stands now.  Raises CannotTrace."""
-        now = self._look()
+        now = self._look(read_now)
         snapshot = tracer.read()[self.space]
         tracer.poll()  # holes and moves that concern the rows just read
         if self._resolver is not None:
@@ -309,15 +314,21 @@ class Watch:
         self._arena_limit = arena_limit(read_environment(self.pid))
         self._resolver = self._held.enter_context(StackResolver(self.pid, self._engine))
 
+    def _verdict(self, now: Now) -> Report:
+        findings = baseline_verdict(now.books, now.vmas, self._name_of, self._books, now.futex_waits)
+        # Who exited while we attached is known to have exited by now, though nobody saw when.
+        self._books = now.books
+        return self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), now.memory)
+
     def _name_of(self, address: int) -> Optional[Frame]:
         return None if self._resolver is None else self._resolver.name_address(address)
 
-    def _look(self) -> Now:
-        """Read what is so now; of a target that is gone, nothing."""
+    def _look(self, read: Callable[[int], Now]) -> Now:
+        """Read what is so now, by ``read``; of a target that is gone, nothing."""
         if self.ended_by is None:
             began = time.monotonic_ns()
             try:
-                return read_now(self.pid)
+                return read(self.pid)
             except ProcessGone:
                 self._end(EndedBy.TARGET_EXIT, began)
         return nothing_now()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ebpftrace.kernel.tracer import Tracer
     from ebpftrace.model import Report
     from ebpftrace.report.live import LiveView
+    from ebpftrace.report.output import Growing
     from ebpftrace.report.view import View
 
 STATUS_LEAK = 3
@@ -183,10 +184,10 @@ class _Files:
 
     def check(self) -> None:
         """Find out before a trace of minutes that a file cannot be written.  Raises CannotTrace."""
-        from ebpftrace.report.output import check_writable
-
         for path in (self.output, self.flamegraph, self.speedscope, self.ledger):
             if path is not None:
+                from ebpftrace.report.output import check_writable
+
                 check_writable(str(path))
 
 
@@ -194,16 +195,13 @@ class _Narrator:
     """Tells the user how the session goes: the session's observer, a context manager."""
 
     def __init__(self, form: str, view: View, files: _Files, quiet: bool, no_color: bool) -> None:
-        from ebpftrace.report.output import Growing, use_color
-
         self.found_leak = False
         self._form = form
         self._view = view
         self._files = files
         self._quiet = quiet
-        self._color = use_color(sys.stdout, no_color)
-        self._output = None if files.output is None else Growing(str(files.output))
-        self._live_color = use_color(sys.stderr, no_color)
+        self._no_color = no_color
+        self._output: Optional[Growing] = None
         self._live: Optional[LiveView] = None
         self._next_look = 0.0
 
@@ -231,8 +229,9 @@ class _Narrator:
             click.echo("attached", err=True)
 
             from ebpftrace.report.live import LiveView
+            from ebpftrace.report.output import use_color
 
-            self._live = LiveView(sys.stderr, color=self._live_color)
+            self._live = LiveView(sys.stderr, color=use_color(sys.stderr, self._no_color))
             self._live.__enter__()
 
     def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
@@ -252,9 +251,10 @@ class _Narrator:
         if report.ended_by is not EndedBy.INTERVAL:
             self._end_live()
         self.found_leak |= any(finding.leak for finding in report.findings)
-        if self._output is None:
+        if self._files.output is None:
             output.write_stream(sys.stdout, self._render(report))
         else:
+            self._output = self._output or output.Growing(str(self._files.output))
             self._output.add(self._render(report))
         if self._files.flamegraph is not None:
             output.write(str(self._files.flamegraph), flamegraph.render(report))
@@ -278,5 +278,7 @@ class _Narrator:
 
             return (folded.render(report),)
         from ebpftrace.report import terminal
+        from ebpftrace.report.output import use_color
 
-        return (terminal.render(report, self._view, color=self._color and self._output is None),)
+        color = self._files.output is None and use_color(sys.stdout, self._no_color)
+        return (terminal.render(report, self._view, color=color),)

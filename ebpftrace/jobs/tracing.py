@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.kernel.layout import Sizes
 from ebpftrace.kernel.loading import Loading
-from ebpftrace.kernel.tracer import KernelEvent, RawCopy, Tracer
 from ebpftrace.model import EndedBy, TracerCost
 from ebpftrace.process.procfs import task_ids
 from ebpftrace.process.status import max_map_count
 
 if TYPE_CHECKING:
     from ebpftrace.jobs.watch import Watch
+    from ebpftrace.kernel.tracer import KernelEvent, RawCopy, Tracer
     from ebpftrace.stacks.engine import Engine
 
 STACK_BYTES = 16_384
@@ -65,6 +65,8 @@ def begin_loading(
 
 def open_tracer(watches: Sequence[Watch], loading: Loading) -> Tracer:
     """Wait until the programs are attached; the watches get what they tell.  Raises CannotTrace."""
+    from ebpftrace.kernel.tracer import Tracer  # not at the top: see ``jobs.mmap_leaks.run``
+
     by_space = dict(enumerate(watches))
 
     def on_event(space: int, event: KernelEvent) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Callable
 
 from ebpftrace.process.tasks import Task, find_task
@@ -11,11 +12,14 @@ from ebpftrace.process.tasks import Task, find_task
 _MOST_PASSES = 50
 """Looks at the thread list until one finds nobody new; more means that something else is wrong."""
 
+_AT_ONCE = 256
+"""Threads read before they are added: faster than one by one, and few exit in these milliseconds."""
+
 
 def register(
     find: Callable[[], Mapping[int, int]],
     known: Callable[[], Collection[int]],
-    add: Callable[[Iterable[Task]], Iterable[Task]],
+    add: Callable[[Sequence[Task]], Iterable[Task]],
     forget: Callable[[int], None],
 ) -> bool:
     """Add all threads that ``find`` lists (tid -> process); whether none is missing.
@@ -29,8 +33,10 @@ def register(
         listed = find()
         # Asked after the list was read: of who is born known by then, none is read.  The kernel side drops
         # who exits, so a tid that is used again does not pass for known.
-        unknown = _without(listed, known())
-        new = {task.id.tid: task.tgid for task in add(_living(unknown))}
+        unknown = iter(_without(listed, known()).items())
+        new: dict[int, int] = {}
+        while some := list(islice(unknown, _AT_ONCE)):
+            new.update((task.id.tid, task.tgid) for task in add(_living(some)))
         added.update(new)
         if not new:
             break
@@ -45,9 +51,6 @@ def _without(tids: Mapping[int, int], left_out: Collection[int]) -> dict[int, in
     return {tid: tgid for tid, tgid in tids.items() if tid not in left_out}
 
 
-def _living(tids: Mapping[int, int]) -> Iterator[Task]:
-    """Read each task when it is asked for: little time is left to exit before it is added."""
-    for tid, tgid in tids.items():
-        task = find_task(tgid, tid)
-        if task is not None and not task.exiting:
-            yield task
+def _living(tids: Iterable[tuple[int, int]]) -> list[Task]:
+    found = (find_task(tgid, tid) for tid, tgid in tids)
+    return [task for task in found if task is not None and not task.exiting]

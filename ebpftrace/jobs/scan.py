@@ -25,7 +25,10 @@ from ebpftrace.process.tasks import read_task
 from ebpftrace.vmas import Vmas
 
 _SECONDS_OF_MAPS = 0.9
-"""For reading mappings, largest VIRT first: what is left then is told by size alone."""
+"""Of our CPU, for reading mappings, largest VIRT first: what is left then is told by size alone.
+
+Not of the clock: a busy host would get a poorer report.
+"""
 _SECONDS_OF_BOOKS = 0.6
 _JOIN_SECONDS = 0.25
 """Who has exited is looked at again so much later: most that are joined at all are joined at once."""
@@ -143,10 +146,10 @@ class _Reader:
 
     def read_shapes(self) -> None:
         """Read the mappings: those with most untouched address space first."""
-        until = time.monotonic() + _SECONDS_OF_MAPS
+        until = time.process_time() + _SECONDS_OF_MAPS
         ordered = sorted(self.figures.values(), key=lambda one: one.virt - one.rss, reverse=True)
         for figures in ordered:
-            if time.monotonic() >= until:
+            if time.process_time() >= until:
                 self.not_looked += 1
                 continue
             with suppress(ProcessGone):
@@ -170,9 +173,9 @@ class _Reader:
 
     def read_books(self) -> None:
         """Read glibc's books where they may prove something, the most promising first."""
-        until = time.monotonic() + _SECONDS_OF_BOOKS
+        until = time.process_time() + _SECONDS_OF_BOOKS
         for pid in sorted(self._vmas, key=lambda pid: promise(self.figures[pid]), reverse=True):
-            if time.monotonic() >= until:
+            if time.process_time() >= until:
                 self.books_unread += 1
                 continue
             self._read_books(pid, self._vmas[pid], None)

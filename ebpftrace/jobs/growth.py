@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Optional, Protocol
+from typing import TYPE_CHECKING, Optional, Protocol
 
-from ebpftrace.growth.causes import Group, Names, group
-from ebpftrace.growth.model import Change, How, Regular, SiteGrowth, Size, Step, Summary
-from ebpftrace.growth.regular import regular
-from ebpftrace.growth.standing import Standing, changes, standing
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.jobs.tracing import Cost, begin_loading, follow, open_tracer, without_collector
-from ebpftrace.jobs.watch import Watch
-from ebpftrace.kernel.layout import CallKind
-from ebpftrace.kernel.snapshot import Snapshot
-from ebpftrace.kernel.tracer import RawCopy, Tracer
-from ebpftrace.model import Clock, EndedBy, Stack, TargetInfo, Thread, ThreadId
-from ebpftrace.process.procfs import ProcessGone
-from ebpftrace.process.status import read_memory_use
-from ebpftrace.process.target import Target, open_target
-from ebpftrace.process.tasks import read_task
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.sites import Call
+from ebpftrace.process.target import open_target
 
-_MOST_BRK_TIMES = 10_000
-"""Calls of brk whose time is remembered, the latest ones: enough to tell a period."""
-
-_CALLERS = 2
-"""Threads remembered for a site of brk: a second one already says that the site does not tell the thread."""
-
-_READINGS = 4
-"""How often size and ledger are read to find both of one moment ..."""
-_LONG_READING = 20_000_000
-"""... unless that takes so long, in ns: then they differ by what came between, told as unexplained."""
+if TYPE_CHECKING:
+    from ebpftrace.growth.model import Size, Step, Summary
+    from ebpftrace.jobs.watch import Watch
+    from ebpftrace.model import Clock, TargetInfo
 
 _SHARE = 0.05
 """Looking for causes may use at most this share of a core, however many mappings there are."""
-
-_MOST_SIZES = 1024
-"""Sizes kept for the curve of a long window."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +54,10 @@ def run(settings: Settings, observer: Observer) -> None:
         target = held.enter_context(open_target(settings.pid))
         interrupts = held.enter_context(Interrupts())
         loading = held.enter_context(begin_loading([settings.pid]))
+        # Not at the top: see ``jobs.mmap_leaks.run``.
+        from ebpftrace.jobs.growth_watch import GrowthWatch, Record
+        from ebpftrace.stacks.engine import Engine
+
         engine = held.enter_context(Engine())
         watch = GrowthWatch(target, engine)
         held.enter_context(watch)
@@ -85,7 +65,7 @@ def run(settings: Settings, observer: Observer) -> None:
         tracer = held.enter_context(open_tracer([watch], loading))
         watch.attach(tracer)
         cost = Cost(engine)
-        record = _Record(watch, without_collector(lambda: watch.moment(tracer)))
+        record = Record(watch, without_collector(lambda: watch.moment(tracer)))
         observer.attached(watch.info, watch.clock, record.size)
 
         def due(_: Sequence[Watch]) -> None:
@@ -105,190 +85,3 @@ def run(settings: Settings, observer: Observer) -> None:
         )
         look()
         observer.summary(replace(record.summary(watch.ended_by or ended_by), cost=cost.now()))
-
-
-class Moment(NamedTuple):
-    """What was read at one moment."""
-
-    size: Optional[Size]
-    """None once the target is gone."""
-    standing: Standing
-    snapshot: Snapshot
-
-
-class GrowthWatch(Watch):
-    """An address space whose size is watched; the main job's books and verdicts are not asked."""
-
-    def __init__(self, target: Target, engine: Engine) -> None:
-        super().__init__(target, engine, min_age=0, wants_stacks=True)
-        self._brk_calls: deque[tuple[int, int]] = deque(maxlen=_MOST_BRK_TIMES)
-        self._brk_callers: dict[int, set[int]] = {}
-        self._threads: dict[ThreadId, Thread] = {}
-
-    @property
-    def info(self) -> TargetInfo:
-        """Who the target is."""
-        return self._info
-
-    @property
-    def clock(self) -> Clock:
-        """Turns times into those of the wall."""
-        return self._clock
-
-    def meet(self) -> None:
-        """Read who the target is, before anything is attached.  Raises CannotTrace."""
-        self._meet()
-
-    def keep_copy(self, copy: RawCopy) -> None:
-        """Take in the stack of a call."""
-        if copy.call is CallKind.BRK:
-            self._brk_calls.append((copy.site, copy.at))
-            callers = self._brk_callers.setdefault(copy.site, set())
-            if len(callers) < _CALLERS:
-                callers.add(copy.tid)
-        super().keep_copy(copy)
-
-    def moment(self, tracer: Tracer) -> Moment:
-        """Read size and ledger now."""
-        for _ in range(_READINGS):
-            at = time.monotonic_ns()
-            size = self.size()
-            snapshot = tracer.read()[self.space]
-            by_site = tracer.brk_growth_by_site()
-            tracer.poll()  # holes and moves that concern the rows just read
-            if time.monotonic_ns() - at > _LONG_READING or size is None or self._still(size):
-                break
-        if self._resolver is not None:
-            self._stacks.work(self._resolver)
-        mappings = self._ledger.outstanding(snapshot.rows)
-        return Moment(
-            size=size,
-            standing=standing(mappings, snapshot.brk_growth, by_site, self._brk_callers),
-            snapshot=snapshot,
-        )
-
-    def size(self) -> Optional[Size]:
-        """Size now; None once the target is gone."""
-        if self.ended_by is not None:
-            return None
-        try:
-            memory = read_memory_use(self.pid)
-        except ProcessGone:
-            return None
-        return Size(time.monotonic_ns(), memory.virt, memory.rss)
-
-    def names(self, snapshot: Snapshot) -> Names:
-        """Who and where, for changes up to this snapshot; threads of the one before are still known."""
-        before, self._threads = self._threads, dict(snapshot.threads)
-
-        def thread(wanted: ThreadId) -> Optional[Thread]:
-            known = self._threads.get(wanted) or before.get(wanted)
-            return self._named_now(known) if known is not None and known.alive else known
-
-        return Names(thread, self.place, self._stack)
-
-    def place(self, change: Change) -> int:
-        """Number of the stack of a change."""
-        if change.thread is None or change.made_at is None:
-            return self._stacks.origin(change.site).stack
-        return self._stacks.origin(change.site, Call(change.thread.tid, change.made_at)).stack
-
-    def brk_times(self, sites: set[int]) -> list[int]:
-        """When these sites (signatures) moved the break, as far as their stacks were copied."""
-        return [at for site, at in self._brk_calls if site in sites]
-
-    def _stack(self, place: int) -> Stack:
-        return self._stacks.stack(place)
-
-    def _still(self, size: Size) -> bool:
-        """The address space is as large as it was: size and ledger were read of one moment."""
-        now = self.size()
-        return now is None or now.virt == size.virt
-
-    def _named_now(self, thread: Thread) -> Thread:
-        """A thread that lives may have given itself a name since we saw it."""
-        try:
-            task = read_task(thread.tgid, thread.id.tid)
-        except ProcessGone:
-            return thread
-        return replace(thread, name=task.name)
-
-
-class _Record:
-    """What the window brought so far."""
-
-    def __init__(self, watch: GrowthWatch, first: Moment) -> None:
-        if first.size is None:
-            raise ProcessGone(watch.pid)
-        self._watch = watch
-        self._first = first.standing
-        self._first_size = self._looked_size = self.size = first.size
-        self.look_again_at = 0.0
-        """In seconds of CLOCK_MONOTONIC."""
-        self._last = first
-        self._trail = Trail(first.size.virt)
-        watch.names(first.snapshot)
-
-    def glance(self, size: Optional[Size]) -> Step:
-        """Take in the end of an interval of which only the size was read, and return the interval."""
-        before = self.size
-        # Of a target that is gone the last size stands: nothing is known of its end.
-        self.size = size or before._replace(at=time.monotonic_ns())
-        self._trail.add(self.size.virt)
-        return Step(before, self.size, None, self._looked_size)
-
-    def look(self, now: Moment) -> Step:
-        """Take in the end of an interval, and return the interval."""
-        step = self.glance(now.size)
-        groups = self._groups(self._last.standing, now)
-        self._last = now
-        self._looked_size = self.size
-        return replace(step, causes=tuple(one.cause for one in groups))
-
-    def summary(self, ended_by: EndedBy) -> Summary:
-        """Sum up."""
-        groups = self._groups(self._first, self._last)
-        sites = [SiteGrowth(one.cause, self._regular(one)) for one in groups]
-        snapshot = self._last.snapshot
-        return Summary(
-            target=self._watch.info,
-            clock=self._watch.clock,
-            ended_by=ended_by,
-            whole=Step(self._first_size, self.size, tuple(one.cause for one in groups), self._first_size),
-            sites=tuple(sorted(sites, key=lambda site: site.regular is None)),
-            calls=snapshot.calls,
-            losses=snapshot.losses,
-            sizes=tuple(self._trail.sizes),
-        )
-
-    def _groups(self, before: Standing, now: Moment) -> list[Group]:
-        return group(changes(before, now.standing), self._watch.names(now.snapshot))
-
-    def _regular(self, one: Group) -> Optional[Regular]:
-        if one.cause.how is How.BRK:
-            times = self._watch.brk_times({change.site for change in one.changes})
-        elif one.cause.how is How.MMAP:
-            times = [change.made_at for change in one.changes if change.made_at is not None]
-        else:
-            return None
-        return regular(times, one.cause.size, self._first_size.at, self.size.at)
-
-
-class Trail:
-    """Sizes over a window of any length, evenly spaced, in bounded memory."""
-
-    def __init__(self, first: int) -> None:
-        self.sizes = [first]
-        self._every = 1
-        self._skipped = 0
-
-    def add(self, size: int) -> None:
-        """Take in the next one."""
-        self._skipped += 1
-        if self._skipped < self._every:
-            return
-        self._skipped = 0
-        self.sizes.append(size)
-        if len(self.sizes) > _MOST_SIZES:
-            self.sizes = self.sizes[::2]
-            self._every *= 2

@@ -19,7 +19,7 @@ from ebpftrace.growth.causes import Names, group
 from ebpftrace.growth.model import Cause, Change, How, Regular, SiteGrowth, Size, Step, Summary
 from ebpftrace.growth.regular import regular
 from ebpftrace.growth.standing import Held, Standing, changes
-from ebpftrace.jobs.growth import Trail
+from ebpftrace.jobs.growth_watch import Trail
 from ebpftrace.model import (
     NO_STACK,
     Calls,

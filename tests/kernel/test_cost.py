@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def test_run_time_is_told_where_it_is_asked_for() -> None:
     cost = report["cost"]
     # Each call of the target ran one of our programs or two.
     assert cost["bpf_runs"] >= report["calls"]["mmap"] + report["calls"]["munmap"]
-    assert 0 < cost["bpf_seconds"] < 1e-4 * cost["bpf_runs"]
+    assert 0 < cost["bpf_seconds"] < report["window"]["seconds"] * (os.cpu_count() or 1)
 
 
 def test_nothing_is_measured_unless_asked_for() -> None:

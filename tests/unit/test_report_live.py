@@ -40,8 +40,13 @@ def through_terminal(states: list[LiveState]) -> str:
     with os.fdopen(follower, "w") as stream, LiveView(stream, color=False) as view:
         for state in states:
             view.update([state])
+    return read_and_closed(leader)
+
+
+def read_and_closed(leader: int) -> str:
+    """All that was written to a terminal whose other side is closed."""
     got = []
-    # The kernel hands what was written over bit by bit; EIO is the end once the other side is closed.
+    # The kernel hands what was written over bit by bit; EIO is the end.
     with contextlib.suppress(OSError):
         while part := os.read(leader, 1 << 16):
             got.append(part)
@@ -86,9 +91,7 @@ def test_dumb_terminal_and_pipe_get_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         with LiveView(terminal, color=True) as view:
             view.update([STATE])
         terminal.write("end")
-        terminal.flush()
-        assert os.read(leader, 100) == b"end"
-    os.close(leader)
+    assert read_and_closed(leader) == "end"
 
 
 def test_terminal_that_goes_away_does_not_end_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:

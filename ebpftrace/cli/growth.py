@@ -30,7 +30,7 @@ Examples:
 @click.option(
     "-i",
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=options.Seconds(min=0.1),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

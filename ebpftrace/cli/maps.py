@@ -27,7 +27,7 @@ Examples:
 @options.one_pid("Process to look at.")
 @click.option(
     "--every",
-    type=click.FloatRange(min=0.1),
+    type=options.Seconds(min=0.1),
     metavar="SECONDS",
     help="Look again so often, and say what changed.",
 )

@@ -50,13 +50,13 @@ Examples:
 @click.option(
     "-i",
     "--interval",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.Seconds(min=0, min_open=True),
     metavar="SECONDS",
     help="Also make a report every so often.",
 )
 @click.option(
     "--min-age",
-    type=click.FloatRange(min=0),
+    type=options.Seconds(min=0),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

@@ -12,6 +12,7 @@ import click
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _PID = click.IntRange(min=1)
+_A_YEAR = 31_536_000
 _SEPARATORS = re.compile(r"[,\s]+")
 
 WHOLE = "Write here instead of stdout, whole or not at all."
@@ -41,12 +42,23 @@ def command_line(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("command", nargs=-1, type=click.UNPROCESSED)(command)
 
 
+class Seconds(click.FloatRange):
+    """A finite number of seconds, up to a year."""
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
+        """As click asks for it; what is not even a number (NaN) is in no range."""
+        seconds: float = super().convert(value, param, ctx)
+        if not seconds <= _A_YEAR:
+            self.fail(f"{value} is not a number of seconds up to a year ({_A_YEAR}).", param, ctx)
+        return seconds
+
+
 def duration(purpose: str, default: Optional[float] = None, *, zero: bool = False) -> _Decorator:
     """``-d SECONDS``; ``zero`` where no time at all has a meaning."""
     return click.option(
         "-d",
         "--duration",
-        type=click.FloatRange(min=0, min_open=not zero),
+        type=Seconds(min=0, min_open=not zero),
         default=default,
         show_default=default is not None,
         metavar="SECONDS",
@@ -76,4 +88,4 @@ def check_target(pids: Sequence[int], command: Sequence[str]) -> None:
 
 def _split(context: click.Context, option: click.Parameter, given: Sequence[str]) -> tuple[int, ...]:
     words = [word for value in given for word in _SEPARATORS.split(value.strip(", \t\n"))]
-    return tuple(_PID(word, option, context) for word in words)
+    return tuple(dict.fromkeys(_PID(word, option, context) for word in words))

@@ -23,7 +23,7 @@ Examples:
 @click.option(
     "--for",
     "seconds",
-    type=click.FloatRange(min=0.1),
+    type=options.Seconds(min=0.1),
     metavar="SECONDS",
     help="Look twice, so far apart, and tell growth.",
 )

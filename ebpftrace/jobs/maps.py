@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from ebpftrace.anatomy.areas import Area, Kind, Sight
 from ebpftrace.anatomy.look import Look
 from ebpftrace.errors import CannotTrace
 from ebpftrace.jobs.interrupts import Interrupts
+from ebpftrace.jobs.waiting import readable
 from ebpftrace.model import Books, BooksState, Frame, Heap, Interval
 from ebpftrace.process.books import read_books
 from ebpftrace.process.livethreads import read_live_threads
@@ -69,10 +69,7 @@ def _looks(number: int) -> str:
 
 def _wait(target: Target, interrupts: Interrupts, due: float) -> bool:
     """Whether the process ended or a signal came before it was time for the next look."""
-    readable, _, _ = select.select(
-        [target.fileno(), interrupts.fileno()], [], [], max(0.0, due - time.monotonic())
-    )
-    return bool(readable)
+    return bool(readable([target.fileno(), interrupts.fileno()], due - time.monotonic()))
 
 
 class _Dissected(NamedTuple):

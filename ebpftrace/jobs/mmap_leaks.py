@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from ebpftrace.jobs.tracing import (
     open_tracer,
     without_collector,
 )
+from ebpftrace.jobs.waiting import readable
 from ebpftrace.kernel.cost import measured_runs
 from ebpftrace.model import EndedBy, Report
 from ebpftrace.process.target import open_target
@@ -99,7 +99,7 @@ def run(settings: Settings, observer: Observer) -> None:
                 watch.look()
             if not is_traced:
                 # Who exited this very moment may still be joined: a second look tells.
-                select.select([interrupts.fileno()], [], [], settings.min_age / 1e9)
+                readable([interrupts.fileno()], settings.min_age / 1e9)
                 for watch in watches:
                     observer.report(without_collector(watch.verdict), watch)
                 return

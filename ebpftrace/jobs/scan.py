@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -14,6 +13,7 @@ from ebpftrace.anatomy.census import Census
 from ebpftrace.anatomy.suspicion import Figures, promise, shape_of
 from ebpftrace.errors import CannotTrace
 from ebpftrace.jobs.interrupts import Interrupts
+from ebpftrace.jobs.waiting import readable
 from ebpftrace.process.books import read_books
 from ebpftrace.process.hostmemory import read_meminfo
 from ebpftrace.process.malloc import find_heaps, guess_heaps
@@ -69,7 +69,7 @@ def run(seconds: Optional[float]) -> Census:
 def _wait(seconds: float) -> float:
     began = time.monotonic()
     with Interrupts() as interrupts:
-        select.select([interrupts], [], [], seconds)
+        readable([interrupts.fileno()], seconds)
     return time.monotonic() - began
 
 

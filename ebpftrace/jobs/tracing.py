@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import select
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
 from ebpftrace.jobs.interrupts import Interrupts
+from ebpftrace.jobs.waiting import readable
 from ebpftrace.kernel.layout import Sizes
 from ebpftrace.kernel.loading import Loading
 from ebpftrace.model import EndedBy, TracerCost
@@ -126,7 +126,7 @@ def follow(
 
 def _readable(fds: Sequence[int], until: float) -> list[int]:
     """Wait until one can be read, or until a moment of CLOCK_MONOTONIC; return those that can."""
-    return select.select(fds, [], [], max(0.0, until - time.monotonic()))[0]
+    return readable(fds, until - time.monotonic())
 
 
 def without_collector(make: Callable[[], Made]) -> Made:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from ebpftrace.covered import Covered
 from ebpftrace.ledger.space import is_special
-from ebpftrace.model import Interval, Mapping
+from ebpftrace.model import Mapping
 from ebpftrace.vmas import Vmas
 
 
@@ -27,7 +27,7 @@ def verify(mappings: Sequence[Mapping], vmas: Vmas, read_at: int) -> Verified:
     ``read_at`` is when the reading of ``vmas`` began: a mapping that came after that is kept as it is.  On a
     running target what was mapped or unmapped between the reading of rows and of maps counts as disagreement.
     """
-    areas, plain = _Covered(), _Covered()
+    areas, plain = Covered(), Covered()
     for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds):
         areas.add(start, end)
         if not is_special(kind):
@@ -50,34 +50,3 @@ def verify(mappings: Sequence[Mapping], vmas: Vmas, read_at: int) -> Verified:
         if shown:
             confirmed.append(mapping._replace(pieces=shown))
     return Verified(confirmed, unexplained, phantom)
-
-
-class _Covered:
-    """The addresses that ascending, disjoint ranges cover, as few ranges as there can be."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        self.size = 0
-        """Bytes."""
-
-    def add(self, start: int, end: int) -> None:
-        """Add a range above all others."""
-        self.size += end - start
-        if self._ends and self._ends[-1] == start:
-            self._ends[-1] = end
-        else:
-            self._starts.append(start)
-            self._ends.append(end)
-
-    def holds(self, piece: Interval) -> bool:
-        """Say whether every address of it is covered."""
-        start, end = piece
-        before = bisect_right(self._starts, start) - 1
-        return before >= 0 and end <= self._ends[before]
-
-    def parts(self, piece: Interval) -> Iterator[Interval]:
-        """Yield what of it is covered, ascending."""
-        start, end = piece
-        for at in range(bisect_right(self._ends, start), bisect_left(self._starts, end)):
-            yield Interval(max(start, self._starts[at]), min(end, self._ends[at]))

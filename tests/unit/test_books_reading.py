@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nptl_model import BLOCK, CACHE, HEADS, USED, Nptl, lists
+from steps import lines_run
 
 from ebpftrace.model import Interval, Vma
 from ebpftrace.process.books.blocks import Mappings, find_block_offset
@@ -137,6 +138,17 @@ def test_stacks_are_the_blocks_whatever_the_kernel_merged() -> None:
         0x2F800: Interval(0x20000, 0x30000),
         0x5F800: Interval(0x50000, 0x60000),
     }
+
+
+def test_forged_blocks_do_not_make_each_stack_cost_all_mappings() -> None:
+    """Each claims all mappings above it, which lie side by side, and one byte more."""
+    count = 400
+    end = (1 + count) << 12
+    vmas = Vmas([_vma(at << 12, (at + 1) << 12, "rw-p" if at % 2 else "---p") for at in range(1, 1 + count)])
+    forged = [_descriptor(at << 12, at << 12, end + 1 - (at << 12)) for at in range(1, 1 + count)]
+    assert Mappings(vmas).stacks(forged) == {}
+    lines = lines_run(lambda: Mappings(vmas).stacks(forged))
+    assert lines < 100 * count
 
 
 def test_without_the_field_the_mapping_and_its_guard_are_the_stack() -> None:

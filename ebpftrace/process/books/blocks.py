@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Optional
 
+from ebpftrace.covered import Covered
 from ebpftrace.model import Interval
 from ebpftrace.process.books.descriptors import Descriptor
 from ebpftrace.process.books.lists import Lists, Readable
@@ -100,6 +101,10 @@ class Mappings:
     def __init__(self, vmas: Vmas) -> None:
         self._vmas = vmas
         self._starts, self._ends = vmas.starts, vmas.ends
+        # A stack may consist of several mappings: its guard, the zones that Java protects.
+        self._mapped = Covered()
+        for start, end in zip(vmas.starts, vmas.ends):
+            self._mapped.add(start, end)
 
     def stacks(self, descriptors: Iterable[Descriptor]) -> dict[int, Interval]:
         """The stack of each descriptor (by its address) that has one mapped; stacks never overlap.
@@ -121,21 +126,10 @@ class Mappings:
             if descriptor.block < last_end:
                 return None
             block = Interval(descriptor.block, descriptor.block + descriptor.block_size)
-            return block if self._mapped(block.start, block.end) else None
+            return block if self._mapped.holds(block) else None
         index = bisect_right(self._starts, descriptor.address) - 1
         if index < 0 or self._ends[index] <= descriptor.address:
             return None
         vma, below = self._vmas[index], self._vmas[max(0, index - 1)]
         start = below.start if below.guard and below.end == vma.start else vma.start
         return Interval(start, vma.end)
-
-    def _mapped(self, start: int, end: int) -> bool:
-        """Every byte is mapped; a stack may consist of several VMAs (guard; the zones Java protects)."""
-        index = bisect_right(self._starts, start) - 1
-        if index < 0 or self._ends[index] <= start:
-            return False
-        while self._ends[index] < end:
-            if index + 1 == len(self._starts) or self._starts[index + 1] != self._ends[index]:
-                return False
-            index += 1
-        return True

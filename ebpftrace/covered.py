@@ -1,0 +1,39 @@
+"""Which addresses are covered by ranges, however many of those lie side by side."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+
+from ebpftrace.model import Interval
+
+
+class Covered:
+    """The addresses that ascending, disjoint ranges cover, as few ranges as there can be."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self.size = 0
+        """Bytes."""
+
+    def add(self, start: int, end: int) -> None:
+        """Add a range above all others."""
+        self.size += end - start
+        if self._ends and self._ends[-1] == start:
+            self._ends[-1] = end
+        else:
+            self._starts.append(start)
+            self._ends.append(end)
+
+    def holds(self, piece: Interval) -> bool:
+        """Say whether every address of it is covered."""
+        start, end = piece
+        before = bisect_right(self._starts, start) - 1
+        return before >= 0 and end <= self._ends[before]
+
+    def parts(self, piece: Interval) -> Iterator[Interval]:
+        """Yield what of it is covered, ascending."""
+        start, end = piece
+        for at in range(bisect_right(self._ends, start), bisect_left(self._starts, end)):
+            yield Interval(max(start, self._starts[at]), min(end, self._ends[at]))

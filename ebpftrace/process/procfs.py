@@ -21,8 +21,12 @@ from ebpftrace.errors import CannotTrace
 VANISHED = (FileNotFoundError, ProcessLookupError)
 """What /proc raises for a task that has exited: ENOENT at open, ESRCH at read."""
 
-_READ_SIZE = 1 << 16
+_SMALL_READ = 1 << 16
 _SMALL_FILE_LIMIT = 1 << 20
+_PIECE = 3072
+"""Bytes of one buffer of ``read_chunks`` ..."""
+_PIECES = 32
+"""... and how many there are."""
 _LIVE_TASK_ATTEMPTS = 32
 
 _T = TypeVar("_T")
@@ -55,14 +59,18 @@ def reading(pid: int, what: str) -> Iterator[None]:
 
 
 def read_chunks(path: str) -> Iterator[bytes]:
-    """Yield the content of a /proc file as the kernel hands it out.  Raises ``OSError``.
+    """Yield the content of a long /proc file, in chunks cut anywhere.  Raises ``OSError``.
 
-    The kernel gives whole lines, about a page at a time, whatever size is asked for.
+    Whatever size is asked for, the kernel gives no more than the records that fit into a page
+    (fs/seq_file.c).  But readv(2) goes on to the next buffer as long as it fills one, and it always fills
+    one that is so much smaller than a page.
     """
+    buffer = memoryview(bytearray(_PIECES * _PIECE))
+    pieces = [buffer[at : at + _PIECE] for at in range(0, len(buffer), _PIECE)]
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        while chunk := os.read(fd, _READ_SIZE):
-            yield chunk
+        while count := os.readv(fd, pieces):
+            yield bytes(buffer[:count])
     finally:
         os.close(fd)
 
@@ -70,10 +78,12 @@ def read_chunks(path: str) -> Iterator[bytes]:
 def read_small(path: str) -> bytes:
     """Content of a /proc file that is small by nature; what exceeds 1 MiB is cut.  Raises ``OSError``."""
     content = bytearray()
-    for chunk in read_chunks(path):
-        content += chunk
-        if len(content) >= _SMALL_FILE_LIMIT:
-            break
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while len(content) < _SMALL_FILE_LIMIT and (chunk := os.read(fd, _SMALL_READ)):
+            content += chunk
+    finally:
+        os.close(fd)
     return bytes(content)
 
 

@@ -25,7 +25,11 @@ class Attribution:
     def number(self, mappings: list[Mapping]) -> None:
         """Give the mappings the numbers of their stacks for sites; in place, since they may be many."""
         for index, mapping in enumerate(mappings):
-            mappings[index] = self._mapping(mapping)
+            call = _map_call(mapping)
+            if call is not None:
+                pieces, made_at, mapper, prot, flags, signature, since = mapping
+                site = self._site(signature, call)
+                mappings[index] = Mapping(pieces, made_at, mapper, prot, flags, site, since)
 
     def runs(self, runs: Iterable[Run]) -> list[Run]:
         """Return the clone calls with the numbers of their stacks for sites."""
@@ -33,10 +37,10 @@ class Attribution:
 
     def finding(self, finding: Finding) -> Finding:
         """Return the finding with its stack marked as inherited where not every call was copied."""
-        if not finding.stack.frames:
+        if not finding.stack.frames or finding.stack.source is not StackSource.COPIED:
             return finding
         copied = sum(_call(orphan) in self._copied for orphan in finding.orphans)
-        if copied == finding.count or finding.stack.source is not StackSource.COPIED:
+        if copied == finding.count:
             return finding
         note = f"seen for {copied} of {finding.count} calls; the others have the same signature"
         stack = replace(
@@ -54,13 +58,6 @@ class Attribution:
     def stack(self, site: int) -> Stack:
         """Return the stack of a numbered site."""
         return self._stacks.stack(site)
-
-    def _mapping(self, mapping: Mapping) -> Mapping:
-        call = _map_call(mapping)
-        if call is None:
-            return mapping
-        pieces, made_at, mapper, prot, flags, signature, since = mapping
-        return Mapping(pieces, made_at, mapper, prot, flags, self._site(signature, call), since)
 
     def _site(self, signature: int, call: Call) -> int:
         origin = self._stacks.origin(signature, call)
@@ -80,10 +77,10 @@ def _call(orphan: Orphan) -> Optional[Call]:
 
 
 def _clone_call(run: Run) -> Call:
-    return Call(run.creator.tid, run.thread.born)
+    return run.creator.tid, run.thread.born
 
 
 def _map_call(mapping: Mapping) -> Optional[Call]:
     if mapping.mapper is None or mapping.made_at is None:
         return None
-    return Call(mapping.mapper.tid, mapping.made_at)
+    return mapping.mapper.tid, mapping.made_at

@@ -21,7 +21,6 @@ from ebpftrace.process.status import read_memory_use
 from ebpftrace.process.target import Target
 from ebpftrace.process.tasks import read_task
 from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.sites import Call
 
 _MOST_BRK_TIMES = 10_000
 """Calls of brk whose time is remembered, the latest ones: enough to tell a period."""
@@ -122,7 +121,7 @@ class GrowthWatch(Watch):
         """Number of the stack of a change."""
         if change.thread is None or change.made_at is None:
             return self._stacks.origin(change.site).stack
-        return self._stacks.origin(change.site, Call(change.thread.tid, change.made_at)).stack
+        return self._stacks.origin(change.site, (change.thread.tid, change.made_at)).stack
 
     def brk_times(self, sites: set[int]) -> list[int]:
         """When these sites (signatures) moved the break, as far as their stacks were copied."""

@@ -22,11 +22,8 @@ _MOST_CALLS = 50_000
 """Calls whose own stack is remembered; an older one falls back to its signature."""
 
 
-class Call(NamedTuple):
-    """One call, named by who made it when: unique, since a thread makes one at a time."""
-
-    tid: int
-    at: int
+Call = tuple[int, int]
+"""One call, named by who made it, a tid, and when: unique, since a thread makes one at a time."""
 
 
 class Resolver(Protocol):
@@ -57,6 +54,8 @@ class SiteStacks:
         self._numbers: dict[object, int] = {}
         self._by_call: OrderedDict[Call, int] = OrderedDict()
         self._by_site: dict[int, Counter[int]] = {}
+        self._inherited: dict[int, Origin] = {}
+        """Of any call of a site, as long as no more copies of that come in."""
         self._shared: dict[tuple[int, ...], int] = {}
 
     def add(self, copy: StackCopy) -> None:
@@ -82,7 +81,8 @@ class SiteStacks:
                 continue
             number = self._number(stack)
             self._by_site.setdefault(copy.signature, Counter())[number] += 1
-            self._by_call[Call(copy.tid, copy.at)] = number
+            self._inherited.pop(copy.signature, None)
+            self._by_call[copy.tid, copy.at] = number
             while len(self._by_call) > _MOST_CALLS:
                 self._by_call.popitem(last=False)
 
@@ -91,12 +91,15 @@ class SiteStacks:
         own = None if call is None else self._by_call.get(call)
         if own is not None:
             return Origin(own, StackSource.COPIED)
+        inherited = self._inherited.get(site)
+        if inherited is not None:
+            return inherited
         ways = self._by_site.get(site)
         if not ways:
             return _UNKNOWN
-        if len(ways) == 1:
-            return Origin(next(iter(ways)), StackSource.SIGNATURE)
-        return Origin(self._shared_part(tuple(sorted(ways))), StackSource.SIGNATURE)
+        number = next(iter(ways)) if len(ways) == 1 else self._shared_part(tuple(sorted(ways)))
+        inherited = self._inherited[site] = Origin(number, StackSource.SIGNATURE)
+        return inherited
 
     def stack(self, number: int) -> Stack:
         """Return the stack of an ``Origin``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ebpftrace.model import Frame, Stack, StackSource
 from ebpftrace.stacks.copies import StackCopy
-from ebpftrace.stacks.sites import Call, SiteStacks
+from ebpftrace.stacks.sites import SiteStacks
 
 
 def stack(*functions: str) -> Stack:
@@ -34,8 +34,8 @@ def test_a_call_has_its_own_stack_or_that_of_its_signature() -> None:
     stacks = SiteStacks()
     stacks.add(copy(1, 100, "a"))
     stacks.work(Told(a=stack("mmap", "leaf", "main")))
-    own = stacks.origin(1, Call(7, 100))
-    inherited = stacks.origin(1, Call(7, 200))
+    own = stacks.origin(1, (7, 100))
+    inherited = stacks.origin(1, (7, 200))
     assert own.source is StackSource.COPIED
     assert inherited.source is StackSource.SIGNATURE
     assert own.stack == inherited.stack
@@ -44,8 +44,8 @@ def test_a_call_has_its_own_stack_or_that_of_its_signature() -> None:
 
 def test_a_call_nobody_copied_has_no_stack() -> None:
     stacks = SiteStacks()
-    assert stacks.origin(5, Call(7, 1)).source is StackSource.NONE
-    assert names(stacks, stacks.origin(0, Call(7, 1)).stack) == []
+    assert stacks.origin(5, (7, 1)).source is StackSource.NONE
+    assert names(stacks, stacks.origin(0, (7, 1)).stack) == []
 
 
 def test_a_signature_of_two_ways_shows_only_what_they_share() -> None:
@@ -53,9 +53,9 @@ def test_a_signature_of_two_ways_shows_only_what_they_share() -> None:
     stacks.add(copy(1, 100, "a"))
     stacks.add(copy(1, 200, "b"))
     stacks.work(Told(a=stack("mmap", "spawn", "left", "main"), b=stack("mmap", "spawn", "right", "main")))
-    assert names(stacks, stacks.origin(1, Call(7, 100)).stack) == ["mmap", "spawn", "left", "main"]
-    assert names(stacks, stacks.origin(1, Call(7, 200)).stack) == ["mmap", "spawn", "right", "main"]
-    shared = stacks.stack(stacks.origin(1, Call(7, 300)).stack)
+    assert names(stacks, stacks.origin(1, (7, 100)).stack) == ["mmap", "spawn", "left", "main"]
+    assert names(stacks, stacks.origin(1, (7, 200)).stack) == ["mmap", "spawn", "right", "main"]
+    shared = stacks.stack(stacks.origin(1, (7, 300)).stack)
     assert [frame.function for frame in shared.frames] == ["mmap", "spawn"]
     assert not shared.complete
     assert "2 ways" in shared.note
@@ -71,7 +71,7 @@ def test_a_stack_that_was_cut_is_not_another_way() -> None:
     for at, way in enumerate("abc"):
         stacks.add(copy(1, at, way))
     stacks.work(Told(a=cut(whole, 2), b=whole, c=cut(whole, 3)))
-    inherited = stacks.origin(1, Call(7, 300))
+    inherited = stacks.origin(1, (7, 300))
     assert names(stacks, inherited.stack) == ["mmap", "spawn", "left", "main"]
     assert stacks.stack(inherited.stack).complete
 
@@ -81,8 +81,8 @@ def test_a_complete_stack_is_not_the_beginning_of_a_longer_one() -> None:
     stacks.add(copy(1, 1, "a"))
     stacks.add(copy(1, 2, "b"))
     stacks.work(Told(a=stack("mmap", "main"), b=stack("mmap", "main", "start")))
-    assert names(stacks, stacks.origin(1, Call(7, 300)).stack) == ["mmap", "main"]
-    assert "2 ways" in stacks.stack(stacks.origin(1, Call(7, 300)).stack).note
+    assert names(stacks, stacks.origin(1, (7, 300)).stack) == ["mmap", "main"]
+    assert "2 ways" in stacks.stack(stacks.origin(1, (7, 300)).stack).note
 
 
 def test_inlined_frames_do_not_make_another_stack() -> None:
@@ -92,7 +92,7 @@ def test_inlined_frames_do_not_make_another_stack() -> None:
     stacks.add(copy(1, 1, "a"))
     stacks.add(copy(1, 2, "b"))
     stacks.work(Told(a=plain, b=Stack((plain.frames[0], inlined, plain.frames[1]), True, StackSource.COPIED)))
-    assert stacks.origin(1, Call(7, 1)).stack == stacks.origin(1, Call(7, 2)).stack
+    assert stacks.origin(1, (7, 1)).stack == stacks.origin(1, (7, 2)).stack
 
 
 def test_equal_stacks_of_different_signatures_are_one() -> None:
@@ -100,7 +100,7 @@ def test_equal_stacks_of_different_signatures_are_one() -> None:
     stacks.add(copy(1, 100, "a"))
     stacks.add(copy(2, 200, "a"))
     stacks.work(Told(a=stack("mmap", "main")))
-    assert stacks.origin(1, Call(7, 1)).stack == stacks.origin(2, Call(7, 2)).stack
+    assert stacks.origin(1, (7, 1)).stack == stacks.origin(2, (7, 2)).stack
 
 
 def test_calls_at_one_moment_in_two_threads_are_two() -> None:
@@ -108,8 +108,8 @@ def test_calls_at_one_moment_in_two_threads_are_two() -> None:
     stacks.add(copy(1, 100, "a", tid=7))
     stacks.add(copy(1, 100, "b", tid=8))
     stacks.work(Told(a=stack("left"), b=stack("right")))
-    assert names(stacks, stacks.origin(1, Call(7, 100)).stack) == ["left"]
-    assert names(stacks, stacks.origin(1, Call(8, 100)).stack) == ["right"]
+    assert names(stacks, stacks.origin(1, (7, 100)).stack) == ["left"]
+    assert names(stacks, stacks.origin(1, (8, 100)).stack) == ["right"]
 
 
 def test_copies_beyond_the_room_for_them_are_dropped() -> None:
@@ -119,11 +119,11 @@ def test_copies_beyond_the_room_for_them_are_dropped() -> None:
         stacks.add(copy(at, at, "a", size=huge))
     told = Told(a=stack("mmap"))
     stacks.work(told)
-    sources = [stacks.origin(at, Call(7, at)).source for at in range(5)]
+    sources = [stacks.origin(at, (7, at)).source for at in range(5)]
     assert sources == [StackSource.COPIED] * 3 + [StackSource.NONE] * 2  # 32 MiB hold three
     stacks.add(copy(4, 9, "a", size=huge))
     stacks.work(told)
-    assert stacks.origin(4, Call(7, 4)).source is StackSource.SIGNATURE
+    assert stacks.origin(4, (7, 4)).source is StackSource.SIGNATURE
 
 
 def test_work_can_be_done_in_portions() -> None:
@@ -132,14 +132,14 @@ def test_work_can_be_done_in_portions() -> None:
         stacks.add(copy(1, at, "a"))
     told = Told(a=stack("mmap"))
     stacks.work(told, most=2)
-    assert stacks.origin(1, Call(7, 1)).source is StackSource.COPIED
-    assert stacks.origin(1, Call(7, 2)).source is StackSource.SIGNATURE
+    assert stacks.origin(1, (7, 1)).source is StackSource.COPIED
+    assert stacks.origin(1, (7, 2)).source is StackSource.SIGNATURE
     stacks.work(told)
-    assert stacks.origin(1, Call(7, 2)).source is StackSource.COPIED
+    assert stacks.origin(1, (7, 2)).source is StackSource.COPIED
 
 
 def test_a_copy_that_cannot_be_unwound_gives_no_stack() -> None:
     stacks = SiteStacks()
     stacks.add(copy(1, 1, "a"))
     stacks.work(Told(a=Stack(note="unwinding failed")))
-    assert stacks.origin(1, Call(7, 1)).source is StackSource.NONE
+    assert stacks.origin(1, (7, 1)).source is StackSource.NONE

@@ -123,9 +123,11 @@ class Mapping(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that are left."""
-        if len(self.pieces) == 1:  # nearly always
-            return self.pieces[0].size
-        return sum(end - start for start, end in self.pieces)
+        pieces = self.pieces
+        if len(pieces) == 1:  # nearly always
+            start, end = pieces[0]
+            return end - start
+        return sum(end - start for start, end in pieces)
 
     @property
     def before_attach(self) -> bool:

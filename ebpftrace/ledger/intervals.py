@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice, tee
 from typing import Generic, Optional, TypeVar
 
 from sortedcontainers import SortedDict
@@ -25,13 +24,16 @@ def apart(
     obstacles = [*sorted(others), (sys.maxsize, 0)]
     at = 0
     reached = -1
-    ranges, ahead = tee(ranges)
-    next_starts = (start for start, _, _ in islice(ahead, 1, None))
-    for (start, end, value), next_start in zip(ranges, chain(next_starts, (sys.maxsize,))):
+    ranges = iter(ranges)
+    following = next(ranges, None)
+    while following is not None:
+        start, end, value = following
+        following = next(ranges, None)
         while obstacles[at][0] <= start:
             reached = max(reached, obstacles[at][1])
             at += 1
-        yield value, reached <= start < end <= next_start and end <= obstacles[at][0]
+        is_alone = reached <= start < end <= obstacles[at][0]
+        yield value, is_alone and (following is None or end <= following[0])
         if end > reached:
             reached = end
 

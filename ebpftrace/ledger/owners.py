@@ -64,11 +64,10 @@ class _Register:
 
     def __init__(self, runs: Iterable[Run], threads: collections.abc.Mapping[ThreadId, Thread]) -> None:
         self._threads = threads
-        self._runs = {run.thread: run for run in runs}
+        self._runners = {run.thread: self.runner(run) for run in runs}
 
     def find(self, thread: ThreadId) -> Optional[Thread]:
-        run = self._runs.get(thread)
-        return self.runner(run) if run is not None else self._threads.get(thread)
+        return self._runners.get(thread) or self._threads.get(thread)
 
     def runner(self, run: Run) -> Thread:
         """Return the thread of a run; an exit that either source knows of is true."""
@@ -90,6 +89,8 @@ def _placed(runs: Sequence[Run], mappings: Sequence[Mapping]) -> Iterator[tuple[
             byte, at = by_stack.pop()
             if byte >= start:
                 yield index, runs[at]
+        if not by_stack:
+            return
 
 
 def _stack_byte(run: Run) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable
 from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, Optional, Union
@@ -167,9 +167,11 @@ class Ledger:
                 space.arrive(subject)
 
 
-def _unknown(rows: Iterable[Row], known: Container[RowKey], until: Optional[int]) -> Iterator[Row]:
-    """Yield the rows that are not among those, and came no later than ``until``."""
-    return (row for row in rows if row_key(row) not in known and (until is None or row.since <= until))
+def _unknown(rows: Iterable[Row], known: set[RowKey], until: Optional[int]) -> Iterable[Row]:
+    """Return the rows that are not among those, and came no later than ``until``."""
+    if known:
+        rows = (row for row in rows if row_key(row) not in known)
+    return rows if until is None else (row for row in rows if row.since <= until)
 
 
 def _reaches(event: Event) -> tuple[Interval, ...]:

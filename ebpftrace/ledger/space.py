@@ -58,8 +58,8 @@ Found = list[tuple[int, int, Piece]]
 
 def whole_mapping(row: Row) -> Mapping:
     """Return the mapping of a row of which nothing has been unmapped."""
-    whole = (Interval(row.start, row.start + row.length),)
-    return Mapping(whole, row.made_at, row.mapper, row.prot, row.flags, row.site, row.since)
+    start, length, since, made_at, mapper, prot, flags, site = row
+    return Mapping((Interval(start, start + length),), made_at, mapper, prot, flags, site, since)
 
 
 def row_key(row: Row) -> RowKey:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 
 from ebpftrace.diagnosis.evidence import Evidence
 from ebpftrace.diagnosis.origin import Origin, libc_of, stack_origin
-from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Resident, resident, subtract
+from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Residence, Resident, subtract
 from ebpftrace.diagnosis.sites import SiteKey, Sites
 from ebpftrace.diagnosis.whole_stacks import whole_stacks
 from ebpftrace.model import (
@@ -120,7 +120,7 @@ class _Builder:
         }
         self._mapped: dict[tuple[Optional[int], bool, str, SiteKey], Facts] = {}
         """Of orphans that are no stacks."""
-        self._residents: dict[Resident, Resident] = {}
+        self._residence = Residence(evidence.vmas)
         self._unplaced = 0
 
     @cached_property
@@ -226,8 +226,7 @@ class _Builder:
         before_attach: bool,
     ) -> Case:
         mapping = outstanding.mapping
-        in_memory = resident(mapping, self._evidence.vmas)
-        in_memory = self._residents.setdefault(in_memory, in_memory)
+        in_memory = self._residence.of(mapping)
         place, stack = self._sites.place(outstanding)
         cached = booked is None and self._cache.touches(mapping.pieces)
         occupant = self._occupants.first_in(mapping.pieces) or ""

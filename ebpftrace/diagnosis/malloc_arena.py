@@ -57,7 +57,7 @@ def _leaves_out_noreserve(libc: str) -> bool:
 
 def _is_overlay(case: Case) -> bool:
     mapping = case.mapping
-    if mapping.prot != PROT_NONE or mapping.flags is None or not mapping.flags & MAP_FIXED:
+    if mapping.flags is None or not mapping.flags & MAP_FIXED:
         return False
     innermost = case.facts.stack.frames[: _SHRINKING_DEPTH + 1]
     return any(frame.function in _MALLOC_FUNCTIONS for frame in innermost)
@@ -65,6 +65,8 @@ def _is_overlay(case: Case) -> bool:
 
 def _claims(case: Case, context: Context) -> bool:
     facts = case.facts
+    if case.mapping.prot != PROT_NONE:  # neither shape has another
+        return False
     if context.libc is Libc.MUSL or (facts.is_stack and (facts.cached or fills_mapping(case.outstanding))):
         return False
     is_shaped = is_heap(case.mapping, context.evidence.books.libc)

@@ -25,12 +25,10 @@ def period(times: Iterable[int]) -> Optional[float]:
     ``times`` in ns, in any order.  Three intervals are the least that can show regularity.
     """
     ordered = sorted(times)
-    if len(ordered) < MIN_WAVES:
+    if len(ordered) < MIN_WAVES or ordered[0] == ordered[-1]:
         return None
-    longest = max(later - earlier for earlier, later in _neighbours(ordered))
-    waves = ordered[:1] + [
-        later for earlier, later in _neighbours(ordered) if later - earlier > _ONE_WAVE * longest
-    ]
+    pause = _ONE_WAVE * max(later - earlier for earlier, later in _neighbours(ordered))
+    waves = ordered[:1] + [later for earlier, later in _neighbours(ordered) if later - earlier > pause]
     if len(waves) < MIN_WAVES:
         return None
     intervals = [later - earlier for earlier, later in _neighbours(waves)]

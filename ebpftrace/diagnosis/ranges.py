@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Generic, NamedTuple, Optional, TypeVar
 
 from ebpftrace.model import Interval, Mapping
@@ -49,14 +49,16 @@ class PointIndex:
     """Addresses with a name each, such as stack pointers of live tasks."""
 
     def __init__(self, points: Iterable[tuple[int, str]]) -> None:
-        self._points = sorted(points)
+        ordered = sorted(points)
+        self._addresses = [address for address, _ in ordered]
+        self._names = [name for _, name in ordered]
 
-    def first_in(self, pieces: Sequence[Interval]) -> Optional[str]:
+    def first_in(self, pieces: Iterable[Interval]) -> Optional[str]:
         """The name of the lowest point inside one of ``pieces``."""
-        for piece in pieces if self._points else ():
-            position = bisect_left(self._points, (piece.start, ""))
-            if position < len(self._points) and self._points[position][0] < piece.end:
-                return self._points[position][1]
+        for start, end in pieces if self._addresses else ():
+            position = bisect_left(self._addresses, start)
+            if position < len(self._addresses) and self._addresses[position] < end:
+                return self._names[position]
         return None
 
 
@@ -85,23 +87,35 @@ class Resident(NamedTuple):
     """
 
 
-def resident(mapping: Mapping, vmas: Vmas) -> Resident:
-    """What /proc/PID/smaps says of a mapping.
+class Residence:
+    """What /proc/PID/smaps says of mappings, quickly of one that follows upon the last one asked for.
 
     The kernel may have merged mappings into one area: each has its share of the area's RSS.
     """
-    starts, ends, kinds = vmas.starts, vmas.ends, vmas.kinds
-    rss = guard = None
-    first = mapping.start
-    for start, end in mapping.pieces:
-        at = bisect_right(ends, start)
-        while at < len(kinds) and starts[at] < end:
-            area_start, area_end, kind = starts[at], ends[at], kinds[at]
-            low = start if start > area_start else area_start
-            high = end if end < area_end else area_end
-            if kind.rss is not None:
-                rss = (rss or 0) + kind.rss * (high - low) // (area_end - area_start)
-            if kind.guard and low == first:
-                guard = high - low
-            at += 1
-    return Resident(rss, guard)
+
+    def __init__(self, vmas: Vmas) -> None:
+        self._vmas = vmas
+        self._next = 0
+        self._known: dict[tuple[Optional[int], Optional[int]], Resident] = {}
+
+    def of(self, mapping: Mapping) -> Resident:
+        """What is resident of a mapping; one object for all that are alike."""
+        starts, ends, kinds = self._vmas.starts, self._vmas.ends, self._vmas.kinds
+        pieces = mapping.pieces
+        first = pieces[0].start
+        rss = guard = None
+        at = self._next
+        for start, end in pieces:
+            if at == len(kinds) or not starts[at] <= start < ends[at]:
+                at = bisect_right(ends, start)
+            while at < len(kinds) and (area_start := starts[at]) < end:
+                area_end, kind = ends[at], kinds[at]
+                low = start if start > area_start else area_start
+                high = end if end < area_end else area_end
+                if kind.rss is not None:
+                    rss = (rss or 0) + kind.rss * (high - low) // (area_end - area_start)
+                if kind.guard and low == first:
+                    guard = high - low
+                at += 1
+        self._next = at
+        return self._known.get((rss, guard)) or self._known.setdefault((rss, guard), Resident(rss, guard))

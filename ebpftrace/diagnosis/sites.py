@@ -21,7 +21,7 @@ class Sites:
         self._stack_of = stack_of
         self._stacks: dict[int, Stack] = {0: NO_STACK}
         self._by_frames: dict[tuple[Frame, ...], SiteKey] = {}
-        self._keys: dict[int, SiteKey] = {}
+        self._places: dict[tuple[int, ...], tuple[SiteKey, Stack]] = {}
 
     def stack(self, site: int) -> Stack:
         """The stack of a site, NO_STACK where there is none."""
@@ -39,16 +39,17 @@ class Sites:
         sites: tuple[int, ...] = (mapping.site,)
         if run is not None and outstanding.owned_by is OwnedBy.RUNS_ON_IT:
             sites = (run.site, mapping.site)
+        if not any(sites):
+            return ("shape", mapping.size, mapping.prot, mapping.flags, outstanding.owned_by), NO_STACK
+        place = self._places.get(sites)
+        if place is None:
+            place = self._places[sites] = self._place(sites)
+        return place
+
+    def _place(self, sites: tuple[int, ...]) -> tuple[SiteKey, Stack]:
         for site in sites:
             stack = self.stack(site)
             if stack.frames:
-                return self._key(site), stack
-        for site in sites:
-            if site:
-                return ("site", site), self.stack(site)
-        return ("shape", mapping.size, mapping.prot, mapping.flags, outstanding.owned_by), NO_STACK
-
-    def _key(self, site: int) -> SiteKey:
-        if site not in self._keys:
-            self._keys[site] = self._by_frames.setdefault(self.stack(site).frames, ("stack", site))
-        return self._keys[site]
+                return self._by_frames.setdefault(stack.frames, ("stack", site)), stack
+        site = next(filter(None, sites))
+        return ("site", site), self.stack(site)

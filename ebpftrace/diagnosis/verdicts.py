@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
 
 from ebpftrace.diagnosis.abandoned_stack import ABANDONED_STACK
-from ebpftrace.diagnosis.cases import Case, collect_cases
+from ebpftrace.diagnosis.cases import Case, Facts, collect_cases
 from ebpftrace.diagnosis.evidence import NS, Diagnosis, Evidence
 from ebpftrace.diagnosis.joined_in_turn import JOINED_IN_TURN, routines_in_turn
 from ebpftrace.diagnosis.just_exited import JUST_EXITED
@@ -39,8 +39,8 @@ What needs no age comes first; then what is too young is set aside; what is prov
 only possible: a stack is the cache's only when neither the books nor its origin say otherwise.
 """
 
-_ALL = range(len(RULES))
-_NOT_OF_STACKS = [number for number in _ALL if not RULES[number].only_stacks]
+_NUMBERED = tuple(enumerate(RULES))
+_NOT_OF_STACKS = tuple((number, rule) for number, rule in _NUMBERED if not rule.only_stacks)
 
 _SHORT = 10 * NS
 """A window shorter than this must have seen them come over half of it to tell their rate."""
@@ -88,18 +88,18 @@ def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
     groups: dict[_GroupKey, list[Case]] = defaultdict(list)
     for case in cases:
         facts = case.facts
-        number = _first_claim(case, context)
+        number, rule = _first_claim(case, context)
         routine = facts.booked.start_routine if facts.booked is not None else None
-        place = facts.place if RULES[number].by_place else None
-        split = RULES[number].split(case, context)
+        place = facts.place if rule.by_place else None
+        split = rule.split(case, context)
         groups[number, bool(facts.occupant), facts.before_attach, routine, place, split].append(case)
     return [_Group(RULES[key[0]], members, key[1]) for key, members in groups.items()]
 
 
-def _first_claim(case: Case, context: Context) -> int:
-    for number in _ALL if case.facts.is_stack else _NOT_OF_STACKS:
-        if RULES[number].claims(case, context):
-            return number
+def _first_claim(case: Case, context: Context) -> tuple[int, Rule]:
+    for numbered in _NUMBERED if case.facts.is_stack else _NOT_OF_STACKS:
+        if numbered[1].claims(case, context):
+            return numbered
     raise AssertionError("the last rule claims whatever is left")
 
 
@@ -115,9 +115,13 @@ def _finding(group: _Group, context: Context) -> Finding:
     # By age, then by address; one after the other, since a key of two would be an object for each.
     cases.sort(key=lambda case: case.outstanding.mapping.start)
     cases.sort(key=lambda case: -1 if case.began_at is None else case.began_at)
-    interval = period(_known(case.began_at for case in cases)) or period(_exits(cases))
-    evidence += _exited(cases, context) + _regularity(interval)
-    bytes_per_minute = None if first.before_attach else _rate(cases, context)
+    began = _known(case.began_at for case in cases)
+    interval = period(began)
+    bytes_per_minute = None if first.before_attach else _rate(cases, began, context)
+    del began  # as long as the cases
+    exits = _known(case.facts.exited_at for case in cases)
+    interval = interval or period(exits)
+    evidence += _exited(first, exits, context) + _regularity(interval)
     return Finding(
         verdict=group.rule.verdict,
         leak=leak,
@@ -147,37 +151,30 @@ def _regularity(interval: Optional[float]) -> list[str]:
     return [] if interval is None else [f"they come regularly: one, or one batch, every {in_words(interval)}"]
 
 
-def _known(times: Iterable[Optional[int]]) -> Iterator[int]:
-    return (at for at in times if at is not None)
+def _known(times: Iterable[Optional[int]]) -> list[int]:
+    return [at for at in times if at is not None]
 
 
-def _exits(cases: Iterable[Case]) -> Iterator[int]:
-    return _known(case.facts.exited_at for case in cases)
-
-
-def _exited(cases: Sequence[Case], context: Context) -> list[str]:
-    if cases[0].facts.before_attach:
+def _exited(first: Facts, exits: Sequence[int], context: Context) -> list[str]:
+    if first.before_attach:
         return ["they exited before the trace began"]
-    last = max(_exits(cases), default=None)
-    if last is None or context.age(last) < 0:
+    if not exits or context.age(max(exits)) < 0:
         return []
-    oldest, youngest = (duration(context.age(at) / NS) for at in (min(_exits(cases)), last))
-    owners = "the owner" if sum(1 for _ in _exits(cases)) == 1 else "the owners"
+    oldest, youngest = (duration(context.age(at) / NS) for at in (min(exits), max(exits)))
+    owners = "the owner" if len(exits) == 1 else "the owners"
     when = oldest if oldest == youngest else f"between {oldest} and {youngest}"
     return [f"{owners} exited {when} before the report"]
 
 
-def _rate(cases: Sequence[Case], context: Context) -> Optional[float]:
+def _rate(cases: Sequence[Case], began: Sequence[int], context: Context) -> Optional[float]:
     """Bytes per minute of what the window left behind; None where a burst says nothing of a minute.
 
-    ``cases`` ascend by when they began.
+    ``began``: when each of them did, where it is known, ascending.
     """
     window = context.evidence.judged_at - context.evidence.attached_at
     if window <= 0:
         return None
-    first = next(_known(case.began_at for case in cases), None)
-    last = cases[-1].began_at
-    if window < _SHORT and first is not None and last is not None and last - first < window / 2:
+    if window < _SHORT and began and began[-1] - began[0] < window / 2:
         return None
     born = sum(case.mapping.size for case in cases if case.mapping.made_at is not None)
     return born * _PER_MINUTE / window

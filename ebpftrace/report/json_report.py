@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any, Optional
 
 from ebpftrace import __version__
-from ebpftrace.model import Finding, Frame, Orphan, Report, Stack, ThreadTotal
+from ebpftrace.model import Finding, Frame, Orphan, OwnedBy, Report, Stack, Thread, ThreadTotal
 from ebpftrace.report.view import Selection, View, select
 from ebpftrace.text import without_surrogates
 
@@ -27,11 +27,11 @@ _SCHEMA_FILE = "mmap-leaks-1.json"
 _ROWS_AT_ONCE = 1000
 """Mappings whose texts exist at the same time: a finding may have a hundred thousand."""
 
-_TIMES_KEPT = 1024
+_OWNERS_KEPT = 1024
 _NULL = "null"
 _NO_OWNER = (
     '"owner_tid": null, "owner_name": null, "owner_creator_tid": null, "owner_creator_name": null, '
-    '"owner_started_at": null, "owner_exited_at": null}'
+    '"owner_started_at": null, "owner_exited_at": null'
 )
 
 _NS = 1_000_000_000
@@ -65,9 +65,11 @@ def _begun(members: dict[str, Any], array: str) -> str:
 
 
 def _rows(orphans: Sequence[Orphan], report: Report) -> Iterator[str]:
-    at = lru_cache(_TIMES_KEPT)(partial(_quoted_time, report.clock.wall_ns(0)))
+    at = partial(_quoted_time, report.clock.wall_ns(0))
+    # Many orphans may have one owner.
+    owned = lru_cache(_OWNERS_KEPT)(partial(_owned, at))
     for first in range(0, len(orphans), _ROWS_AT_ONCE):
-        rows = [_row(orphan, at) for orphan in orphans[first : first + _ROWS_AT_ONCE]]
+        rows = [_row(orphan, at, owned) for orphan in orphans[first : first + _ROWS_AT_ONCE]]
         yield ", " * bool(first) + ", ".join(rows)
 
 
@@ -185,7 +187,11 @@ def _frame(frame: Frame) -> dict[str, Any]:
     }
 
 
-def _row(orphan: Orphan, at: Callable[[Optional[int]], str]) -> str:
+def _row(
+    orphan: Orphan,
+    at: Callable[[Optional[int]], str],
+    owned: Callable[[Optional[OwnedBy], Optional[Thread]], str],
+) -> str:
     """One mapping, as an object; ``at`` makes a quoted time of monotonic nanoseconds.
 
     Written by hand: a report may have a hundred thousand, and the encoder takes three times as long.
@@ -194,29 +200,31 @@ def _row(orphan: Orphan, at: Callable[[Optional[int]], str]) -> str:
     pieces, made_at, mapper, prot, flags, _, _ = mapping
     extent = _range(pieces[0].start, pieces[-1].end)
     parts = f"{{{extent}}}" if len(pieces) == 1 else ", ".join(f"{{{_range(*piece)}}}" for piece in pieces)
-    text = (
-        f'{{{extent}, "bytes": {mapping.size}, "rss_bytes": {_number(rss)}, "guard_bytes": {_number(guard)}, '
-        f'"pieces": [{parts}], "prot": {_number(prot)}, "flags": {_number(flags)}, '
+    return (
+        f'{{{extent}, "bytes": {mapping.size}, "rss_bytes": {_NULL if rss is None else rss}, '
+        f'"guard_bytes": {_NULL if guard is None else guard}, "pieces": [{parts}], '
+        f'"prot": {_NULL if prot is None else prot}, "flags": {_NULL if flags is None else flags}, '
         f'"mapper_tid": {mapper.tid if mapper else _NULL}, "mapped_at": {at(made_at)}, '
-        f'"owned_by": {_quoted(owned_by.value) if owned_by else _NULL}, '
+        f"{owned(owned_by, owner)}}}"
     )
+
+
+def _owned(at: Callable[[Optional[int]], str], owned_by: Optional[OwnedBy], owner: Optional[Thread]) -> str:
+    """The members of a mapping that tell of its owner."""
+    why = f'"owned_by": {_quoted(owned_by.value) if owned_by else _NULL}'
     if owner is None:
-        return text + _NO_OWNER
+        return f"{why}, {_NO_OWNER}"
     creator = owner.creator
     return (
-        f'{text}"owner_tid": {owner.id.tid}, "owner_name": {_quoted(owner.name)}, '
+        f'{why}, "owner_tid": {owner.id.tid}, "owner_name": {_quoted(owner.name)}, '
         f'"owner_creator_tid": {creator.tid if creator else _NULL}, '
         f'"owner_creator_name": {_quoted(owner.creator_name)}, '
-        f'"owner_started_at": {at(owner.id.born)}, "owner_exited_at": {at(owner.exited_at)}}}'
+        f'"owner_started_at": {at(owner.id.born)}, "owner_exited_at": {at(owner.exited_at)}'
     )
 
 
 def _range(start: int, end: int) -> str:
     return f'"start": "{start:#x}", "end": "{end:#x}"'
-
-
-def _number(value: Optional[int]) -> str:
-    return _NULL if value is None else str(value)
 
 
 @lru_cache(maxsize=1024)

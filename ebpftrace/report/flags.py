@@ -1,4 +1,4 @@
-"""Protection, mmap, mremap and clone flags, spelled exactly as strace spells them.
+"""Protection, mmap, mremap and clone flags and signals, spelled exactly as strace spells them.
 
 The values are the kernel's user-space interface on x86-64 and arm64:
 ``include/uapi/asm-generic/mman-common.h``, ``asm-generic/mman.h``, ``linux/mman.h``,
@@ -8,8 +8,6 @@ The values are the kernel's user-space interface on x86-64 and arm64:
 """
 
 from __future__ import annotations
-
-import signal
 
 _PROT = (
     (0x1, "PROT_READ"),
@@ -51,7 +49,14 @@ _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _MREMAP = ((_MREMAP_MAYMOVE, "MREMAP_MAYMOVE"), (_MREMAP_FIXED, "MREMAP_FIXED"), (4, "MREMAP_DONTUNMAP"))
 
 _EXIT_SIGNAL_MASK = 0xFF
-_FIRST_REALTIME_SIGNAL, _LAST_SIGNAL = 32, 64
+_SIGNALS = (
+    *("0", "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL"),
+    *("SIGUSR1", "SIGSEGV", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM", "SIGSTKFLT", "SIGCHLD", "SIGCONT"),
+    *("SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGXCPU", "SIGXFSZ", "SIGVTALRM", "SIGPROF"),
+    *("SIGWINCH", "SIGIO", "SIGPWR", "SIGSYS", "SIGRTMIN"),
+)
+"""By number (``include/uapi/asm-generic/signal.h``, signal(7)).  Python's own depend on its version."""
+_LAST_SIGNAL = 64
 _CLONE = (
     (0x00000100, "CLONE_VM"),
     (0x00000200, "CLONE_FS"),
@@ -129,13 +134,10 @@ def clone3_flags(value: int) -> str:
 
 def signal_name(number: int) -> str:
     """A signal, such as ``SIGCHLD`` or ``SIGRT_1``; ``0`` for none and the number for what is none."""
-    if number == 0:
-        return "0"
-    if number < _FIRST_REALTIME_SIGNAL:
-        return signal.Signals(number).name
-    if number > _LAST_SIGNAL:
-        return str(number)
-    return f"SIGRT_{number - _FIRST_REALTIME_SIGNAL}" if number > _FIRST_REALTIME_SIGNAL else "SIGRTMIN"
+    if number < len(_SIGNALS):
+        return _SIGNALS[number]
+    # The kernel's SIGRTMIN, the last in the table: the C library takes two of them for itself.
+    return f"SIGRT_{number - len(_SIGNALS) + 1}" if number <= _LAST_SIGNAL else str(number)
 
 
 def _names(value: int, table: tuple[tuple[int, str], ...], nothing_known: str = "") -> str:

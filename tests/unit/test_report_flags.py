@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from enum import IntEnum
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,6 +93,35 @@ def test_clone_flags(value: int, shown: str) -> None:
 )
 def test_clone3_flags(value: int, shown: str) -> None:
     assert flags.clone3_flags(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0, "0"),
+        (1, "SIGHUP"),
+        (6, "SIGABRT"),
+        (16, "SIGSTKFLT"),
+        (17, "SIGCHLD"),
+        (29, "SIGIO"),
+        (31, "SIGSYS"),
+        (32, "SIGRTMIN"),
+        (33, "SIGRT_1"),
+        (64, "SIGRT_32"),
+        (65, "65"),
+        (255, "255"),
+    ],
+)
+def test_signals(number: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in Python 3.9 and 3.10.
+    known = [(known.name, known.value) for known in signal.Signals if known.name != "SIGSTKFLT"]
+    monkeypatch.setattr(signal, "Signals", IntEnum("Signals", known))  # type: ignore[misc]
+    assert flags.signal_name(number) == shown
+
+
+def test_signals_have_the_names_that_python_knows() -> None:
+    names = {int(known): known.name for known in signal.Signals if known < signal.SIGRTMIN}
+    assert {number: flags.signal_name(number) for number in names} == names
 
 
 @given(st.integers(0, (1 << 64) - 1))

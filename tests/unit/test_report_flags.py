@@ -115,7 +115,7 @@ def test_clone3_flags(value: int, shown: str) -> None:
 def test_signals(number: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # As in Python 3.9 and 3.10.
     known = [(known.name, known.value) for known in signal.Signals if known.name != "SIGSTKFLT"]
-    monkeypatch.setattr(signal, "Signals", IntEnum("Signals", known))  # type: ignore[misc]
+    monkeypatch.setattr(signal, "Signals", IntEnum("Signals", known))
     assert flags.signal_name(number) == shown
 
 

@@ -265,8 +265,8 @@ class BookedThread:
     """The application gave the stack (pthread_attr_setstack); glibc never unmaps it."""
     exited: bool
     """No task with this tid lives: the thread has exited."""
-    joining: bool = False
-    """Some thread is inside pthread_join for it, or it is detached: it will go."""
+    detached: bool = False
+    """It needs no join: glibc frees its stack by itself.  Who waits in pthread_join glibc does not note."""
 
 
 class BooksState(Enum):
@@ -417,7 +417,9 @@ class TargetInfo:
     comm: str
     exe: str
     threads: Optional[int] = None
+    """Live ones at the report; None where it was gone by then."""
     threads_start: Optional[int] = None
+    """When the tracer came."""
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,10 @@ def _booked_claim(booked: BookedThread, names: dict[int, LiveThread], proved: bo
         if live is None:
             return Claim(start, end, Kind.THREAD_STACK, note="starting or ending just now")
         return Claim(start, end, Kind.THREAD_STACK, live.tid, live.name)
-    if booked.joining or not proved:
-        note = "exited, about to be joined" if booked.joining else "exited; glibc's books keep changing"
+    if booked.detached or not proved:
+        note = (
+            "exited, detached: glibc frees it" if booked.detached else "exited; glibc's books keep changing"
+        )
         return Claim(start, end, Kind.THREAD_STACK, start_routine=booked.start_routine, note=note)
     note = "stack given by the application" if booked.user_stack else ""
     return Claim(start, end, Kind.ORPHANED_STACK, start_routine=booked.start_routine, note=note)

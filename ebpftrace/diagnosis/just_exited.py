@@ -12,13 +12,15 @@ from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.model import Verdict
 from ebpftrace.text import duration
 
+_DETACHED_ADVICE = "look again: only one that ended by a bare exit system call keeps its stack for good"
+
 
 class _Reason(Enum):
     """Why it is too early to judge."""
 
     ENDED_WITH_TARGET = "the threads ended with the process: nothing was left behind"
     TOO_YOUNG = "the owner exited less than {min_age} before the report: a join or an unmap may still come"
-    JOINING = "glibc's books: a pthread_join waits for the thread, or it is detached; its stack will go"
+    DETACHED = "glibc's books: the thread is detached, so its stack is freed without a join"
     UNSEEN = "the thread exited during the trace, but nobody saw when: it may be about to be joined"
 
 
@@ -26,8 +28,8 @@ def _reason(case: Case, context: Context) -> Optional[_Reason]:
     if case.facts.exited_at is not None and context.age(case.facts.exited_at) < context.evidence.min_age:
         ended = context.evidence.target_exited_at is not None
         return _Reason.ENDED_WITH_TARGET if ended else _Reason.TOO_YOUNG
-    if case.facts.booked is not None and case.facts.booked.joining:
-        return _Reason.JOINING
+    if case.facts.booked is not None and case.facts.booked.detached:
+        return _Reason.DETACHED
     return _Reason.UNSEEN if case.facts.exit_unseen else None
 
 
@@ -41,6 +43,8 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     why = reason.value.format(min_age=duration(context.evidence.min_age / NS))
     if reason is _Reason.ENDED_WITH_TARGET:
         return Judgement(False, (why,), "nothing to do")
+    if reason is _Reason.DETACHED:
+        return Judgement(False, (why,), _DETACHED_ADVICE)
     return Judgement(False, (why,), "trace longer, or look again: what is still there then is judged")
 
 

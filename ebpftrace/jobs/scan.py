@@ -210,7 +210,7 @@ def _with_books(
     exited = [
         thread
         for thread in books.threads
-        if thread.exited and not thread.joining and (among is None or thread.descriptor in among)
+        if thread.exited and not thread.detached and (among is None or thread.descriptor in among)
     ]
     looked = replace(
         figures,

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import Program
+from harness import Program, eventually
 from programs import DYNAMIC, MUSL, MUSL_STATIC, STATIC, STATIC_PIE, STRIPPED, Build, compiled
 
 from ebpftrace.model import BookedThread, Books, BooksState
 from ebpftrace.process.books import read_books
 from ebpftrace.process.books.walk import MAX_NODES
+from ebpftrace.process.futexwaits import read_futex_waits
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.memory import Memory
 
@@ -62,7 +63,7 @@ def proved(books: Books) -> set[tuple[int, int, int]]:
     return {
         (thread.stack.start, thread.stack.size, thread.start_routine)
         for thread in exited(books)
-        if thread.stack is not None and not thread.joining
+        if thread.stack is not None and not thread.detached
     }
 
 
@@ -126,14 +127,31 @@ def test_live_threads_are_alive(directory: Path) -> None:
         assert exited(books) == []
         tids = {fact["tid"] for fact in program.facts("thread")}
         assert {thread.tid for thread in books.threads} == tids
-        assert not any(thread.joining for thread in books.threads)
+        assert not any(thread.detached for thread in books.threads)
 
 
 def test_live_threads_that_are_detached(directory: Path) -> None:
     with ended(compiled(directory, "books_threads"), "live-detached", 5) as program:
         books = books_of(program.pid)
         assert len(books.threads) == 5
-        assert all(thread.joining and not thread.exited for thread in books.threads)
+        assert all(thread.detached and not thread.exited for thread in books.threads)
+
+
+def test_a_detached_thread_that_ends_by_a_bare_exit_stays_on_the_list(directory: Path) -> None:
+    with ended(compiled(directory, "books_threads"), "raw-detached", 5) as program:
+        books = books_of(program.pid)
+        assert len(books.threads) == 5
+        assert all(thread.detached and thread.exited for thread in books.threads)
+
+
+def test_a_thread_that_is_being_joined_is_not_taken_for_detached(directory: Path) -> None:
+    with Program(compiled(directory, "books_threads"), "in-turn", 3) as program:
+        program.go()
+        program.wait_for("ended")
+        eventually(lambda: bool(read_futex_waits([program.pid])), "the initial thread waits in pthread_join")
+        books = books_of(program.pid)
+        assert sorted(thread.exited for thread in books.threads) == [False, True, True]
+        assert not any(thread.detached for thread in books.threads)
 
 
 def test_stacks_that_the_application_gave(directory: Path) -> None:

@@ -10,6 +10,7 @@
  *   user-joined, user-returned            the same, joined; the program has unmapped none, or all
  *   joined, reversed                      are joined before "done", in the order made or the other way
  *   detached, detached-late               are detached at birth, or once they have ended
+ *   raw-detached                          as raw, detached at birth
  *   in-turn                               as late, but the first one runs until then, and is being joined
  *   late                                  return; joined when a second line comes, which "joined" answers
  *   leader                                return; then the initial thread ends and the process goes on
@@ -118,7 +119,7 @@ static void *(*routine(void))(void *)
 {
     if (is("exits"))
         return exits;
-    if (is("raw"))
+    if (is("raw") || is("raw-detached"))
         return raw;
     if (is("cleanup"))
         return cleanup;
@@ -199,7 +200,7 @@ int main(int argc, char **argv)
     need(count <= MOST && before <= count);
     need(!pthread_attr_init(&attributes));
     need(!pthread_attr_setstacksize(&attributes, stack_size));
-    if (is("detached"))
+    if (is("detached") || is("raw-detached"))
         need(!pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED));
     for (long index = 0; index < before; index++)
         make(index, &attributes);

@@ -88,8 +88,8 @@ def test_books_that_were_not_read_prove_nothing():
         assert baseline_verdict(replace(said, state=state), areas(1), name_of) == []
 
 
-def test_live_and_joining_threads_are_no_leak():
-    said = books(booked(stack_at(0), exited=False), booked(stack_at(1), joining=True))
+def test_live_and_detached_threads_are_no_leak():
+    said = books(booked(stack_at(0), exited=False), booked(stack_at(1), detached=True))
     finding = only(judge(baseline(areas(2)), said, vmas=areas(2)))
     assert (finding.verdict, finding.leak, finding.count) == (Verdict.JUST_EXITED, False, 1)
 

@@ -73,7 +73,7 @@ def scenes(draw):
             span(stack),
             exited=draw(st.booleans()),
             user_stack=draw(st.booleans()),
-            joining=draw(st.booleans()),
+            detached=draw(st.booleans()),
             start_routine=draw(st.integers(1, 2)),
         )
         for stack in held

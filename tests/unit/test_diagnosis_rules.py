@@ -79,10 +79,12 @@ def test_one_a_minute_is_told():
     assert any("every 60 s" in line for line in finding.evidence)
 
 
-def test_a_thread_inside_a_join_or_detached_is_no_leak():
+def test_a_detached_thread_is_no_leak_and_nothing_is_said_of_a_join():
     stack = pthread_stack(1)
-    finding = only(judge([stack], books(booked(span(stack), joining=True))))
+    finding = only(judge([stack], books(booked(span(stack), detached=True))))
     assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
+    assert any("is detached" in line for line in finding.evidence)
+    assert not any("pthread_join" in line for line in (*finding.evidence, finding.advice))
 
 
 def test_one_that_just_exited_may_still_be_joined():

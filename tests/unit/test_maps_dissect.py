@@ -27,8 +27,8 @@ def stack(start: int, size: int = 1 * MIB, rss: int = 0) -> list[Vma]:
     return [vma(start, PAGE, "---p"), vma(start + PAGE, size, rss=rss)]
 
 
-def booked(start: int, end: int, tid: int, exited: bool = False, joining: bool = False) -> BookedThread:
-    return BookedThread(end - 64, 0 if exited else tid, 0x1234, Interval(start, end), False, exited, joining)
+def booked(start: int, end: int, tid: int, exited: bool = False, detached: bool = False) -> BookedThread:
+    return BookedThread(end - 64, 0 if exited else tid, 0x1234, Interval(start, end), False, exited, detached)
 
 
 def areas_of(vmas: Sequence[Vma], books: Books = NO_BOOKS, **seen: object) -> list[Area]:
@@ -110,7 +110,7 @@ def test_books_tell_whose_stack_it_is_and_what_is_orphaned() -> None:
         threads=(
             booked(starts[0], starts[0] + end, 70),
             booked(starts[1], starts[1] + end, 0, exited=True),
-            booked(starts[2], starts[2] + end, 0, exited=True, joining=True),
+            booked(starts[2], starts[2] + end, 0, exited=True, detached=True),
         ),
         stack_cache=(Interval(starts[3], starts[3] + end),),
     )
@@ -124,6 +124,7 @@ def test_books_tell_whose_stack_it_is_and_what_is_orphaned() -> None:
     ]
     assert (areas[0].tid, areas[0].thread, areas[0].perms) == (1070, "job\n", "rw-p")
     assert areas[1].start_routine == 0x1234
+    assert areas[2].note == "exited, detached: glibc frees it"
     assert all((area.size, area.guard, area.rss) == (end, PAGE, 8192) for area in areas)
 
 

@@ -144,8 +144,8 @@ class Format:
             return Fate.EXITED
         return Fate.UNKNOWN if descriptor.tid and not cleared else Fate.BEING_CREATED
 
-    def joining(self, descriptor: Descriptor) -> bool:
-        """It is detached: it will go by itself.
+    def detached(self, descriptor: Descriptor) -> bool:
+        """It needs no join; ``joinid`` is the descriptor itself then, or ``joinstate`` says so.
 
         Who waits in pthread_join glibc does not note: 2.28 to 2.42 never write a joiner into ``joinid``
         (nptl/pthread_join_common.c compares it with the joiner, to set it to NULL), 2.43 has no ``joinid``.

@@ -68,7 +68,7 @@ class _Reader:
                 stack=stacks.get(descriptor.address),
                 user_stack=descriptor.address in on_user,
                 exited=fate is Fate.EXITED,
-                joining=self._form.joining(descriptor),
+                detached=self._form.detached(descriptor),
             )
             for descriptor, fate in judged
             if fate in (Fate.ALIVE, Fate.BEING_CREATED, Fate.EXITED)

@@ -22,6 +22,7 @@ from ebpftrace.jobs.tracing import (
 from ebpftrace.jobs.waiting import readable
 from ebpftrace.kernel.cost import measured_runs
 from ebpftrace.model import EndedBy, Report
+from ebpftrace.process.sharing import one_of_each_space
 from ebpftrace.process.target import open_target
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def run(settings: Settings, observer: Observer) -> None:
         command = held.enter_context(Command(settings.command)) if settings.command else None
         pids = [command.pid] if command else settings.pids
         targets = [held.enter_context(open_target(pid)) for pid in pids]
+        sharers = one_of_each_space(pids)
         interrupts = held.enter_context(Interrupts())
         if settings.measure_cost:
             held.enter_context(measured_runs())
@@ -93,7 +95,11 @@ def run(settings: Settings, observer: Observer) -> None:
         watches = [
             held.enter_context(Watch(target, engine, settings.min_age, settings.stack_bytes > 0, program))
             for target in targets
+            if target.pid in sharers
         ]
+        for watch in watches:
+            for pid in sharers[watch.pid]:
+                watch.note(f"process {pid} shares this address space: its calls and mappings are told here")
         if not command:
             for watch in watches:
                 watch.look()

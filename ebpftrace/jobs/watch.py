@@ -37,7 +37,7 @@ from ebpftrace.process.clock import read_clock
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.now import GONE, Now, nothing_now, read_books_of, read_now, read_proof
 from ebpftrace.process.procfs import ProcessGone
-from ebpftrace.process.status import MemoryUse, read_memory_use, read_target_info
+from ebpftrace.process.status import MemoryUse, live_threads, read_memory_use, read_target_info
 from ebpftrace.process.target import Target
 from ebpftrace.process.tunables import arena_limit, read_environment
 from ebpftrace.report.live import LiveState
@@ -105,6 +105,10 @@ class Watch:
     def begun(self) -> bool:
         """The baseline has been read; false for a COMMAND that has not executed yet."""
         return self.began_at > 0
+
+    def note(self, text: str) -> None:
+        """Have the report say something."""
+        self._notes.append(text)
 
     def look(self) -> None:
         """Take in what glibc's books say before tracing begins.  Raises CannotTrace."""
@@ -292,7 +296,7 @@ class Watch:
         ended_at = self._ended_at or time.monotonic_ns()
         made = [one.mapping for one in outstanding if not one.mapping.before_attach]
         return Report(
-            target=self._info,
+            target=replace(self._info, threads=self._live_threads()),
             seconds=(ended_at - self.began_at) / 1e9 if self.begun else 0.0,
             ended_by=ended_by,
             ended_at=ended_at,
@@ -306,6 +310,14 @@ class Watch:
             outstanding_bytes=sum(mapping.size for mapping in made),
             notes=tuple(self._notes),
         )
+
+    def _live_threads(self) -> Optional[int]:
+        if self.ended_by is not None:
+            return None
+        try:
+            return live_threads(self.pid)
+        except ProcessGone:
+            return None
 
     def _meet(self) -> None:
         """Read who the target is and how large, before much changes."""

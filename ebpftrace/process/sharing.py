@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import platform
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Optional
 
@@ -51,6 +52,25 @@ def same_address_space(pid: int) -> Sharers:
         return sharers
 
     return through_live_task(pid, "address space", use)
+
+
+def one_of_each_space(pids: Sequence[int]) -> dict[int, list[int]]:
+    """The first process of each address space, and those of ``pids`` that share it.
+
+    Raises ``ProcessGone`` or ``CannotTrace``.
+    """
+    if len(pids) == 1:  # nothing to compare, and every process of the host would be looked at
+        return {pids[0]: []}
+    sharers: dict[int, list[int]] = {}
+    first_of: dict[int, int] = {}
+    for pid in pids:
+        first = first_of.get(pid)
+        if first is None:
+            sharers[pid] = []
+            first_of.update(dict.fromkeys(same_address_space(pid).tgids, pid))
+        else:
+            sharers[first].append(pid)
+    return sharers
 
 
 def _compare_all(pid: int, tid: int) -> Sharers:

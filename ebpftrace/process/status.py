@@ -46,13 +46,18 @@ def read_exe(pid: int) -> str:
 
 
 def read_target_info(pid: int) -> TargetInfo:
-    """Name, program and number of live threads, for the head of a report.
+    """Name, program and number of live threads, as it is now, for the head of a report.
 
     Raises ``ProcessGone`` or ``CannotTrace``.
     """
+    threads = live_threads(pid)
+    return TargetInfo(pid, read_task(pid, pid).name, read_exe(pid), threads=threads, threads_start=threads)
+
+
+def live_threads(pid: int) -> int:
+    """How many threads of the process have not exited.  Raises ``ProcessGone`` or ``CannotTrace``."""
     leader = read_task(pid, pid)
-    threads = leader.group_size - leader.exited
-    return TargetInfo(pid=pid, comm=leader.name, exe=read_exe(pid), threads=threads)
+    return leader.group_size - leader.exited
 
 
 def uptime_ns(pid: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness import Json, Target, leaks, no_losses, reported, trace
+from harness import Json, Target, Tracer, leaks, no_losses, reported, trace, traced
 
 CLONE_STACK = 40960
 PTHREAD_STACK = (10 << 20) + 4096
@@ -77,3 +77,27 @@ def test_sharers_of_the_address_space_that_exist_at_attach() -> None:
     assert owners == truth_by_start
     assert len(truth_by_start) == len(mappings) == 3
     assert no_losses(report)
+
+
+def test_sharers_that_are_asked_for_are_one_target() -> None:
+    """The first process given stands for the address space, however often it is given."""
+    with Target("sharers") as target:
+        sharers = [fact["tgid"] for fact in target.facts("sharer")]
+        pids = ",".join(map(str, [sharers[0], target.pid, sharers[0], sharers[1]]))
+        with Tracer("-p", pids, "--until-interrupt", "--min-age", 0) as tracer:
+            target.run()
+            report = tracer.wait().report
+    assert report["target"]["pid"] == sharers[0]
+    for other in (target.pid, sharers[1]):
+        assert (
+            f"process {other} shares this address space: its calls and mappings are told here"
+            in report["notes"]
+        )
+    assert report["calls"]["mmap"] >= 3
+
+
+def test_threads_are_counted_at_both_ends() -> None:
+    with Target("books_threads", "live", 20) as target, traced(target) as tracer:
+        target.run()
+        report = tracer.interrupt().report
+    assert (report["target"]["threads_start"], report["target"]["threads_end"]) == (1, 21)

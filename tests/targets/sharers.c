@@ -33,6 +33,7 @@ int main(void)
 
         tids[i] = clone(map_and_exit, stack + STACK_SIZE, CLONE_VM | CLONE_FS | CLONE_FILES, NULL);
         need(tids[i] > 0);
+        target_say("{\"event\": \"sharer\", \"tgid\": %d}\n", tids[i]);
     }
     target_ready();
     for (int i = 0; i < SHARERS; i++) {

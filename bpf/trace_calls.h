@@ -193,6 +193,8 @@ static __always_inline int call_returned(struct traced_t *traced, s64 returned)
 
     if (is_wanted(traced, registers, returned))
         record_call(traced, registers, returned);
+    /* The kernel may skip the next call's look at its beginning: that would have this one's. */
+    traced->entered_at = 0;
     return 0;
 }
 

@@ -25,7 +25,7 @@ _SWEEPS = 2
 """One after the other: threads must be found idle twice (``Ledger.leftovers``)."""
 
 _WORK_SHARE = 1000
-"""Looks at the tables take no more than one in so many seconds."""
+"""Looks at the tables take no more than one in so many seconds of CPU."""
 
 _TABLES = {
     "mappings": (ctypes.c_uint64, MappingT),
@@ -57,11 +57,12 @@ class Sweeper:
         if self._sweeps_due:
             self._sweeps_due -= 1
             return True
+        # CPU time: a busy host that keeps us waiting is no reason to look less often.
+        began = time.thread_time()
         if any(count > self._limits[name] for name, count in self._count().items()):
             self._sweeps_due = _SWEEPS
         else:
-            took = time.monotonic() - now
-            self._look_at = max(self._look_at, now + took * _WORK_SHARE)
+            self._look_at = max(self._look_at, now + (time.thread_time() - began) * _WORK_SHARE)
         return False
 
     def sweep(self, space: int, leftovers: Leftovers) -> list[Row]:

@@ -33,6 +33,9 @@ _POLL_SECONDS = 0.1
 _BUSY_SHARE = 0.05
 """Share of the ring buffer that was filled between two looks, from which on there is no pause."""
 
+_READER_GONE = select.POLLERR | select.POLLHUP
+"""What a pipe says of it, and what a socket and a terminal say (poll(2), unix(7))."""
+
 _LINES_AT_ONCE = 2000
 """Written together: few system calls, and little to hold."""
 
@@ -117,7 +120,7 @@ def _follow(
     ends = None if duration is None else time.monotonic() + duration
     waiting = select.poll()
     waiting.register(interrupts.fileno(), select.POLLIN)
-    waiting.register(output.fileno(), 0)  # POLLERR comes unasked when a pipe's reader has gone
+    waiting.register(output.fileno(), 0)  # what tells of a reader that has gone comes unasked
     living = {target.fileno() for target in targets}
     for pidfd in living:
         waiting.register(pidfd, select.POLLIN)
@@ -128,7 +131,7 @@ def _follow(
             if descriptor in living:
                 living.discard(descriptor)
                 waiting.unregister(descriptor)
-            elif descriptor == output.fileno() and events & select.POLLERR:
+            elif descriptor == output.fileno() and events & _READER_GONE:
                 raise BrokenPipeError(32, "the reader has gone")
         pause = 0.0 if printer.print() > _BUSY_SHARE else _POLL_SECONDS
         if interrupts.received or (ends is not None and time.monotonic() >= ends):

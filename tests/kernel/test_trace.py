@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -276,6 +277,32 @@ def test_a_reader_that_goes_ends_it_quietly(name: str) -> None:
         assert trace.process.wait(PATIENCE) == 141
         trace.stderr.until(None)
         assert trace.stderr.seen == ["attached"]
+
+
+def test_a_peer_that_closes_its_socket_ends_it_quietly() -> None:
+    """A socket says so in other words than a pipe."""
+    ours, theirs = socket.socketpair()
+    with ours, Target("trace_calls") as target:
+        with theirs:
+            process = subprocess.Popen(
+                [*TRACE, "-p", str(target.pid)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        assert process.stderr is not None
+        stderr = Lines(process.stderr)
+        try:
+            assert stderr.until(lambda line: line == "attached"), stderr.seen
+            ours.close()
+            assert process.wait(PATIENCE) == 141
+        finally:
+            process.kill()
+            process.wait()
+        stderr.until(None)
+        assert stderr.seen == ["attached"]
 
 
 def test_duration_ends_it_and_the_target_goes_on() -> None:

@@ -21,23 +21,28 @@ _PRIVILEGES = (
     "Needs root, or CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, and Linux 5.8 or later; "
     "ebpftrace doctor says what is missing."
 )
+_MEASURED = "docs/performance.md has what was measured, and says how to measure it on your machine."
 _LEDGER = (
     "The mappings are kept in tables in the kernel; mmap and munmap that cancel each other send nothing to "
-    "the tracer. Stacks are copied once for each place, then only some each second. A loop that does "
-    "nothing but mmap and munmap, the worst case, became 1.1 to 1.3 times slower (Linux 6.18, x86_64). "
-    "While any program traces system calls, every system call on the host costs about 10 nanoseconds "
-    "more. docs/performance.md says how to measure it on your machine."
+    "the tracer. Stacks are copied some times for each place, then only some each second. A loop that does "
+    "nothing but mmap and munmap is the worst case. While any program traces system calls, every system "
+    f"call on the host costs a little more, whoever makes it. {_MEASURED}"
 )
 _NO_TRACING = "Nothing is traced. Reads {what} in /proc{memory}; the process is not stopped."
 _OVERHEAD = {
     "mmap-leaks": f"{_LEDGER} With -d 0 nothing is traced at all.",
-    "growth": f"{_LEDGER} At each interval the tables are read once, whatever the number of calls was.",
+    "growth": (
+        f"{_LEDGER} At the end of an interval the tables are read, up to four times where the process "
+        "changes its size meanwhile; that takes the longer the more mappings stand, whatever the number of "
+        "calls was. Where it would take more than a twentieth of a core it is left out at some intervals: they have no "
+        "causes then, and the next one has theirs."
+    ),
     "trace": (
         "Each call that is printed is copied to the tracer, which formats it on whatever CPU is free. The "
         "filters (-e, --min-bytes, -z, -Z) work in the kernel before anything is copied; -c counts in the "
         "kernel and copies nothing. The target is never stopped, as strace(1) stops it twice for each call. "
         "Calls that come faster than they can be read are counted and told, not waited for. "
-        "docs/performance.md says how to measure it on your machine."
+        f"{_MEASURED}"
     ),
     "maps": _NO_TRACING.format(
         what="smaps and task", memory=", and, where permitted, some memory of the process"

@@ -45,7 +45,7 @@ Examples:
 @click.option("-C", "--summary", is_flag=True, help="Print the table too.")
 @options.output(options.LINE_BY_LINE)
 @options.duration("How long to trace.  Default: until Ctrl-C, or until all targets have exited.")
-@click.option("-q", "quiet", count=True, help="Say nothing on stderr; -qq: nor when a task exits.")
+@click.option("-q", "quiet", count=True, help="Do not say when it has attached; -qq: nor when a task exits.")
 @options.command_line
 def trace(
     pids: tuple[int, ...],

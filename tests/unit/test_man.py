@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,20 @@ def test_pages_are_current(tmp_path: Path) -> None:
 def test_page_has_every_section(command: str) -> None:
     text = (PAGES / f"ebpftrace-{command}.1").read_text()
     assert [section for section in SECTIONS if f"\n.SH {section}\n" not in text] == []
+
+
+def test_readme_has_the_same_exit_statuses() -> None:
+    page = (PAGES / "ebpftrace-mmap-leaks.1").read_text().partition("\n.SH EXIT STATUS\n")[2]
+    in_page = re.findall(r"^\\fB(\d+)\\fP$", page.partition("\n.SH ")[0], re.MULTILINE)
+    table = (ROOT / "README.md").read_text().partition("| exit status | meaning |\n")[2].partition("\n\n")[0]
+    in_readme = re.findall(r"^\| (\d+) \|", table, re.MULTILINE)
+    assert in_readme == in_page != []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_figures_of_what_it_costs_stand_where_they_are_measured(command: str) -> None:
+    overhead = (PAGES / f"ebpftrace-{command}.1").read_text().partition("\n.SH OVERHEAD\n")[2]
+    assert not re.search(r"\d\s*(?:times|ns|nano|us|micro|%|percent)", overhead.partition("\n.SH ")[0])
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")

@@ -40,13 +40,13 @@ def run(seconds: Optional[float]) -> Census:
     A signal ends the wait early.  Raises CannotTrace where /proc cannot be read.
     """
     began = time.monotonic()
-    earlier: Optional[_Sizes] = None
+    earlier: Optional[Sizes] = None
     waited = 0.0
     if seconds is not None:
-        earlier = _read_sizes()
+        earlier = read_sizes()
         waited = _wait(seconds)
-    sizes = _read_sizes()
-    reader = _Reader(sizes)
+    sizes = read_sizes()
+    reader = Reader(sizes)
     reader.read_shapes()
     reader.read_books()
     reader.confirm()
@@ -80,7 +80,7 @@ def _max_map_count() -> Optional[int]:
         return None
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
     """The sizes of all processes, as anyone may read them."""
 
     at: float
@@ -90,7 +90,8 @@ class _Sizes(NamedTuple):
     vanished: int
 
 
-def _read_sizes() -> _Sizes:
+def read_sizes() -> Sizes:
+    """Look at every process of the host for a moment.  Raises CannotTrace where /proc cannot be read."""
     at = time.monotonic()
     figures: dict[int, Figures] = {}
     kernel_threads = zombies = vanished = 0
@@ -107,7 +108,7 @@ def _read_sizes() -> _Sizes:
                 threads = task.group_size - task.exited
                 figures[pid] = Figures(pid, task.name, threads, use.virt, use.rss, task.id.born)
             vanished -= 1
-    return _Sizes(at, figures, kernel_threads, zombies, vanished)
+    return Sizes(at, figures, kernel_threads, zombies, vanished)
 
 
 def _processes() -> list[int]:
@@ -132,10 +133,10 @@ def _with_growth(figures: Iterable[Figures], earlier: Mapping[int, Figures]) -> 
     return grown
 
 
-class _Reader:
+class Reader:
     """Looks closer at the processes, within a budget of time."""
 
-    def __init__(self, sizes: _Sizes) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         self.figures = dict(sizes.figures)
         self.vanished = 0
         self.unreadable = 0
@@ -195,6 +196,8 @@ class _Reader:
             self.vanished += 1
         except CannotTrace:
             self.books_unread += 1
+            # What was read before, if anything, nobody has confirmed.
+            self.figures[pid] = replace(self.figures[pid], books=None, exited=0, exited_size=0)
         else:
             if among is None and exited:
                 self._exited[pid] = exited

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 import harness
 import jsonschema
 from process_helpers import compiled, running
+
+from ebpftrace.anatomy import suspect
+from ebpftrace.anatomy.suspicion import Rank
+from ebpftrace.jobs.scan import Reader, read_sizes
 
 SCHEMA = json.loads((harness.ROOT / "ebpftrace/report/schema/scan-1.json").read_text())
 SCAN = (sys.executable, "-m", "ebpftrace", "scan")
@@ -45,14 +50,30 @@ def process(report: dict[str, Any], pid: int) -> dict[str, Any]:
     return found
 
 
+_T = TypeVar("_T")
+
+
+def scan_until(scanned: Callable[[], _T], good: Callable[[_T], bool], what: str) -> _T:
+    """Scans until one is ``good``: the leaks of other tests may use up the time there is for books."""
+    reports: list[_T] = []
+
+    def scan_again() -> bool:
+        reports.append(scanned())
+        return good(reports[-1])
+
+    harness.eventually(scan_again, what)
+    return reports[-1]
+
+
 def test_leak_is_found_first_and_counted_right() -> None:
     with harness.Target("never_joined", 200) as target, harness.Target("healthy", "joined") as healthy:
         target.run()
         healthy.run()
-        report = scan()
-        page = run_scan()
+        report = scan_until(scan, lambda one: process(one, target.pid)["books"] == "read", "books read")
         found = process(report, target.pid)
         calm = process(report, healthy.pid)
+        told = f"{target.pid} never_joined: 200 exited threads never joined"
+        page = scan_until(lambda: run_scan("--top", 100_000), lambda text: told in text, "leak told")
     assert found["exited_threads"] == 200
     assert found["exited_bytes"] == 200 * STACK
     assert found["reasons"][0]["kind"] == "never-joined"
@@ -60,7 +81,7 @@ def test_leak_is_found_first_and_counted_right() -> None:
     assert ranks.index("never-joined") == 0
     assert calm["exited_threads"] in (None, 0)
     assert page.startswith("LEAK: ")
-    assert f"ebpftrace mmap-leaks -p {target.pid}" in page
+    assert f"next: ebpftrace mmap-leaks -p {target.pid}" in " ".join(page.split())
 
 
 def test_growth_between_two_looks() -> None:
@@ -69,8 +90,8 @@ def test_growth_between_two_looks() -> None:
             [*SCAN, "--json", "--top", "100000", "--for", "600"],
             cwd=harness.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        # Its first look is over when it waits in select.
-        harness.eventually(lambda: waits_in_select(scanning.pid), "scan waits")
+        # Its first look is over when it waits in poll.
+        harness.eventually(lambda: waits_in_poll(scanning.pid), "scan waits")
         target.run()
         scanning.send_signal(2)
         output, errors = scanning.communicate(timeout=harness.PATIENCE)
@@ -78,13 +99,16 @@ def test_growth_between_two_looks() -> None:
         report = json.loads(output)
         found = process(report, target.pid)
     assert found["virt_growth"] >= 50 * STACK
-    assert {"never-joined", "growth"} <= {reason["kind"] for reason in found["reasons"]}
+    reasons = {reason["kind"] for reason in found["reasons"]}
+    assert "growth" in reasons
+    # The leaks of other tests may use up the time there is for books.
+    assert "never-joined" in reasons or found["books"] == "not-looked"
     assert 0 < report["growth_seconds"] < 600
 
 
-def waits_in_select(pid: int) -> bool:
-    """By the number of its system call: select, pselect6 (x86-64); pselect6 (arm64)."""
-    return Path(f"/proc/{pid}/syscall").read_bytes().split()[0] in (b"23", b"270", b"72")
+def waits_in_poll(pid: int) -> bool:
+    """By the number of its system call: poll, ppoll (x86-64); ppoll (arm64)."""
+    return Path(f"/proc/{pid}/syscall").read_bytes().split()[0] in (b"7", b"271", b"73")
 
 
 def test_hostile_names_and_zombies(tmp_path: Path) -> None:
@@ -93,11 +117,14 @@ def test_hostile_names_and_zombies(tmp_path: Path) -> None:
         r"""
         #include <stdio.h>
         #include <sys/prctl.h>
+        #include <sys/wait.h>
         #include <unistd.h>
         int main(void) {
             prctl(PR_SET_NAME, "\033]0;x\a) R\n");
             if (!fork()) _exit(0);
-            usleep(1000); puts("ready"); fflush(stdout); getchar();
+            siginfo_t zombie;
+            if (waitid(P_ALL, 0, &zombie, WEXITED | WNOWAIT)) return 1;
+            puts("ready"); fflush(stdout); getchar();
         }
         """,
     )
@@ -109,6 +136,34 @@ def test_hostile_names_and_zombies(tmp_path: Path) -> None:
     assert max(map(len, page.splitlines())) <= 100
     assert found["comm"] == "\x1b]0;x\x07) R\n"
     assert report["counts"]["zombies"] >= 1
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process can open no file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_the_second_look_cannot_confirm_is_no_leak() -> None:
+    with harness.Target("never_joined", 50) as target:
+        target.run()
+        sizes = read_sizes()
+        reader = Reader(sizes._replace(figures={target.pid: sizes.figures[target.pid]}))
+        reader.read_shapes()
+        reader.read_books()
+        assert reader.figures[target.pid].exited == 50
+        with no_more_files():
+            reader.confirm()
+    (figures,) = reader.figures.values()
+    (suspected,) = suspect([figures], None)
+    assert (figures.books, figures.exited, figures.exited_size) == (None, 0, 0)
+    assert [reason.rank for reason in suspected.reasons] == [Rank.SURPLUS]
+    assert reader.books_unread == 1
 
 
 @contextmanager

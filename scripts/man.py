@@ -34,8 +34,8 @@ _OVERHEAD = {
     "growth": (
         f"{_LEDGER} At the end of an interval the tables are read, up to four times where the process "
         "changes its size meanwhile; that takes the longer the more mappings stand, whatever the number of "
-        "calls was. Where it would take more than a twentieth of a core it is left out at some intervals: they have no "
-        "causes then, and the next one has theirs."
+        "calls was. Where it would take more than a twentieth of a core it is left out at some intervals: "
+        "they have no causes then, and the next one has theirs."
     ),
     "trace": (
         "Each call that is printed is copied to the tracer, which formats it on whatever CPU is free. The "

@@ -45,6 +45,8 @@ class RingBuffer:
         self._data_at = page
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        """Of what waits: one thread adds to it while another takes."""
 
     def close(self) -> None:
         """Unmap the buffer; what waits can still be read."""
@@ -59,20 +61,22 @@ class RingBuffer:
         end = self._committed(begin, produced)
         if end == begin:
             return 0.0
-        if self._waiting_bytes + (end - begin) > self._most_bytes:
-            self.dropped += end - begin
-        else:
-            at = self._data_at + begin % self._size
-            self._waiting.append(self._producer[at : at + end - begin])
-            self._waiting_bytes += end - begin
+        at = self._data_at + begin % self._size
+        with self._lock:
+            if self._waiting_bytes + (end - begin) > self._most_bytes:
+                self.dropped += end - begin
+            else:
+                self._waiting.append(self._producer[at : at + end - begin])
+                self._waiting_bytes += end - begin
         self._consumed[0] = end
         return (end - begin) / self._size
 
     def take(self) -> Iterator[bytes]:
         """Yield what waits, in pieces of whole records with their headers."""
         while self._waiting:
-            piece = self._waiting.popleft()
-            self._waiting_bytes -= len(piece)
+            with self._lock:
+                piece = self._waiting.popleft()
+                self._waiting_bytes -= len(piece)
             yield piece
 
     def _committed(self, begin: int, produced: int) -> int:

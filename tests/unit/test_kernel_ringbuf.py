@@ -6,6 +6,7 @@ import mmap
 import os
 import select
 import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -103,6 +104,44 @@ def test_what_waits_is_bounded_and_the_rest_is_counted(kernel: Kernel) -> None:
     assert read(buffer) == [b"a" * 8]
     kernel.send(b"c" * 8)
     assert read(buffer) == [b"c" * 8]
+    buffer.close()
+
+
+def test_what_waits_is_counted_right_while_one_thread_drains_and_another_takes(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count that is off for good would have everything dropped in the end."""
+    drainers: list[threading.Thread] = []
+
+    class Piece(bytes):
+        """Has something drained while it is measured, as another thread may at any moment."""
+
+        def __len__(self) -> int:
+            if not drainers:
+                drainers.append(threading.Thread(target=buffer.drain))
+                drainers[0].start()
+                drainers[0].join(0.5)  # it may have to wait for us
+            return super().__len__()
+
+    class Memory(mmap.mmap):
+        def __getitem__(self, key: slice) -> bytes:  # type: ignore[override]
+            return Piece(super().__getitem__(key))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mmap, "mmap", Memory)
+        buffer = RingBuffer(kernel.fd, SIZE, most_bytes=2 * record_size(8))
+    kernel.send(b"a" * 8)
+    buffer.drain()
+    kernel.send(b"b" * 8)
+    got = [bytes(record) for piece in buffer.take() for record in records(piece)]
+    drainers[0].join()
+    got += [bytes(record) for piece in buffer.take() for record in records(piece)]
+    for _ in range(3):
+        kernel.send(b"c" * 8)
+        buffer.drain()
+    assert buffer.dropped == record_size(8), "there is room for two"
+    got += [bytes(record) for piece in buffer.take() for record in records(piece)]
+    assert got == [b"a" * 8, b"b" * 8, b"c" * 8, b"c" * 8]
     buffer.close()
 
 

@@ -22,7 +22,7 @@ from ebpftrace.process.maps import read_smaps
 from ebpftrace.process.memory import Memory
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.sharing import same_address_space
-from ebpftrace.process.status import max_map_count, read_memory_use, read_target_info
+from ebpftrace.process.status import known_max_map_count, read_memory_use, read_target_info
 from ebpftrace.process.target import Target, open_target
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
@@ -97,7 +97,7 @@ def _look(target: Target, names: _Names, before: Optional[_Dissected]) -> _Disse
         virt=memory_use.virt,
         rss=memory_use.rss,
         vma_count=len(vmas),
-        max_vma_count=_max_map_count(),
+        max_vma_count=known_max_map_count(),
         books=inside.books,
         areas=tuple(areas),
         arenas=sum(heap.first for heap in inside.heaps),
@@ -107,13 +107,6 @@ def _look(target: Target, names: _Names, before: Optional[_Dissected]) -> _Disse
         growth=growth,
     )
     return _Dissected(look, at)
-
-
-def _max_map_count() -> Optional[int]:
-    try:
-        return max_map_count()
-    except CannotTrace:
-        return None
 
 
 def _groups(pid: int, notes: list[str]) -> Sequence[int]:

@@ -19,8 +19,8 @@ from ebpftrace.process.hostmemory import read_meminfo
 from ebpftrace.process.malloc import find_heaps, guess_heaps
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.memory import Memory
-from ebpftrace.process.procfs import ProcessGone, numbers_in
-from ebpftrace.process.status import max_map_count, read_memory_use
+from ebpftrace.process.procfs import ProcessGone, process_ids
+from ebpftrace.process.status import known_max_map_count, read_memory_use
 from ebpftrace.process.tasks import read_task
 from ebpftrace.vmas import Vmas
 
@@ -54,7 +54,7 @@ def run(seconds: Optional[float]) -> Census:
     return Census(
         taken_at=time.time_ns(),
         seconds=sizes.at - earlier.at if earlier is not None else None,
-        suspects=suspect(figures, _max_map_count()),
+        suspects=suspect(figures, known_max_map_count()),
         kernel_threads=sizes.kernel_threads,
         zombies=sizes.zombies,
         vanished=sizes.vanished + reader.vanished,
@@ -73,13 +73,6 @@ def _wait(seconds: float) -> float:
     return time.monotonic() - began
 
 
-def _max_map_count() -> Optional[int]:
-    try:
-        return max_map_count()
-    except CannotTrace:
-        return None
-
-
 class Sizes(NamedTuple):
     """The sizes of all processes, as anyone may read them."""
 
@@ -95,7 +88,7 @@ def read_sizes() -> Sizes:
     at = time.monotonic()
     figures: dict[int, Figures] = {}
     kernel_threads = zombies = vanished = 0
-    for pid in _processes():
+    for pid in process_ids():
         vanished += 1
         with suppress(ProcessGone):
             task = read_task(pid, pid)
@@ -109,13 +102,6 @@ def read_sizes() -> Sizes:
                 figures[pid] = Figures(pid, task.name, threads, use.virt, use.rss, task.id.born)
             vanished -= 1
     return Sizes(at, figures, kernel_threads, zombies, vanished)
-
-
-def _processes() -> list[int]:
-    try:
-        return numbers_in("/proc")
-    except OSError as error:
-        raise CannotTrace(f"cannot read /proc: {error.strerror}", "mount /proc") from None
 
 
 def _with_growth(figures: Iterable[Figures], earlier: Mapping[int, Figures]) -> list[Figures]:

@@ -8,7 +8,6 @@ An open /proc/PID/mem fails in both cases (kernel fs/proc/base.c, mem_rw; fs/use
 from __future__ import annotations
 
 import os
-import sys
 from types import TracebackType
 from typing import Optional
 
@@ -19,7 +18,6 @@ MAX_READ = 64 << 20
 """Most bytes of one read: what a target says of sizes is not to be believed."""
 
 _ADDRESS_LIMIT = 1 << 63
-_CSTRING_STEP = 256
 
 
 class UnreadableError(CannotTrace, OSError):
@@ -86,31 +84,6 @@ class Memory:
                 break
             content += part
         return bytes(content)
-
-    def u32(self, address: int) -> int:
-        """Unsigned 32-bit number at ``address``; raises ``UnreadableError``."""
-        return int.from_bytes(self.read(address, 4), sys.byteorder)
-
-    def u64(self, address: int) -> int:
-        """Unsigned 64-bit number at ``address``; raises ``UnreadableError``."""
-        return int.from_bytes(self.read(address, 8), sys.byteorder)
-
-    def cstring(self, address: int, limit: int = 4096) -> bytes:
-        """Bytes from ``address`` up to a NUL byte, without it.
-
-        Raises ``UnreadableError`` where there is none among the first ``limit`` bytes.
-        """
-        content = bytearray()
-        while len(content) < limit:
-            step = min(_CSTRING_STEP, limit - len(content))
-            part = self.read_partial(address + len(content), step)
-            end = part.find(b"\0")
-            if end >= 0:
-                return bytes(content + part[:end])
-            content += part
-            if len(part) < step:
-                break
-        raise UnreadableError(self.pid, address, limit)
 
     def _pread(self, size: int, address: int) -> bytes:
         # A forged pointer may be past what an offset can hold, where no user memory is.

@@ -93,6 +93,14 @@ def numbers_in(directory: str) -> list[int]:
         return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
 
 
+def process_ids() -> list[int]:
+    """PIDs of all processes, ascending.  Raises ``CannotTrace``."""
+    try:
+        return numbers_in("/proc")
+    except OSError as error:
+        raise CannotTrace(f"cannot read /proc: {error.strerror}", "mount /proc") from None
+
+
 def task_ids(pid: int) -> list[int]:
     """Tids of the threads of a process, the leader first.  Raises ``ProcessGone`` or ``CannotTrace``."""
     with reading(pid, "threads"):

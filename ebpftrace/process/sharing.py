@@ -14,8 +14,7 @@ from ebpftrace.errors import CannotTrace
 from ebpftrace.process.procfs import (
     ProcessGone,
     live_task,
-    numbers_in,
-    reading,
+    process_ids,
     require_address_space,
     through_live_task,
 )
@@ -74,7 +73,7 @@ def one_of_each_space(pids: Sequence[int]) -> dict[int, list[int]]:
 
 
 def _compare_all(pid: int, tid: int) -> Sharers:
-    others = {tgid: _compare(tid, tgid) for tgid in _processes() if tgid != pid}
+    others = {tgid: _compare(tid, tgid) for tgid in process_ids() if tgid != pid}
     refusals = [why for _, why in others.values() if why]
     tgids = (pid, *(tgid for tgid, (equal, _) in others.items() if equal))
     return Sharers(tgids, len(refusals), f"kcmp: {refusals[0]}" if refusals else "")
@@ -91,11 +90,6 @@ def _compare(tid: int, tgid: int) -> tuple[bool, str]:
         return False, refusal.what
     except OSError as error:
         return False, error.strerror or str(error)
-
-
-def _processes() -> list[int]:
-    with reading(os.getpid(), "list of processes"):
-        return numbers_in("/proc")
 
 
 def _comparable_task(tgid: int) -> Optional[int]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
-import time
 from typing import NamedTuple, Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import TargetInfo
-from ebpftrace.process.procfs import read_small, reading, task_dir, through_live_task
+from ebpftrace.process.procfs import read_small, task_dir, through_live_task
 from ebpftrace.process.tasks import read_task
 
 _MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
@@ -60,16 +58,12 @@ def live_threads(pid: int) -> int:
     return leader.group_size - leader.exited
 
 
-def uptime_ns(pid: int) -> int:
-    """How long the process has run, in ns (to 10 ms).  Raises ``ProcessGone`` or ``CannotTrace``."""
-    return max(0, time.clock_gettime_ns(time.CLOCK_MONOTONIC) - read_task(pid, pid).id.born)
-
-
-def stack_limit(pid: int) -> Optional[int]:
-    """Soft RLIMIT_STACK in bytes, None where unlimited.  Raises ``ProcessGone`` or ``CannotTrace``."""
-    with reading(pid, "limits"):
-        soft, _ = resource.prlimit(pid, resource.RLIMIT_STACK)
-    return None if soft == resource.RLIM_INFINITY else soft
+def known_max_map_count() -> Optional[int]:
+    """Most mappings that a process may have, None where that cannot be read."""
+    try:
+        return max_map_count()
+    except CannotTrace:
+        return None
 
 
 def max_map_count() -> int:

@@ -61,10 +61,13 @@ def _headline(census: Census) -> str:
         worst = proved[0].figures
         threads = sum(one.figures.exited for one in proved)
         bytes_leaked = sum(one.figures.exited_size for one in proved)
-        others = f" and {len(proved) - 1} more" if len(proved) > 1 else ""
+        where = f"in {escape(worst.comm)} (PID {worst.pid})"
+        if len(proved) > 1:
+            others = plural(len(proved) - 1, "other process", "other processes")
+            where = f"{count(worst.exited)} of them {where}, the rest in {others}"
         return (
             f"LEAK: {plural(threads, 'thread')} exited and never joined, {size(bytes_leaked)} of stacks "
-            f"still mapped, in {escape(worst.comm)} (PID {worst.pid}){others}; {looked} looked at"
+            f"still mapped, {where}; {looked} looked at"
         )
     suspected = [one for one in census.suspects if one.reasons]
     if suspected:

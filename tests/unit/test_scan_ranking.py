@@ -59,6 +59,17 @@ def test_more_bytes_rank_first_and_virt_where_nothing_speaks_against() -> None:
     assert [one.figures.pid for one in suspect([CALM, small, quiet, LEAKING], None)] == [2, 7, 8, 1]
 
 
+def test_who_holds_most_exited_threads_ranks_first_however_small_their_stacks() -> None:
+    small = replace(LEAKING, pid=7, comm="small", exited=20_000, exited_size=20_000 * 68 * KIB)
+    large = replace(LEAKING, pid=8, comm="large", exited=166, exited_size=166 * STACK)
+    few = replace(LEAKING, pid=9, comm="few", exited=2, exited_size=2 * GIB)
+    ranked = suspect([few, large, small], None)
+    assert [one.figures.pid for one in ranked] == [7, 8, 9]
+    told = " ".join(scan.render(census([few, large, small]), 10).split())
+    assert told.startswith("LEAK: 20,168 threads exited and never joined, 4.9 GiB of stacks still mapped, ")
+    assert "20,000 of them in small (PID 7), the rest in 2 other processes; 3 processes looked at" in told
+
+
 def test_unstable_or_absent_books_prove_nothing() -> None:
     for state in (BooksState.UNSTABLE, BooksState.ABSENT, None):
         (one,) = suspect([replace(LEAKING, books=state)], None)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
+from ebpftrace import frames
 from ebpftrace.model import Frame
-from ebpftrace.report import frames
 from ebpftrace.text import escape, printable, shorten, without_surrogates
 from ebpftrace.trace.events import Text
 from ebpftrace.trace.spelling import text

@@ -12,8 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ebpftrace.diagnosis.cases import Case
-from ebpftrace.diagnosis.flags import (
+from ebpftrace.callflags import (
     MAP_FIXED,
     MAP_HUGETLB,
     MAP_NORESERVE,
@@ -22,6 +21,7 @@ from ebpftrace.diagnosis.flags import (
     PROT_NONE,
     has_all,
 )
+from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.origin import Libc, allocator_of, fills_mapping
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.glibc import HEAP_MAX_SIZE

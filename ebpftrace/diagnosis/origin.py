@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Optional
 
+from ebpftrace.callflags import MAP_STACK, PRIVATE_ANONYMOUS, has_all
 from ebpftrace.diagnosis.evidence import NS
-from ebpftrace.diagnosis.flags import MAP_STACK, PRIVATE_ANONYMOUS, has_all
 from ebpftrace.ledger.owners import UNKNOWN_TGID
 from ebpftrace.model import Books, BooksState, Frame, Outstanding, OwnedBy, Stack, StackSource
 from ebpftrace.vmas import Vmas

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
+from ebpftrace import callflags, frames
 from ebpftrace.model import Finding, Orphan, Report, StackSource, Thread, Verdict
-from ebpftrace.report import flags, frames
 from ebpftrace.text import (
     address,
     count,
@@ -137,7 +137,7 @@ class _Shape(NamedTuple):
         """Empty before attach."""
         if self.prot is None or self.flags is None:
             return ""
-        return f"{flags.prot(self.prot)}, {flags.map_flags(self.flags)}"
+        return f"{callflags.prot(self.prot)}, {callflags.map_flags(self.flags)}"
 
 
 def _addresses(finding: Finding) -> Iterator[str]:

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from rich.cells import cell_len
 
+from ebpftrace import frames
 from ebpftrace.growth.model import Cause, How, SiteGrowth, Size, Step, Summary
 from ebpftrace.model import Clock, EndedBy, Frame, Stack, TargetInfo
-from ebpftrace.report import frames
 from ebpftrace.report.headline import lost_line
 from ebpftrace.report.sparkline import sparkline
 from ebpftrace.report.tables import WIDTH, table, wrapped

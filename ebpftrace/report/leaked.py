@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ebpftrace import frames
 from ebpftrace.model import Finding, Frame, Report
-from ebpftrace.report import frames
 from ebpftrace.text import escape
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from ebpftrace import frames
 from ebpftrace.anatomy.areas import UNEXPLAINED, Area, Kind, Totals, unexplained
 from ebpftrace.anatomy.growth import Growth, grouped
 from ebpftrace.anatomy.look import Look
 from ebpftrace.model import BooksState
-from ebpftrace.report import frames
 from ebpftrace.report.tables import WIDTH, table, wrapped
 from ebpftrace.text import address, change, count, duration, escape, plural, shorten, size, wall
 

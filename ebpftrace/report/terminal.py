@@ -15,8 +15,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ebpftrace import frames
 from ebpftrace.model import Calls, EndedBy, Finding, Report, ThreadTotal, Verdict
-from ebpftrace.report import finding_text, frames
+from ebpftrace.report import finding_text
 from ebpftrace.report.headline import leak_lines, lost_line, no_leak_line, title
 from ebpftrace.report.view import Selection, View, select
 from ebpftrace.text import change, count, duration, escape, plural, shorten, size, wall

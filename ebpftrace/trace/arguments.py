@@ -6,27 +6,27 @@ import platform
 from functools import lru_cache
 from typing import Callable, Optional
 
-from ebpftrace.report import flags
+from ebpftrace import callflags
+from ebpftrace.callflags import (
+    CLONE_CHILD_CLEARTID,
+    CLONE_CHILD_SETTID,
+    CLONE_INTO_CGROUP,
+    CLONE_PARENT_SETTID,
+    CLONE_PIDFD,
+    CLONE_SETTLS,
+)
 from ebpftrace.trace.events import CloneMemory, Executes, Returned
 from ebpftrace.trace.spelling import address, advice, has_failed, hexadecimal, signed_32, text
-
-_CLONE_PIDFD = 0x1000
-_CLONE_SETTLS = 0x80000
-_CLONE_PARENT_SETTID = 0x100000
-_CLONE_CHILD_CLEARTID = 0x200000
-_CLONE_CHILD_SETTID = 0x1000000
-_CLONE_INTO_CGROUP = 0x200000000
-"""include/uapi/linux/sched.h"""
 
 _INT_MAX = 0x7FFFFFFF
 _LEAST_CLONE_ARGS = 64
 """CLONE_ARGS_SIZE_VER0, include/uapi/linux/sched.h."""
 
-_prot = lru_cache(maxsize=1024)(flags.prot)
-_map_flags = lru_cache(maxsize=1024)(flags.map_flags)
-_clone_flags = lru_cache(maxsize=1024)(flags.clone_flags)
-_clone3_flags = lru_cache(maxsize=1024)(flags.clone3_flags)
-_remap_flags = lru_cache(maxsize=1024)(flags.mremap_flags)
+_prot = lru_cache(maxsize=1024)(callflags.prot)
+_map_flags = lru_cache(maxsize=1024)(callflags.map_flags)
+_clone_flags = lru_cache(maxsize=1024)(callflags.clone_flags)
+_clone3_flags = lru_cache(maxsize=1024)(callflags.clone3_flags)
+_remap_flags = lru_cache(maxsize=1024)(callflags.mremap_flags)
 
 
 def arguments(call: Returned) -> str:
@@ -83,7 +83,7 @@ def _madvise(call: Returned) -> str:
 
 def _mremap(call: Returned) -> str:
     start, old, new, flag, target, _ = call.arguments
-    moved = f", {address(target)}" if flags.names_new_address(flag) else ""
+    moved = f", {address(target)}" if callflags.names_new_address(flag) else ""
     return f"{address(start)}, {old}, {new}, {_remap_flags(flag)}{moved}"
 
 
@@ -100,11 +100,11 @@ def _clone(call: Returned) -> str:
     # arch/x86/Kconfig lacks CLONE_BACKWARDS, which arm64 has (kernel/fork.c).
     child_tid, tls = call.arguments[3:5] if platform.machine() == "x86_64" else call.arguments[4:2:-1]
     parts = [f"child_stack={address(stack)}", f"flags={_clone_flags(flag)}"]
-    if flag & (_CLONE_PARENT_SETTID | _CLONE_PIDFD):
+    if flag & (CLONE_PARENT_SETTID | CLONE_PIDFD):
         parts.append(f"parent_tid={_number_left(call, flag, parent_tid)}")
-    if flag & _CLONE_SETTLS:
+    if flag & CLONE_SETTLS:
         parts.append(f"tls={address(tls)}")
-    if flag & (_CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID):
+    if flag & (CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID):
         parts.append(f"child_tidptr={address(child_tid)}")
     return ", ".join(parts)
 
@@ -113,7 +113,7 @@ def _number_left(call: Returned, flag: int, pointer: int) -> str:
     """What the call left where ``parent_tid`` points, as ``[1234]``; the pointer where it left nothing."""
     if call.clone is None or has_failed(call.returned):
         return address(pointer)
-    left = call.clone.parent_tid if flag & _CLONE_PARENT_SETTID else call.clone.pidfd
+    left = call.clone.parent_tid if flag & CLONE_PARENT_SETTID else call.clone.pidfd
     return address(pointer) if left is None else f"[{left}]"
 
 
@@ -132,15 +132,15 @@ def _clone3_fields(memory: CloneMemory) -> list[str]:
     )
     fields: list[Optional[str]] = [
         f"flags={_clone3_flags(flag)}",
-        f"pidfd={address(pidfd)}" if flag & _CLONE_PIDFD else None,
-        f"child_tid={address(child_tid)}" if flag & (_CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID) else None,
-        f"parent_tid={address(parent_tid)}" if flag & _CLONE_PARENT_SETTID else None,
-        f"exit_signal={flags.signal_name(exit_signal) if exit_signal < _INT_MAX else exit_signal}",
+        f"pidfd={address(pidfd)}" if flag & CLONE_PIDFD else None,
+        f"child_tid={address(child_tid)}" if flag & (CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID) else None,
+        f"parent_tid={address(parent_tid)}" if flag & CLONE_PARENT_SETTID else None,
+        f"exit_signal={callflags.signal_name(exit_signal) if exit_signal < _INT_MAX else exit_signal}",
         f"stack={address(stack)}",
         f"stack_size={hexadecimal(stack_size)}",
-        f"tls={address(tls)}" if flag & _CLONE_SETTLS else None,
+        f"tls={address(tls)}" if flag & CLONE_SETTLS else None,
         f"set_tid={address(tids)}, set_tid_size={tid_count}" if tids or tid_count else None,
-        f"cgroup={cgroup}" if cgroup or flag & _CLONE_INTO_CGROUP else None,
+        f"cgroup={cgroup}" if cgroup or flag & CLONE_INTO_CGROUP else None,
     ]
     return [field for field in fields if field is not None]
 
@@ -148,9 +148,9 @@ def _clone3_fields(memory: CloneMemory) -> list[str]:
 def _left_by_clone3(memory: CloneMemory) -> str:
     flag, pidfd, _, parent_tid = memory.arguments[:4]
     left = []
-    if flag & _CLONE_PIDFD:
+    if flag & CLONE_PIDFD:
         left.append(f"pidfd={address(pidfd) if memory.pidfd is None else f'[{memory.pidfd}]'}")
-    if flag & _CLONE_PARENT_SETTID:
+    if flag & CLONE_PARENT_SETTID:
         left.append(
             f"parent_tid={address(parent_tid) if memory.parent_tid is None else f'[{memory.parent_tid}]'}"
         )

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
+from ebpftrace.callflags import signal_name
+from ebpftrace.frames import name as frame_name
 from ebpftrace.model import Clock, Stack
-from ebpftrace.report.flags import signal_name
-from ebpftrace.report.frames import name as frame_name
 from ebpftrace.text import count, escape
 from ebpftrace.trace.arguments import arguments, executed, exit_status
 from ebpftrace.trace.events import Ended, Event, Executed, Executes, Leaves, Returned, Stacked

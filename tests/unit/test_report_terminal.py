@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from steps import lines_run
 
+from ebpftrace import frames
 from ebpftrace.model import EndedBy, Frame, Losses, Report, Verdict
-from ebpftrace.report import frames
 from ebpftrace.report.output import use_color
 from ebpftrace.report.terminal import WIDTH, render
 from ebpftrace.report.view import View, select

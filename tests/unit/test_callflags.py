@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.report import flags
+from ebpftrace import callflags
 
 ALL_MAP = (
     "0xf /* MAP_??? */|MAP_FIXED|MAP_ANONYMOUS|MAP_32BIT|MAP_NORESERVE|MAP_POPULATE|MAP_NONBLOCK"
@@ -32,7 +32,7 @@ ALL_MAP = (
     ],
 )
 def test_prot(value: int, shown: str) -> None:
-    assert flags.prot(value) == shown
+    assert callflags.prot(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_prot(value: int, shown: str) -> None:
     ],
 )
 def test_map_flags(value: int, shown: str) -> None:
-    assert flags.map_flags(value) == shown
+    assert callflags.map_flags(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_map_flags(value: int, shown: str) -> None:
     ],
 )
 def test_clone_flags(value: int, shown: str) -> None:
-    assert flags.clone_flags(value) == shown
+    assert callflags.clone_flags(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_clone_flags(value: int, shown: str) -> None:
     ],
 )
 def test_clone3_flags(value: int, shown: str) -> None:
-    assert flags.clone3_flags(value) == shown
+    assert callflags.clone3_flags(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -116,19 +116,19 @@ def test_signals(number: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> No
     # As in Python 3.9 and 3.10.
     known = [(known.name, known.value) for known in signal.Signals if known.name != "SIGSTKFLT"]
     monkeypatch.setattr(signal, "Signals", IntEnum("Signals", known))
-    assert flags.signal_name(number) == shown
+    assert callflags.signal_name(number) == shown
 
 
 def test_signals_have_the_names_that_python_knows() -> None:
     names = {int(known): known.name for known in signal.Signals if known < signal.SIGRTMIN}
-    assert {number: flags.signal_name(number) for number in names} == names
+    assert {number: callflags.signal_name(number) for number in names} == names
 
 
 @given(st.integers(0, (1 << 64) - 1))
 def test_no_bit_is_left_out(value: int) -> None:
     for spell, names in (
-        (flags.prot, {"PROT_READ": 1, "PROT_WRITE": 2, "PROT_EXEC": 4, "PROT_SEM": 8}),
-        (flags.clone3_flags, {"CLONE_VM": 0x100, "CLONE_THREAD": 0x10000, "CLONE_NEWTIME": 0x80}),
+        (callflags.prot, {"PROT_READ": 1, "PROT_WRITE": 2, "PROT_EXEC": 4, "PROT_SEM": 8}),
+        (callflags.clone3_flags, {"CLONE_VM": 0x100, "CLONE_THREAD": 0x10000, "CLONE_NEWTIME": 0x80}),
     ):
         words = spell(value).split(" ")[0].split("|")
         assert {name for name, bit in names.items() if value & bit} == set(words) & set(names)

@@ -1,4 +1,4 @@
-"""Protection, mmap, mremap and clone flags and signals, spelled exactly as strace spells them.
+"""Protections and flags of mmap, mremap and clone, and signals: values, and names exactly as strace's.
 
 The values are the kernel's user-space interface on x86-64 and arm64:
 ``include/uapi/asm-generic/mman-common.h``, ``asm-generic/mman.h``, ``linux/mman.h``,
@@ -8,6 +8,23 @@ The values are the kernel's user-space interface on x86-64 and arm64:
 """
 
 from __future__ import annotations
+
+PROT_NONE = 0x0
+
+MAP_PRIVATE = 0x02
+MAP_FIXED = 0x10
+MAP_ANONYMOUS = 0x20
+MAP_NORESERVE = 0x4000
+MAP_STACK = 0x20000
+MAP_HUGETLB = 0x40000
+PRIVATE_ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
+
+CLONE_PIDFD = 0x1000
+CLONE_SETTLS = 0x80000
+CLONE_PARENT_SETTID = 0x100000
+CLONE_CHILD_CLEARTID = 0x200000
+CLONE_CHILD_SETTID = 0x1000000
+CLONE_INTO_CGROUP = 0x200000000
 
 _PROT = (
     (0x1, "PROT_READ"),
@@ -22,23 +39,23 @@ _MAP_TYPE_MASK = 0x0F
 _MAP_TYPES = {
     0x0: "MAP_FILE",
     0x1: "MAP_SHARED",
-    0x2: "MAP_PRIVATE",
+    MAP_PRIVATE: "MAP_PRIVATE",
     0x3: "MAP_SHARED_VALIDATE",
     0x8: "MAP_DROPPABLE",
 }
 _MAP = (
-    (0x10, "MAP_FIXED"),
-    (0x20, "MAP_ANONYMOUS"),
+    (MAP_FIXED, "MAP_FIXED"),
+    (MAP_ANONYMOUS, "MAP_ANONYMOUS"),
     (0x40, "MAP_32BIT"),
-    (0x4000, "MAP_NORESERVE"),
+    (MAP_NORESERVE, "MAP_NORESERVE"),
     (0x8000, "MAP_POPULATE"),
     (0x10000, "MAP_NONBLOCK"),
     (0x0100, "MAP_GROWSDOWN"),
     (0x0800, "MAP_DENYWRITE"),
     (0x1000, "MAP_EXECUTABLE"),
     (0x2000, "MAP_LOCKED"),
-    (0x20000, "MAP_STACK"),
-    (0x40000, "MAP_HUGETLB"),
+    (MAP_STACK, "MAP_STACK"),
+    (MAP_HUGETLB, "MAP_HUGETLB"),
     (0x80000, "MAP_SYNC"),
     (0x100000, "MAP_FIXED_NOREPLACE"),
 )
@@ -62,18 +79,18 @@ _CLONE = (
     (0x00000200, "CLONE_FS"),
     (0x00000400, "CLONE_FILES"),
     (0x00000800, "CLONE_SIGHAND"),
-    (0x00001000, "CLONE_PIDFD"),
+    (CLONE_PIDFD, "CLONE_PIDFD"),
     (0x00002000, "CLONE_PTRACE"),
     (0x00004000, "CLONE_VFORK"),
     (0x00008000, "CLONE_PARENT"),
     (0x00010000, "CLONE_THREAD"),
     (0x00020000, "CLONE_NEWNS"),
     (0x00040000, "CLONE_SYSVSEM"),
-    (0x00080000, "CLONE_SETTLS"),
-    (0x00100000, "CLONE_PARENT_SETTID"),
-    (0x00200000, "CLONE_CHILD_CLEARTID"),
+    (CLONE_SETTLS, "CLONE_SETTLS"),
+    (CLONE_PARENT_SETTID, "CLONE_PARENT_SETTID"),
+    (CLONE_CHILD_CLEARTID, "CLONE_CHILD_CLEARTID"),
     (0x00800000, "CLONE_UNTRACED"),
-    (0x01000000, "CLONE_CHILD_SETTID"),
+    (CLONE_CHILD_SETTID, "CLONE_CHILD_SETTID"),
     (0x02000000, "CLONE_NEWCGROUP"),
     (0x04000000, "CLONE_NEWUTS"),
     (0x08000000, "CLONE_NEWIPC"),
@@ -85,8 +102,13 @@ _CLONE = (
 _CLONE3_ONLY = (
     (0x00000080, "CLONE_NEWTIME"),
     (0x100000000, "CLONE_CLEAR_SIGHAND"),
-    (0x200000000, "CLONE_INTO_CGROUP"),
+    (CLONE_INTO_CGROUP, "CLONE_INTO_CGROUP"),
 )
+
+
+def has_all(flags: int, wanted: int) -> bool:
+    """Whether every bit of ``wanted`` is set in ``flags``."""
+    return flags & wanted == wanted
 
 
 def prot(value: int) -> str:
@@ -114,8 +136,7 @@ def mremap_flags(value: int) -> str:
 
 def names_new_address(mremap_flags_value: int) -> bool:
     """Whether strace shows the fifth argument of a call of mremap(2) with these flags."""
-    both = _MREMAP_MAYMOVE | _MREMAP_FIXED
-    return mremap_flags_value & both == both
+    return has_all(mremap_flags_value, _MREMAP_MAYMOVE | _MREMAP_FIXED)
 
 
 def clone_flags(value: int) -> str:

@@ -270,9 +270,9 @@ class _Narrator:
 
     def _render(self, report: Report) -> Iterable[str]:
         if self._form == "json":
-            from ebpftrace.report import json_report
+            from ebpftrace.report import mmap_leaks_json
 
-            return json_report.render(report, self._view)
+            return mmap_leaks_json.render(report, self._view)
         if self._form == "folded":
             from ebpftrace.report import folded
 

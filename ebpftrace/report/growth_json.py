@@ -11,8 +11,7 @@ from typing import Any
 from ebpftrace import __version__
 from ebpftrace.growth.model import Cause, SiteGrowth, Step, Summary
 from ebpftrace.model import Clock
-from ebpftrace.report.json_report import stack_object
-from ebpftrace.report.tables import iso_time
+from ebpftrace.report.json_parts import iso_time, stack_object
 from ebpftrace.text import without_surrogates
 
 SCHEMA = "ebpftrace.growth/1"

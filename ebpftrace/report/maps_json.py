@@ -14,7 +14,7 @@ from ebpftrace.anatomy.areas import Area, Totals
 from ebpftrace.anatomy.growth import Change, Growth
 from ebpftrace.anatomy.look import Look
 from ebpftrace.model import Frame
-from ebpftrace.report.tables import iso_time
+from ebpftrace.report.json_parts import iso_time
 from ebpftrace.text import address, without_surrogates
 
 SCHEMA = "ebpftrace.maps/1"

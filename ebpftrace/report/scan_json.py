@@ -12,8 +12,8 @@ from ebpftrace import __version__
 from ebpftrace.anatomy.census import Census
 from ebpftrace.anatomy.suspicion import Suspect
 from ebpftrace.model import BooksState
+from ebpftrace.report.json_parts import iso_time
 from ebpftrace.report.scan import reason_name, reason_text
-from ebpftrace.report.tables import iso_time
 from ebpftrace.text import without_surrogates
 
 SCHEMA = "ebpftrace.scan/1"

@@ -13,10 +13,10 @@ import reports
 from hypothesis import HealthCheck, given, settings
 
 from ebpftrace.model import Report, StackSource, Verdict
-from ebpftrace.report import json_report
+from ebpftrace.report import json_parts, mmap_leaks_json
 from ebpftrace.report.view import View
 
-SCHEMA = json_report.schema()
+SCHEMA = mmap_leaks_json.schema()
 VALIDATOR = jsonschema.Draft202012Validator(
     SCHEMA, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
 )
@@ -41,14 +41,14 @@ def undescribed(value: Any, schema: dict[str, Any], path: str = "") -> list[str]
 
 
 def document(report: Report, view: View) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads("".join(json_report.render(report, view)))
+    loaded: dict[str, Any] = json.loads("".join(mmap_leaks_json.render(report, view)))
     return loaded
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 @given(strategies.any_report)
 def test_any_report_is_valid_and_wholly_described_by_the_schema(report: Report) -> None:
-    text = "".join(json_report.render(report, EVERYTHING))
+    text = "".join(mmap_leaks_json.render(report, EVERYTHING))
     assert text.endswith("\n")
     assert text.count("\n") == 1
     text.encode("ascii")
@@ -107,7 +107,7 @@ def test_contract_of_the_design_is_there_member_by_member() -> None:
 def test_times_are_local_with_their_offset(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", zone)
     time.tzset()
-    json_report._second.cache_clear()
+    json_parts._second.cache_clear()
     try:
         ended = datetime.fromisoformat(document(reports.production(), EVERYTHING)["window"]["ended_at"])
         report = reports.production()
@@ -116,7 +116,13 @@ def test_times_are_local_with_their_offset(zone: str, monkeypatch: pytest.Monkey
     finally:
         monkeypatch.undo()
         time.tzset()
-        json_report._second.cache_clear()
+        json_parts._second.cache_clear()
+
+
+def test_a_time_has_microseconds_though_they_be_none() -> None:
+    begun = 1_700_000_000_000_000_000
+    assert len(json_parts.iso_time(begun)) == len(json_parts.iso_time(begun + 7_000))
+    assert ".000000" in json_parts.iso_time(begun + 7)
 
 
 def test_what_nobody_saw_is_null() -> None:

@@ -10,14 +10,14 @@ control characters included, are what they are (JSON escapes them).
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from importlib import resources
 from typing import Any, Optional
 
 from ebpftrace import __version__
-from ebpftrace.model import Finding, Frame, Orphan, OwnedBy, Report, Stack, Thread, ThreadTotal
+from ebpftrace.model import Finding, Orphan, OwnedBy, Report, Thread, ThreadTotal
+from ebpftrace.report.json_parts import fit, frame_object, iso_time, stack_object
 from ebpftrace.report.view import Selection, View, select
 from ebpftrace.text import without_surrogates
 
@@ -33,9 +33,6 @@ _NO_OWNER = (
     '"owner_tid": null, "owner_name": null, "owner_creator_tid": null, "owner_creator_name": null, '
     '"owner_started_at": null, "owner_exited_at": null'
 )
-
-_NS = 1_000_000_000
-_SECOND_LETTERS = len("2026-01-31T12:00:00")
 
 
 def render(report: Report, view: View) -> Iterator[str]:
@@ -89,7 +86,7 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
         "window": {
             "seconds": report.seconds,
             "ended_by": report.ended_by.value,
-            "ended_at": _time(report.clock.wall_ns(report.ended_at)),
+            "ended_at": iso_time(report.clock.wall_ns(report.ended_at)),
         },
         "memory": {
             "virt_start": memory.virt_start,
@@ -161,29 +158,8 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "rss_bytes": finding.rss,
         "bytes_per_minute": finding.bytes_per_minute,
         "period_seconds": finding.period,
-        "start_routine": _frame(finding.start_routine) if finding.start_routine else None,
+        "start_routine": frame_object(finding.start_routine) if finding.start_routine else None,
         "stack": stack_object(finding.stack),
-    }
-
-
-def stack_object(stack: Stack) -> dict[str, Any]:
-    """A stack as every schema of ours has it."""
-    return {
-        "frames": [_frame(frame) for frame in stack.frames],
-        "complete": stack.complete,
-        "source": stack.source.value,
-        "note": without_surrogates(stack.note),
-    }
-
-
-def _frame(frame: Frame) -> dict[str, Any]:
-    return {
-        "function": _text(frame.function),
-        "file": _text(frame.file),
-        "line": frame.line,
-        "module": _text(frame.module),
-        "offset": frame.offset,
-        "inlined": frame.inlined,
     }
 
 
@@ -230,26 +206,9 @@ def _range(start: int, end: int) -> str:
 @lru_cache(maxsize=1024)
 def _quoted(text: Optional[str]) -> str:
     """A text of the target's as a JSON string; names repeat."""
-    return json.dumps(_text(text))
-
-
-def _text(text: Optional[str]) -> Optional[str]:
-    return None if text is None else without_surrogates(text)
+    return json.dumps(fit(text))
 
 
 def _quoted_time(realtime_ns: int, monotonic_ns: Optional[int]) -> str:
     """A time as a JSON string; ``realtime_ns`` is the wall clock when the monotonic one began."""
-    return _NULL if monotonic_ns is None else f'"{_time(realtime_ns + monotonic_ns)}"'
-
-
-def _time(wall_ns: int) -> str:
-    seconds, nanoseconds = divmod(wall_ns, _NS)
-    second, offset = _second(seconds)
-    return f"{second}.{nanoseconds // 1000:06}{offset}"
-
-
-@lru_cache(maxsize=1024)
-def _second(seconds: int) -> tuple[str, str]:
-    """ISO 8601 up to the second, and the offset from UTC; in a report there are many times of one second."""
-    text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
-    return text[:_SECOND_LETTERS], f"{text[_SECOND_LETTERS:-2]}:{text[-2:]}"
+    return _NULL if monotonic_ns is None else f'"{iso_time(realtime_ns + monotonic_ns)}"'

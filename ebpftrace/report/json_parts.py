@@ -1,0 +1,54 @@
+"""What the JSON contracts share: times, frames and stacks look the same in all of them."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from typing import Any, Optional
+
+from ebpftrace.model import Frame, Stack
+from ebpftrace.text import without_surrogates
+
+_NS = 1_000_000_000
+_SECOND_LETTERS = len("2026-01-31T12:00:00")
+
+
+def iso_time(wall_ns: int) -> str:
+    """ISO 8601 in local time with offset, to the microsecond, from ns since the epoch."""
+    seconds, nanoseconds = divmod(wall_ns, _NS)
+    second, offset = _second(seconds)
+    return f"{second}.{nanoseconds // 1000:06}{offset}"
+
+
+@lru_cache(maxsize=1024)
+def _second(seconds: int) -> tuple[str, str]:
+    """ISO 8601 up to the second, and the offset from UTC; in a report there are many times of one second."""
+    text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+    return text[:_SECOND_LETTERS], f"{text[_SECOND_LETTERS:-2]}:{text[-2:]}"
+
+
+def stack_object(stack: Stack) -> dict[str, Any]:
+    """A stack as every schema of ours has it."""
+    return {
+        "frames": [frame_object(frame) for frame in stack.frames],
+        "complete": stack.complete,
+        "source": stack.source.value,
+        "note": without_surrogates(stack.note),
+    }
+
+
+def frame_object(frame: Frame) -> dict[str, Any]:
+    """One frame of a stack, or a function named alone."""
+    return {
+        "function": fit(frame.function),
+        "file": fit(frame.file),
+        "line": frame.line,
+        "module": fit(frame.module),
+        "offset": frame.offset,
+        "inlined": frame.inlined,
+    }
+
+
+def fit(text: Optional[str]) -> Optional[str]:
+    """A text of the target's, fit for JSON."""
+    return None if text is None else without_surrogates(text)

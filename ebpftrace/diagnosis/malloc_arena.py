@@ -24,14 +24,12 @@ from ebpftrace.callflags import (
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.origin import Libc, allocator_of, fills_mapping
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
-from ebpftrace.glibc import HEAP_MAX_SIZE
+from ebpftrace.glibc import ARENAS_PER_CORE, HEAP_MAX_SIZE
 from ebpftrace.model import Mapping, Verdict
 from ebpftrace.text import plural
 
 _MALLOC_FUNCTIONS = frozenset({"shrink_heap", "heap_trim", "new_heap", "alloc_new_heap"})
 _SHRINKING_DEPTH = 3
-_ARENAS_PER_CORE = 8
-"""NARENAS_FROM_NCORES on 64-bit systems (malloc/arena.c)."""
 _WITHOUT_NORESERVE = (2, 37)
 """The first that leaves it out (malloc/arena.c of 2.36 and 2.37; seen with 2.36, 2.41 and 2.43)."""
 
@@ -78,7 +76,7 @@ def _limit(context: Context) -> tuple[int, str]:
     if given is not None:
         return given, "MALLOC_ARENA_MAX"
     cores = context.evidence.cores
-    return _ARENAS_PER_CORE * cores, plural(cores, "core")
+    return ARENAS_PER_CORE * cores, plural(cores, "core")
 
 
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:

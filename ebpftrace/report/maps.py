@@ -9,6 +9,7 @@ from ebpftrace import frames
 from ebpftrace.anatomy.areas import UNEXPLAINED, Area, Kind, Totals, unexplained
 from ebpftrace.anatomy.growth import Growth, grouped
 from ebpftrace.anatomy.look import Look
+from ebpftrace.glibc import ARENAS_PER_CORE
 from ebpftrace.model import BooksState
 from ebpftrace.report.tables import WIDTH, table, wrapped
 from ebpftrace.text import address, change, count, duration, escape, plural, shorten, size, wall
@@ -34,7 +35,6 @@ _MEANING = {
     Kind.GUARD: "no access, small",
     Kind.KERNEL: "from the kernel",
 }
-_ARENAS_PER_CORE = 8
 _NEAR_LIMIT = 0.1
 _MOST_ROUTINES = 5
 _NAME_WIDTH = 24
@@ -133,7 +133,7 @@ def _figures(sums: Totals) -> tuple[str, str, str, str]:
 
 def _meaning(kind: Kind, look: Look) -> str:
     if kind is Kind.MALLOC_ARENA:
-        most = _ARENAS_PER_CORE * look.cores
+        most = ARENAS_PER_CORE * look.cores
         return f"{plural(look.arenas, 'arena')}, at most {most} by default ({plural(look.cores, 'core')})"
     if kind is Kind.STACK_CACHE:
         return f"kept by glibc for new threads, limit {size(look.books.stack_cache_limit)}"

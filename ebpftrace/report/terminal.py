@@ -19,11 +19,9 @@ from ebpftrace import frames
 from ebpftrace.model import Calls, EndedBy, Finding, Report, ThreadTotal, Verdict
 from ebpftrace.report import finding_text
 from ebpftrace.report.headline import leak_lines, lost_line, no_leak_line, title
+from ebpftrace.report.tables import WIDTH
 from ebpftrace.report.view import Selection, View, select
 from ebpftrace.text import change, count, duration, escape, plural, shorten, size, wall
-
-WIDTH = 100
-"""Columns of a report that does not go to a narrower terminal."""
 
 _NARROWEST = 80
 _INDENT = 3

@@ -19,7 +19,8 @@ from steps import lines_run
 from ebpftrace import frames
 from ebpftrace.model import EndedBy, Frame, Losses, Report, Verdict
 from ebpftrace.report.output import use_color
-from ebpftrace.report.terminal import WIDTH, render
+from ebpftrace.report.tables import WIDTH
+from ebpftrace.report.terminal import render
 from ebpftrace.report.view import View, select
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -480,4 +480,6 @@ class Report:
     """The ledger had it mapped, /proc does not: left out of the report."""
     notes: tuple[str, ...] = field(default_factory=tuple)
     """Lines the user must know to read the report: what could not be proved, and why."""
+    undecided: int = 0
+    """Stacks of exited threads that the target's end kept from being judged."""
     cost: Optional[TracerCost] = None

@@ -157,6 +157,8 @@ class _Builder:
             if not thread.exited:
                 continue
             position = self._pieces.at(thread.descriptor)
+            if position is None and self._evidence.books_read_at is not None:
+                continue  # unmapped after the books were read
             if position is None or self._outstanding[position].mapping.before_attach:
                 elsewhere.append(thread)
             elif _is_all_stack(self._outstanding[position].mapping, thread):

@@ -31,7 +31,7 @@ class Evidence:
     outstanding: Sequence[Outstanding]
     """What is still mapped (checked against /proc), with live owners too; no two overlap."""
     books: Books
-    """glibc's books, read at report time."""
+    """glibc's books, read at report time; of a target that is gone, the last that were read."""
     vmas: Vmas
     """/proc/PID/smaps at report time; without ``rss`` where only maps could be read."""
     tgid: int
@@ -57,6 +57,8 @@ class Evidence:
     """The books at attach, or at least ``min_age`` before ``books``: shows who had exited by then."""
     target_exited_at: Optional[int] = None
     """When the target began to exit; threads that ended with it left nothing behind."""
+    books_read_at: Optional[int] = None
+    """When the books were read, where that was before the target's end; None: at the report."""
 
     @cached_property
     def judged_at(self) -> int:
@@ -70,3 +72,5 @@ class Diagnosis:
 
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
+    undecided: int = 0
+    """Stacks that the target's end kept from being judged: leaks, or kept by glibc for reuse."""

@@ -8,11 +8,14 @@ from typing import Optional
 
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import NS
+from ebpftrace.diagnosis.origin import Origin
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.model import Verdict
 from ebpftrace.text import duration
 
 _DETACHED_ADVICE = "look again: only one that ended by a bare exit system call keeps its stack for good"
+
+BEFORE_ITS_END = "have the report made while the program runs: a shorter -d, or a pause before it ends"
 
 
 class _Reason(Enum):
@@ -21,6 +24,9 @@ class _Reason(Enum):
     ENDED_WITH_TARGET = "the threads ended with the process: nothing was left behind"
     TOO_YOUNG = "the owner exited less than {min_age} before the report: a join or an unmap may still come"
     DETACHED = "glibc's books: the thread is detached, so its stack is freed without a join"
+    BOOKS_TOO_OLD = (
+        "the target ended before glibc's books were read again: whether the thread was joined can't be told"
+    )
     UNSEEN = "the thread exited during the trace, but nobody saw when: it may be about to be joined"
 
 
@@ -28,9 +34,23 @@ def _reason(case: Case, context: Context) -> Optional[_Reason]:
     if case.facts.exited_at is not None and context.age(case.facts.exited_at) < context.evidence.min_age:
         ended = context.evidence.target_exited_at is not None
         return _Reason.ENDED_WITH_TARGET if ended else _Reason.TOO_YOUNG
+    if _is_younger_than_books(case, context):
+        return _Reason.BOOKS_TOO_OLD
     if case.facts.booked is not None and case.facts.booked.detached:
         return _Reason.DETACHED
     return _Reason.UNSEEN if case.facts.exit_unseen else None
+
+
+def _is_younger_than_books(case: Case, context: Context) -> bool:
+    """The last reading of the books says nothing of it: its thread had not exited then, or just so."""
+    books_read_at, exited_at = context.evidence.books_read_at, case.facts.exited_at
+    return (
+        books_read_at is not None
+        and exited_at is not None
+        and exited_at > books_read_at - context.evidence.min_age
+        and case.facts.is_stack
+        and case.facts.origin is not Origin.APPLICATION
+    )
 
 
 def _claims(case: Case, context: Context) -> bool:
@@ -43,6 +63,8 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     why = reason.value.format(min_age=duration(context.evidence.min_age / NS))
     if reason is _Reason.ENDED_WITH_TARGET:
         return Judgement(False, (why,), "nothing to do")
+    if reason is _Reason.BOOKS_TOO_OLD:
+        return Judgement(False, (why,), BEFORE_ITS_END, undecided=True)
     if reason is _Reason.DETACHED:
         return Judgement(False, (why,), _DETACHED_ADVICE)
     return Judgement(False, (why,), "trace longer, or look again: what is still there then is judged")

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ebpftrace.diagnosis.cases import Case
+from ebpftrace.diagnosis.evidence import NS
+from ebpftrace.diagnosis.just_exited import BEFORE_ITS_END
 from ebpftrace.diagnosis.origin import Libc, Origin, creator_frame, fills_mapping
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.model import Verdict
-from ebpftrace.text import plural
+from ebpftrace.text import duration, plural
 
 
 def _claims(case: Case, context: Context) -> bool:
@@ -29,6 +31,8 @@ def _claims(case: Case, context: Context) -> bool:
 
 
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:
+    if context.evidence.books_read_at is not None:
+        return _judge_ended(cases, context, context.evidence.books_read_at)
     threads = plural(len(cases), "thread has", "threads have")
     if context.libc is Libc.MUSL:
         proof = f"{threads} exited and still have a stack: musl keeps no stack cache, so nothing joined them"
@@ -37,10 +41,25 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
             f"{threads} exited but are on glibc's list of stacks in use: "
             "neither joined nor detached, so no stack is ever freed (proved)"
         )
+    return Judgement(True, (proof,), _advice(cases))
+
+
+def _judge_ended(cases: Sequence[Case], context: Context, books_read_at: int) -> Judgement:
+    """Of a target that is gone: what joins all its threads in its last moments leaves the same books."""
+    threads, earlier = plural(len(cases), "thread"), duration(context.age(books_read_at) / NS)
+    proof = (
+        f"{threads} that had exited stood on glibc's list of stacks in use {earlier} before the process "
+        "ended: neither joined nor detached by then"
+    )
+    if context.keeps_growing(cases):
+        return Judgement(True, (proof, "they piled up from the beginning to the end"), _advice(cases))
+    return Judgement(False, (f"{proof}, and after that can't be told",), BEFORE_ITS_END, undecided=True)
+
+
+def _advice(cases: Sequence[Case]) -> str:
     creator = creator_frame(cases[0].facts.stack)
     where = f" the threads that {creator.function} creates" if creator is not None else " these threads"
-    advice = f"join{where} (pthread_join), or detach them: pthread_detach or PTHREAD_CREATE_DETACHED"
-    return Judgement(True, (proof,), advice)
+    return f"join{where} (pthread_join), or detach them: pthread_detach or PTHREAD_CREATE_DETACHED"
 
 
 NEVER_JOINED = Rule(Verdict.NEVER_JOINED, _claims, _judge, only_stacks=True)

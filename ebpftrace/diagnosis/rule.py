@@ -62,6 +62,8 @@ class Judgement:
     leak: bool
     evidence: tuple[str, ...]
     advice: str
+    undecided: bool = False
+    """The target ended before there was proof."""
 
 
 def _together(_case: Case, _context: Context) -> Hashable:

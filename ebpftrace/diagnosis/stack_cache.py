@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 from ebpftrace.diagnosis.cases import Case
-from ebpftrace.diagnosis.just_exited import JUST_EXITED
+from ebpftrace.diagnosis.just_exited import BEFORE_ITS_END, JUST_EXITED
 from ebpftrace.diagnosis.origin import Libc, Origin, fills_mapping
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.sites import SiteKey
@@ -98,6 +98,8 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
         evidence.append(
             f"{size(total)} are more than a stack cache should hold ({limit}), but no growth was seen"
         )
+    if context.evidence.target_exited_at is not None:
+        return Judgement(False, tuple(evidence), BEFORE_ITS_END, undecided=True)
     return Judgement(False, tuple(evidence), "trace longer: more than a cache can hold is then called a leak")
 
 

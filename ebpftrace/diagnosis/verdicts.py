@@ -17,7 +17,7 @@ from ebpftrace.diagnosis.never_joined import NEVER_JOINED
 from ebpftrace.diagnosis.origin import libc_of, loaded_allocator
 from ebpftrace.diagnosis.orphaned_mapping import ORPHANED_MAPPING
 from ebpftrace.diagnosis.period import period
-from ebpftrace.diagnosis.rule import Context, Rule
+from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.sites import SiteKey
 from ebpftrace.diagnosis.stack_cache import STACK_CACHE, overflowing_places
 from ebpftrace.model import NO_STACK, BooksState, Finding, Orphan
@@ -69,9 +69,11 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     )
     groups = _grouped(cases, context)
     del cases  # a reference to each of a hundred thousand
-    findings = [_finding(group, context) for group in groups]
+    judged = [(group, group.rule.judge(group.cases, context)) for group in groups]
+    undecided = sum(len(group.cases) for group, judgement in judged if judgement.undecided)
+    findings = [_finding(group, judgement, context) for group, judgement in judged]
     findings.sort(key=lambda finding: (not finding.leak, -finding.size, finding.verdict.value))
-    return Diagnosis(tuple(findings), (*_books_note(evidence), *notes))
+    return Diagnosis(tuple(findings), (*_books_note(evidence), *notes), undecided)
 
 
 def _books_note(evidence: Evidence) -> tuple[str, ...]:
@@ -103,9 +105,8 @@ def _first_claim(case: Case, context: Context) -> tuple[int, Rule]:
     raise AssertionError("the last rule claims whatever is left")
 
 
-def _finding(group: _Group, context: Context) -> Finding:
+def _finding(group: _Group, judgement: Judgement, context: Context) -> Finding:
     cases = group.cases
-    judgement = group.rule.judge(cases, context)
     evidence = list(judgement.evidence)
     first = cases[0].facts
     leak = judgement.leak

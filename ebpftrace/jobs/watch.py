@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Optional
 
 from ebpftrace.diagnosis import Evidence, baseline_verdict, diagnose
+from ebpftrace.errors import CannotTrace
 from ebpftrace.jobs.attribution import Attribution
 from ebpftrace.jobs.threads import register_threads
 from ebpftrace.kernel.rows import no_rows
@@ -46,12 +47,17 @@ from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
 from ebpftrace.stacks.sites import SiteStacks
+from ebpftrace.vmas import Vmas
 
 _COMPACT_AT = 100_000
 """Ledger events kept before they are folded: bounds memory and the work of a report."""
 
 _LONGEST_CALL = 1_000_000_000
 """ns that an munmap or mremap may take and its event still be told exactly."""
+
+_PEEK_SECONDS = 0.5
+_PEEK_SHARE = 0.01
+"""Of a core, for reading the books of a program that may end before the report."""
 
 _COPIES_AT_ONCE = 200
 """Stacks unwound between two polls; the rest waits."""
@@ -85,6 +91,9 @@ class Watch:
         self._ended_at: Optional[int] = None
         self._compact_at = _COMPACT_AT
         self._code_changed = False
+        self._peek_at: Optional[float] = None
+        """When the books are read next in case the target ends before the report; None: they are not."""
+        self._last: Optional[Now] = None
         self._notes: list[str] = []
         self._stacks = SiteStacks()
         self._held = ExitStack()
@@ -140,8 +149,12 @@ class Watch:
         self.begin(tracer)
 
     def attach_at_exec(self, tracer: Tracer) -> None:
-        """Trace a process that waits to execute its program; ``begin`` follows when it does."""
+        """Trace a process that waits to execute its program; ``begin`` follows when it does.
+
+        It may well end before the report, so its books are read now and then.
+        """
         self.space = tracer.add_pending_space(self.pid)
+        self._peek_at = 0.0
 
     def begin(self, tracer: Tracer) -> None:
         """Read the baseline; what is mapped from here on is the window's."""
@@ -193,7 +206,19 @@ class Watch:
                 self._resolver.refresh()
         if self._resolver is not None:
             self._stacks.work(self._resolver, _COPIES_AT_ONCE)
+        if self.begun and self._peek_at is not None and time.monotonic() >= self._peek_at:
+            self._peek_at = self._peek()
         return self._stacks.waiting > 0
+
+    def _peek(self) -> float:
+        """Take in what glibc's books say; return when to do it again, as ``time.monotonic`` tells it."""
+        began = time.thread_time()
+        with suppress(CannotTrace):
+            now = self._look(partial(read_proof, with_waits=True))
+            if self.ended_by is None and now.books.state is BooksState.READ:
+                self._last = now._replace(vmas=Vmas())
+        used = time.thread_time() - began
+        return time.monotonic() + max(_PEEK_SECONDS, used / _PEEK_SHARE)
 
     def _compact(self, tracer: Tracer) -> None:
         """Fold the events of the past, and have the kernel forget what nothing is left of."""
@@ -211,6 +236,7 @@ class Watch:
     def report(self, tracer: Tracer, ended_by: EndedBy) -> Report:
         """Report what stands now.  Raises CannotTrace."""
         now = self._look(read_now)
+        last = self._last if self.ended_by is not None else None
         snapshot = tracer.read()[self.space]
         tracer.poll()  # holes and moves that concern the rows just read
         if self._resolver is not None:
@@ -245,6 +271,7 @@ class Watch:
                 threads=tuple(snapshot.threads.values()),
                 earlier_books=self._books if self._books.state is BooksState.READ else None,
                 target_exited_at=self._ended_at,
+                books_read_at=None if last is None else last.read_at,
             )
         )
         findings = tuple(map(attribution.finding, diagnosis.findings))
@@ -255,6 +282,7 @@ class Watch:
             unexplained_bytes=verified.unexplained_bytes,
             phantom_bytes=verified.phantom_bytes,
             notes=(*report.notes, *diagnosis.notes),
+            undecided=diagnosis.undecided,
         )
 
     def live_state(self, tracer: Tracer, seconds_left: Optional[float]) -> LiveState:
@@ -343,7 +371,7 @@ class Watch:
                 return read(self.pid)
             except ProcessGone:
                 self._end(EndedBy.TARGET_EXIT, began)
-        return nothing_now()
+        return nothing_now(self._last)
 
     def _verified(self, mappings: list[Mapping], now: Now) -> Verified:
         if self.ended_by is None:

@@ -67,9 +67,10 @@ def read_proof(pid: int, with_waits: bool) -> Now:
     )
 
 
-def nothing_now() -> Now:
-    """What there is to read of a process that is gone."""
-    return Now(time.monotonic_ns(), Vmas(), GONE, None, {}, frozenset())
+def nothing_now(last: Optional[Now] = None) -> Now:
+    """What is left of a process that is gone: what its books and waits said last, if they were read."""
+    gone = Now(time.monotonic_ns(), Vmas(), GONE, None, {}, frozenset())
+    return gone if last is None else gone._replace(books=last.books, futex_waits=last.futex_waits)
 
 
 def read_books_of(pid: int, vmas: Vmas) -> Books:

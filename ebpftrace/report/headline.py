@@ -32,6 +32,9 @@ def no_leak_line(report: Report) -> str:
     fresh = sum(finding.count for finding in report.findings if finding.verdict is Verdict.JUST_EXITED)
     if fresh and report.ended_by is not EndedBy.TARGET_EXIT:
         verdict += f"; the owner of {plural(fresh, 'mapping')} exited just before the report: look again"
+    if report.undecided:
+        stacks = plural(report.undecided, "stack")
+        verdict += f"; the target ended before {stacks} of exited threads could be judged: report earlier"
     return verdict
 
 

@@ -232,6 +232,24 @@ def test_command_that_outlives_the_trace(tmp_path: Path) -> None:
     assert report["window"]["ended_by"] == "duration"
 
 
+@pytest.mark.parametrize("joins", [(), ("joins",)])
+def test_command_that_ends_is_judged_by_its_last_books(tmp_path: Path, joins: tuple[str, ...]) -> None:
+    """Threads pile up from its beginning to its end; joined at the very end they are no proved leak."""
+    output = tmp_path / "report.json"
+    options = ["--json", "--fail-on-leak", "--min-age", 0.1, "-d", 300, "-o", output]
+    result = run_tracer(*options, "--", build("unjoined"), 20, 250, *joins)
+    report = Result(0, output.read_text(), "").report
+    assert report["window"]["ended_by"] == "target-exit"
+    if joins:
+        assert (result.status, leaks(report)) == (0, [])
+        return
+    assert result.status == 3, result.stderr
+    (leak,) = leaks(report)
+    assert leak["verdict"] == "never-joined-thread"
+    assert 3 <= leak["count"] <= 20
+    assert leak["start_routine"]["function"] == "end_at_once"
+
+
 # --- errors -----------------------------------------------------------------------------------
 
 

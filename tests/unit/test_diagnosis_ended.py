@@ -1,0 +1,56 @@
+"""The target is gone, and glibc's books were read last a while before its end."""
+
+from __future__ import annotations
+
+from diagnosis_scenes import ABSENT, REPORT, SECOND, at, booked, books, judge, only, pthread_stack, span
+
+from ebpftrace.model import Verdict
+
+ENDED = {"target_exited_at": REPORT, "books_read_at": REPORT - SECOND // 2}
+"""At second 60 of the window; the books were read half a second earlier."""
+
+
+def test_stacks_that_pile_up_until_the_end_are_a_leak() -> None:
+    stacks = [pthread_stack(n, born=n * 5, exited=n * 5 + 1) for n in range(11)]
+    found = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks)), **ENDED))
+    assert (found.verdict, found.leak, found.count) == (Verdict.NEVER_JOINED, True, 11)
+    assert "500 ms before the process ended" in found.evidence[0]
+
+
+def test_a_few_that_were_not_joined_shortly_before_the_end_are_undecided() -> None:
+    stacks = [pthread_stack(n, born=10, exited=11) for n in range(8)]
+    diagnosis = judge(stacks, books(*(booked(span(stack)) for stack in stacks)), **ENDED)
+    found = only(diagnosis)
+    assert (found.verdict, found.leak, found.count) == (Verdict.NEVER_JOINED, False, 8)
+    assert "after that can't be told" in found.evidence[0]
+    assert diagnosis.undecided == 8
+
+
+def test_what_was_unmapped_after_the_books_were_read_is_not_counted() -> None:
+    """Joined in the last moments: too much for glibc's cache."""
+    stacks = [pthread_stack(n, born=10, exited=11) for n in range(8)]
+    diagnosis = judge(stacks[:3], books(*(booked(span(stack)) for stack in stacks)), **ENDED)
+    assert only(diagnosis).count == diagnosis.undecided == 3
+
+
+def test_who_exited_after_the_books_were_read_is_undecided_or_ended_with_the_process() -> None:
+    young = [pthread_stack(0, born=10, exited=58.8), pthread_stack(1, born=10, exited=59.2)]
+    diagnosis = judge(young, books(), **ENDED)
+    assert {finding.verdict for finding in diagnosis.findings} == {Verdict.JUST_EXITED}
+    assert not any(finding.leak for finding in diagnosis.findings)
+    assert diagnosis.undecided == 1
+    assert at(59.2) > REPORT - SECOND, "the other one ended with the process"
+
+
+def test_who_was_in_the_cache_by_the_last_books_is_no_leak() -> None:
+    stack = pthread_stack(0, born=10, exited=11)
+    diagnosis = judge([stack], books(stack_cache=(span(stack),)), **ENDED)
+    assert only(diagnosis).verdict is Verdict.STACK_CACHE
+    assert diagnosis.undecided == 0
+
+
+def test_without_any_books_stacks_that_a_cache_may_hold_are_undecided() -> None:
+    stack = pthread_stack(0, born=10, exited=11)
+    diagnosis = judge([stack], ABSENT, target_exited_at=REPORT)
+    assert only(diagnosis).verdict is Verdict.STACK_CACHE
+    assert diagnosis.undecided == 1

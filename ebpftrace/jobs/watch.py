@@ -116,8 +116,9 @@ class Watch:
         return self.began_at > 0
 
     def note(self, text: str) -> None:
-        """Have the report say something."""
-        self._notes.append(text)
+        """Have the reports say something, once."""
+        if text not in self._notes:
+            self._notes.append(text)
 
     def look(self) -> None:
         """Take in what glibc's books say before tracing begins.  Raises CannotTrace."""
@@ -377,7 +378,7 @@ class Watch:
         if self.ended_by is None:
             verified = verify(mappings, now.vmas, now.read_at)
             return self._explained(verified, mappings) if verified.unexplained_bytes else verified
-        self._notes.append("the target is gone: what it had mapped could not be checked against /proc")
+        self.note("the target is gone: what it had mapped could not be checked against /proc")
         return Verified(mappings, 0, 0)
 
     def _explained(self, verified: Verified, mappings: list[Mapping]) -> Verified:

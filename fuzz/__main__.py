@@ -34,28 +34,26 @@ def main() -> None:
 def run(minutes: float, readers: Sequence[str]) -> None:
     """Search in READERS (all), one after the other; fails where one does what it must not.
 
-    A table follows: paths are inputs that each reached new code, kept in build/fuzz for the next search.
+    Prints a row for each as it is done: paths are inputs that each reached new code, kept in build/fuzz for
+    the next search.
     """
     names = readers or list(READERS)
-    tallies = {}
+    total = Tally()
     end = time.monotonic() + 60 * minutes
-    for done, name in enumerate(names):
-        click.echo(f"{name} ...", err=True)
-        # What others took to begin is shared by those that are left.
-        tallies[name] = _search(name, (end - time.monotonic()) / (len(names) - done) - _BEGINS_SECONDS)
     click.echo(_ROW.format("reader", "inputs", "seconds", "accepted", "paths", "violations"))
-    for name, tally in tallies.items():
+    for done, name in enumerate(names):
+        # What others took to begin is shared by those that are left.
+        tally = _search(name, (end - time.monotonic()) / (len(names) - done) - _BEGINS_SECONDS)
         accepted = f"{tally.accepted / tally.inputs:.1%}" if tally.inputs else "?"
         paths = len(list((_FOLDER / "corpus" / name).iterdir()))
         click.echo(
             _ROW.format(name, f"{tally.inputs:,}", f"{tally.seconds:.0f}", accepted, paths, tally.violations)
         )
-    inputs, seconds = (
-        sum(getattr(tally, what) for tally in tallies.values()) for what in ("inputs", "seconds")
-    )
-    violations = sum(tally.violations for tally in tallies.values())
-    click.echo(_ROW.format("all", f"{inputs:,}", f"{seconds:.0f}", "", "", violations))
-    sys.exit(bool(violations))
+        total.inputs += tally.inputs
+        total.seconds += tally.seconds
+        total.violations += tally.violations
+    click.echo(_ROW.format("all", f"{total.inputs:,}", f"{total.seconds:.0f}", "", "", total.violations))
+    sys.exit(bool(total.violations))
 
 
 @main.command()

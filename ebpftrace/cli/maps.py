@@ -56,16 +56,19 @@ def maps(
     from ebpftrace.jobs.maps import run
     from ebpftrace.report import maps as text
     from ebpftrace.report import maps_json
-    from ebpftrace.report.output import check_writable, write, write_stream
+    from ebpftrace.report.output import check_writable, page_width, write, write_stream
 
     if output is not None:
         check_writable(str(output))
     pages: list[str] = []
 
     def tell(look: Look) -> None:
-        page = maps_json.render(look) if json_output else text.render(look, top, list_all)
-        if look.growth is not None and not json_output:
-            page = f"\n{page}"
+        if json_output:
+            page = maps_json.render(look)
+        else:
+            page = text.render(look, top, list_all, page_width(sys.stdout, output))
+            if look.growth is not None:
+                page = f"\n{page}"
         if output is None:
             write_stream(sys.stdout, page)
         else:

@@ -41,12 +41,15 @@ def scan(seconds: Optional[float], top: int, json_output: bool, output: Optional
     from ebpftrace.jobs.scan import run
     from ebpftrace.report import scan as text
     from ebpftrace.report import scan_json
-    from ebpftrace.report.output import check_writable, write, write_stream
+    from ebpftrace.report.output import check_writable, page_width, write, write_stream
 
     if output is not None:
         check_writable(str(output))
     census = run(seconds)
-    page = scan_json.render(census, top) if json_output else text.render(census, top)
+    if json_output:
+        page = scan_json.render(census, top)
+    else:
+        page = text.render(census, top, page_width(sys.stdout, output))
     if output is None:
         write_stream(sys.stdout, page)
     else:

@@ -41,17 +41,17 @@ _NAME_WIDTH = 24
 _LABEL = "         "
 
 
-def render(look: Look, top: int, list_all: bool) -> str:
-    """One look as text, no line wider than 100 cells; ``top``: most rows of each table of areas."""
-    parts = [wrapped(line) for line in _headline(look)]
-    parts += [[""], *_head(look), [""]]
+def render(look: Look, top: int, list_all: bool, width: int = WIDTH) -> str:
+    """One look as text in ``width`` cells (at least 60); ``top``: most rows of each table of areas."""
+    parts = [wrapped(line, width=width) for line in _headline(look)]
+    parts += [[""], *_head(look, width), [""]]
     if look.growth is not None:
-        parts += [_growth(look.growth, top)]
+        parts += [_growth(look.growth, top, width)]
     else:
-        parts += [_classes(look), _stacks(look, top), _unexplained(look, top)]
+        parts += [_classes(look, width), _stacks(look, top, width), _unexplained(look, top, width)]
     if list_all:
-        parts.append(_all(look))
-    parts += [wrapped(escape(note), first="note     ") for note in look.notes]
+        parts.append(_all(look, width))
+    parts += [wrapped(escape(note), first="note     ", width=width) for note in look.notes]
     lines = [line.rstrip() for part in parts for line in part]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -100,7 +100,7 @@ def _routine(at: int, look: Look) -> str:
     return frames.name(frame) if frame is not None else address(at)
 
 
-def _head(look: Look) -> list[list[str]]:
+def _head(look: Look, width: int) -> list[list[str]]:
     target = look.target
     facts = [f"VIRT {size(look.total.size)}", f"RSS {size(look.rss)}"]
     if target.threads is not None:
@@ -111,19 +111,25 @@ def _head(look: Look) -> list[list[str]]:
     facts.append(f"{plural(look.vma_count, 'VMA')}{share}")
     when = wall(look.taken_at, look.taken_at)
     parts = [
-        wrapped(f"{escape(target.comm)} (PID {target.pid}) at {when}: {', '.join(facts)}", first="target   ")
+        wrapped(
+            f"{escape(target.comm)} (PID {target.pid}) at {when}: {', '.join(facts)}",
+            first="target   ",
+            width=width,
+        )
     ]
     if target.exe:
-        parts.append([_LABEL + shorten(escape(target.exe), WIDTH - len(_LABEL))])
+        parts.append([_LABEL + shorten(escape(target.exe), width - len(_LABEL))])
     if look.of(Kind.ORPHANED_STACK).number:
-        parts.append([f"next     ebpftrace mmap-leaks -p {target.pid}    names the code that leaks, live"])
+        step = f"ebpftrace mmap-leaks -p {target.pid}    names the code that leaks, live"
+        parts.append(wrapped(step, first="next     ", width=width))
     return parts
 
 
-def _classes(look: Look) -> list[str]:
+def _classes(look: Look, width: int) -> list[str]:
     rows = [(kind.value, *_figures(sums), _meaning(kind, look)) for kind, sums in look.kinds.items()]
     rows.append(("total", *_figures(look.total), ""))
-    return [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP|WHAT", rows), ""]
+    spare = ("WHAT", "SWAP") if look.total.swap else ("SWAP", "WHAT")
+    return [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP|WHAT", rows, width=width, spare=spare, fold=True), ""]
 
 
 def _figures(sums: Totals) -> tuple[str, str, str, str]:
@@ -140,7 +146,7 @@ def _meaning(kind: Kind, look: Look) -> str:
     return _MEANING[kind]
 
 
-def _stacks(look: Look, top: int) -> list[str]:
+def _stacks(look: Look, top: int, width: int) -> list[str]:
     stacks = [area for area in look.areas if area.kind is Kind.THREAD_STACK]
     if not stacks:
         return []
@@ -158,7 +164,7 @@ def _stacks(look: Look, top: int) -> list[str]:
     ]
     return [
         f"Stacks of live threads, most resident first ({count(len(stacks))})",
-        *table(">TID|THREAD|>VIRT|>RSS|AT|", rows, indent=3),
+        *table(">TID|THREAD|>VIRT|>RSS|AT|", rows, indent=3, width=width, spare=("AT", "")),
         *_more(len(stacks) - top, "stack"),
         "",
     ]
@@ -168,7 +174,7 @@ def _more(hidden: int, noun: str) -> list[str]:
     return [f"   and {plural(hidden, f'more {noun}')} (--top, --all)"] if hidden > 0 else []
 
 
-def _unexplained(look: Look, top: int) -> list[str]:
+def _unexplained(look: Look, top: int, width: int) -> list[str]:
     groups = unexplained(look.areas)
     if not groups:
         return []
@@ -185,9 +191,10 @@ def _unexplained(look: Look, top: int) -> list[str]:
         for group in groups[:top]
     ]
     sums = sum(look.of(kind).size for kind in UNEXPLAINED)
+    header, spare = ">COUNT|>EACH|>VIRT|>RSS|PERM|CLASS|FIRST AT", ("VIRT", "PERM", "CLASS")
     return [
         f"Largest unexplained areas, alike ones together ({size(sums)})",
-        *table(">COUNT|>EACH|>VIRT|>RSS|PERM|CLASS|FIRST AT", rows, indent=3),
+        *table(header, rows, indent=3, width=width, spare=spare),
         *_more(len(groups) - top, "group"),
         "",
     ]
@@ -209,7 +216,7 @@ def _sums(growth: Growth) -> tuple[int, int]:
     return sum(one.size for one in sums), sum(one.resident for one in sums)
 
 
-def _growth(growth: Growth, top: int) -> list[str]:
+def _growth(growth: Growth, top: int, width: int) -> list[str]:
     if not growth.kinds and not growth.changes:
         return ["Nothing changed.", ""]
     rows = [
@@ -222,7 +229,7 @@ def _growth(growth: Growth, top: int) -> list[str]:
         )
         for kind, sums in growth.kinds.items()
     ]
-    lines = [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP", rows), ""]
+    lines = [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP", rows, width=width, spare=("SWAP",)), ""]
     groups = grouped(growth.changes)
     if groups:
         lines += ["Areas that changed, alike ones together"]
@@ -238,7 +245,8 @@ def _growth(growth: Growth, top: int) -> list[str]:
             )
             for group in groups[:top]
         ]
-        lines += table("WHAT|>COUNT|>EACH|>RSS|CLASS|FIRST AT|OF", changed, indent=3)
+        header, spare = "WHAT|>COUNT|>EACH|>RSS|CLASS|FIRST AT|OF", ("RSS", "FIRST AT", "OF")
+        lines += table(header, changed, indent=3, width=width, spare=spare)
         lines += [*_more(len(groups) - top, "group"), ""]
     return lines
 
@@ -250,7 +258,7 @@ def _identity(area: Area) -> str:
     return escape(area.path) or area.note
 
 
-def _all(look: Look) -> list[str]:
+def _all(look: Look, width: int) -> list[str]:
     rows: Sequence[Sequence[str]] = [
         (
             f"{area.start:x}-{area.end:x}",
@@ -263,4 +271,5 @@ def _all(look: Look) -> list[str]:
         )
         for area in look.areas
     ]
-    return ["All areas", *table("RANGE|>VIRT|>RSS|>SWAP|PERM|CLASS|OF", rows), ""]
+    header, spare = "RANGE|>VIRT|>RSS|>SWAP|PERM|CLASS|OF", ("SWAP", "PERM", "RSS", "CLASS")
+    return ["All areas", *table(header, rows, width=width, spare=spare), ""]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Optional, TextIO, Union
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.report.tables import NARROWEST, WIDTH
 from ebpftrace.text import escape, printable
 
 Pages = Union[str, Iterable[str]]
@@ -35,6 +36,15 @@ def use_color(stream: TextIO, no_color: bool) -> bool:
     if no_color or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return stream.isatty()
+
+
+def page_width(stream: TextIO, path: Optional[Path] = None) -> int:
+    """Columns of a report for ``stream``, or for a file at ``path`` instead: a narrow terminal's own."""
+    if path is not None or not stream.isatty():
+        return WIDTH
+    from rich.console import Console  # not at the top: dear, and only a terminal asks for it
+
+    return max(NARROWEST, min(Console(file=stream).width, WIDTH))
 
 
 def check_writable(path: str) -> None:

@@ -8,11 +8,13 @@ from ebpftrace.anatomy.census import Census
 from ebpftrace.anatomy.host import Attention
 from ebpftrace.anatomy.suspicion import Figures, Rank, Reason, Suspect
 from ebpftrace.model import BooksState
-from ebpftrace.report.tables import short_size, table, wrapped
+from ebpftrace.report.tables import WIDTH, short_size, table, wrapped
 from ebpftrace.text import change, count, duration, escape, plural, shorten, size, wall
 
 _NAME_WIDTH = 15
 _MOST_RATIO = 999.0
+_SPARE = ("ARENAS", "RATIO", "WHY", "THR", "RSS")
+"""Columns for wide terminals."""
 _NEXT_STEP = {
     Rank.NEVER_JOINED: "mmap-leaks",
     Rank.GROWTH: "mmap-leaks",
@@ -23,14 +25,14 @@ _NEXT_STEP = {
 }
 
 
-def render(census: Census, top: int) -> str:
-    """The scan as text, no line wider than 100 cells; ``top``: most processes to list."""
-    lines = [*wrapped(_headline(census)), ""]
-    lines += _suspects(census, top)
-    lines += _processes(census, top)
-    lines += _host(census)
+def render(census: Census, top: int, width: int = WIDTH) -> str:
+    """The scan as text in ``width`` cells (at least 60); ``top``: most processes to list."""
+    lines = [*wrapped(_headline(census), width=width), ""]
+    lines += _suspects(census, top, width)
+    lines += _processes(census, top, width)
+    lines += _host(census, width)
     for note in _notes(census):
-        lines += wrapped(note, first="note     ")
+        lines += wrapped(note, first="note     ", width=width)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -82,7 +84,7 @@ def _headline(census: Census) -> str:
     return f"Nothing suspicious in {looked}{limits}"
 
 
-def _suspects(census: Census, top: int) -> list[str]:
+def _suspects(census: Census, top: int, width: int) -> list[str]:
     """One line for each process that something speaks against: what, and what to do next."""
     suspected = [one for one in census.suspects[:top] if one.reasons]
     if not suspected:
@@ -92,7 +94,7 @@ def _suspects(census: Census, top: int) -> list[str]:
         figures = one.figures
         why = ", ".join(reason_text(reason, figures) for reason in one.reasons)
         step = f"ebpftrace {_NEXT_STEP[one.reasons[0].rank]} -p {figures.pid}"
-        lines += wrapped(f"{why}; next: {step}", first=f"   {figures.pid} {_name(figures)}: ")
+        lines += wrapped(f"{why}; next: {step}", first=f"   {figures.pid} {_name(figures)}: ", width=width)
     return [*lines, ""]
 
 
@@ -100,12 +102,12 @@ def _name(figures: Figures) -> str:
     return shorten(escape(figures.comm), _NAME_WIDTH)
 
 
-def _processes(census: Census, top: int) -> list[str]:
+def _processes(census: Census, top: int, width: int) -> list[str]:
     growth = census.seconds is not None
     header = ">PID|NAME|>VIRT|>RSS|>RATIO|>THR|>EXITED|>BYTES|>ARENAS"
     header += "|>GROWTH|WHY" if growth else "|WHY"
     rows = [_cells(one, growth) for one in census.suspects[:top]]
-    lines = ["Processes, most suspect first", *table(header, rows)]
+    lines = ["Processes, most suspect first", *table(header, rows, width=width, spare=_SPARE)]
     hidden = len(census.suspects) - top
     if hidden > 0:
         lines.append(f"   and {plural(hidden, 'more process', 'more processes')} (--top)")
@@ -133,14 +135,14 @@ def _cells(suspected: Suspect, growth: bool) -> list[str]:
     return cells
 
 
-def _host(census: Census) -> list[str]:
+def _host(census: Census, width: int) -> list[str]:
     memory = census.memory
     if not memory.attention:
         return [f"/proc/meminfo: none of {memory.judged} figures needs attention", ""]
     lines = ["/proc/meminfo: what deserves attention"]
     for told in memory.attention:
-        lines += wrapped(_told(told), first=f"   {told.name:<14} ")
-        lines += wrapped(f"look at: {told.look_at}", first=" " * 18)
+        lines += wrapped(_told(told), first=f"   {told.name:<14} ", width=width)
+        lines += wrapped(f"look at: {told.look_at}", first=" " * 18, width=width)
     return [*lines, ""]
 
 

@@ -1,43 +1,77 @@
-"""What the reports of looks share: plain tables, columns as wide as what is in them, and times for JSON."""
+"""What the reports share: the width of a page, and plain tables, columns as wide as what is in them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
 
 from rich.cells import cell_len
 
 from ebpftrace.text import shorten
 
 WIDTH = 100
-"""Columns of a page."""
+"""Columns of a page on a wide terminal, in a file and on a pipe."""
+NARROWEST = 60
+"""Columns that a page needs: a terminal that has fewer wraps it."""
 
 _GAP = "  "
-_NARROWEST_LAST = 8
+_LEAST_LAST = 16
+"""Cells of the last column where it is cut: an address is never."""
 
 
-def table(header: str, rows: Iterable[Sequence[str]], *, indent: int = 0, width: int = WIDTH) -> list[str]:
-    """Lines of a table; no line is wider than ``width`` cells, none ends in spaces.
+def table(
+    header: str,
+    rows: Iterable[Sequence[str]],
+    *,
+    indent: int = 0,
+    width: int = WIDTH,
+    spare: Iterable[str] = (),
+    fold: bool = False,
+) -> list[str]:
+    """Lines of a table in ``width`` cells; none ends in spaces.
 
     ``header`` names the columns, separated by ``|``; a name that begins with ``>`` is for a column whose
-    cells stand to the right.  Cells must be fit to print.
+    cells stand to the right.  Cells must be fit to print.  Where there is no room for all columns,
+    those in ``spare`` are left out, one after the other.  The last one has what room is left: a text
+    that is longer is cut in its middle or, with ``fold``, goes on below.
     """
     names = header.split("|")
-    right = [name.startswith(">") for name in names]
-    lines = [[name.lstrip(">") for name in names], *(list(row) for row in rows)]
+    lines = [[name.lstrip(">") for name in names], *rows]
     widths = [max(cell_len(line[column]) for line in lines) for column in range(len(names))]
-    room = width - indent - sum(widths[:-1]) - len(_GAP) * (len(names) - 1)
-    widths[-1] = min(widths[-1], max(room, _NARROWEST_LAST))
-    return [shorten(_line(line, widths, right, indent), width).rstrip() for line in lines]
+    shown = list(range(len(names)))
+    for name in spare:
+        if _least(shown, names, widths, indent) <= width:
+            break
+        shown.remove(lines[0].index(name))
+    *columns, last = shown
+    if names[last].startswith(">"):
+        columns, last = shown, -1
+    page: list[str] = []
+    for line in lines:
+        start = " " * indent + _GAP.join(
+            _cell(line[column], widths[column], names[column]) for column in columns
+        )
+        if last < 0:
+            page.append(start)
+            continue
+        start += _GAP if columns else ""
+        room = max(width - cell_len(start), _LEAST_LAST)
+        if fold and cell_len(line[last]) > room:
+            page += wrapped(line[last], first=start, width=width)
+        else:
+            page.append((start + shorten(line[last], room)).rstrip())
+    return page
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool], indent: int) -> str:
-    padded = []
-    for cell, width, to_right in zip(cells, widths, right):
-        text = shorten(cell, width)
-        padding = " " * (width - cell_len(text))
-        padded.append(padding + text if to_right else text + padding)
-    return " " * indent + _GAP.join(padded)
+def _least(shown: Sequence[int], names: Sequence[str], widths: Sequence[int], indent: int) -> int:
+    """Cells that these columns need."""
+    *_, last = shown
+    spared = 0 if names[last].startswith(">") else max(widths[last] - _LEAST_LAST, 0)
+    return indent + sum(widths[column] for column in shown) + len(_GAP) * (len(shown) - 1) - spared
+
+
+def _cell(text: str, width: int, name: str) -> str:
+    padding = " " * (width - cell_len(text))
+    return padding + text if name.startswith(">") else text + padding
 
 
 def short_size(value: int) -> str:
@@ -65,9 +99,3 @@ def wrapped(text: str, *, first: str = "", width: int = WIDTH) -> list[str]:
         line += word if empty else f" {word}"
         empty = False
     return [*lines, line.rstrip()]
-
-
-def iso_time(wall_ns: int) -> str:
-    """ISO 8601 in local time with offset, from ns since the epoch."""
-    moment = datetime.fromtimestamp(wall_ns // 1_000_000_000, timezone.utc)
-    return moment.replace(microsecond=wall_ns % 1_000_000_000 // 1000).astimezone().isoformat()

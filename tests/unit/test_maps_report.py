@@ -103,17 +103,17 @@ areas = st.lists(
 
 
 @settings(max_examples=60)
-@given(areas, areas, hostile, st.booleans(), st.booleans())
-def test_text_and_json_are_fit_for_any_names(
-    before: list[Area], after: list[Area], name: str, grown: bool, absent: bool
+@given(areas, areas, hostile, st.booleans(), st.booleans(), st.integers(60, 100))
+def test_text_and_json_are_fit_for_any_names_and_width(
+    before: list[Area], after: list[Area], name: str, grown: bool, absent: bool, width: int
 ) -> None:
     books = Books(BooksState.ABSENT if absent else BooksState.READ)
     growth = compare(before, after, 1.5) if grown else None
     seen = look(after, name, growth=growth, books=books, notes=(f"note {name}",))
-    page = maps.render(seen, 5, True)
+    page = maps.render(seen, 5, True, width)
     assert page.endswith("\n")
     for line in page.splitlines():
-        assert cell_len(line) <= 100
+        assert cell_len(line) <= width
         assert line == line.rstrip()
     assert all(character.isprintable() for character in page.replace("\n", ""))
     text = maps_json.render(seen)

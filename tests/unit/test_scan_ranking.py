@@ -230,15 +230,15 @@ def census(processes: list[Figures], seconds: Optional[float] = None, **facts: o
 
 
 @settings(max_examples=60)
-@given(st.lists(figures, max_size=12), st.none() | st.just(60.0), st.integers(1, 5))
-def test_text_and_json_are_fit_for_any_names(
-    processes: list[Figures], seconds: Optional[float], top: int
+@given(st.lists(figures, max_size=12), st.none() | st.just(60.0), st.integers(1, 5), st.integers(60, 100))
+def test_text_and_json_are_fit_for_any_names_and_width(
+    processes: list[Figures], seconds: Optional[float], top: int, width: int
 ) -> None:
     host = attention({**CALM_HOST, "Shmem": 60 * GIB, "Committed_AS": 1 << 50})
     found = census(processes, seconds, memory=host, unreadable=4, books_unread=1, not_looked=2)
-    page = scan.render(found, top)
+    page = scan.render(found, top, width)
     for line in page.splitlines():
-        assert cell_len(line) <= 100
+        assert cell_len(line) <= width
         assert line == line.rstrip()
     assert all(character.isprintable() for character in page.replace("\n", ""))
     text = scan_json.render(found, top)

@@ -15,8 +15,11 @@ _SHORTEST = 5_000_000
 _ONE_WAVE = 0.1
 """Events closer than this part of the longest gap belong together: three threads started at each minute."""
 _TOLERANCE = 0.1
-_REGULAR = 0.9
-"""Part of the intervals that must be within the tolerance of their median."""
+"""Part of their median by which intervals may differ from it."""
+_IRREGULAR = 0.1
+"""Part of the intervals that may differ more ..."""
+_ENOUGH = 5
+"""... and one that may, from so many on: a busy machine wakes a timer late now and then."""
 
 
 def period(times: Iterable[int]) -> Optional[float]:
@@ -33,8 +36,18 @@ def period(times: Iterable[int]) -> Optional[float]:
         return None
     intervals = [later - earlier for earlier, later in _neighbours(waves)]
     middle = median(intervals)
-    regular = sum(abs(interval - middle) <= _TOLERANCE * middle for interval in intervals)
-    return middle / NS if middle >= _SHORTEST and regular >= _REGULAR * len(intervals) else None
+    most = max(_IRREGULAR * len(intervals), 1 if len(intervals) >= _ENOUGH else 0)
+    return middle / NS if middle >= _SHORTEST and _irregular(intervals, middle) <= most else None
+
+
+def _irregular(intervals: Sequence[int], middle: float) -> int:
+    """How many differ; the short one after an event that came late does not, if it makes up for the delay."""
+    tolerance = _TOLERANCE * middle
+    return sum(
+        abs(interval - middle) > tolerance
+        and not (interval < middle and abs(before + interval - 2 * middle) <= tolerance)
+        for before, interval in zip([middle, *intervals], intervals)
+    )
 
 
 def _neighbours(times: Sequence[int]) -> Iterator[tuple[int, int]]:

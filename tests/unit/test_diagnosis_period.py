@@ -39,16 +39,53 @@ def test_events_that_slow_down_have_none(count: int, ratio: float) -> None:
     assert period([int(SECOND * ratio**number) for number in range(count)]) is None
 
 
-def test_a_random_process_seldom_looks_regular() -> None:
+@given(
+    count=st.integers(6, 19),
+    late=st.data(),
+    delay=st.floats(0, 0.75),
+    drifts=st.booleans(),
+    seed=st.integers(),
+)
+def test_one_late_event_hides_no_period(
+    count: int, late: st.DataObject, delay: float, drifts: bool, seed: int
+) -> None:
+    """Of a timer that keeps its grid, and of one that starts anew when it was late."""
+    draw = random.Random(seed)
+    which = late.draw(st.integers(0, count - 1))
+    times = []
+    for number in range(count):
+        is_delayed = number >= which if drifts else number == which
+        times.append(int((number + (delay if is_delayed else 0) + 0.02 * draw.random()) * SECOND))
+    assert period(times) == pytest.approx(1, rel=0.05)
+
+
+@given(count=st.integers(6, 19), delays=st.tuples(st.floats(0.3, 0.7), st.floats(0.3, 0.7)))
+def test_two_late_events_among_few_do(count: int, delays: tuple[float, float]) -> None:
+    times = list(range(0, count * SECOND, SECOND))
+    for index, delay in zip((1, 4), delays):
+        times[index] += int(delay * SECOND)
+    assert period(times) is None
+
+
+@given(long=st.floats(1.3, 2.5), count=st.integers(5, 40))
+def test_long_and_short_in_turn_are_no_period(long: float, count: int) -> None:
+    times = [0.0]
+    for number in range(count):
+        times.append(times[-1] + (1 if number % 2 else long))
+    assert period([int(time * SECOND) for time in times]) is None
+
+
+@pytest.mark.parametrize("events", [5, 6, 7, 8, 10, 15, 30])
+def test_a_random_process_seldom_looks_regular(events: int) -> None:
     draw = random.Random(1)
     regular = 0
-    for _ in range(1000):
+    for _ in range(2000):
         time, times = 0.0, []
-        for _ in range(8):
+        for _ in range(events):
             time += draw.expovariate(1)
             times.append(int(time * SECOND))
         regular += period(times) is not None
-    assert regular <= 5
+    assert regular <= 10
 
 
 def test_a_loop_is_no_timer() -> None:

@@ -1,6 +1,41 @@
-"""``python -m ebpftrace``."""
+"""The program ``ebpftrace``, also as ``python -m ebpftrace``.
 
-from ebpftrace.cli import main
+Ctrl-C at any moment ends it without a word: the rest is imported where that holds already.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from ebpftrace.errors import STATUS_INTERRUPTED
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+
+def main() -> None:
+    """Run the command line; does not return."""
+    sys.unraisablehook = _end_if_interrupted
+    try:
+        from ebpftrace.cli import main as command_line
+
+        command_line(prog_name="ebpftrace")
+    except KeyboardInterrupt:
+        sys.exit(STATUS_INTERRUPTED)
+    finally:
+        # All is said, and Python only tidies up: it would print where it was.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_if_interrupted(raised: UnraisableHookArgs) -> None:
+    """Of a Ctrl-C that came in a callback (of a lock of the import system, say) Python only prints."""
+    if issubclass(raised.exc_type, KeyboardInterrupt):
+        os._exit(STATUS_INTERRUPTED)
+    sys.__unraisablehook__(raised)
+
 
 if __name__ == "__main__":
-    main(prog_name="ebpftrace")
+    main()

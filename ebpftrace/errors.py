@@ -1,6 +1,9 @@
-"""The one kind of failure a user is told of: a clear line, and what to do about it."""
+"""The one kind of failure a user is told of: a clear line, and what to do about it.  Of Ctrl-C, none."""
 
 from __future__ import annotations
+
+STATUS_INTERRUPTED = 130
+"""What a shell reports for a process ended by SIGINT."""
 
 
 class CannotTrace(Exception):

@@ -10,24 +10,28 @@ import errno
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Optional
 
 import click
 
 from ebpftrace import __version__
-from ebpftrace.errors import CannotTrace
+from ebpftrace.cli import streams
+from ebpftrace.errors import STATUS_INTERRUPTED, CannotTrace
 
 COMMANDS = ("mmap-leaks", "growth", "trace", "maps", "scan", "doctor")
 """In the order of the help; each is a function in the module of its name, with ``_`` for ``-``."""
 
 STATUS_CANNOT_TRACE = 1
-STATUS_INTERRUPTED = 130
 STATUS_CLOSED_PIPE = 141
-"""What a shell reports for a process ended by SIGINT and by SIGPIPE."""
+"""What a shell reports for a process ended by SIGPIPE."""
 
 _WHAT_RAN_OUT = {
     errno.ENOMEM: "out of memory: raise the memory limit it runs under (ulimit -v)",
     errno.EMFILE: "too many open files: raise the limit it runs under (ulimit -n)",
+    errno.ENFILE: "too many open files on this host: raise the limit (sysctl fs.file-max)",
+    errno.EBADF: "cannot write the output: standard output is closed",
     errno.ENOSPC: "cannot write the output: no space left on device",
     errno.EDQUOT: "cannot write the output: disk quota exceeded",
 }
@@ -35,7 +39,7 @@ _WHAT_RAN_OUT = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module when the command is asked for, and tells all errors."""
+    """A group that imports a command when it is asked for, and tells all errors in one way."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of the commands, in the order of the help."""
@@ -51,29 +55,42 @@ class LazyGroup(click.Group):
             raise TypeError(f"{name} is no command")
         return command
 
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        """Parse our own options, and do at once what --help and --version ask for."""
+        streams.hold()
+        with _telling():
+            return super().make_context(*arguments, **settings)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; every failure becomes one line and an exit status."""
-        try:
+        """Run the command."""
+        with _telling():
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except KeyboardInterrupt:
-            raise click.exceptions.Exit(STATUS_INTERRUPTED) from None
-        except Exception as error:
-            raise click.exceptions.Exit(_tell(error)) from error
         return result
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Make every failure one line and an exit status."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(STATUS_INTERRUPTED) from None
+    except Exception as error:
+        raise click.exceptions.Exit(_tell(error)) from error
 
 
 def _tell(error: Exception) -> int:
     """Say what went wrong in one line on stderr; return the exit status."""
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        _drop_output()
+        streams.drop_stdout()
         return STATUS_CLOSED_PIPE
     code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-    if code in _WHAT_RAN_OUT:
-        _drop_output()
-        click.echo(f"ebpftrace: {_WHAT_RAN_OUT[code]}", err=True)
+    if code in _WHAT_RAN_OUT and (code != errno.EBADF or streams.stdout_is_closed()):
+        streams.drop_stdout()
+        _say(_WHAT_RAN_OUT[code])
         return STATUS_CANNOT_TRACE
     debugging = os.environ.get("EBPFTRACE_DEBUG") == "1"
     if debugging:
@@ -81,19 +98,17 @@ def _tell(error: Exception) -> int:
 
         traceback.print_exc()
     if isinstance(error, CannotTrace):
-        click.echo(f"ebpftrace: {error}", err=True)
+        _say(str(error))
     else:
         text = f"{type(error).__name__}: {error}".encode("unicode_escape").decode("ascii")
         hint = "" if debugging else " with the output of EBPFTRACE_DEBUG=1"
-        click.echo(f"ebpftrace: unexpected {text}: a bug, please report it{hint}", err=True)
+        _say(f"unexpected {text}: a bug, please report it{hint}")
     return STATUS_CANNOT_TRACE
 
 
-def _drop_output() -> None:
-    """Let Python flush what is left to nowhere when it ends: the reader has gone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
+def _say(line: str) -> None:
+    with suppress(OSError):  # stderr may be as full as stdout
+        click.echo(f"ebpftrace: {line}", err=True)
 
 
 @click.group(

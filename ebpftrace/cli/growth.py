@@ -41,7 +41,9 @@ Examples:
 @click.option("--json", "json_output", is_flag=True, help="One JSON object a line; the last one sums up.")
 @options.output(options.LINE_BY_LINE)
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr.")
+@click.pass_context
 def growth(
+    context: click.Context,
     pid: int,
     interval: float,
     duration: float,
@@ -55,6 +57,8 @@ def growth(
     What pidstat -r prints, with causes: what was mapped in an interval and still stands at its end, less
     what went.  The process is never stopped, and nothing is recorded call by call.
     """
+    options.check_duration(context, until_interrupt)
+
     from ebpftrace.jobs.growth import Settings, run
     from ebpftrace.kernel.checks.features import require_tracing
     from ebpftrace.report.output import Stream

@@ -71,10 +71,8 @@ Examples:
 @click.option(
     "--show", type=click.Choice(["all", "leaks"]), default="all", show_default=True, help="What to report."
 )
-@click.option("--json", "form", flag_value="json", help="Report as JSON, one object for each report.")
-@click.option(
-    "--folded", "form", flag_value="folded", help="Report as folded stacks, weighted by leaked bytes."
-)
+@click.option("--json", "json_output", is_flag=True, help="Report as JSON, one object for each report.")
+@click.option("--folded", is_flag=True, help="Report as folded stacks, weighted by leaked bytes.")
 @options.file(
     "--flamegraph",
     metavar="FILE.html",
@@ -115,7 +113,9 @@ Examples:
 )
 @click.option("--dump-ledger", type=click.Path(path_type=Path), hidden=True)
 @options.command_line
+@click.pass_context
 def mmap_leaks(
+    context: click.Context,
     pids: tuple[int, ...],
     duration: float,
     until_interrupt: bool,
@@ -124,7 +124,8 @@ def mmap_leaks(
     min_bytes: int,
     top: int,
     show: str,
-    form: Optional[str],
+    json_output: bool,
+    folded: bool,
     flamegraph: Optional[Path],
     speedscope: Optional[Path],
     output: Optional[Path],
@@ -144,6 +145,13 @@ def mmap_leaks(
     detaches; the process is never stopped.
     """
     options.check_target(pids, command)
+    options.check_duration(context, until_interrupt)
+    options.check_files(output=output, flamegraph=flamegraph, speedscope=speedscope, dump_ledger=dump_ledger)
+    if json_output and folded:
+        raise click.UsageError("--json and --folded exclude each other: give one of them")
+    is_traced = bool(command) or until_interrupt or duration > 0
+    if interval is not None and not is_traced:
+        raise click.UsageError("-d 0 traces nothing, so there is no -i SECONDS: give one of them")
     if len(pids) > 1 and (flamegraph or speedscope):
         raise click.UsageError("--flamegraph and --speedscope show one process: give one -p")
 
@@ -165,9 +173,10 @@ def mmap_leaks(
     view = View(top=top, show_all=show == "all", min_bytes=min_bytes)
     files = _Files(output, flamegraph, speedscope, dump_ledger)
     files.check()
-    if duration > 0 or until_interrupt or command:
+    if is_traced:
         require_tracing()
-    with _Narrator(form or "text", view, files, quiet, no_color) as narrator:
+    form = "json" if json_output else "folded" if folded else "text"
+    with _Narrator(form, view, files, quiet, no_color) as narrator:
         run(settings, narrator)
     if fail_on_leak and narrator.found_leak:
         raise click.exceptions.Exit(STATUS_LEAK)

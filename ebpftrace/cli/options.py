@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import click
+from click.core import ParameterSource
+
+from ebpftrace.cli import streams
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-_PID = click.IntRange(min=1)
 _A_YEAR = 31_536_000
 _SEPARATORS = re.compile(r"[,\s]+")
+_POSITIVE = re.compile(r"0*[1-9][0-9]{0,17}", re.ASCII)
 
 WHOLE = "Write here instead of stdout, whole or not at all."
 LINE_BY_LINE = "Write here instead of stdout, line by line as they come."
+
+
+class Pid(click.types.IntParamType):
+    """The number of a process."""
+
+    name = "PID"
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> int:
+        """As click asks for it; a list is named as such, since pidof(1) prints one."""
+        words = _words(value)
+        if not words:
+            self.fail("empty list of PIDs: is the program running?", param, ctx)
+        if len(words) > 1:
+            self.fail(f"{value!a} is a list of PIDs: give one of them.", param, ctx)
+        if not _POSITIVE.fullmatch(words[0]):
+            self.fail(f"{value!a} is not a PID.", param, ctx)
+        return int(words[0])
+
+
+_PID = Pid()
 
 
 def one_pid(purpose: str) -> _Decorator:
@@ -66,26 +90,71 @@ def duration(purpose: str, default: Optional[float] = None, *, zero: bool = Fals
     )
 
 
-def file(*names: str, purpose: str, metavar: str = "FILE") -> _Decorator:
+class _File(click.Path):
+    """The name of a file to write."""
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> Any:
+        """As click asks for it."""
+        if not value:
+            self.fail("empty file name.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def file(*names: str, purpose: str, metavar: str = "FILE", **settings: Any) -> _Decorator:
     """A file to write."""
-    return click.option(
-        *names, type=click.Path(path_type=Path, dir_okay=False), metavar=metavar, help=purpose
-    )
+    kind = _File(path_type=Path, dir_okay=False)
+    return click.option(*names, type=kind, metavar=metavar, help=purpose, **settings)
 
 
 def output(purpose: str) -> _Decorator:
-    """``-o FILE``."""
-    return file("-o", "--output", purpose=purpose)
+    """``-o FILE``; without it, stdout must be there: better told now than after a trace of minutes."""
+    return file("-o", "--output", purpose=purpose, callback=_output)
+
+
+def _output(context: click.Context, option: click.Parameter, given: Optional[Path]) -> Optional[Path]:  # noqa: ARG001
+    if given is None:
+        streams.check_stdout()
+    return given
+
+
+def check_files(**files: Optional[Path]) -> None:
+    """No two of these options, by their names, write to one file.  Raises click.UsageError."""
+    written: dict[str, str] = {}
+    for name, path in files.items():
+        # Path.resolve refuses links in a circle: whether a file can be written is asked later.
+        place = os.devnull if path is None else os.path.realpath(path)
+        option = f"--{name.replace('_', '-')}"
+        first = written.setdefault(place, option)
+        if first != option and place != os.devnull:
+            raise click.UsageError(f"{first} and {option} would write to the same file: name two files")
+
+
+def check_duration(context: click.Context, until_interrupt: bool) -> None:
+    """One of both says when the trace ends.  Raises click.UsageError."""
+    if until_interrupt and is_given(context, "duration"):
+        raise click.UsageError("-d SECONDS and --until-interrupt exclude each other: give one of them")
+
+
+def is_given(context: click.Context, parameter: str) -> bool:
+    """Whether the user gave it, rather than its default."""
+    return context.get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
 def check_target(pids: Sequence[int], command: Sequence[str]) -> None:
     """There is something to trace, and it is said in one way.  Raises click.UsageError."""
     if pids and command:
-        raise click.UsageError(f"-p PID and the command {command[0]!a} exclude each other: give one of them")
+        from ebpftrace.text import escape
+
+        program = escape(command[0])
+        raise click.UsageError(f"-p PID and the command {program} exclude each other: give one of them")
     if not pids and not command:
         raise click.UsageError("nothing to trace: give -p PID or -- COMMAND ARGS...")
 
 
 def _split(context: click.Context, option: click.Parameter, given: Sequence[str]) -> tuple[int, ...]:
-    words = [word for value in given for word in _SEPARATORS.split(value.strip(", \t\n"))]
+    words = [word for value in given for word in _words(value) or [value]]
     return tuple(dict.fromkeys(_PID(word, option, context) for word in words))
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in _SEPARATORS.split(text) if word]

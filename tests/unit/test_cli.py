@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ebpftrace import __version__
-from ebpftrace.cli import COMMANDS, LazyGroup, main
+from ebpftrace.cli import COMMANDS, LazyGroup, main, options
 from ebpftrace.errors import CannotTrace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,7 +123,12 @@ def test_closed_pipe_is_quiet() -> None:
     assert (told.returncode, told.stderr) == (141, b"")
 
 
-@pytest.mark.parametrize("arguments", [["doctor"], ["maps", "-p", str(os.getpid())]], ids=lambda a: a[0])
+OWN = ("-p", str(os.getpid()))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["doctor"], ["maps", *OWN], ["--help"], ["--version"]], ids=lambda each: each[0]
+)
 def test_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as stdout:
         told = subprocess.run(
@@ -136,6 +141,151 @@ def test_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> N
         )
     line = b"ebpftrace: cannot write the output: no space left on device\n"
     assert (told.returncode, told.stderr) == (1, line)
+
+
+def with_closed(streams: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run with these streams closed, in the shell's words."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {streams}', "sh", sys.executable, "-m", "ebpftrace", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["doctor"],
+        ["scan"],
+        ["maps", *OWN],
+        ["growth", *OWN],
+        ["trace", *OWN],
+        ["mmap-leaks", *OWN],
+        ["mmap-leaks", "-d", "0", *OWN],
+    ],
+    ids=" ".join,
+)
+def test_closed_standard_output_is_one_line(arguments: list[str]) -> None:
+    told = with_closed(">&-", *arguments)
+    line = b"ebpftrace: cannot write the output: standard output is closed\n"
+    assert (told.returncode, told.stderr) == (1, line)
+
+
+def test_closed_streams_do_not_matter_to_a_file(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    assert with_closed("<&- >&- 2>&-", "maps", *OWN, "-o", str(report)).returncode == 0
+    assert b"python" in report.read_bytes()
+
+
+@pytest.mark.parametrize(("pid", "status"), [(str(os.getpid()), 0), ("999999999", 1)])
+def test_closed_standard_error_breaks_nothing(pid: str, status: int) -> None:
+    assert with_closed("2>&-", "maps", "-p", pid).returncode == status
+
+
+def test_full_standard_error_breaks_nothing() -> None:
+    assert with_closed(">/dev/full 2>&1", "--help").returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["scan"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "module", ["ebpftrace.cli", "click", "ebpftrace.cli.streams", "ebpftrace.cli.options", "ebpftrace.jobs"]
+)
+def test_interrupt_while_modules_are_imported_is_quiet(module: str, arguments: list[str]) -> None:
+    script = (
+        "import importlib.abc, runpy, signal, sys\n"
+        "class Interrupting(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            print('seen', flush=True)\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        f"sys.argv = ['ebpftrace', *{arguments}]\n"
+        "runpy.run_module('ebpftrace', run_name='__main__')\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert told.stderr == ""
+    assert told.returncode == (130 if told.stdout.startswith("seen") else 0)
+
+
+def test_interrupt_in_a_callback_is_quiet() -> None:
+    script = (
+        "import signal, sys, weakref; import ebpftrace.cli; from ebpftrace.__main__ import main\n"
+        "class Thing: pass\n"
+        "def interrupted(**_):\n"
+        "    thing = Thing()\n"
+        "    weakref.finalize(thing, signal.raise_signal, signal.SIGINT)\n"
+        "    del thing\n"
+        "    print('went on')\n"
+        "ebpftrace.cli.main = interrupted\n"
+        "main()\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["mmap-leaks", *OWN, "--json", "--folded"], "--json and --folded exclude each other"),
+        (["mmap-leaks", *OWN, "-d", "30", "--until-interrupt"], "-d SECONDS and --until-interrupt exclude"),
+        (["growth", *OWN, "-d", "60", "--until-interrupt"], "-d SECONDS and --until-interrupt exclude"),
+        (["mmap-leaks", *OWN, "-d", "0", "-i", "1"], "-d 0 traces nothing"),
+        (["mmap-leaks", *OWN, "-o", "q", "--flamegraph", "./q"], "--output and --flamegraph would write to"),
+        (
+            ["mmap-leaks", *OWN, "--flamegraph", "a", "--speedscope", "b/../a"],
+            "--flamegraph and --speedscope would write to the same file",
+        ),
+        (["maps", *OWN, "-o", ""], "empty file name"),
+        (["maps", "-p", ""], "empty list of PIDs: is the program running?"),
+        (["mmap-leaks", "-p", " \n"], "empty list of PIDs: is the program running?"),
+        (["mmap-leaks", "-p", "1, abc"], "'abc' is not a PID"),
+        (["trace", "-p", "0"], "'0' is not a PID"),
+        (["growth", "-p", "-5"], "'-5' is not a PID"),
+        (["growth", "-p", "9" * 9999], "is not a PID"),
+        (["maps", "-p", "1 2"], "'1 2' is a list of PIDs: give one of them"),
+    ],
+)
+def test_wrong_usage_says_what_is_wrong(arguments: list[str], why: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert why in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("given", ["1,2,1", " 1 2\n", "1,,2,"])
+def test_pids_are_taken_as_pidof_prints_them(given: str) -> None:
+    found: list[tuple[int, ...]] = []
+
+    @click.command()
+    @options.pids
+    def listing(pids: tuple[int, ...]) -> None:
+        found.append(pids)
+
+    CliRunner().invoke(listing, ["-p", given])
+    assert found == [(1, 2)]
+
+
+@pytest.mark.parametrize("arguments", [[], ["-d", "5"], ["--until-interrupt"]], ids=" ".join)
+def test_one_way_to_end_is_enough(arguments: list[str]) -> None:
+    @click.command()
+    @options.duration("How long.", default=5.0)
+    @click.option("--until-interrupt", is_flag=True)
+    @click.pass_context
+    def watching(context: click.Context, duration: float, until_interrupt: bool) -> None:  # noqa: ARG001
+        options.check_duration(context, until_interrupt)
+
+    assert CliRunner().invoke(watching, arguments).exit_code == 0
+
+
+def test_several_files_may_go_to_dev_null() -> None:
+    options.check_files(output=Path("/dev/null"), flamegraph=Path("/dev/null"), speedscope=None)
 
 
 def test_shell_completion_offers_the_commands() -> None:

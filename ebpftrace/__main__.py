@@ -6,14 +6,9 @@ Ctrl-C at any moment ends it without a word: the rest is imported where that hol
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from typing import TYPE_CHECKING
 
 from ebpftrace.errors import STATUS_INTERRUPTED
-
-if TYPE_CHECKING:
-    from sys import UnraisableHookArgs
 
 
 def main() -> None:
@@ -26,11 +21,13 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(STATUS_INTERRUPTED)
     finally:
+        import signal
+
         # All is said, and Python only tidies up: it would print where it was.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _end_if_interrupted(raised: UnraisableHookArgs) -> None:
+def _end_if_interrupted(raised: sys.UnraisableHookArgs) -> None:
     """Of a Ctrl-C that came in a callback (of a lock of the import system, say) Python only prints."""
     if issubclass(raised.exc_type, KeyboardInterrupt):
         os._exit(STATUS_INTERRUPTED)

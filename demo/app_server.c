@@ -59,10 +59,19 @@ static void start_minute_job(void)
 
 static void *run_timer(void *seconds)
 {
+    const long period = *(const long *)seconds;
+    struct timespec turn, now;
+    double late;
     pthread_setname_np(pthread_self(), "timer");
+    clock_gettime(CLOCK_MONOTONIC, &turn);
     for (;;) {
-        pause_ms(*(const long *)seconds * 1000);
+        turn.tv_sec += period;
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &turn, NULL);
         start_minute_job();
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        late = now.tv_sec - turn.tv_sec + (now.tv_nsec - turn.tv_nsec) / 1e9;
+        if (late > 0.1 * period)
+            printf("late: the job started %.1f s after its time\n", late);
     }
     return NULL;
 }
@@ -106,11 +115,11 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s [SECONDS]\n", argv[0]);
         return 2;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0);
     start_thread(&thread, NULL, run_timer, &seconds);
     for (int i = 0; i < WORKERS; i++)
         start_thread(&thread, NULL, run_worker, NULL);
     printf("ready: pid %d\n", getpid());
-    fflush(stdout);
     pause();
     return 0;
 }

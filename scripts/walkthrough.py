@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ PAGE = ROOT / "docs" / "walkthrough.md"
 SHOWN_PID = "31108"
 SHOWN_DIRECTORY = "/srv"
 SECONDS = "2"
+ATTEMPTS = 4
 LEAST_ALIKE = 0.5
 """Part of the lines of a block that must have the shape they have in the page."""
 _BLOCK = re.compile(
@@ -79,6 +81,12 @@ class Server:
         output = re.sub(rf"\b{pid}\b", SHOWN_PID, ended.stdout).replace(str(self._directory), SHOWN_DIRECTORY)
         return "".join(f"{line.rstrip()}\n" for line in output.splitlines())
 
+    def was_late(self) -> bool:
+        """Whether its timer has been, since this was asked last: then it showed no period."""
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        return bool(select.select([pipe], [], [], 0)[0] and os.read(pipe, 1 << 16))
+
 
 @contextmanager
 def server() -> Iterator[Server]:
@@ -119,6 +127,16 @@ def complaints(block: Block, printed: str) -> list[str]:
     return [f"$ {block.command}: {one}" for one in said] + ([printed] if said else [])
 
 
+def judged(block: Block, running: Server) -> list[str]:
+    """Run a command, again where the machine woke the server late; return what the page has wrong."""
+    for _ in range(ATTEMPTS):
+        running.was_late()
+        said = complaints(block, running.run(block.command))
+        if not said or not running.was_late():
+            break
+    return said
+
+
 def missing_tool(command: str) -> str:
     """The first program of a command that this machine lacks; empty where it has all."""
     return next(
@@ -136,7 +154,7 @@ def check() -> list[str]:
             if tool:
                 print(f"not run, {tool} is not installed: $ {block.command}", file=sys.stderr)
             else:
-                said += complaints(block, running.run(block.command))
+                said += judged(block, running)
     return said
 
 

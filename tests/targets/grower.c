@@ -2,7 +2,7 @@
  * Grows in known steps.  grower MODE:
  *   once   one thread moves the break, the main thread maps, enlarges and cuts one mapping, unmaps one
  *          that was there before, and maps and unmaps many that leave nothing
- *   timer  moves the break every second, six times
+ *   timer  moves the break every second, six times; says when it was late
  */
 #include "target.h"
 
@@ -46,19 +46,32 @@ static void once(void *old)
         need(!munmap(map_some(MIB), MIB));
 }
 
+static void timer(void)
+{
+    struct timespec turn, now;
+    double late;
+
+    need(!clock_gettime(CLOCK_MONOTONIC, &turn));
+    for (int i = 0; i < 6; i++) {
+        turn.tv_sec++;
+        need(!clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &turn, NULL));
+        move_break(STEP);
+        need(!clock_gettime(CLOCK_MONOTONIC, &now));
+        late = now.tv_sec - turn.tv_sec + (now.tv_nsec - turn.tv_nsec) / 1e9;
+        if (late > 0.1)
+            target_say("{\"event\": \"late\", \"seconds\": %f}\n", late);
+    }
+}
+
 int main(int argc, char **argv)
 {
     void *old = map_anonymous(7 * MIB);
 
     target_ready();
-    if (argc > 1 && !strcmp(argv[1], "once")) {
+    if (argc > 1 && !strcmp(argv[1], "once"))
         once(old);
-    } else {
-        for (int i = 0; i < 6; i++) {
-            move_break(STEP);
-            pause_ms(1000);
-        }
-    }
+    else
+        timer();
     target_done();
     return 0;
 }

@@ -367,6 +367,11 @@ class EndedBy(Enum):
     INTERVAL = "interval"
     """Not the end: one of the reports of --interval."""
 
+    @property
+    def by_target(self) -> bool:
+        """The address space itself has ended: a report tells what was so then."""
+        return self in (EndedBy.TARGET_EXIT, EndedBy.EXEC)
+
 
 @dataclass(frozen=True)
 class Calls:

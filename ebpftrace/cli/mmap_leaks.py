@@ -287,7 +287,8 @@ class _Narrator:
 
             return (folded.render(report),)
         from ebpftrace.report import terminal
-        from ebpftrace.report.output import use_color
+        from ebpftrace.report.output import page_width, use_color
 
         color = self._files.output is None and use_color(sys.stdout, self._no_color)
-        return (terminal.render(report, self._view, color=color),)
+        width = page_width(sys.stdout, self._files.output)
+        return (terminal.render(report, self._view, width=width, color=color),)

@@ -145,7 +145,7 @@ def _addresses(finding: Finding) -> Iterator[str]:
         mapping = orphan.outstanding.mapping
         text = f"{address(mapping.start)}-{address(mapping.end)}"
         if len(mapping.pieces) > 1:
-            text += f" ({len(mapping.pieces)} pieces, {size(mapping.size)} of it still mapped)"
+            text += f" ({len(mapping.pieces)} pieces, {size(mapping.size)} of it left)"
         yield text
     rest = finding.count - _ADDRESSES_SHOWN
     if rest > 0:

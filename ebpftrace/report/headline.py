@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ebpftrace.model import EndedBy, Finding, Losses, Report, Verdict
+from ebpftrace.model import Finding, Losses, Report, Verdict
 from ebpftrace.text import duration, period, plural, rate, size
 
 
@@ -18,7 +18,8 @@ def leak_lines(report: Report) -> list[str]:
         if finding.leak:
             kinds.setdefault(finding.verdict, []).append(finding)
     largest_first = sorted(kinds.values(), key=_bytes, reverse=True)
-    return [f"LEAK: {_what(findings)}{_pace(findings)}" for findings in largest_first]
+    mapped = "mapped when the target ended" if report.ended_by.by_target else "still mapped"
+    return [f"LEAK: {_what(findings, mapped)}{_pace(findings)}" for findings in largest_first]
 
 
 def no_leak_line(report: Report) -> str:
@@ -30,7 +31,7 @@ def no_leak_line(report: Report) -> str:
     if report.losses.any:
         verdict += ", but not everything could be recorded (see LOST): this proves nothing"
     fresh = sum(finding.count for finding in report.findings if finding.verdict is Verdict.JUST_EXITED)
-    if fresh and report.ended_by is not EndedBy.TARGET_EXIT:
+    if fresh and not report.ended_by.by_target:
         verdict += f"; the owner of {plural(fresh, 'mapping')} exited just before the report: look again"
     if report.undecided:
         stacks = plural(report.undecided, "stack")
@@ -52,7 +53,7 @@ def lost_line(losses: Losses) -> str:
     return f"LOST: {lost} could not be recorded"
 
 
-def _what(findings: Sequence[Finding]) -> str:
+def _what(findings: Sequence[Finding], mapped: str) -> str:
     number = sum(finding.count for finding in findings)
     one = number == 1
     total = size(_bytes(findings))
@@ -61,15 +62,15 @@ def _what(findings: Sequence[Finding]) -> str:
         stacks = "its stack" if one else "their stacks"
         return (
             f"{plural(number, 'thread')} exited and {'was' if one else 'were'} never joined: "
-            f"{total} of {stacks} still mapped"
+            f"{total} of {stacks} {mapped}"
         )
     if verdict is Verdict.ABANDONED_STACK:
         return (
             f"{plural(number, 'stack')} left behind by {'an exited thread' if one else 'exited threads'}: "
-            f"{total} still mapped"
+            f"{total} {mapped}"
         )
     owner = "the thread that owned it" if one else "the threads that owned them"
-    return f"{plural(number, 'mapping')} outlived {owner}: {total} still mapped ({verdict.value})"
+    return f"{plural(number, 'mapping')} outlived {owner}: {total} {mapped} ({verdict.value})"
 
 
 def _pace(findings: Sequence[Finding]) -> str:
@@ -86,9 +87,10 @@ def _bytes(findings: Sequence[Finding]) -> int:
 
 
 def title(findings: Sequence[Finding]) -> str:
-    """Findings of one verdict in figures: ``27,840 stacks, 272.0 GiB, RSS 217.5 MiB``."""
+    """Findings of one verdict in figures, as far as known: ``27,840 stacks, 272.0 GiB, RSS 217.5 MiB``."""
     number = sum(finding.count for finding in findings)
     known = [finding.rss for finding in findings if finding.rss is not None]
     stack = findings[0].verdict in (Verdict.NEVER_JOINED, Verdict.ABANDONED_STACK, Verdict.STACK_CACHE)
     things = plural(number, "stack" if stack else "mapping")
-    return f"{things}, {size(_bytes(findings))}, RSS {size(sum(known) if known else None)}"
+    resident = f", RSS {size(sum(known))}" if known else ""
+    return f"{things}, {size(_bytes(findings))}{resident}"

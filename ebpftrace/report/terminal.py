@@ -19,11 +19,10 @@ from ebpftrace import frames
 from ebpftrace.model import Calls, EndedBy, Finding, Report, ThreadTotal, Verdict
 from ebpftrace.report import finding_text
 from ebpftrace.report.headline import leak_lines, lost_line, no_leak_line, title
-from ebpftrace.report.tables import WIDTH
+from ebpftrace.report.tables import NARROWEST, WIDTH
 from ebpftrace.report.view import Selection, View, select
 from ebpftrace.text import change, count, duration, escape, plural, shorten, size, wall
 
-_NARROWEST = 80
 _INDENT = 3
 _LABEL = 12
 _HEAD_LABEL = 9
@@ -41,6 +40,8 @@ _THREAD_COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
     ("BYTES", "right"),
     ("BRK", "right"),
 )
+_SPARE = ("BRK", "STATE")
+"""Columns that make room for the place, the first first."""
 _ENDED = {
     EndedBy.DURATION: "",
     EndedBy.INTERRUPT: ", interrupted",
@@ -48,15 +49,11 @@ _ENDED = {
     EndedBy.EXEC: ", ended because the target called exec",
     EndedBy.INTERVAL: ", tracing goes on",
 }
-_INNOCENT = {
-    Verdict.ORPHANED_MAPPING: "kept",
-    Verdict.JUST_EXITED: "not yet",
-}
 
 
 def render(report: Report, view: View, *, width: int = WIDTH, color: bool = False) -> str:
-    """The report as text; no line is wider than ``width`` cells (at least 80), none ends in spaces."""
-    width = max(width, _NARROWEST)
+    """The report as text; no line is wider than ``width`` cells (at least 60), none ends in spaces."""
+    width = max(width, NARROWEST)
     sink = io.StringIO()
     console = Console(
         file=sink,
@@ -78,10 +75,10 @@ def _page(report: Report, selection: Selection, width: int) -> Group:
     for number, finding in enumerate(selection.leaks, start=1):
         parts += [Text(), *_finding(number, finding, report, width)]
     if selection.threads:
-        parts += [Text(), *_threads(selection, width)]
+        parts += [Text(), *_threads(selection, report.ended_by, width)]
     if selection.others:
         parts += [Text(), Text("Not a leak", style=_HEAD)]
-        parts += [_indented(_hanging(line, "")) for line in _innocent(selection.others)]
+        parts += [_indented(_hanging(line, "")) for line in _innocent(selection.others, report.ended_by)]
     if selection.hidden:
         total = sum(finding.size for finding in selection.hidden)
         hidden = f"Not shown: {plural(len(selection.hidden), 'finding')}, {size(total)}"
@@ -117,25 +114,24 @@ def _hanging(line: str, style: str) -> RenderableType:
 
 def _head(report: Report, width: int) -> RenderableType:
     target, memory = report.target, report.memory
-    facts = [
-        f"VIRT {size(memory.virt_end)}{_since(change(memory.virt_start, memory.virt_end))}",
-        f"RSS {size(memory.rss_end)}{_since(change(memory.rss_start, memory.rss_end))}",
+    changes = [
+        change(memory.virt_start, memory.virt_end),
+        change(memory.rss_start, memory.rss_end),
+        change(target.threads_start, target.threads, count),
     ]
+    virt, rss, threads = (f" ({told})" if told and report.seconds > 0 else "" for told in changes)
+    facts = [f"VIRT {size(memory.virt_end)}{virt}", f"RSS {size(memory.rss_end)}{rss}"]
     if target.threads is not None:
-        threads = change(target.threads_start, target.threads, count)
-        facts.append(f"{plural(target.threads, 'thread')}{_since(threads)}")
+        facts.append(f"{plural(target.threads, 'thread')}{threads}")
     rows = [("target", f"{escape(target.comm)} (PID {target.pid}): {', '.join(facts)}")]
     if target.exe:
         rows.append(("", shorten(escape(target.exe), width - _HEAD_LABEL)))
     rows.append(("window", _window(report)))
     if report.outstanding_mappings:
         mapped = plural(report.outstanding_mappings, "mapping")
-        rows.append(("", f"{mapped} made in it still there: {size(report.outstanding_bytes)}"))
+        stood = "stood when it ended" if report.ended_by.by_target else "still there"
+        rows.append(("", f"{mapped} made in it {stood}: {size(report.outstanding_bytes)}"))
     return _grid(rows, _HEAD_LABEL)
-
-
-def _since(difference: str) -> str:
-    return f" ({difference})" if difference else ""
 
 
 def _window(report: Report) -> str:
@@ -169,34 +165,47 @@ def _finding(number: int, finding: Finding, report: Report, width: int) -> list[
     return [Text(heading, style=_HEAD), _indented(_grid(finding_text.rows(finding, report, room)))]
 
 
-def _innocent(findings: Iterable[Finding]) -> list[str]:
+def _innocent(findings: Iterable[Finding], ended_by: EndedBy) -> list[str]:
     """One line for all findings of one kind that the same evidence clears."""
+    names = {
+        Verdict.ORPHANED_MAPPING: "kept",
+        Verdict.JUST_EXITED: "at its end" if ended_by.by_target else "not yet",
+    }
     alike: dict[tuple[Verdict, tuple[str, ...]], list[Finding]] = {}
     for finding in findings:
         alike.setdefault((finding.verdict, finding.evidence[:1]), []).append(finding)
     return [
-        f"{_INNOCENT.get(verdict, verdict.value)}: {title(group)}"
+        f"{names.get(verdict, verdict.value)}: {title(group)}"
         + "".join(f": {escape(why)}" for why in evidence)
         for (verdict, evidence), group in alike.items()
     ]
 
 
-def _threads(selection: Selection, width: int) -> list[RenderableType]:
+def _threads(selection: Selection, ended_by: EndedBy, width: int) -> list[RenderableType]:
     rows = [_thread_cells(total) for total in selection.threads]
     table = Table(box=None, padding=(0, _GAP, 0, 0), header_style=_HEAD, pad_edge=False)
-    room = width - _INDENT
-    for index, (header, justify) in enumerate(_THREAD_COLUMNS):
-        table.add_column(header, justify=justify, no_wrap=True)
-        room -= max([len(header), *(cell_len(row[index]) for row in rows)]) + _GAP
+    needs = {
+        header: max([len(header), *(cell_len(row[index]) for row in rows)]) + _GAP
+        for index, (header, _) in enumerate(_THREAD_COLUMNS)
+    }
+    room = width - _INDENT - sum(needs.values())
+    for spare in _SPARE:
+        if room < _NARROWEST_SITE:
+            room += needs.pop(spare)
+    for header, justify in _THREAD_COLUMNS:
+        if header in needs:
+            table.add_column(header, justify=justify, no_wrap=True)
     with_site = room >= _NARROWEST_SITE
     if with_site:
         table.add_column("MOSTLY MAPPED AT", no_wrap=True)
     for row, total in zip(rows, selection.threads):
         site = frames.culprit(total.stack)
         line = (frames.site(site, room) if site else "-",) if with_site else ()
-        table.add_row(*(Text(cell) for cell in (*row, *line)))
+        shown = [cell for cell, (header, _) in zip(row, _THREAD_COLUMNS) if header in needs]
+        table.add_row(*(Text(cell) for cell in (*shown, *line)))
+    stood = "standing when it ended" if ended_by.by_target else "still there"
     parts: list[RenderableType] = [
-        Text("Mapped in the window and still there, by owner", style=_HEAD),
+        Text(f"Mapped in the window and {stood}, by owner", style=_HEAD),
         _indented(table),
     ]
     hidden = selection.hidden_threads

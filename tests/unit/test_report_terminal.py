@@ -104,7 +104,7 @@ def test_incomplete_and_unreliable_stacks_say_so() -> None:
     shown = render(reports.lossy(), View())
     assert "(incomplete: the callers of the last frame are not known)" in shown
     assert "(3 of 40 copies differ)" in shown
-    assert "2 pieces, 12 KiB of it still mapped" in shown
+    assert "2 pieces, 12 KiB of it left" in shown
 
 
 def test_just_exited_owners_are_neither_leak_nor_clean() -> None:
@@ -129,6 +129,7 @@ def test_baseline_verdict_alone() -> None:
     shown = render(report, View())
     assert shown.startswith("LEAK: 3 threads exited and were never joined")
     assert "window   none" in shown
+    assert "app_server (PID 31108): VIRT 285.0 GiB, RSS 4.0 GiB, 41 threads\n" in shown
     assert "mapped before attach" in shown
 
 
@@ -146,7 +147,7 @@ def test_long_stack_is_cut_in_its_middle() -> None:
 
 
 @HOSTILE
-@given(strategies.any_report, st.integers(80, 140), st.booleans())
+@given(strategies.any_report, st.integers(60, 140), st.booleans())
 def test_any_report_fits_its_width_and_cannot_act_on_the_terminal(
     report: Report, width: int, show_all: bool
 ) -> None:
@@ -208,6 +209,18 @@ def test_threads_that_died_with_their_process_need_no_second_look() -> None:
     fresh = replace(reports.never_joined_in_window(), verdict=Verdict.JUST_EXITED, leak=False)
     report = replace(reports.healthy(), findings=(fresh,), ended_by=EndedBy.TARGET_EXIT)
     assert render(report, View()).startswith("No leak seen in 2 min\n")
+
+
+@pytest.mark.parametrize("ended_by", list(EndedBy))
+def test_what_is_told_of_an_ended_target_was_so_when_it_ended(ended_by: EndedBy) -> None:
+    fresh = replace(reports.never_joined_in_window(), verdict=Verdict.JUST_EXITED, leak=False)
+    report = replace(reports.production(), ended_by=ended_by)
+    shown = one_line(render(replace(report, findings=(*report.findings, fresh)), View()))
+    now = ("still mapped", "made in it still there", "and still there, by owner", "not yet: ")
+    then = ("mapped when the target ended", "stood when it ended", "standing when it ended", "at its end: ")
+    told, untold = (then, now) if ended_by in (EndedBy.TARGET_EXIT, EndedBy.EXEC) else (now, then)
+    assert all(words in shown for words in told)
+    assert not any(words in shown for words in untold)
 
 
 def test_names_are_never_markup() -> None:

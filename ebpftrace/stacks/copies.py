@@ -22,6 +22,9 @@ _IP = REGISTER_NAMES.index("ip")
 _CS = REGISTER_NAMES.index("cs")
 _SP = REGISTER_NAMES.index("sp")
 
+TABLES_OF = "x86_64"
+"""The machine (uname(2)) that stacks are unwound on by tables; on others, by frame pointers."""
+
 USER_CS = 0x33
 """Code segment of 64-bit user code (arch/x86/include/asm/segment.h, __USER_CS)."""
 

@@ -6,6 +6,7 @@ counts only with the right build id or checksum; nothing is fetched from a netwo
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -21,6 +22,7 @@ DEBUG_ROOT = "/usr/lib/debug"
 MAX_CHECKED_BYTES = 256 << 20
 """Largest debug file whose checksum is computed: hundreds of files may each name one that is all holes."""
 _DELETED = " (deleted)"
+_MAGIC = b"\x7fELF"
 
 
 class DebugFile(NamedTuple):
@@ -45,17 +47,15 @@ def debug_files(file: StoredFile, roots: Sequence[int]) -> Iterator[DebugFile]:
         if build_id is not None:
             with suppress(OSError):
                 path = _build_id_path(build_id.hex())
-                yield DebugFile(path, open_in_root(root, path), False)
+                yield DebugFile(path, _open_elf(root, path), False)
         if link is not None:
             for path in _link_paths(file.path, link.name):
                 with suppress(OSError):
-                    fd = open_in_root(root, path)
-                    if os.path.sameopenfile(fd, file.fd) or (
-                        build_id is None and _checksum(fd) != link.checksum
-                    ):
-                        os.close(fd)
-                    else:
+                    fd = _open_elf(root, path)
+                    if _is_linked(fd, file, link):
                         yield DebugFile(path, fd, build_id is None)
+                    else:
+                        os.close(fd)
 
 
 def supplements(debug_path: str, path: str, build_id: str, roots: Sequence[int]) -> Iterator[DebugFile]:
@@ -66,7 +66,27 @@ def supplements(debug_path: str, path: str, build_id: str, roots: Sequence[int])
     for root in roots:
         for place in (str(PurePosixPath(debug_path).parent / path), _build_id_path(build_id)):
             with suppress(OSError):
-                yield DebugFile(place, open_in_root(root, place), False)
+                yield DebugFile(place, _open_elf(root, place), False)
+
+
+def _open_elf(root: int, path: str) -> int:
+    """Open a file that begins like ELF: a target may have named any, of the host's too.  Raises OSError."""
+    fd = open_in_root(root, path)
+    with suppress(OSError):
+        if os.pread(fd, len(_MAGIC), 0) == _MAGIC:
+            return fd
+    os.close(fd)
+    raise OSError(errno.ENOEXEC, "no ELF file", path)
+
+
+def _is_linked(fd: int, file: StoredFile, link: _Link) -> bool:
+    """The debug link may mean this one: it has the right checksum, or will be judged by its build id."""
+    try:
+        if os.path.sameopenfile(fd, file.fd):
+            return False
+        return file.headers.build_id is not None or _checksum(fd) == link.checksum
+    except OSError:
+        return False
 
 
 def _build_id_path(digits: str) -> str:
@@ -86,7 +106,10 @@ def _debug_link(file: StoredFile) -> Optional[_Link]:
     section = file.headers.section(".gnu_debuglink")
     if section is None or not 8 <= section.size <= 4096:
         return None
-    raw = file.read(section.offset, section.size)
+    try:
+        raw = file.read(section.offset, section.size)
+    except OSError:
+        return None
     end = raw.find(b"\0")
     name = os.fsdecode(raw[:end])
     if end <= 0 or "/" in name or len(raw) < 8:

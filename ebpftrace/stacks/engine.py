@@ -2,18 +2,23 @@
 
 A worker that dies or takes too long is replaced.  What it was busy with pays: a file whose debug info
 killed it has no names, code whose stacks killed it repeatedly is not unwound any more.
+
+Limits are CPU time, so that a busy host does not change what is found; a worker that waits and does not work
+(a file system that does not answer) has another, ``MOST_SECONDS``.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Optional
@@ -21,7 +26,7 @@ from typing import Any, Optional
 from ebpftrace.installation import DRGN, import_path, install_command
 from ebpftrace.model import Frame
 from ebpftrace.stacks import wire
-from ebpftrace.stacks.copies import Pc, StackCopy, Walk
+from ebpftrace.stacks.copies import REGISTERS_SIZE, TABLES_OF, Pc, StackCopy, Walk
 from ebpftrace.stacks.debugfiles import DebugFile, debug_files, supplements
 from ebpftrace.stacks.files import FileStore, StoredFile
 from ebpftrace.stacks.modules import Layout
@@ -32,11 +37,20 @@ LOAD_SECONDS = 30.0
 """For reading one file: a debug file of 1 GiB takes about ten."""
 MAX_SECONDS_PER_CULPRIT = 60.0
 """Of all requests about one file, or one process's code, together."""
+MOST_SECONDS = 120.0
+"""Of the clock on the wall, for one request."""
+_BETWEEN_LOOKS = 0.1
+"""Seconds of the clock on the wall, at least, between two looks at how much CPU time a worker has used."""
 MAX_STRIKES = 3
 MAX_RESTARTS = 25
 _MAX_LAYOUTS = 32
 """At most worker.MAX_UNWINDERS, so that the worker knows what we think it knows."""
 _MAX_NAME = 4096
+_MAX_FRAMES = 1 << 12
+"""Of a walk, or of names for one address; more than a worker gives that has not been taken over."""
+
+_DIED = "reading its symbols crashed the unwinding worker or took it too long"
+_UNREADABLE = "its symbols cannot be read"
 
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from ebpftrace.stacks.worker import main; main(int(sys.argv[1]))"
@@ -68,6 +82,7 @@ class Engine:
         self._strikes: Counter[object] = Counter()
         self._seconds: Counter[object] = Counter()
         self._frames: dict[tuple[int, Pc], tuple[Frame, ...]] = {}
+        self._unnamed: dict[int, str] = {}
 
     def __enter__(self) -> Engine:
         self.start()
@@ -125,10 +140,12 @@ class Engine:
         if answer.get("without_drgn"):
             why = _text(answer["without_drgn"])
             self.because = f"drgn cannot be used ({why}): {install_command(DRGN)}"
+        if platform.machine() != TABLES_OF:
+            self.because = f"by frame pointers alone: unwind tables are not read on {platform.machine()}"
 
     def walk(self, layout: Layout, copy: StackCopy) -> Optional[Walk]:
         """Physical frames of a copy; None where it could not be tried at all."""
-        if not self.can_unwind or self._is_given_up(layout):
+        if not self.can_unwind or self._is_given_up(layout) or len(copy.registers) != REGISTERS_SIZE:
             return None
         request: dict[str, Any] = {"do": "walk"}
         blob = copy.registers + copy.memory
@@ -182,16 +199,23 @@ class Engine:
     def _look_up(
         self, file: StoredFile, pcs: Sequence[Pc], roots: Sequence[int]
     ) -> list[tuple[Pc, tuple[Frame, ...]]]:
-        found: Sequence[object] = ()
-        with suppress(_DiedError):
-            if not self._is_given_up(file.id):
+        found: object = None
+        if not self._is_given_up(file.id):
+            with suppress(_DiedError):
                 self._load_symbols(file, roots)
                 request = {"do": "names", "file": file.id, "addresses": pcs}
-                names = self._ask(file.id, request, b"", None, LOAD_SECONDS).get("names")
-                found = names if isinstance(names, list) and len(names) == len(pcs) else ()
-        if not found:
-            return [(pc, (Frame(None, module=file.path, offset=pc.address),)) for pc in pcs]
-        return [(pc, _frames(file, pc, names)) for pc, names in zip(pcs, found)]
+                found = self._ask(file.id, request, b"", None, LOAD_SECONDS).get("names", ())
+        if isinstance(found, list) and len(found) == len(pcs):
+            return [(pc, _frames(file, pc, names)) for pc, names in zip(pcs, found)]
+        if found is not None:
+            self._unnamed[file.id] = _UNREADABLE
+        else:
+            self._unnamed[file.id] = self.because if self._is_over else _DIED
+        return [(pc, (Frame(None, module=file.path, offset=pc.address),)) for pc in pcs]
+
+    def why_unnamed(self, file: int) -> str:
+        """Why addresses in a file were given no names, or some of them were not; else empty."""
+        return self._unnamed.get(file, "")
 
     def _load_symbols(self, file: StoredFile, roots: Sequence[int]) -> None:
         if self._ready() and file.id in self._named_files:
@@ -237,14 +261,14 @@ class Engine:
     ) -> dict[str, Any]:
         if not self._ready() or self._sock is None:
             raise _DiedError
-        begin = time.monotonic()
+        used = self._stopwatch()
         try:
             return self._exchange(self._sock, request, blob, fd, seconds)
         except _DiedError:
             self._strikes[culprit] += 1
             raise
         finally:
-            self._seconds[culprit] += time.monotonic() - begin  # type: ignore[assignment]
+            self._seconds[culprit] += used()  # type: ignore[assignment]
 
     def _exchange(
         self,
@@ -255,10 +279,13 @@ class Engine:
         seconds: float,
     ) -> dict[str, Any]:
         try:
-            sock.settimeout(seconds)
+            until = time.monotonic() + MOST_SECONDS
+            sock.settimeout(MOST_SECONDS)
+            used = self._stopwatch()
             if request is not None:
                 wire.send(sock, request, blob, fd)
-            answer, _, descriptor = wire.receive(sock)
+            _wait(sock, seconds, used, until)
+            answer, _, descriptor = wire.receive(sock, until)
             if descriptor is not None:
                 # A worker never has one to give; taken in, they would use up ours.
                 os.close(descriptor)
@@ -270,6 +297,12 @@ class Engine:
             if self.crashes > MAX_RESTARTS:
                 self._give_up(f"the unwinding worker died {self.crashes} times")
             raise _DiedError from None
+
+    def _stopwatch(self) -> Callable[[], float]:
+        """Starts now, and tells the seconds that the worker has been at work since."""
+        wall, cpu = time.monotonic(), self.cpu_seconds
+        # A host that is busy adds to the one, threads of the worker's add to the other.
+        return lambda: max(0.0, min(time.monotonic() - wall, self.cpu_seconds - cpu))
 
     @property
     def cpu_seconds(self) -> float:
@@ -304,21 +337,37 @@ class Engine:
         self.files.close()
 
 
+def _wait(sock: socket.socket, seconds: float, used: Callable[[], float], until: float) -> None:
+    """Wait until there is something to receive.  Raises TimeoutError."""
+    answers = select.poll()
+    answers.register(sock, select.POLLIN)
+    while not answers.poll(1000 * max(_BETWEEN_LOOKS, min(seconds - used(), until - time.monotonic()))):
+        if used() >= seconds or time.monotonic() >= until:
+            raise TimeoutError
+
+
 def _walk(answer: dict[str, Any]) -> Optional[Walk]:
     try:
-        pcs = tuple(Pc(int(address), bool(exact)) for address, exact in answer["pcs"])
+        pcs = tuple(Pc(_address(address), bool(exact)) for address, exact in answer["pcs"][:_MAX_FRAMES])
         stopped_at = answer["stopped_at"]
         return Walk(
             pcs, bool(answer["complete"]), bool(answer["truncated"]), bool(answer["guessed"]),
-            None if stopped_at is None else int(stopped_at),
+            None if stopped_at is None else _address(stopped_at),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
+def _address(value: Any) -> int:
+    address = int(value)
+    if not 0 <= address < 1 << 64:
+        raise ValueError(value)
+    return address
+
+
 def _frames(file: StoredFile, pc: Pc, names: object) -> tuple[Frame, ...]:
     frames = []
-    for name in names if isinstance(names, list) else ():
+    for name in names[:_MAX_FRAMES] if isinstance(names, list) else ():
         if isinstance(name, list) and len(name) == 5:
             function, source, line, inlined, start = name
             into = pc.address - start if isinstance(start, int) and 0 <= start <= pc.address else None

@@ -1,7 +1,7 @@
 """ELF files that targets run, opened once, early, and kept: they outlive deletion and process.
 
-Distinct files are shared by all targets.  What is kept is bounded; a file beyond the bound is counted
-and its frames show module and offset only.
+Distinct files are shared by all targets.  What is kept is bounded; frames of a file beyond the bound show
+module and offset only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from ebpftrace.errors import CannotTrace
 from ebpftrace.process.files import FileKey
 from ebpftrace.stacks.elf import ElfHeaders, NotElfError, Read, read_headers
 from ebpftrace.stacks.unwind_image import memory_file
+from ebpftrace.text import plural
 
 MAX_FILES = 4096
 """Files kept, if the process may open twice as many."""
+MAX_USELESS = 4 * MAX_FILES
+"""Files remembered as of no use, so as not to open them again; and paths, with the reason."""
 VDSO = "[vdso]"
 _VDSO_LIMIT = 64 << 10
 
@@ -47,10 +50,10 @@ def reader(fd: int) -> Read:
 
 
 class FileStore:
-    """Keeps files open until ``close``; ``refused`` counts those that could not be kept or read."""
+    """Keeps files open until ``close``."""
 
     def __init__(self, limit: int = MAX_FILES) -> None:
-        self.refused = 0
+        self._refused: dict[str, str] = {}
         may_open, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = min(limit, may_open // 2)
         self._by_key: dict[FileKey, Optional[StoredFile]] = {}
@@ -68,30 +71,40 @@ class FileStore:
         if key in self._by_key:
             return self._by_key[key]
         if len(self._by_id) >= self._limit:
-            self.refused += 1
+            self._refuse(key.path, f"no more than {plural(self._limit, 'file')} can be kept open")
             return None
         try:
             fd = open_file()
         except (OSError, CannotTrace):
-            self.refused += 1
+            self._refuse(key.path, "the file cannot be opened")
             return None
         stored = self._examine(key.path, fd)
         if stored is None:
-            self.refused += 1
             os.close(fd)
+            self._refuse(key.path, "no ELF file that can be read")
         else:
             self._by_id.append(stored)
-        self._by_key[key] = stored
+            self._refused.pop(key.path, None)
+        if stored is not None or len(self._by_key) < self._limit + MAX_USELESS:
+            self._by_key[key] = stored
         return stored
+
+    def why_refused(self, path: str) -> str:
+        """Why there is no use of the code mapped from ``path``."""
+        return self._refused.get(path, "the file does not tell what of it is code")
+
+    def _refuse(self, path: str, why: str) -> None:
+        if len(self._refused) < MAX_USELESS:
+            self._refused[path] = why
 
     def add_vdso(self) -> Optional[StoredFile]:
         """The kernel's own library: the same for every 64-bit process, so ours is taken."""
         return self.add(FileKey("", 0, VDSO), _own_vdso)
 
     def _examine(self, path: str, fd: int) -> Optional[StoredFile]:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return None
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
             return StoredFile(len(self._by_id), path, fd, read_headers(reader(fd)))
         except (NotElfError, OSError):
             return None

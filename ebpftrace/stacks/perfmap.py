@@ -11,7 +11,6 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Collection
-from contextlib import suppress
 from typing import NamedTuple, Optional
 
 from ebpftrace.stacks.rooted import open_in_root
@@ -112,15 +111,16 @@ def read_perf_map(root: int, pid: int, owners: Collection[int]) -> tuple[Optiona
         if status.st_uid not in owners:
             return None, f"perf map {path} not read: owned by user {status.st_uid}"
         text = bytearray()
-        with suppress(OSError):
-            while len(text) < MAX_BYTES:
-                chunk = os.read(fd, min(1 << 20, MAX_BYTES - len(text)))
-                if not chunk:
-                    break
-                text += chunk
+        while len(text) < MAX_BYTES:
+            chunk = os.read(fd, min(1 << 20, MAX_BYTES - len(text)))
+            if not chunk:
+                break
+            text += chunk
         names = PerfMap(bytes(text))
         is_cut = names.is_cut or len(text) == MAX_BYTES
         most = f"{MAX_BYTES >> 20} MiB or {MAX_LINES:,} lines"
         return names, f"only the first {most} of perf map {path} read" if is_cut else ""
+    except OSError as error:
+        return None, f"perf map {path} not read: {error.strerror}"
     finally:
         os.close(fd)

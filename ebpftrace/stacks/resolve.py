@@ -19,13 +19,16 @@ from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.framepointers import frame_pointer_walk
 from ebpftrace.stacks.modules import Layout, ModuleHistory
 from ebpftrace.stacks.perfmap import JitNames
+from ebpftrace.stacks.shortfalls import Shortfalls
 from ebpftrace.stacks.startroutines import with_library_routine
 
 JIT = "[jit]"
 """Module of frames in executable memory without a file."""
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 NOTE_TRUNCATED = "cut where the copy of the stack ends (see --stack-bytes)"
 NOTE_GUESSED = "some callers guessed: code without unwind tables lies between"
 NOTE_STOPPED = "unwinding stopped early"
+NOTE_NO_FRAMES = "the registers are of no machine that is known here"
 
 
 class StackResolver:
@@ -33,16 +36,17 @@ class StackResolver:
 
     Create it while the process lives and ``refresh`` it when code is mapped or the process execs: files
     are opened then, and kept.  Raises CannotTrace nowhere: what cannot be known is left out and said in
-    the stack's note.
+    the stack's note, or in ``shortfalls``, which several resolvers may share.
     """
 
-    def __init__(self, pid: int, engine: Engine) -> None:
+    def __init__(self, pid: int, engine: Engine, shortfalls: Optional[Shortfalls] = None) -> None:
+        self.shortfalls = Shortfalls() if shortfalls is None else shortfalls
         self._pid = pid
         self._engine = engine
         self._history = ModuleHistory(pid, engine.files)
         self._handle = _pidfd(pid)
         self._root = _root(pid)
-        self._own_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._own_root = _own_root()
         self._jit = None if self._root is None else JitNames(self._root, *_identity(pid))
         self.refresh()
 
@@ -62,12 +66,7 @@ class StackResolver:
         for fd in (self._handle, self._root, self._own_root):
             if fd is not None:
                 os.close(fd)
-        self._handle = self._root = None
-
-    @property
-    def perf_map_note(self) -> str:
-        """Why the target's perf map could not be used, where it has one; one line, else empty."""
-        return "" if self._jit is None else self._jit.note
+        self._handle = self._root = self._own_root = None
 
     @property
     def alive(self) -> bool:
@@ -90,6 +89,12 @@ class StackResolver:
 
         Where nothing can be unwound on this machine it is what frame pointers tell.
         """
+        stack = self._resolve(copy)
+        if not stack.frames:
+            self.shortfalls.stack_failed()
+        return stack
+
+    def _resolve(self, copy: StackCopy) -> Stack:
         layout = self._history.at(copy.at)
         walk = self._engine.walk(layout, copy)
         ended_nowhere = walk is not None and (walk.stopped_at is not None or not walk.pcs)
@@ -99,6 +104,8 @@ class StackResolver:
             walk = self._engine.walk(layout, copy) or walk
         if walk is None and self._engine.because:
             frames = self._frames(frame_pointer_walk(copy, layout), layout)
+            if not frames:
+                return Stack(note=f"{self._engine.because}; {NOTE_NO_FRAMES}")
             return Stack(frames, False, StackSource.FRAME_POINTER, self._engine.because)
         if walk is None:
             return Stack(note="unwinding failed on this program's files")
@@ -124,6 +131,10 @@ class StackResolver:
                 by_file.setdefault(place.file, []).append(Pc(pc.address - place.bias, pc.exact))
         roots = [root for root in (self._root, self._own_root) if root is not None]
         named = {file: self._engine.names(file, inside, roots) for file, inside in by_file.items()}
+        for file in by_file:
+            why = self._engine.why_unnamed(file)
+            if why:
+                self.shortfalls.no_names(self._engine.files[file].path, why)
         frames: list[Frame] = []
         for pc, place in zip(pcs, places):
             if place is None:
@@ -131,13 +142,17 @@ class StackResolver:
             elif place.file is not None:
                 frames += named[place.file][Pc(pc.address - place.bias, pc.exact)]
             elif place.path:
+                self.shortfalls.no_names(place.path, self._engine.files.why_refused(place.path))
                 frames.append(Frame(None, module=place.path, offset=pc.address - place.bias))
             else:
                 frames.append(self._jit_frame(pc))
         return tuple(frames)
 
     def _jit_frame(self, pc: Pc) -> Frame:
-        region = self._jit.find(pc.address - (not pc.exact)) if self._jit is not None else None
+        region = None
+        if self._jit is not None:
+            region = self._jit.find(pc.address - (not pc.exact))
+            self.shortfalls.perf_map(self._pid, self._jit.note)
         return Frame(None if region is None else region.name, module=JIT, offset=pc.address)
 
 
@@ -162,9 +177,14 @@ def _pidfd(pid: int) -> Optional[int]:
 
 
 def _root(pid: int) -> Optional[int]:
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    with suppress(CannotTrace, OSError):
-        return through_live_task(pid, "root directory", lambda tid: os.open(f"/proc/{tid}/root", flags))
+    with suppress(CannotTrace):
+        return through_live_task(pid, "root directory", lambda tid: os.open(f"/proc/{tid}/root", _DIRECTORY))
+    return None
+
+
+def _own_root() -> Optional[int]:
+    with suppress(OSError):
+        return os.open("/", _DIRECTORY)
     return None
 
 

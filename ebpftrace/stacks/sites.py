@@ -48,6 +48,8 @@ class SiteStacks:
     """The stacks of one address space, as copies come in."""
 
     def __init__(self) -> None:
+        self.dropped_bytes = 0
+        """Of copies that came while too many waited."""
         self._waiting: deque[StackCopy] = deque()
         self._waiting_bytes = 0
         self._stacks: list[Stack] = [NO_STACK]
@@ -61,6 +63,7 @@ class SiteStacks:
     def add(self, copy: StackCopy) -> None:
         """Take in a copy; ``work`` unwinds it."""
         if self._waiting_bytes + len(copy.memory) > _MOST_WAITING_BYTES:
+            self.dropped_bytes += len(copy.memory)
             return
         self._waiting.append(copy)
         self._waiting_bytes += len(copy.memory)

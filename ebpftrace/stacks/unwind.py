@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional
 
@@ -56,14 +57,13 @@ class _Reading:
 class Unwinder:
     """Unwinds copies of one process with one set of loaded files.
 
-    A file that drgn refuses is left out and named in ``refused``.  ``executable`` are ascending, disjoint
-    [start, end) ranges; ``code`` reads the bytes of the files mapped there.
+    A file that drgn refuses is left out: to a walk it is code without tables.  ``executable`` are ascending,
+    disjoint [start, end) ranges; ``code`` reads the bytes of the files mapped there.
     """
 
     def __init__(
         self, images: Sequence[LoadedImage], executable: Sequence[tuple[int, int]], code: ReadCode
     ) -> None:
-        self.refused: list[str] = []
         self._starts = [start for start, _ in executable]
         self._ends = [end for _, end in executable]
         self._code = code
@@ -82,14 +82,13 @@ class Unwinder:
         )
 
     def _add(self, image: LoadedImage) -> None:
-        try:
+        # drgn raises many types on bad data; each is "this file is unusable".
+        with suppress(Exception):
             module = self._program.extra_module(image.name, image.start, create=True)
             # Before the file: this is what fixes its load bias.
             module.address_range = (image.start, image.end)
             module.debug_file_status = drgn.ModuleFileStatus.DONT_WANT
             module.try_file(image.name, fd=memory_file("unwind", image.image), force=True)
-        except Exception:  # drgn raises many types on bad data; each is "this file is unusable"
-            self.refused.append(image.name)
 
     def walk(self, registers: bytes, memory: bytes) -> Walk:
         """Physical frames of a copy, cut at the first pc outside executable memory.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import resource
 import signal
 import socket
@@ -20,7 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from ebpftrace.stacks import wire
-from ebpftrace.stacks.copies import REGISTERS_SIZE
+from ebpftrace.stacks.copies import REGISTERS_SIZE, TABLES_OF
 from ebpftrace.stacks.elf import NotElfError, read_headers
 from ebpftrace.stacks.files import reader
 from ebpftrace.stacks.symtab import SymbolTables
@@ -97,6 +98,8 @@ class Worker:
         """Why drgn cannot be used here; empty if it can."""
         self._symbolizer: Symbolizer | SymbolTables
         try:
+            if platform.machine() != TABLES_OF:
+                raise NotImplementedError(platform.machine())
             # The one place that needs drgn: it has no build for some platforms.
             from ebpftrace.stacks.symbols import Symbolizer
             from ebpftrace.stacks.unwind import LoadedImage, Unwinder
@@ -126,11 +129,10 @@ class Worker:
         return {}
 
     def do_layout(self, request: dict[str, Any], _: bytes, __: Optional[int]) -> dict[str, Any]:
-        """Prepare unwinding with one set of loaded files; answers which of them cannot be used."""
-        images, refused = [], []
+        """Prepare unwinding with one set of loaded files; frames of one that cannot be used are guessed."""
+        images = []
         for file, bias in request["modules"]:
-            path, fd = self._files[file]
-            read = reader(fd)
+            read = reader(self._files[file][1])
             try:
                 headers = read_headers(read)
                 if file not in self._images:
@@ -138,9 +140,7 @@ class Worker:
             except (NotElfError, OSError):
                 self._images[file] = None
             image = self._images[file]
-            if image is None:
-                refused.append(path)
-            else:
+            if image is not None:
                 name = f"{file}@{bias:x}"
                 images.append(
                     self._loaded_image(
@@ -152,7 +152,7 @@ class Worker:
         self._unwinders[request["layout"]] = unwinder
         if len(self._unwinders) > MAX_UNWINDERS:
             self._unwinders.popitem(last=False)
-        return {"refused": refused + unwinder.refused}
+        return {}
 
     def _code_reader(self, ranges: Sequence[CodePlace]) -> Callable[[int, int], bytes]:
         starts = [place.start for place in ranges]

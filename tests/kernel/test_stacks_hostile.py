@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from stacks_helpers import GCC, TARGETS, Caught, catch, compile_target, physical
 from ebpftrace.model import StackSource
 from ebpftrace.process.files import FileKey
 from ebpftrace.stacks.copies import Pc, StackCopy, Walk
-from ebpftrace.stacks.engine import MAX_RESTARTS, Engine
+from ebpftrace.stacks.engine import LOAD_SECONDS, MAX_RESTARTS, MAX_SECONDS_PER_CULPRIT, Engine
 from ebpftrace.stacks.modules import CodeRange, Layout, load_bias
 from ebpftrace.stacks.resolve import StackResolver
 
@@ -61,6 +60,8 @@ def resolve_with(engine: Engine, program: Path, copy: StackCopy, real: Layout) -
     pcs = [Pc(0x401000 + i * 0x1234, False) for i in range(40)]
     frames = engine.names(stored.id, pcs)
     assert all(frames[pc] and frames[pc][0].module == str(program) for pc in pcs)
+    spent = engine._seconds[stored.id], engine._seconds[layout]
+    assert all(seconds <= MAX_SECONDS_PER_CULPRIT + LOAD_SECONDS for seconds in spent), "CPU time is bounded"
     assert walk is None or len(walk.pcs) <= 1025
     return walk
 
@@ -69,16 +70,14 @@ def test_broken_files_are_contained(caught: Caught, tmp_path: Path) -> None:
     seed, tries = int(os.environ.get("STACKS_SEED", "1")), int(os.environ.get("STACKS_TRIES", "150"))
     original = Path(f"/proc/{caught.pid}/exe").read_bytes()
     crashes = walked = 0
-    slowest = 0.0
     engine = Engine()
     for number in range(seed, seed + tries):
         program = tmp_path / f"broken{number}"
         program.write_bytes(broken(original, random.Random(number)))
         with StackResolver(caught.pid, engine) as resolver:
             real = resolver._history.at(None)
-        before, begin = engine.crashes, time.monotonic()
+        before = engine.crashes
         walk = resolve_with(engine, program, caught.copy, real)
-        slowest = max(slowest, time.monotonic() - begin)
         walked += walk is not None
         if engine.crashes > before:
             crashes += engine.crashes - before
@@ -90,8 +89,7 @@ def test_broken_files_are_contained(caught: Caught, tmp_path: Path) -> None:
     with StackResolver(caught.pid, engine) as resolver:
         assert physical(resolver.resolve(caught.copy))[1:4] == ["leaf", "middle", "outer"]
     engine.close()
-    print(f"{tries} files, {walked} walked, {crashes} workers died, slowest {slowest:.1f} s")
-    assert slowest < 60
+    print(f"{tries} files, {walked} walked, {crashes} workers died")
 
 
 def test_a_dead_worker_is_replaced(caught: Caught) -> None:
@@ -102,6 +100,8 @@ def test_a_dead_worker_is_replaced(caught: Caught) -> None:
         engine._process.wait()
         assert resolver.resolve(caught.copy).source.value == "none"
         assert engine.crashes == 1
+        (note,) = resolver.shortfalls.notes()
+        assert note.startswith("1 stack copy could not be unwound")
         assert resolver.resolve(caught.copy) == before
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ebpftrace.process.files import FileKey
 from ebpftrace.process.maps import read_maps
 from ebpftrace.stacks import debugfiles, modules
+from ebpftrace.stacks import files as files_module
 from ebpftrace.stacks.elf import (
     EHDR,
     MAX_SECTIONS,
@@ -110,12 +111,15 @@ def test_refresh_of_a_process_that_is_gone_changes_nothing() -> None:
     assert history.at(0) == Layout(())
 
 
-def test_files_beyond_the_limit_are_counted() -> None:
+def test_files_beyond_the_limit_are_told() -> None:
     files = FileStore(limit=1)
     history = ModuleHistory(os.getpid(), files)
     history.refresh()
-    assert files.refused > 0
-    assert len([r for r in history.at(None).ranges if r.file is not None]) >= 1
+    ranges = [r for r in history.at(None).ranges if r.path]
+    assert len({r.file for r in ranges if r.file is not None}) == 1
+    left_out = [r for r in ranges if r.file is None]
+    assert left_out
+    assert all("no more than 1 file" in files.why_refused(r.path) for r in left_out)
     files.close()
 
 
@@ -180,8 +184,9 @@ def test_a_debug_file_that_is_too_large_is_not_checked(
 ) -> None:
     monkeypatch.setattr(debugfiles, "MAX_CHECKED_BYTES", 4096)
     (tmp_path / "lib").mkdir()
-    (tmp_path / "lib/a.debug").write_bytes(bytes(size))
-    link = b"a.debug\0" + struct.pack("<I", zlib.crc32(bytes(size)))
+    content = b"\x7fELF".ljust(size, b"\0")
+    (tmp_path / "lib/a.debug").write_bytes(content)
+    link = b"a.debug\0" + struct.pack("<I", zlib.crc32(content))
     headers = ElfHeaders(3, (), (Section(".gnu_debuglink", 1, 0, 0, len(link)),), None)
     stored = StoredFile(0, "/lib/a.so", memory_file("linked", link), headers)
     root = os.open(tmp_path, os.O_PATH)
@@ -212,11 +217,59 @@ def test_broken_headers_are_refused_or_read(data: st.DataObject, head: bytes) ->
     unwind_image(read, headers)
 
 
-def test_what_is_not_elf_is_refused_and_counted(tmp_path: Path) -> None:
+def test_what_is_not_elf_is_refused_and_told(tmp_path: Path) -> None:
     files = FileStore()
     text = tmp_path / "text"
     text.write_text("hello")
     for number, path in enumerate(["/dev/null", str(text), "/nonexistent"]):
         assert files.add(FileKey("0:0", number, path), lambda path=path: os.open(path, os.O_RDONLY)) is None
-    assert files.refused == 3
+    assert files.why_refused("/dev/null") == files.why_refused(str(text)) == "no ELF file that can be read"
+    assert files.why_refused("/nonexistent") == "the file cannot be opened"
+    executable = os.open(sys.executable, os.O_RDONLY)
+    assert files.add(FileKey("0:0", 3, "/nonexistent"), lambda: executable) is not None
+    assert "opened" not in files.why_refused("/nonexistent")
     files.close()
+
+
+def test_files_of_no_use_are_remembered_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target may make and map them without end."""
+    monkeypatch.setattr(files_module, "MAX_USELESS", 10)
+    text = tmp_path / "text"
+    text.write_text("hello")
+    files = FileStore(limit=1)
+    opened = 0
+
+    def open_text() -> int:
+        nonlocal opened
+        opened += 1
+        return os.open(text, os.O_RDONLY)
+
+    for _ in range(2):
+        for number in range(20):
+            assert files.add(FileKey("0:0", number, f"/{number}"), open_text) is None
+    assert opened == 20 + 9
+    files.close()
+
+
+def test_debug_info_that_is_no_elf_file_is_not_handed_over(tmp_path: Path) -> None:
+    """The name is the target's, and the directory may be the host's: "shadow", mapped from /etc."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/shadow").write_text("root:secret")
+    link = b"shadow\0\0" + struct.pack("<I", 0)
+    headers = ElfHeaders(3, (), (Section(".gnu_debuglink", 1, 0, 0, len(link)),), b"build id")
+    stored = StoredFile(0, "/etc/a.so", memory_file("linked", link), headers)
+    root = os.open(tmp_path, os.O_PATH)
+    assert not list(debugfiles.debug_files(stored, [root]))
+    assert not list(debugfiles.supplements("/usr/lib/debug/a", "/etc/shadow", "00" * 20, [root]))
+    os.close(stored.fd)
+    os.close(root)
+
+
+def test_a_debug_link_that_cannot_be_read_is_none() -> None:
+    """Reading a target's file may fail at any place: a bad disk, a server that forgot it."""
+    headers = ElfHeaders(3, (), (Section(".gnu_debuglink", 1, 0, 0, 16),), None)
+    directory = os.open("/", os.O_RDONLY)
+    assert not list(debugfiles.debug_files(StoredFile(0, "/a.so", directory, headers), [directory]))
+    os.close(directory)

@@ -1,0 +1,62 @@
+"""What the stacks of a report lack, and why: told once, beside what each stack says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ebpftrace.text import count, plural, shorten, size
+
+_MOST_FILES = 10_000
+"""Files remembered for one reason; a target may map any number."""
+_MOST_PERF_MAPS = 10
+"""Of the processes of one report that have one which cannot be read."""
+_SHOWN_FILES = 3
+_PATH_WIDTH = 80
+
+
+class Shortfalls:
+    """Collected by the resolvers of one report."""
+
+    def __init__(self) -> None:
+        self._failed = 0
+        self._unnamed: dict[str, dict[str, None]] = {}
+        self._perf_maps: dict[int, str] = {}
+
+    def stack_failed(self) -> None:
+        """A copy has no frames."""
+        self._failed += 1
+
+    def no_names(self, path: str, why: str) -> None:
+        """Frames in a file show module and offset only."""
+        files = self._unnamed.setdefault(why, {})
+        if len(files) < _MOST_FILES:
+            files[path] = None
+
+    def perf_map(self, pid: int, note: str) -> None:
+        """The last reading of a process's perf map lacks something, or nothing (empty)."""
+        self._perf_maps.pop(pid, None)
+        if note and len(self._perf_maps) < _MOST_PERF_MAPS:
+            self._perf_maps[pid] = note
+
+    def notes(self, dropped_bytes: int = 0) -> list[str]:
+        """One line each; ``dropped_bytes`` of copies were never looked at."""
+        lines = [f"no function names in {_listed(files)}: {why}" for why, files in self._unnamed.items()]
+        lines += self._perf_maps.values()
+        if self._failed:
+            lines.append(
+                f"{plural(self._failed, 'stack copy', 'stack copies')} could not be unwound: damaged, or the "
+                "files of its code are, or they crashed the unwinding worker or took it too long"
+            )
+        if dropped_bytes:
+            lines.append(
+                f"{size(dropped_bytes)} of stack copies dropped: they came faster than they can be unwound; "
+                "their calls have the stack of others with the same signature, or none"
+            )
+        return lines
+
+
+def _listed(files: Iterable[str]) -> str:
+    paths = list(files)
+    shown = ", ".join(shorten(path, _PATH_WIDTH) for path in paths[:_SHOWN_FILES])
+    more = len(paths) - _SHOWN_FILES
+    return f"{shown} and {count(more)} more" if more > 0 else shown

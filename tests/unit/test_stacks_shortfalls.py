@@ -1,0 +1,74 @@
+"""What stacks lack is told once, and in bounds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ebpftrace.process.files import FileKey
+from ebpftrace.stacks import shortfalls as shortfalls_module
+from ebpftrace.stacks.copies import REGISTERS_SIZE, Pc, StackCopy
+from ebpftrace.stacks.engine import Engine
+from ebpftrace.stacks.modules import CodeRange, Layout
+from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.stacks.shortfalls import Shortfalls
+from ebpftrace.stacks.sites import SiteStacks
+from ebpftrace.text import size
+
+
+def test_nothing_is_told_of_whole_stacks() -> None:
+    assert Shortfalls().notes() == []
+
+
+def test_files_are_told_by_reason_and_named_up_to_a_few() -> None:
+    lacks = Shortfalls()
+    for number in range(1003):
+        for _ in range(2):
+            lacks.no_names(f"/lib/{number}", "odd")
+    lacks.no_names("/lib/0", "other")
+    assert lacks.notes() == [
+        "no function names in /lib/0, /lib/1, /lib/2 and 1,000 more: odd",
+        "no function names in /lib/0: other",
+    ]
+
+
+def test_what_a_target_makes_without_end_is_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortfalls_module, "_MOST_FILES", 5)
+    monkeypatch.setattr(shortfalls_module, "_MOST_PERF_MAPS", 5)
+    lacks = Shortfalls()
+    for number in range(100):
+        lacks.no_names("/" + "x" * 4000 + str(number), "odd")
+        lacks.perf_map(number, f"perf map {number} not read")
+    notes = lacks.notes()
+    assert len(notes) == 6
+    assert max(map(len, notes)) < 400
+
+
+def test_only_the_last_reading_of_a_perf_map_is_told() -> None:
+    lacks = Shortfalls()
+    lacks.perf_map(1, "perf map a not read")
+    lacks.perf_map(2, "perf map b not read")
+    lacks.perf_map(1, "")
+    assert lacks.notes() == ["perf map b not read"]
+
+
+def test_copies_that_wait_too_long_are_told() -> None:
+    stacks = SiteStacks()
+    for number in range(60):
+        stacks.add(StackCopy(number, number, 1, bytes(REGISTERS_SIZE), bytes(1 << 20)))
+    assert stacks.waiting == 32
+    (note,) = Shortfalls().notes(stacks.dropped_bytes)
+    assert note.startswith(f"{size(28 << 20)} of stack copies dropped")
+
+
+def test_frames_in_files_of_no_use_are_told(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("hello")
+    with Engine() as engine, StackResolver(os.getpid(), engine) as resolver:
+        assert engine.files.add(FileKey("0:0", 1, "/a"), lambda: os.open(text, os.O_RDONLY)) is None
+        layout = Layout((CodeRange(0x1000, 0x2000, "/a", None, 0x1000, 0),))
+        for _ in range(2):
+            resolver._frames([Pc(0x1008, True)], layout)
+        assert resolver.shortfalls.notes() == ["no function names in /a: no ELF file that can be read"]

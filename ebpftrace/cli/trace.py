@@ -79,6 +79,7 @@ def trace(
     from ebpftrace.kernel.calls.layout import Filters
     from ebpftrace.kernel.checks.features import require_tracing
     from ebpftrace.report.output import Stream
+    from ebpftrace.text import escape
     from ebpftrace.trace.lines import Style, summary_of_losses
     from ebpftrace.trace.selection import SelectionError, select
 
@@ -110,11 +111,11 @@ def trace(
 
     require_tracing()
     with Stream(sys.stdout, None if output is None else str(output)) as stream:
-        lost = run(
+        lost, notes = run(
             Settings(filters=filters, style=style, pids=pids, command=command, duration=duration),
             stream,
             attached,
         )
     told = summary_of_losses(*lost)
-    if told:
-        click.echo(f"ebpftrace: {told}", err=True)
+    for line in (*([told] if told else []), *map(escape, notes)):
+        click.echo(f"ebpftrace: {line}", err=True)

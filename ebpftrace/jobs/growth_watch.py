@@ -189,6 +189,7 @@ class Record:
             calls=snapshot.calls,
             losses=snapshot.losses,
             sizes=tuple(self._trail.sizes),
+            notes=self._watch.notes(snapshot),
         )
 
     def _groups(self, before: Standing, now: Moment) -> list[Group]:

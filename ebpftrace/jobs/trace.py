@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Callable, Optional, Protocol
+from typing import Callable, NamedTuple, Optional, Protocol
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.jobs.command import Command
@@ -22,6 +22,7 @@ from ebpftrace.process.procfs import task_ids
 from ebpftrace.process.target import Target, open_target
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.stacks.shortfalls import Shortfalls
 from ebpftrace.trace.events import Ended, Event, Executed, Stacked
 from ebpftrace.trace.lines import Style, Transcript
 from ebpftrace.trace.order import WINDOW, Ordered
@@ -63,8 +64,16 @@ class Output(Protocol):
         """For poll(2): tells of a reader that has gone."""
 
 
-def run(settings: Settings, output: Output, attached: Callable[[], None]) -> Lost:
-    """Trace and print; return what was lost.  Ended by the duration, a signal, or the targets' end.
+class Outcome(NamedTuple):
+    """What the trace lacks."""
+
+    lost: Lost
+    notes: Sequence[str]
+    """Of its stacks; a line each."""
+
+
+def run(settings: Settings, output: Output, attached: Callable[[], None]) -> Outcome:
+    """Trace and print; return what is missing.  Ended by the duration, a signal, or the targets' end.
 
     Raises CannotTrace where nothing could be traced; nothing is left attached.
     """
@@ -91,7 +100,8 @@ def run(settings: Settings, output: Output, attached: Callable[[], None]) -> Los
         if settings.filters.counted:
             output.write(table(_chosen(tracer.totals(), settings.filters)))
         lost = tracer.lost()
-        return lost._replace(calls=lost.calls + tracer.skipped())
+        lost = lost._replace(calls=lost.calls + tracer.skipped())
+        return Outcome(lost, [] if stacks is None else stacks.notes())
 
 
 def _register(tracer: CallTracer, target: Target) -> None:
@@ -189,6 +199,7 @@ class _Stacks:
 
     def __init__(self) -> None:
         self._engine = Engine()
+        self._shortfalls = Shortfalls()
         self._resolvers: dict[int, StackResolver] = {}
 
     def __enter__(self) -> _Stacks:
@@ -203,7 +214,7 @@ class _Stacks:
     def open(self, pid: int) -> StackResolver:
         """Look at a process while it lives."""
         if pid not in self._resolvers:
-            self._resolvers[pid] = StackResolver(pid, self._engine)
+            self._resolvers[pid] = StackResolver(pid, self._engine, self._shortfalls)
         return self._resolvers[pid]
 
     def tell(self, event: Event) -> None:
@@ -215,6 +226,10 @@ class _Stacks:
             if resolver is not None and not resolver.alive:
                 del self._resolvers[event.tgid]
                 resolver.close()
+
+    def notes(self) -> list[str]:
+        """What the stacks lacked so far."""
+        return self._shortfalls.notes()
 
     def resolve(self, copied: CopiedStack) -> Stack:
         """The stack with names."""

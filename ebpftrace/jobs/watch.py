@@ -46,6 +46,7 @@ from ebpftrace.spare import give_back_memory
 from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.stacks.shortfalls import Shortfalls
 from ebpftrace.stacks.sites import SiteStacks
 from ebpftrace.vmas import Vmas
 
@@ -96,6 +97,7 @@ class Watch:
         self._last: Optional[Now] = None
         self._notes: list[str] = []
         self._stacks = SiteStacks()
+        self._shortfalls = Shortfalls()
         self._held = ExitStack()
         self._resolver: Optional[StackResolver] = None
 
@@ -314,6 +316,11 @@ class Watch:
             lost=snapshot.losses.events + snapshot.losses.mappings,
         )
 
+    def notes(self, snapshot: Snapshot) -> tuple[str, ...]:
+        """What may be missing, and why: lines of the report."""
+        dropped = snapshot.dropped_copy_bytes + self._stacks.dropped_bytes
+        return (*self._notes, *self._shortfalls.notes(dropped))
+
     def _report(
         self,
         ended_by: EndedBy,
@@ -337,7 +344,7 @@ class Watch:
             findings=findings,
             outstanding_mappings=len(made),
             outstanding_bytes=sum(mapping.size for mapping in made),
-            notes=tuple(self._notes),
+            notes=self.notes(snapshot),
         )
 
     def _live_threads(self) -> Optional[int]:
@@ -353,7 +360,7 @@ class Watch:
         self._memory = read_memory_use(self.pid)
         self._info = read_target_info(self.pid)
         self._arena_limit = arena_limit(read_environment(self.pid))
-        self._resolver = self._held.enter_context(StackResolver(self.pid, self._engine))
+        self._resolver = self._held.enter_context(StackResolver(self.pid, self._engine, self._shortfalls))
 
     def _verdict(self, now: Now) -> Report:
         findings = baseline_verdict(now.books, now.vmas, self._name_of, self._books, now.futex_waits)

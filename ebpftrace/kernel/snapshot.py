@@ -32,6 +32,8 @@ class Snapshot:
     brk_growth: dict[ThreadId, int] = field(default_factory=dict)
     calls: Calls = Calls()
     losses: Losses = Losses()
+    dropped_copy_bytes: int = 0
+    """Stack copies, of all address spaces, that came while too many waited."""
 
 
 def read_snapshots(

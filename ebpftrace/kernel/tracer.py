@@ -207,7 +207,10 @@ class Tracer:
         """Read the ledger of every address space.  Poll afterwards: its events then cover the rows."""
         lost = skipped_runs(self._programs.values()) - self._skipped_before
         lost += self._events.dropped // record_size(CALL_EVENT.size)
-        return read_snapshots(self._fds, self._spaces, lost, self._sweeper.lost)
+        snapshots = read_snapshots(self._fds, self._spaces, lost, self._sweeper.lost)
+        for snapshot in snapshots.values():
+            snapshot.dropped_copy_bytes = self._copies.dropped
+        return snapshots
 
     def crowded(self) -> bool:
         """Say whether the kernel's tables should be swept: ask often, it is hardly ever looked at them."""

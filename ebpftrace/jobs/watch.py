@@ -366,7 +366,14 @@ class Watch:
         findings = baseline_verdict(now.books, now.vmas, self._name_of, self._books, now.futex_waits)
         # Who exited while we attached is known to have exited by now, though nobody saw when.
         self._books = now.books
-        return self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), now.memory)
+        report = self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), now.memory)
+        # It is of one moment: what was read when we came is no beginning of a window.
+        memory, target = report.memory, report.target
+        return replace(
+            report,
+            memory=replace(memory, virt_start=memory.virt_end, rss_start=memory.rss_end),
+            target=replace(target, threads_start=target.threads),
+        )
 
     def _name_of(self, address: int) -> Optional[Frame]:
         return None if self._resolver is None else self._resolver.name_address(address)
@@ -385,7 +392,9 @@ class Watch:
         if self.ended_by is None:
             verified = verify(mappings, now.vmas, now.read_at)
             return self._explained(verified, mappings) if verified.unexplained_bytes else verified
-        self.note("the target is gone: what it had mapped could not be checked against /proc")
+        self.note(
+            "the target has ended: what it had mapped is told by its calls, /proc can no longer confirm it"
+        )
         return Verified(mappings, 0, 0)
 
     def _explained(self, verified: Verified, mappings: list[Mapping]) -> Verified:

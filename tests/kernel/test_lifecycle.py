@@ -21,6 +21,7 @@ import pytest
 from harness import (
     ROOT,
     TRACER,
+    Program,
     Result,
     Target,
     Tracer,
@@ -194,6 +195,23 @@ def test_interval_reports_again_and_again() -> None:
     assert len(reported(reports[-1], "abandoned-stack")) == 5
 
 
+def test_one_look_tells_one_reading() -> None:
+    """With -d 0 there is no window that anything could change over, though two looks are taken."""
+    grow = (
+        "import mmap, sys, time\n"
+        "held = [mmap.mmap(-1, 4096)]\n"
+        "print('ready', flush=True)\n"
+        "while len(held) < 30_000: held.append(mmap.mmap(-1, 4096)); time.sleep(0.002)\n"
+        "sys.stdin.read()\n"
+    )
+    with Program(Path(sys.executable), "-c", grow) as grower:
+        report = run_tracer("--json", "-d", 0, "-p", grower.pid).report
+    memory, target = report["memory"], report["target"]
+    assert memory["virt_start"] == memory["virt_end"] > 0
+    assert memory["rss_start"] == memory["rss_end"] > 0
+    assert target["threads_start"] == target["threads_end"] == 1
+
+
 # --- COMMAND ----------------------------------------------------------------------------------
 
 
@@ -208,6 +226,15 @@ def test_command_is_traced_from_its_first_instruction(tmp_path: Path) -> None:
     # The dynamic loader's calls are there too, not only the two of the program.
     assert report["calls"]["mmap"] > 5
     assert report["calls"]["brk"] >= 1
+
+
+def test_report_of_a_command_that_ended_tells_what_was_so_at_its_end() -> None:
+    told = run_tracer("--min-age", 600, "--", "/bin/true")
+    assert told.status == 0, told.stderr
+    for past in ("stood when it ended: ", "standing when it ended, by owner", "at its end: ", "has ended"):
+        assert past in told.stdout
+    for present in ("still", "not yet", "gone"):
+        assert present not in told.stdout
 
 
 def test_command_that_outlives_the_trace(tmp_path: Path) -> None:

@@ -74,5 +74,5 @@ static __always_inline const struct pt_regs *caller_registers(void)
 /* A failed call returns -errno (include/linux/err.h). */
 static __always_inline int has_failed(s64 returned)
 {
-    return (u64)returned >= (u64)-4095;
+    return (u64)returned >= (u64)-MAX_ERRNO;
 }

@@ -12,7 +12,6 @@ from ebpftrace.jobs.command import Command
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.jobs.tracing import (
     COPIES_PER_SECOND,
-    STACK_BYTES,
     Cost,
     begin_loading,
     follow,
@@ -21,6 +20,7 @@ from ebpftrace.jobs.tracing import (
 )
 from ebpftrace.jobs.waiting import readable
 from ebpftrace.kernel.cost import measured_runs
+from ebpftrace.kernel.layout import STACK_BYTES
 from ebpftrace.model import EndedBy, Report
 from ebpftrace.process.sharing import one_of_each_space
 from ebpftrace.process.target import open_target
@@ -60,6 +60,9 @@ class Observer(Protocol):
     def attached(self, watches: Sequence[Watch]) -> None:
         """All probes are live and the baselines are read; a COMMAND is about to start."""
 
+    def command_ended(self, fate: str) -> None:
+        """The trace is over: what became of COMMAND, unless it has simply exited with 0."""
+
     def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Some time has passed."""
 
@@ -74,7 +77,9 @@ def run(settings: Settings, observer: Observer) -> None:
     """
     is_traced = bool(settings.command) or settings.duration != 0
     with ExitStack() as held:
-        command = held.enter_context(Command(settings.command)) if settings.command else None
+        command: Optional[Command] = None
+        if settings.command:
+            command = held.enter_context(Command(settings.command, observer.command_ended))
         pids = [command.pid] if command else settings.pids
         targets = [held.enter_context(open_target(pid)) for pid in pids]
         sharers = one_of_each_space(pids)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.jobs.waiting import readable
-from ebpftrace.kernel.layout import Sizes
+from ebpftrace.kernel.layout import STACK_BYTES, Sizes
 from ebpftrace.kernel.loading import Loading
 from ebpftrace.model import EndedBy, TracerCost
 from ebpftrace.process.procfs import task_ids
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ebpftrace.kernel.tracer import KernelEvent, RawCopy, Tracer
     from ebpftrace.stacks.engine import Engine
 
-STACK_BYTES = 16_384
-"""How much of a stack is copied unless the user says otherwise."""
 COPIES_PER_SECOND = 50
 """How many copies of known stacks are taken to check them unless the user says otherwise."""
 

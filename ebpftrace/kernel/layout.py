@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Optional
 
+from ebpftrace.syscalls import MAX_ERRNO
+
 NAME_BYTES = 16
 CALLS = ("mmap", "munmap", "mremap", "brk", "clone", "thread_exit")
 IMAGES = 4
@@ -20,6 +22,8 @@ MAX_SPACES = 64
 SIGNATURE_WORDS = 64
 CLONE_SIGNATURE_WORDS = 256
 """Words of the stack that go into the signature of a call, and of a clone call; at most a page."""
+STACK_BYTES = 16_384
+"""How much of a stack is copied unless the user says otherwise; a multiple of the page size."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 288}
 """Size of ``struct pt_regs`` in ``bpf/include/uapi/linux/ptrace.h``."""
 _MAX_PID_LEVEL = 32
@@ -246,7 +250,7 @@ class Machine:
 
     def definitions(self) -> dict[str, int]:
         """The constants of ``bpf/{call,pids}.h`` by name."""
-        constants = {"PAGE_BYTES": self.page}
+        constants = {"PAGE_BYTES": self.page, "MAX_ERRNO": MAX_ERRNO}
         if self.task_stack_offset is not None:
             constants["TASK_STACK_OFFSET"] = self.task_stack_offset
             constants["REGISTERS_OFFSET"] = self.registers_offset
@@ -263,14 +267,14 @@ class Sizes:
     threads: int
     runs: int
     sites: int
+    stack_bytes: int
+    """How much of a stack is copied, at most; a multiple of the page size; 0 takes no stacks."""
+    copies_per_second: int
+    """Copies of stacks of known sites, for each CPU."""
     event_pages: int = 2048
     """Ring buffer of events, in pages; a power of two.  80 bytes an event."""
     copy_pages: int = 1024
     """Ring buffer of stack copies, in pages; a power of two."""
-    stack_bytes: int = 16384
-    """How much of a stack is copied, at most; a multiple of the page size; 0 takes no stacks."""
-    copies_per_second: int = 50
-    """Copies of stacks of known sites, for each CPU."""
     fresh_copies_per_second: int = 1000
     """First copies of new sites, for each CPU."""
     site_copies: int = 4

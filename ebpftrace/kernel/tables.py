@@ -11,14 +11,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Callable, TypeVar, Union, cast
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.syscalls import numbers
 
-_SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
 _UPDATE_ELEM = 2
 _LOOKUP_ELEM = 1
 _DELETE_ELEM = 3
@@ -88,7 +87,7 @@ class TableRefused(CannotTrace):
 
 def bpf(command: int, attributes: ctypes.Structure) -> int:
     """Call bpf(2) and return what it does; raises OSError."""
-    number = _SYSCALL_BPF[platform.machine()]
+    number = numbers()["bpf"]
     returned: int = _libc.syscall(number, command, ctypes.byref(attributes), ctypes.sizeof(attributes))
     if returned < 0:
         code = ctypes.get_errno()

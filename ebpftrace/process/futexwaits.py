@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable
 from contextlib import suppress
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.process.procfs import read_small, task_ids
-
-_FUTEX = {"x86_64": 202, "aarch64": 98}
-"""Number of futex(2), in ``asm/unistd.h``."""
+from ebpftrace.syscalls import numbers
 
 
 def read_futex_waits(tgids: Iterable[int]) -> frozenset[int]:
@@ -19,7 +16,7 @@ def read_futex_waits(tgids: Iterable[int]) -> frozenset[int]:
     From ``/proc/PID/task/TID/syscall`` (proc(5)), which stops nobody: the number of the call and its
     arguments, of which a futex's address is the first.  Threads that may not be looked at are left out.
     """
-    number = str(_FUTEX.get(platform.machine(), "")).encode()
+    number = str(numbers().get("futex", "")).encode()
     waits = set()
     for tgid in tgids:
         with suppress(CannotTrace):

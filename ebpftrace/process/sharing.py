@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Optional
@@ -19,10 +18,9 @@ from ebpftrace.process.procfs import (
     through_live_task,
 )
 from ebpftrace.process.tasks import read_task
+from ebpftrace.syscalls import numbers
 
 _KCMP_VM = 1
-_KCMP_NUMBERS = {"x86_64": 312, "aarch64": 272, "riscv64": 272}
-"""No C library wraps kcmp: its system call numbers (kernel arch/*/syscall tables)."""
 
 
 class Sharers(NamedTuple):
@@ -107,7 +105,7 @@ def _libc() -> ctypes.CDLL:
 
 def _kcmp(tid: int, other: int) -> bool:
     """Whether two tasks share their address space; raises ``OSError`` as kcmp(2) says."""
-    number = _KCMP_NUMBERS.get(platform.machine())
+    number = numbers().get("kcmp")  # no C library wraps it
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     arguments = (ctypes.c_long(value) for value in (number, tid, other, _KCMP_VM, 0, 0))

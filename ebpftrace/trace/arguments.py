@@ -15,12 +15,11 @@ from ebpftrace.callflags import (
     CLONE_PIDFD,
     CLONE_SETTLS,
 )
+from ebpftrace.syscalls import CLONE_ARGS_SIZE_VER0
 from ebpftrace.trace.events import CloneMemory, Executes, Returned
 from ebpftrace.trace.spelling import address, advice, has_failed, hexadecimal, signed_32, text
 
 _INT_MAX = 0x7FFFFFFF
-_LEAST_CLONE_ARGS = 64
-"""CLONE_ARGS_SIZE_VER0, include/uapi/linux/sched.h."""
 
 _prot = lru_cache(maxsize=1024)(callflags.prot)
 _map_flags = lru_cache(maxsize=1024)(callflags.map_flags)
@@ -120,7 +119,7 @@ def _number_left(call: Returned, flag: int, pointer: int) -> str:
 def _clone3(call: Returned) -> str:
     pointer, size = call.arguments[:2]
     memory = call.clone
-    if memory is None or memory.fetched < _LEAST_CLONE_ARGS:
+    if memory is None or memory.fetched < CLONE_ARGS_SIZE_VER0:
         return f"{address(pointer)}, {size}"
     left = "" if has_failed(call.returned) else _left_by_clone3(memory)
     return f"{{{', '.join(_clone3_fields(memory))}}}{left}, {size}"

@@ -6,10 +6,8 @@ import errno
 import os
 from functools import cache
 
+from ebpftrace.syscalls import MAX_ERRNO
 from ebpftrace.trace.events import Text
-
-_LAST_ERRNO = 4095
-"""A failed call returns -errno (include/linux/err.h)."""
 
 _RESTARTS = {
     512: "ERESTARTSYS (To be restarted if SA_RESTART is set)",
@@ -76,10 +74,10 @@ def advice(value: int) -> str:
 
 def has_failed(returned: int) -> bool:
     """Whether a call that returned this has failed."""
-    return -_LAST_ERRNO <= returned < 0
+    return -MAX_ERRNO <= returned < 0
 
 
-@cache  # of _LAST_ERRNO numbers
+@cache  # of MAX_ERRNO numbers
 def error(number: int) -> str:
     """The result of a failed call: ``-1 EINVAL (Invalid argument)``."""
     if number in _RESTARTS:

@@ -6,45 +6,14 @@ The constants reach the C as ``-D`` definitions (``definitions``), so each stand
 from __future__ import annotations
 
 import ctypes
-import platform
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
+from ebpftrace import syscalls
 from ebpftrace.kernel.btf import Btf
-from ebpftrace.kernel.layout import BPF_F_NO_PREALLOC, Machine
-
-NUMBERS: dict[str, dict[str, int]] = {
-    "x86_64": {
-        "mmap": 9,
-        "mprotect": 10,
-        "munmap": 11,
-        "brk": 12,
-        "mremap": 25,
-        "madvise": 28,
-        "clone": 56,
-        "fork": 57,
-        "vfork": 58,
-        "execve": 59,
-        "exit": 60,
-        "exit_group": 231,
-        "clone3": 435,
-    },
-    "aarch64": {
-        "exit": 93,
-        "exit_group": 94,
-        "brk": 214,
-        "munmap": 215,
-        "mremap": 216,
-        "clone": 220,
-        "execve": 221,
-        "mmap": 222,
-        "mprotect": 226,
-        "madvise": 233,
-        "clone3": 435,
-    },
-}
-"""Numbers of the calls: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h."""
+from ebpftrace.kernel.layout import BPF_F_NO_PREALLOC, STACK_BYTES, Machine
+from ebpftrace.trace.selection import CALLS
 
 _NOT_A_CALL = 0xFFFF
 """For the calls that a machine lacks."""
@@ -54,7 +23,6 @@ MAX_THREADS = 65_536
 RECORD_PAGES = 8192
 """Ring buffer of all records, in pages: 300,000 calls; a power of two."""
 CLONE_WORDS = 11
-CLONE_ARGS_SIZE_VER0 = 64  # include/uapi/linux/sched.h
 READ_PARENT_TID, READ_PIDFD = 1, 2
 EXEC_STRINGS = 32
 EXEC_STRING_BYTES = 40
@@ -62,8 +30,6 @@ EXEC_STRING_BYTES = 40
 MAX_VARIABLES = 1024
 """Variables of the environment that are counted."""
 PATH_BYTES = 4096
-STACK_BYTES = 16384
-"""How much of a stack is copied with -k; a multiple of the page size."""
 
 
 class RecordKind(IntEnum):
@@ -127,8 +93,8 @@ class Filters:
 
 
 def numbers() -> dict[str, int]:
-    """The calls that this machine has, with their numbers."""
-    return NUMBERS[platform.machine()]
+    """The calls that can be traced and that this machine has, with their numbers."""
+    return {name: number for name, number in syscalls.numbers().items() if name in CALLS}
 
 
 def definitions(machine: Machine, filters: Filters, preallocated: bool) -> dict[str, int]:
@@ -141,7 +107,7 @@ def definitions(machine: Machine, filters: Filters, preallocated: bool) -> dict[
         "MAX_THREADS": MAX_THREADS,
         "RECORD_PAGES": RECORD_PAGES,
         "CLONE_WORDS": CLONE_WORDS,
-        "CLONE_ARGS_SIZE_VER0": CLONE_ARGS_SIZE_VER0,
+        "CLONE_ARGS_SIZE_VER0": syscalls.CLONE_ARGS_SIZE_VER0,
         "READ_PARENT_TID": READ_PARENT_TID,
         "READ_PIDFD": READ_PIDFD,
         "EXEC_STRINGS": EXEC_STRINGS,
@@ -158,5 +124,5 @@ def definitions(machine: Machine, filters: Filters, preallocated: bool) -> dict[
         "PRINTED": int(filters.printed),
     }
     constants.update({f"RECORD_{kind.name}": int(kind) for kind in RecordKind})
-    constants.update({f"NR_{name.upper()}": own.get(name, _NOT_A_CALL) for name in NUMBERS["x86_64"]})
+    constants.update({f"NR_{name.upper()}": own.get(name, _NOT_A_CALL) for name in CALLS})
     return constants

@@ -16,11 +16,10 @@ from typing import Optional
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.checks.check import Check
 from ebpftrace.process.namespaces import own_pid_namespace
+from ebpftrace.syscalls import numbers
 
 TRACEFS = Path("/sys/kernel/tracing")
 DEBUGFS_TRACEFS = Path("/sys/kernel/debug/tracing")
-
-_SYSCALL_NUMBERS = {"x86_64": {"bpf": 321, "kcmp": 312}, "aarch64": {"bpf": 280, "kcmp": 272}}
 
 # linux/capability.h
 _CAP_DAC_READ_SEARCH = 2
@@ -42,7 +41,7 @@ _OTHER_PLACE = "run it on the host, or in a container started with --privileged 
 def check_machine() -> Check:
     """Our header tree and the registers we read are known for two machines."""
     machine = platform.machine()
-    if sys.maxsize < 2**32 or machine not in _SYSCALL_NUMBERS:
+    if sys.maxsize < 2**32 or not numbers():
         return Check("machine", False, f"{machine} is not supported", "use x86_64 or aarch64, 64 bits")
     return Check("machine", True, f"{machine}, Linux {platform.release()}")
 
@@ -236,7 +235,7 @@ def _effective_capabilities() -> int:
 
 def _syscall(name: str, *arguments: object) -> int:
     """Make a system call that Python has no function for; return 0 or its errno, and keep no descriptor."""
-    number = _SYSCALL_NUMBERS.get(platform.machine(), {}).get(name)
+    number = numbers().get(name)
     if number is None:
         return errno.ENOSYS
     libc = ctypes.CDLL(None, use_errno=True)

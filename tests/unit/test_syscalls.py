@@ -1,0 +1,38 @@
+"""Our numbers of system calls are those of the headers of this machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from ebpftrace import syscalls
+from ebpftrace.trace.selection import CALLS
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="cc is not installed")
+def test_numbers_are_those_of_the_headers() -> None:
+    told = subprocess.run(
+        ["cc", "-E", "-dM", "-include", "asm/unistd.h", "-x", "c", "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    of_headers = dict(re.findall(r"^#define __NR_(\w+) (\d+)$", told.stdout, re.MULTILINE))
+    assert {name: str(number) for name, number in syscalls.numbers().items()} == {
+        name: of_headers[name] for name in syscalls.numbers()
+    }
+
+
+@pytest.mark.parametrize("machine", syscalls.NUMBERS)
+def test_every_machine_has_all_calls_but_old_ones(machine: str) -> None:
+    """arm64 was born without them."""
+    wanted = {*CALLS, "bpf", "futex", "kcmp"}
+    assert wanted - set(syscalls.NUMBERS[machine]) == (set() if machine == "x86_64" else {"fork", "vfork"})
+
+
+def test_a_machine_that_is_not_known_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert syscalls.numbers() == {}

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+
 STATUS_INTERRUPTED = 130
 """What a shell reports for a process ended by SIGINT."""
+
+
+RAISE_LIMIT = {
+    errno.EMFILE: "raise the limit it runs under (ulimit -n)",
+    errno.ENFILE: "raise the limit of this host (sysctl fs.file-max)",
+}
+"""What mends "too many open files"."""
 
 
 class CannotTrace(Exception):

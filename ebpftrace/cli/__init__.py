@@ -18,7 +18,7 @@ import click
 
 from ebpftrace import __version__
 from ebpftrace.cli import streams
-from ebpftrace.errors import STATUS_INTERRUPTED, CannotTrace
+from ebpftrace.errors import RAISE_LIMIT, STATUS_INTERRUPTED, CannotTrace
 
 COMMANDS = ("mmap-leaks", "growth", "trace", "maps", "scan", "doctor")
 """In the order of the help; each is a function in the module of its name, with ``_`` for ``-``."""
@@ -29,8 +29,7 @@ STATUS_CLOSED_PIPE = 141
 
 _WHAT_RAN_OUT = {
     errno.ENOMEM: "out of memory: raise the memory limit it runs under (ulimit -v)",
-    errno.EMFILE: "too many open files: raise the limit it runs under (ulimit -n)",
-    errno.ENFILE: "too many open files on this host: raise the limit (sysctl fs.file-max)",
+    **{code: f"too many open files: {remedy}" for code, remedy in RAISE_LIMIT.items()},
     errno.EBADF: "cannot write the output: standard output is closed",
     errno.ENOSPC: "cannot write the output: no space left on device",
     errno.EDQUOT: "cannot write the output: disk quota exceeded",

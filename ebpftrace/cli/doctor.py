@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import click
 
+_EXAMPLES = """
+\b
+Examples:
+  ebpftrace doctor                      what is missing, and the command that mends it
+  ebpftrace doctor && ebpftrace mmap-leaks -p 31108
+  ebpftrace doctor --json | jq '.checks[] | select(.ok | not)'
+"""
 
-@click.command()
+
+@click.command("doctor", epilog=_EXAMPLES)
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def doctor(ctx: click.Context, json_output: bool) -> None:

@@ -143,6 +143,8 @@ def mmap_leaks(
 
     Traces the address space of a running process, or of COMMAND from its first instruction, and
     detaches; the process is never stopped.
+
+    COMMAND goes on when the trace ends, and its exit status is told on stderr, not passed on.
     """
     options.check_target(pids, command)
     options.check_duration(context, until_interrupt)
@@ -242,6 +244,12 @@ class _Narrator:
 
             self._live = LiveView(sys.stderr, color=use_color(sys.stderr, self._no_color))
             self._live.__enter__()
+
+    def command_ended(self, fate: str) -> None:
+        """Say what became of COMMAND."""
+        self._end_live()
+        if not self._quiet:
+            click.echo(f"ebpftrace: {fate}", err=True)
 
     def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Draw the live view, now and then."""

@@ -68,6 +68,8 @@ def trace(
     """Print memory and process calls as strace prints them, without stopping the target.
 
     A line is printed when its call has returned, so it is always whole.  Its time is when the call began.
+
+    COMMAND goes on when the trace ends, and its exit status is told on stderr, not passed on.
     """
     options.check_target(pids, command)
     if successful_only and failed_only:
@@ -109,12 +111,17 @@ def trace(
         if not quiet:
             click.echo("attached", err=True)
 
+    def command_ended(fate: str) -> None:
+        if not quiet:
+            click.echo(f"ebpftrace: {fate}", err=True)
+
     require_tracing()
     with Stream(sys.stdout, None if output is None else str(output)) as stream:
         lost, notes = run(
             Settings(filters=filters, style=style, pids=pids, command=command, duration=duration),
             stream,
             attached,
+            command_ended,
         )
     told = summary_of_losses(*lost)
     for line in (*([told] if told else []), *map(escape, notes)):

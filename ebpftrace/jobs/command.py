@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.text import escape
 
 _NOT_STARTED = 127
 """What a shell reports for a command that can't be executed."""
@@ -21,20 +21,22 @@ class Command:
     to end a program.  One that was never told to go ends at once.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        """Start the child.  Raises CannotTrace where there is no such program."""
-        program = shutil.which(arguments[0])
-        if program is None:
-            raise CannotTrace(f"there is no program {arguments[0]!a}", "give its path, or check the spelling")
-        self.program = program
+    def __init__(self, arguments: Sequence[str], tell: Callable[[str], None]) -> None:
+        """Start the child; ``tell`` is given a line in the end, unless it has simply exited with 0.
+
+        Raises CannotTrace where there is no such program.
+        """
+        self.program = _find(arguments[0])
         self._arguments = list(arguments)
+        self._tell = tell
+        self._runs = False
         go_read, self._go = os.pipe()
         self._failed, failed_write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._go)
             os.close(self._failed)
-            _execute(program, self._arguments, go_read, failed_write)
+            _execute(self.program, self._arguments, go_read, failed_write)
         os.close(go_read)
         os.close(failed_write)
 
@@ -44,7 +46,8 @@ class Command:
         self._close_go()
         failure = os.read(self._failed, 16)  # ends at once: the pipe closes on exec
         if failure:
-            raise CannotTrace(f"cannot execute {self._arguments[0]!a}: {os.strerror(int(failure))}")
+            raise CannotTrace(f"cannot execute {_shown(self._arguments[0])}: {os.strerror(int(failure))}")
+        self._runs = True
 
     def __enter__(self) -> Command:
         return self
@@ -52,13 +55,46 @@ class Command:
     def __exit__(self, *_: object) -> None:
         self._close_go()
         os.close(self._failed)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
+        fate = self._fate()
+        if self._runs and fate:
+            self._tell(fate)
+
+    def _fate(self) -> str:
+        """What became of the child, whose status is its own: ours says how the trace went."""
+        try:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:  # whoever started us ignores SIGCHLD: nobody is told
+            return ""
+        if not ended:
+            return f"COMMAND still runs: PID {self.pid}"
+        code = os.waitstatus_to_exitcode(status)
+        if code < 0:
+            return f"COMMAND was killed by signal {-code} ({signal.strsignal(-code) or 'unknown'})"
+        return f"COMMAND exited with {code}" if code else ""
 
     def _close_go(self) -> None:
         if self._go >= 0:
             os.close(self._go)
             self._go = -1
+
+
+def _find(name: str) -> str:
+    """Path of a program, found as a shell finds it.  Raises CannotTrace."""
+    program = shutil.which(name)
+    if program is not None:
+        return program
+    place = name if "/" in name else shutil.which(name, os.F_OK)
+    if place is None or not os.path.exists(place):  # noqa: PTH110 - Path.exists raises
+        raise CannotTrace(f"there is no program {_shown(name)}", "give its path, or check the spelling")
+    if os.path.isdir(place):  # noqa: PTH112
+        raise CannotTrace(f"cannot execute {_shown(place)}: it is a directory")
+    raise CannotTrace(
+        f"cannot execute {_shown(place)}: it is not executable", "chmod +x, or give another path"
+    )
+
+
+def _shown(name: str) -> str:
+    return f"'{escape(name)}'"
 
 
 def _execute(program: str, arguments: list[str], go: int, failed: int) -> None:

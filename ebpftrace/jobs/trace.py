@@ -72,13 +72,17 @@ class Outcome(NamedTuple):
     """Of its stacks; a line each."""
 
 
-def run(settings: Settings, output: Output, attached: Callable[[], None]) -> Outcome:
+def run(
+    settings: Settings, output: Output, attached: Callable[[], None], command_ended: Callable[[str], None]
+) -> Outcome:
     """Trace and print; return what is missing.  Ended by the duration, a signal, or the targets' end.
 
     Raises CannotTrace where nothing could be traced; nothing is left attached.
     """
     with ExitStack() as held:
-        command = held.enter_context(Command(settings.command)) if settings.command else None
+        command: Optional[Command] = None
+        if settings.command:
+            command = held.enter_context(Command(settings.command, command_ended))
         pids = [command.pid] if command else settings.pids
         targets = [held.enter_context(open_target(pid)) for pid in dict.fromkeys(pids)]
         stacks = held.enter_context(_Stacks()) if settings.filters.stacks else None

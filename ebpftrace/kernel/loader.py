@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 from collections.abc import Mapping
@@ -15,9 +16,7 @@ from ebpftrace.kernel.layout import Machine, PidNamespaces, Sizes, definitions
 from ebpftrace.kernel.sources import bpf_dir, compiler_flags, compiling
 from ebpftrace.kernel.tracepoints import silence
 from ebpftrace.process.namespaces import own_pid_namespace
-
-_CALL_NUMBERS = {"x86_64": (56, 435), "aarch64": (220, 435)}
-"""clone and clone3: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h."""
+from ebpftrace.syscalls import numbers
 
 _KERNEL_STACK = 16384
 """THREAD_SIZE of x86-64 (arch/x86/include/asm/page_64_types.h) and, unless a page is larger, of arm64."""
@@ -39,8 +38,8 @@ def this_machine() -> tuple[Machine, bool]:
     Raises CannotTrace where the machine cannot be traced.
     """
     btf = Btf.of_running_kernel()
-    numbers = _CALL_NUMBERS.get(platform.machine())
-    if numbers is None:
+    calls = numbers()
+    if not calls:
         raise CannotTrace(f"{platform.machine()} machines can't be traced yet", "x86_64 and aarch64 can")
     has_helper = btf.has_name("bpf_task_pt_regs")
     page = os.sysconf("SC_PAGE_SIZE")
@@ -48,8 +47,8 @@ def this_machine() -> tuple[Machine, bool]:
         page=page,
         huge_page=_huge_page(),
         cpus=os.sysconf("SC_NPROCESSORS_CONF"),
-        nr_clone=numbers[0],
-        nr_clone3=numbers[1],
+        nr_clone=calls["clone"],
+        nr_clone3=calls["clone3"],
         task_stack_offset=None if has_helper else btf.member_offset("task_struct", "stack"),
         registers_offset=0 if has_helper else max(_KERNEL_STACK, page) - btf.struct_size("pt_regs"),
         pids=_pid_namespaces(btf),
@@ -89,7 +88,7 @@ def load_programs(
     """Return the ``bcc.BPF`` object of one source file, loaded, its ``TRACEPOINT_PROBE`` programs attached.
 
     ``mirrored`` are the structs, by table, whose sizes must be the same in C and in Python.
-    Raises CannotTrace.
+    Raises CannotTrace, OSError (EMFILE).
     """
     import bcc  # heavy, and missing where the distribution's package is
 
@@ -99,6 +98,8 @@ def load_programs(
         with compiling():
             bpf = bcc.BPF(src_file=os.fsencode(bpf_dir() / source).decode(), cflags=flags)
     except Exception as error:  # bcc raises plain Exception for every kind of failure
+        if os.strerror(errno.EMFILE) in str(error):  # descriptors.make_room can't know of many processes
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
         raise CannotTrace(
             f"the kernel or bcc refused our programs ({error})", "ebpftrace doctor says what is missing"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Optional
 
+from ebpftrace.kernel.descriptors import make_room
 from ebpftrace.kernel.layout import Sizes
 from ebpftrace.kernel.loader import ledger_constants, load_ledger
 from ebpftrace.spare import give_back_memory
@@ -18,8 +19,9 @@ class Loading:
     """
 
     def __init__(self, sizes: Sizes) -> None:
-        """Begin.  Raises CannotTrace where it is plain already that this machine can't be traced."""
+        """Begin.  Raises CannotTrace where this machine can't be traced, OSError where files don't fit."""
         self.sizes = sizes
+        make_room()
         # Not in the thread: there it would compete with its owner for Python's lock, which clang needs not.
         self._constants = ledger_constants(sizes)
         self._bpf: Any = None

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable, TypeVar
 
-from ebpftrace.errors import CannotTrace
+from ebpftrace.errors import RAISE_LIMIT, CannotTrace
 
 VANISHED = (FileNotFoundError, ProcessLookupError)
 """What /proc raises for a task that has exited: ENOENT at open, ESRCH at read."""
@@ -45,8 +45,17 @@ def explain(error: OSError, pid: int, what: str) -> CannotTrace:
     if isinstance(error, VANISHED):
         return ProcessGone(pid)
     if isinstance(error, PermissionError):
-        return CannotTrace(f"not permitted to read the {what} of process {pid}", "run as root")
-    return CannotTrace(f"cannot read the {what} of process {pid}: {error.strerror}")
+        return CannotTrace(f"not permitted to read the {what} of process {pid}", how_to_be_permitted())
+    why = (error.strerror or str(error)).lower()
+    remedy = RAISE_LIMIT.get(error.errno or 0, "")
+    return CannotTrace(f"cannot read the {what} of process {pid}: {why}", remedy)
+
+
+def how_to_be_permitted() -> str:
+    """What to do where the kernel refuses (ptrace(2), "Ptrace access mode checking")."""
+    if os.geteuid() != 0:
+        return "run as root"
+    return "root is refused by a security module, in a container, or where it lacks CAP_SYS_PTRACE"
 
 
 @contextmanager

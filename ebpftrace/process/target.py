@@ -15,6 +15,7 @@ from ebpftrace.process.procfs import (
     VANISHED,
     ProcessGone,
     explain,
+    how_to_be_permitted,
     live_task,
     read_small,
     reading,
@@ -122,9 +123,10 @@ def _not_there(pid: int) -> CannotTrace:
     try:
         if pid > 0:
             os.kill(pid, 0)
-            return CannotTrace(f"/proc hides process {pid}", "run as root, or remount /proc without hidepid")
+            remedy = f"{how_to_be_permitted()}; or remount /proc without hidepid"
+            return CannotTrace(f"/proc hides process {pid}", remedy)
     except PermissionError:
-        return CannotTrace(f"not permitted to look at process {pid}", "run as root")
+        return CannotTrace(f"not permitted to look at process {pid}", how_to_be_permitted())
     except (OSError, OverflowError):
         pass
     return CannotTrace(f"there is no process {pid}")

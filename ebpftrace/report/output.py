@@ -173,8 +173,17 @@ def _told(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CannotTrace(f"cannot write {escape(path)}: {reason}", "choose another file") from error
+        missing = _missing_directory(path) if isinstance(error, FileNotFoundError) else ""
+        reason = f"there is no directory {missing}" if missing else (error.strerror or str(error)).lower()
+        remedy = "make it, or choose another file" if missing else "choose another file"
+        raise CannotTrace(f"cannot write {escape(path)}: {reason}", remedy) from error
+
+
+def _missing_directory(path: str) -> str:
+    """The uppermost directory that is missing, fit to print; empty where none is."""
+    parents = Path(os.path.realpath(path)).parents
+    missing = [parent for parent in parents if not os.path.lexists(parent)]
+    return escape(str(missing[-1])) if missing else ""
 
 
 def _descriptor(path: str) -> Optional[int]:

@@ -38,6 +38,9 @@ class Counting:
     def attached(self, watches: Sequence[Watch]) -> None:
         pass
 
+    def command_ended(self, fate: str) -> None:
+        pass
+
     def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         pass
 

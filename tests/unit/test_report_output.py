@@ -162,3 +162,11 @@ def test_stream_with_a_poor_encoding() -> None:
     ended = in_child(r"import sys; output.write_stream(sys.stdout, 'caf\xe9 \u6f22\n')", env=environment)
     assert ended.stdout == "caf\\xe9 \\u6f22\n"
     assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(("name", "missing"), [("gone/report", "gone"), ("gone/too/report", "gone")])
+def test_a_missing_directory_is_named(tmp_path: Path, name: str, missing: str) -> None:
+    with pytest.raises(CannotTrace) as refused:
+        output.check_writable(str(tmp_path / name))
+    assert refused.value.what.endswith(f": there is no directory {tmp_path / missing}")
+    assert refused.value.remedy == "make it, or choose another file"

@@ -11,6 +11,7 @@ from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import tables
 from ebpftrace.kernel.calls.layout import RECORD_PAGES, Filters, LostT, TracedT, definitions, numbers
 from ebpftrace.kernel.calls.records import Decoder, Recorded
+from ebpftrace.kernel.descriptors import make_room
 from ebpftrace.kernel.loader import load_programs, this_machine
 from ebpftrace.kernel.losses import skipped_runs
 from ebpftrace.kernel.ringbuf import RingBuffer, records
@@ -37,7 +38,8 @@ class CallTracer:
     """
 
     def __init__(self, filters: Filters) -> None:
-        """Load and attach.  Raises CannotTrace."""
+        """Load and attach.  Raises CannotTrace, OSError (EMFILE)."""
+        make_room()
         machine, preallocated = this_machine()
         self._bpf: Any = load_programs(
             "trace.c",

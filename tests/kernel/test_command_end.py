@@ -1,0 +1,70 @@
+"""What a traced COMMAND is left with: its own limits; and what is said of it when the trace is over."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import TRACER, run_tracer
+from trace_harness import TRACE, run
+
+JOBS = {"mmap-leaks": TRACER, "trace": TRACE}
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process.pid
+        process.kill()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_exit_status_is_told_and_not_passed_on(job: str) -> None:
+    result = run(*JOBS[job], "-o", "/dev/null", "--", "sh", "-c", "exit 7")
+    assert (result.returncode, result.stderr) == (0, "attached\nebpftrace: COMMAND exited with 7\n")
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_nothing_is_told_of_success_or_to_who_wants_quiet(job: str) -> None:
+    assert run(*JOBS[job], "-o", "/dev/null", "--", "true").stderr == "attached\n"
+    assert run(*JOBS[job], "-q", "-o", "/dev/null", "--", "false").stderr == ""
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_one_that_goes_on_is_named(job: str, tmp_path: Path) -> None:
+    # Streams of its own: who reads ours waits for it no longer than for us.
+    command = ["sh", "-c", "exec sleep 600 >/dev/null 2>&1 </dev/null"]
+    result = run(*JOBS[job], "-d", "0.2", "-o", tmp_path / "report", "--", *command)
+    told = re.search(r"^ebpftrace: COMMAND still runs: PID (\d+)$", result.stderr, re.MULTILINE)
+    assert told, result.stderr
+    os.kill(int(told[1]), signal.SIGKILL)
+    assert result.returncode == 0
+
+
+def test_it_keeps_the_limit_of_open_files_it_was_started_with() -> None:
+    limits = (300, 400)
+    result = run_tracer(
+        *("-o", "/dev/null", "--", "sh", "-c", "ulimit -S -n; ulimit -H -n"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits),
+    )
+    assert result.stdout.split() == ["300", "400"]
+
+
+@pytest.mark.parametrize("limit", [16, 40])
+@pytest.mark.parametrize("job", JOBS)
+def test_too_few_open_files_is_one_line(job: str, limit: int, sleeper: int) -> None:
+    result = run("sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *JOBS[job], "-d", "1", "-p", sleeper)
+    assert result.returncode == 1
+    assert re.fullmatch(r"ebpftrace: .*too many open files: raise the limit .*\(ulimit -n\)\n", result.stderr)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_soft_limit_of_open_files_is_no_limit(job: str, sleeper: int) -> None:
+    result = run("sh", "-c", 'ulimit -S -n 20; exec "$@"', "sh", *JOBS[job], "-d", "0.2", "-p", sleeper)
+    assert (result.returncode, result.stderr) == (0, "attached\n")

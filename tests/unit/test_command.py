@@ -1,0 +1,88 @@
+"""A COMMAND that is started to be traced: found or refused by name, and what is said of it in the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.jobs.command import Command
+
+
+def fate(script: str) -> list[str]:
+    """What is told of a shell that runs a script to its end."""
+    told: list[str] = []
+    with Command(["sh", "-c", script], told.append) as command:
+        command.go()
+        os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOWAIT)
+    return told
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(CannotTrace) as refused:
+        Command([name], print)
+    return str(refused.value)
+
+
+def test_success_is_not_told() -> None:
+    assert fate("exit 0") == []
+
+
+def test_failure_is_told() -> None:
+    assert fate("exit 7") == ["COMMAND exited with 7"]
+
+
+def test_a_signal_is_told() -> None:
+    assert fate("kill -KILL $$") == ["COMMAND was killed by signal 9 (Killed)"]
+
+
+def test_one_that_still_runs_is_told() -> None:
+    told: list[str] = []
+    with Command(["sleep", "600"], told.append) as command:
+        command.go()
+    os.kill(command.pid, signal.SIGKILL)
+    os.waitpid(command.pid, 0)
+    assert told == [f"COMMAND still runs: PID {command.pid}"]
+
+
+def test_one_that_was_never_told_to_go_is_not_told() -> None:
+    told: list[str] = []
+    with Command(["false"], told.append):
+        pass
+    assert told == []
+
+
+def test_a_directory_is_named_as_one(tmp_path: Path) -> None:
+    assert refusal(f"{tmp_path}/") == f"cannot execute '{tmp_path}/': it is a directory"
+
+
+def test_what_is_not_executable_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o644)
+    expected = f"cannot execute '{program}': it is not executable: chmod +x, or give another path"
+    assert refusal(str(program)) == expected
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert refusal("server") == expected
+
+
+def test_what_the_kernel_cannot_execute_is_told(tmp_path: Path) -> None:
+    program = tmp_path / "no\udcffprogram"
+    program.write_text("neither a binary nor a script")
+    program.chmod(0o755)
+    with Command([str(program)], print) as command, pytest.raises(CannotTrace) as refused:
+        command.go()
+    assert str(refused.value) == f"cannot execute '{tmp_path}/no\\xffprogram': Exec format error"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("", ""), ("no-such-program", "no-such-program"), ("/no/such\udcff\n", r"/no/such\xff\n")],
+)
+def test_what_is_not_there_is_told(name: str, shown: str) -> None:
+    expected = rf"there is no program '{re.escape(shown)}': .*spelling"
+    assert re.fullmatch(expected, refusal(name))

@@ -94,14 +94,19 @@ def _prefix(text: str, width: int) -> str:
 
 
 def size(value: Optional[int]) -> str:
-    """Bytes for a reader: ``10244 KiB``, ``272.0 GiB``; in KiB up to 32 MiB, as pidstat and smaps count."""
+    """Bytes for a reader: ``10244 KiB``, ``272.0 GiB``; whole KiB up to 32 MiB, as pidstat and smaps count.
+
+    What is no whole number of them, such as a rate, is no count of pages, and has the largest unit.
+    """
     if value is None:
         return _MISSING
     magnitude = abs(value)
     if magnitude < KIB:
         return f"{value} B"
-    if magnitude < 32 * MIB:
-        return f"{value // KIB} KiB" if value % KIB == 0 else f"{value / KIB:.1f} KiB"
+    if value % KIB == 0 and magnitude < 32 * MIB:
+        return f"{value // KIB} KiB"
+    if magnitude < MIB:
+        return f"{value / KIB:.1f} KiB"
     if magnitude < GIB:
         return f"{value / MIB:.1f} MiB"
     if magnitude < TIB:

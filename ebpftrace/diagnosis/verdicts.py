@@ -164,11 +164,12 @@ def _exited(first: Facts, exits: Sequence[int], context: Context) -> list[str]:
     oldest, youngest = (duration(context.age(at) / NS) for at in (min(exits), max(exits)))
     owners = "the owner" if len(exits) == 1 else "the owners"
     when = oldest if oldest == youngest else f"between {oldest} and {youngest}"
-    return [f"{owners} exited {when} before the report"]
+    end = "the report" if context.evidence.target_exited_at is None else "the process ended"
+    return [f"{owners} exited {when} before {end}"]
 
 
 def _rate(cases: Sequence[Case], began: Sequence[int], context: Context) -> Optional[float]:
-    """Bytes per minute of what the window left behind; None where a burst says nothing of a minute.
+    """Bytes per minute of what the window left behind; None where one, or a burst, says nothing of a minute.
 
     ``began``: when each of them did, where it is known, ascending.
     """
@@ -177,5 +178,5 @@ def _rate(cases: Sequence[Case], began: Sequence[int], context: Context) -> Opti
         return None
     if window < _SHORT and began and began[-1] - began[0] < window / 2:
         return None
-    born = sum(case.mapping.size for case in cases if case.mapping.made_at is not None)
-    return born * _PER_MINUTE / window
+    born = [case.mapping.size for case in cases if case.mapping.made_at is not None]
+    return sum(born) * _PER_MINUTE / window if len(born) > 1 else None

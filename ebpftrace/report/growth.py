@@ -221,7 +221,8 @@ def _closing(told: Summary) -> list[str]:
     seen = f"{count(calls.mmap)} mmap, {count(calls.munmap)} munmap, {count(calls.mremap)} mremap, "
     seen += f"{count(calls.brk)} brk; {'see LOST above' if told.losses.any else 'nothing lost'}"
     virt = f"VIRT {size(whole.after.virt)} ({change(whole.before.virt, whole.after.virt)}"
-    if whole.seconds > 0 and whole.virt > 0:
+    rises = sum(after > before for before, after in zip(told.sizes, told.sizes[1:]))
+    if whole.seconds > 0 and whole.virt > 0 and rises > 1:
         virt += f", {rate(whole.virt * 60 / whole.seconds)}"
     rss = f"RSS {size(whole.after.rss)} ({change(whole.before.rss, whole.after.rss)})"
     lines = [

@@ -116,7 +116,7 @@ def test_a_cached_stack_from_before_attach_that_a_new_thread_took_and_left():
     finding = only(judge([stack], books(booked(span(stack)))))
     assert (finding.verdict, finding.leak, finding.before_attach) == (Verdict.NEVER_JOINED, True, False)
     assert finding.orphans[0].outstanding.owner == stack.owner
-    assert finding.bytes_per_minute == 0
+    assert finding.bytes_per_minute is None
     assert only(judge([stack], READ)).verdict is Verdict.STACK_CACHE
 
 

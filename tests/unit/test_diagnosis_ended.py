@@ -15,6 +15,8 @@ def test_stacks_that_pile_up_until_the_end_are_a_leak() -> None:
     found = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks)), **ENDED))
     assert (found.verdict, found.leak, found.count) == (Verdict.NEVER_JOINED, True, 11)
     assert "500 ms before the process ended" in found.evidence[0]
+    assert any(line.endswith("9.0 s before the process ended") for line in found.evidence)
+    assert not any("report" in line for line in found.evidence)
 
 
 def test_a_few_that_were_not_joined_shortly_before_the_end_are_undecided() -> None:

@@ -67,8 +67,16 @@ def test_on_the_list_in_use_and_exited_is_never_joined():
     assert finding.orphans[0].outstanding is stack
     assert finding.start_routine == Frame("routine_401000")
     assert "acme::Timer::on_minute()" in finding.advice
-    assert finding.bytes_per_minute == STACK_BYTES
     assert any("49.0 s before the report" in line for line in finding.evidence)
+
+
+def test_two_have_a_rate_and_one_has_none():
+    stacks = [pthread_stack(number, born=20 * number, exited=20 * number + 1) for number in range(1, 3)]
+    one, two = (
+        only(judge(some, books(*(booked(span(stack)) for stack in some)))) for some in (stacks[:1], stacks)
+    )
+    assert one.bytes_per_minute is None
+    assert two.bytes_per_minute == 2 * STACK_BYTES
 
 
 def test_one_a_minute_is_told():

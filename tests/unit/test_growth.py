@@ -236,6 +236,16 @@ summaries = st.builds(
 )
 
 
+@pytest.mark.parametrize(("sizes", "told"), [((0, 0, 9, 9), False), ((0, 4, 9, 9), True)])
+def test_one_rise_has_no_rate(sizes: tuple[int, ...], told: bool) -> None:
+    (memory,) = (
+        line
+        for line in growth.summary(replace(SUMMARY, sizes=sizes), curve=False).splitlines()
+        if line.startswith("memory ")
+    )
+    assert ("10244 KiB per minute" in memory) is told
+
+
 def is_plain(page: str) -> bool:
     return all(
         line == line.rstrip()

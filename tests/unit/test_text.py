@@ -76,6 +76,8 @@ def test_shorten_fits_and_keeps_both_ends(name: str, width: int) -> None:
         (40960, "40 KiB"),
         (10489856, "10244 KiB"),
         (1536, "1.5 KiB"),
+        (-1025, "-1.0 KiB"),
+        (11_079_782, "10.6 MiB"),
         (64 << 20, "64.0 MiB"),
         (27842 * 10489856, "272.0 GiB"),
         (3 << 40, "3.00 TiB"),
@@ -84,6 +86,11 @@ def test_shorten_fits_and_keeps_both_ends(name: str, width: int) -> None:
 )
 def test_size(value: int | None, shown: str) -> None:
     assert text.size(value) == shown
+
+
+def test_a_rate_has_the_units_of_sizes() -> None:
+    assert text.rate(10489856.0) == "10244 KiB per minute"
+    assert text.rate(10489856 * 60 / 56.8) == "10.6 MiB per minute"
 
 
 def test_exact_size_has_what_pidstat_and_what_strace_print() -> None:

@@ -11,6 +11,8 @@ from ebpftrace.model import Frame, Stack
 from ebpftrace.text import escape, shorten
 
 _RUNTIME_MODULES = ("libc.so", "libc-", "libc.musl", "ld-", "libpthread", "libstdc++", "libc++", "[vdso]")
+_LEAST_NAME = 40
+"""Cells of a function's name beside its place: where there are fewer it stands above."""
 
 
 def name(frame: Frame) -> str:
@@ -25,7 +27,11 @@ def place(frame: Frame, full: bool = True) -> str:
     if frame.module is None:
         return ""
     module = frame.module if full else posixpath.basename(frame.module) or frame.module
-    return escape(module) + (f"+0x{frame.offset:x}" if frame.offset is not None else "")
+    return escape(module) + _offset(frame)
+
+
+def _offset(frame: Frame) -> str:
+    return f"+0x{frame.offset:x}" if frame.module is not None and frame.offset is not None else ""
 
 
 def source(frame: Frame, full: bool = True) -> str:
@@ -33,24 +39,50 @@ def source(frame: Frame, full: bool = True) -> str:
     if not frame.file:
         return ""
     file = frame.file if full else posixpath.basename(frame.file) or frame.file
-    return escape(file) + (f":{frame.line}" if frame.line is not None else "")
+    return escape(file) + _number(frame)
+
+
+def _number(frame: Frame) -> str:
+    return f":{frame.line}" if frame.file and frame.line is not None else ""
 
 
 def line(frame: Frame, width: int) -> str:
     """One frame in at most ``width`` cells: ``function  file:line  module+0xoffset``.
 
     The module's whole path is told where there is no function to go by.  Where it is too
-    much, the directories of the source file go first, then the middle of the function's name.
+    much, the directories of the source file go first, then the middle of names; no number is cut.
     """
     if not frame.function:
-        return shorten(place(frame) or name(frame), width)
-    most = width // 3
-    module = shorten(place(frame, full=False), most)
-    for file in (source(frame), shorten(source(frame, full=False), most)):
-        room = width - sum(cell_len(part) + 2 for part in (file, module) if part)
-        if cell_len(name(frame)) <= room:
-            break
-    return "  ".join(part for part in (shorten(name(frame), room), file, module) if part)
+        return _cut(place(frame) or name(frame), _offset(frame), width)
+    for places in (_places(frame, source(frame)), _places(frame, source(frame, full=False))):
+        if cell_len(name(frame)) + cell_len(places) <= width:
+            return name(frame) + places
+    places = _places(frame, source(frame, full=False), width // 3)
+    return shorten(name(frame), width - cell_len(places)) + places
+
+
+def lines(frame: Frame, width: int) -> list[str]:
+    """As ``line``, but where little of a long name would be left, the function stands above its places."""
+    places = _places(frame, source(frame, full=False))
+    room = width - cell_len(places)
+    if not frame.function or room >= min(cell_len(name(frame)), _LEAST_NAME):
+        return [line(frame, width)]
+    if cell_len(places) - 2 > width:
+        places = _places(frame, source(frame, full=False), width // 2 - 1)
+    return [shorten(name(frame), width), places[2:]]
+
+
+def _places(frame: Frame, file: str, most: Optional[int] = None) -> str:
+    """``  file:line  module+0xoffset``, each in at most so many cells."""
+    module = place(frame, full=False)
+    if most is not None:
+        file, module = _cut(file, _number(frame), most), _cut(module, _offset(frame), most)
+    return "".join(f"  {part}" for part in (file, module) if part)
+
+
+def _cut(text: str, number: str, width: int) -> str:
+    """Cut the middle out of what is before the number at the end."""
+    return shorten(text[: len(text) - len(number)], max(width - len(number), 0)) + number
 
 
 def site(frame: Frame, width: int) -> str:

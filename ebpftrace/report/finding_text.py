@@ -47,7 +47,7 @@ def rows(finding: Finding, report: Report, width: int) -> Iterator[Row]:
     yield from _labelled("mapping", _shapes(finding))
     yield from _labelled("addresses" if finding.count > 1 else "address", _addresses(finding))
     if finding.start_routine is not None:
-        yield "started at", frames.line(finding.start_routine, width)
+        yield from _labelled("started at", iter(frames.lines(finding.start_routine, width)))
     yield from _labelled(_stack_label(finding), _stack(finding, width))
     # Evidence and advice may quote a name from the target.
     yield from _labelled("why", map(escape, finding.evidence))
@@ -170,7 +170,9 @@ def _stack(finding: Finding, width: int) -> Iterator[str]:
             if index == _FIRST_FRAMES:
                 yield f"... {plural(total - _FIRST_FRAMES - _LAST_FRAMES, 'frame')} ..."
             continue
-        yield f"#{index:<{digits}} {frames.line(frame, width - digits - 2)}"
+        first, *places = frames.lines(frame, width - digits - 2)
+        yield f"#{index:<{digits}} {first}"
+        yield from (" " * (digits + 2) + line for line in places)
     if not stack.complete:
         yield "(incomplete: the callers of the last frame are not known)"
     if stack.source in _SOURCES:

@@ -100,15 +100,15 @@ def _verdict(report: Report) -> RenderableType:
     return Group(*lines)
 
 
-def _hanging(line: str, style: str) -> RenderableType:
-    """A line whose first word stands out when it has to be wrapped."""
-    first, _, rest = line.partition(": ")
+def _hanging(line: str, style: str, after: str = ": ") -> RenderableType:
+    """A line of which what is up to ``after`` stands out when it has to be wrapped."""
+    first, _, rest = line.partition(after)
     if not rest:
         return Text(line, style=style)
     grid = Table.grid(padding=0)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    grid.add_row(Text(f"{first}: ", style=style), Text(rest, style=style))
+    grid.add_row(Text(f"{first}{after}", style=style), Text(rest, style=style))
     return grid
 
 
@@ -162,7 +162,7 @@ def _finding(number: int, finding: Finding, report: Report, width: int) -> list[
     when = "before attach" if finding.before_attach else "in the window"
     heading = f"{number}. {finding.verdict.value}: {title([finding])}, mapped {when}"
     room = width - _INDENT - _LABEL
-    return [Text(heading, style=_HEAD), _indented(_grid(finding_text.rows(finding, report, room)))]
+    return [_hanging(heading, _HEAD, after=". "), _indented(_grid(finding_text.rows(finding, report, room)))]
 
 
 def _innocent(findings: Iterable[Finding], ended_by: EndedBy) -> list[str]:

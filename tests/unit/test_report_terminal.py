@@ -242,6 +242,24 @@ def test_frame_line_keeps_function_and_module_readable(function: str, width: int
     assert line.startswith(function[:5])
 
 
+@pytest.mark.parametrize("width", [42, 62, 82])
+@pytest.mark.parametrize("long", ["function", "file", "module"])
+def test_frame_in_lines_cuts_no_number(width: int, long: str) -> None:
+    lengths = {"function": 5, "file": 5, "module": 5, long: 300}
+    function, file, module = ("".join("abcdefghij"[i % 10] for i in range(n)) for n in lengths.values())
+    first, *rest = frames.lines(Frame(function, file, 118, module, 0x2B1F0), width)
+    assert all(cell_len(line) <= width for line in (first, *rest))
+    assert re.search(r":118  \S+\+0x2b1f0$", rest[0] if rest else first)
+    assert bool(rest) is (width < 82 or long != "function")
+    assert rest == [] or first == frames.shorten(function, width)
+
+
+def test_frame_without_a_place_has_one_line() -> None:
+    for frame in (Frame("f"), Frame("f" * 500), Frame("f", None, 7, None, 9), Frame(None, None, 7, None, 9)):
+        assert frames.lines(frame, 60) == [frames.line(frame, 60)]
+        assert not set("79") & set(frames.line(frame, 60))
+
+
 def test_frame_without_a_name_shows_the_whole_module_path() -> None:
     assert frames.line(Frame(None, module="/opt/a/libx.so", offset=0x10), 80) == "/opt/a/libx.so+0x10"
     assert frames.line(Frame(None), 80) == "??"

@@ -111,3 +111,6 @@ def test_main_report_keeps_its_numbers_whole(width: int, make: Callable[[], Repo
     page = terminal.render(make(), View(), width=width)
     assert max(map(cell_len, page.splitlines())) <= width
     assert numbers(page) <= numbers(terminal.render(make(), View(), width=UNLIMITED))
+    if make is reports.production:
+        for place in ("pthread_create.c:833  libc.so.6+0x8a4c2", "timer.cpp:118  app_server+0x2b1f0"):
+            assert place in page

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.text import escape
@@ -32,17 +34,25 @@ class Command:
         self._runs = False
         go_read, self._go = os.pipe()
         self._failed, failed_write = os.pipe()
+        # Until the child is nothing but a COMMAND: a Ctrl-C would unwind our own calls in it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._go)
             os.close(self._failed)
-            _execute(self.program, self._arguments, go_read, failed_write)
+            _execute(self.program, self._arguments, go_read, failed_write, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(go_read)
         os.close(failed_write)
 
     def go(self) -> None:
         """Let the child execute its program.  Raises CannotTrace where the kernel refuses."""
-        os.write(self._go, b"g")
+        try:
+            os.write(self._go, b"g")
+        except BrokenPipeError:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            raise  # at our end it is told why
         self._close_go()
         failure = os.read(self._failed, 16)  # ends at once: the pipe closes on exec
         if failure:
@@ -52,30 +62,51 @@ class Command:
     def __enter__(self) -> Command:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], *_: object) -> None:
+        """Where the trace failed because a signal ended the child, raise KeyboardInterrupt or CannotTrace."""
+        cause = self._end_before_go() if kind is not None and self._go >= 0 else None
         self._close_go()
         os.close(self._failed)
+        if cause is not None:
+            raise cause from None
         fate = self._fate()
         if self._runs and fate:
             self._tell(fate)
 
     def _fate(self) -> str:
         """What became of the child, whose status is its own: ours says how the trace went."""
+        code = self._exit_code()
+        if code is None:
+            return f"COMMAND still runs: PID {self.pid}"
+        if code < 0:
+            return _killed(-code)
+        return f"COMMAND exited with {code}" if code else ""
+
+    def _end_before_go(self) -> Optional[BaseException]:
+        """What ended the child while it waited: a terminal's signals go to it as they come to us."""
+        code = self._exit_code()
+        if code is None:
+            return None
+        if code == -signal.SIGINT:
+            return KeyboardInterrupt()
+        return CannotTrace(f"{_killed(-code) if code else 'COMMAND ended'} before it began")
+
+    def _exit_code(self) -> Optional[int]:
+        """The child's exit status, negative for a signal; None while it runs, 0 where nobody is told it."""
         try:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:  # whoever started us ignores SIGCHLD: nobody is told
-            return ""
-        if not ended:
-            return f"COMMAND still runs: PID {self.pid}"
-        code = os.waitstatus_to_exitcode(status)
-        if code < 0:
-            return f"COMMAND was killed by signal {-code} ({signal.strsignal(-code) or 'unknown'})"
-        return f"COMMAND exited with {code}" if code else ""
+        except ChildProcessError:  # whoever started us ignores SIGCHLD
+            return 0
+        return os.waitstatus_to_exitcode(status) if ended else None
 
     def _close_go(self) -> None:
         if self._go >= 0:
             os.close(self._go)
             self._go = -1
+
+
+def _killed(number: int) -> str:
+    return f"COMMAND was killed by signal {number} ({signal.strsignal(number) or 'unknown'})"
 
 
 def _find(name: str) -> str:
@@ -97,9 +128,12 @@ def _shown(name: str) -> str:
     return f"'{escape(name)}'"
 
 
-def _execute(program: str, arguments: list[str], go: int, failed: int) -> None:
+def _execute(program: str, arguments: list[str], go: int, failed: int, mask: Iterable[int]) -> None:
     """Wait for the word, become the program; never returns."""
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if os.read(go, 1):
             # Python ignores SIGPIPE; a program expects the default.
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)

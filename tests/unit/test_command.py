@@ -56,6 +56,27 @@ def test_one_that_was_never_told_to_go_is_not_told() -> None:
     assert told == []
 
 
+@pytest.mark.parametrize(
+    ("number", "raised", "said"),
+    [
+        (signal.SIGINT, KeyboardInterrupt, ""),
+        (signal.SIGTERM, CannotTrace, "COMMAND was killed by signal 15 (Terminated) before it began"),
+    ],
+)
+def test_one_that_a_signal_ends_before_it_begins(number: int, raised: type[BaseException], said: str) -> None:
+    """As Ctrl-C in a terminal does while the tracer attaches: it goes to both."""
+    with pytest.raises(raised) as refused, Command(["true"], print) as command:  # noqa: PT012
+        os.kill(command.pid, number)
+        os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOWAIT)
+        command.go()
+    assert str(refused.value) == said
+
+
+def test_a_failure_of_ours_stays_one() -> None:
+    with pytest.raises(CannotTrace, match="no tracefs"), Command(["true"], print):
+        raise CannotTrace("no tracefs")
+
+
 def test_a_directory_is_named_as_one(tmp_path: Path) -> None:
     assert refusal(f"{tmp_path}/") == f"cannot execute '{tmp_path}/': it is a directory"
 

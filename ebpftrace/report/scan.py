@@ -8,6 +8,7 @@ from ebpftrace.anatomy.census import Census
 from ebpftrace.anatomy.host import Attention
 from ebpftrace.anatomy.suspicion import Figures, Rank, Reason, Suspect
 from ebpftrace.model import BooksState
+from ebpftrace.process.procfs import how_to_be_permitted
 from ebpftrace.report.tables import WIDTH, short_size, table, wrapped
 from ebpftrace.text import change, count, duration, escape, plural, shorten, size, wall
 
@@ -155,7 +156,8 @@ def _notes(census: Census) -> list[str]:
     notes = []
     if census.unreadable:
         them = plural(census.unreadable, "process", "processes")
-        notes.append(f"the mappings of {them} may not be read, judged by size alone: run as root")
+        mend = how_to_be_permitted()
+        notes.append(f"the mappings of {them} may not be read, judged by size alone: {mend}")
     if census.not_looked:
         them = plural(census.not_looked, "process", "processes")
         notes.append(f"no time for the mappings of {them}, judged by size alone")

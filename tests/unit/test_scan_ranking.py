@@ -262,6 +262,16 @@ def test_nothing_is_called_calm_that_was_not_seen() -> None:
     assert "were not seen" in scan.render(census([CALM], unreadable=1), 10).splitlines()[0]
 
 
+@pytest.mark.parametrize(("euid", "advised"), [(0, False), (1000, True)])
+def test_only_who_is_not_root_is_told_to_become_it(
+    euid: int, advised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: euid)
+    text = scan.render(census([CALM], unreadable=1), 10)
+    assert "the mappings of 1 process may not be read" in text
+    assert ("run as root" in text) == advised
+
+
 def test_schema_can_refuse() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     good = scan_json.document(census([LEAKING]), 5)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ebpftrace.model import Memory
+from ebpftrace.report.output import terminal_columns
 from ebpftrace.text import change, count, duration, escape, plural, shorten, size
 
 _NAME_WIDTH = 40
@@ -51,6 +52,7 @@ class LiveView:
     """
 
     def __init__(self, stream: TextIO, *, color: bool) -> None:
+        self._stream = stream
         self._live: Optional[Live] = None
         if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
             console = Console(
@@ -89,7 +91,11 @@ class LiveView:
 
     def update(self, states: Sequence[LiveState]) -> None:
         """Show these figures, one panel for each process."""
-        self._draw(lambda live: live.update(Group(*map(panel, states)), refresh=True))
+        self._draw(lambda live: self._show(live, Group(*map(panel, states))))
+
+    def _show(self, live: Live, panels: Group) -> None:
+        live.console.width = terminal_columns(self._stream)  # which may have changed
+        live.update(panels, refresh=True)
 
     def _draw(self, step: Callable[[Live], None]) -> None:
         if self._live is None:

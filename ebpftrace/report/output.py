@@ -25,6 +25,7 @@ from ebpftrace.text import escape, printable
 Pages = Union[str, Iterable[str]]
 """A text, or its parts in order where it is too large to be held as a whole."""
 
+_USUAL_COLUMNS = 80
 _NEW_FILE_MODE = 0o666
 _COPIED_AT_ONCE = 1 << 20
 _OWN_DESCRIPTORS = {"/dev/stdout": 1, "/dev/stderr": 2}
@@ -42,9 +43,18 @@ def page_width(stream: TextIO, path: Optional[Path] = None) -> int:
     """Columns of a report for ``stream``, or for a file at ``path`` instead: a narrow terminal's own."""
     if path is not None or not stream.isatty():
         return WIDTH
-    from rich.console import Console  # not at the top: dear, and only a terminal asks for it
+    return max(NARROWEST, min(terminal_columns(stream), WIDTH))
 
-    return max(NARROWEST, min(Console(file=stream).width, WIDTH))
+
+def terminal_columns(stream: TextIO) -> int:
+    """Columns of this terminal now; 80 where it does not know.
+
+    rich would ask the first standard stream that is a terminal, which may be another one.
+    """
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _USUAL_COLUMNS
+    except OSError:  # it is gone
+        return _USUAL_COLUMNS
 
 
 def check_writable(path: str) -> None:

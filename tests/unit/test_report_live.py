@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import pty
+import re
+import struct
+import termios
 from dataclasses import replace
 
 import pytest
@@ -78,6 +82,22 @@ def test_terminal_sees_the_figures_change_and_gets_its_cursor_back(monkeypatch: 
     assert "\x1b]0" not in got
     assert r"evil\x1b]0;x\x07" in got
     assert got.rindex("\x1b[?25h") > got.rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_panel_is_no_wider_than_its_own_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Which need not be the one on standard input, nor as wide as it was."""
+    monkeypatch.setenv("TERM", "xterm")
+    large = replace(STATE, outstanding=1_234_567, outstanding_bytes=1 << 40, orphaned_bytes=1 << 40)
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as stream, LiveView(stream, color=False) as view:
+        for now in (200, columns):
+            fcntl.ioctl(leader, termios.TIOCSWINSZ, struct.pack("HHHH", 24, now, 0, 0))
+            view.update([large])
+    _, drawn = read_and_closed(leader).split("1,234,567 outstanding (1.00 TiB)", 1)
+    lines = re.split("[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn))
+    assert "1,234,567" in drawn
+    assert columns - 20 < max(map(len, lines)) <= columns
 
 
 def test_dumb_terminal_and_pipe_get_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,15 +31,13 @@ WIDTHS = (60, 80, 100)
 UNLIMITED = 400
 
 
-@pytest.mark.parametrize(("columns", "width"), [(20, 60), (60, 60), (80, 80), (100, 100), (250, 100)])
-def test_a_page_is_as_wide_as_its_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, width: int) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
+@pytest.mark.parametrize(
+    ("columns", "width"), [(0, 80), (20, 60), (60, 60), (80, 80), (100, 100), (250, 100)]
+)
+def test_a_page_is_as_wide_as_its_terminal(columns: int, width: int) -> None:
     leader, follower = pty.openpty()
     fcntl.ioctl(leader, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with os.fdopen(leader, "w"), os.fdopen(follower, "w") as stream, pytest.MonkeyPatch.context() as own:
-        # A terminal is asked by the standard descriptors, whichever is one.
-        own.setattr("rich.console._STD_STREAMS", (stream.fileno(),))
+    with os.fdopen(leader, "w"), os.fdopen(follower, "w") as stream:
         assert page_width(stream) == width
         assert page_width(stream, Path("report")) == 100
     assert page_width(io.StringIO()) == 100

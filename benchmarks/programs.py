@@ -15,7 +15,6 @@ from ebpftrace.kernel.layout import STACK_BYTES
 from ebpftrace.process.target import open_target
 from ebpftrace.stacks.engine import Engine
 
-_MIN_AGE = 1_000_000_000
 _PREFIX = "tracepoint__"
 _LEAST_RUNS = 1000
 """Of fewer the mean says little."""
@@ -28,7 +27,7 @@ def measure(kind: Kind, seconds: float, stack_bytes: int = STACK_BYTES) -> list[
         load = held.enter_context(running(kind, directory))
         engine = held.enter_context(Engine())
         target = held.enter_context(open_target(load.pid))
-        watch = held.enter_context(Watch(target, engine, _MIN_AGE, stack_bytes > 0, ""))
+        watch = held.enter_context(Watch(target, engine))
         held.enter_context(measured_runs())
         loading = held.enter_context(begin_loading([load.pid], stack_bytes=stack_bytes))
         tracer = held.enter_context(open_tracer([watch], loading))

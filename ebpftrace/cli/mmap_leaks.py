@@ -14,7 +14,7 @@ import click
 from ebpftrace.cli import options
 
 if TYPE_CHECKING:
-    from ebpftrace.jobs.watch import Watch
+    from ebpftrace.jobs.leak_watch import LeakWatch
     from ebpftrace.kernel.tracer import Tracer
     from ebpftrace.model import Report
     from ebpftrace.report.live import LiveView
@@ -232,7 +232,7 @@ class _Narrator:
             for line in leak_lines(report):
                 click.echo(line, err=True)
 
-    def attached(self, watches: Sequence[Watch]) -> None:
+    def attached(self, watches: Sequence[LeakWatch]) -> None:
         """Say that the probes are live."""
         for watch in watches:
             watch.keeps_standing = self._files.ledger is not None
@@ -251,7 +251,7 @@ class _Narrator:
         if not self._quiet:
             click.echo(f"ebpftrace: {fate}", err=True)
 
-    def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
+    def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Draw the live view, now and then."""
         began = time.monotonic()
         if self._live is None or not self._live.active or began < self._next_look:
@@ -260,7 +260,7 @@ class _Narrator:
         took = time.monotonic() - began
         self._next_look = began + max(_LIVE_SECONDS, took / _LIVE_SHARE)
 
-    def report(self, report: Report, watch: Watch) -> None:
+    def report(self, report: Report, watch: LeakWatch) -> None:
         """Write one report."""
         from ebpftrace.model import EndedBy
         from ebpftrace.report import flamegraph, ledger_dump, output, speedscope

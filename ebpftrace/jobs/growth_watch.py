@@ -50,7 +50,7 @@ class GrowthWatch(Watch):
     """An address space whose size is watched; the main job's books and verdicts are not asked."""
 
     def __init__(self, target: Target, engine: Engine) -> None:
-        super().__init__(target, engine, min_age=0, wants_stacks=True)
+        super().__init__(target, engine)
         self._brk_calls: deque[tuple[int, int]] = deque(maxlen=_MOST_BRK_TIMES)
         self._brk_callers: dict[int, set[int]] = {}
         self._threads: dict[ThreadId, Thread] = {}

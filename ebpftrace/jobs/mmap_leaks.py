@@ -26,7 +26,7 @@ from ebpftrace.process.sharing import one_of_each_space
 from ebpftrace.process.target import open_target
 
 if TYPE_CHECKING:
-    from ebpftrace.jobs.watch import Watch
+    from ebpftrace.jobs.leak_watch import LeakWatch
     from ebpftrace.kernel.tracer import Tracer
 
 
@@ -57,16 +57,16 @@ class Observer(Protocol):
     def looked(self, report: Report) -> None:
         """What is wrong with a process before tracing begins."""
 
-    def attached(self, watches: Sequence[Watch]) -> None:
+    def attached(self, watches: Sequence[LeakWatch]) -> None:
         """All probes are live and the baselines are read; a COMMAND is about to start."""
 
     def command_ended(self, fate: str) -> None:
         """The trace is over: what became of COMMAND, unless it has simply exited with 0."""
 
-    def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
+    def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Some time has passed."""
 
-    def report(self, report: Report, watch: Watch) -> None:
+    def report(self, report: Report, watch: LeakWatch) -> None:
         """A report is made: one for each address space at its end, and at each interval."""
 
 
@@ -92,13 +92,13 @@ def run(settings: Settings, observer: Observer) -> None:
             )
         # Not at the top: these (and what reads the kernel's tables) take as long to import as half a
         # compilation, which goes on meanwhile.
-        from ebpftrace.jobs.watch import Watch
+        from ebpftrace.jobs.leak_watch import LeakWatch
         from ebpftrace.stacks.engine import Engine
 
         engine = held.enter_context(Engine())
         program = command.program if command else ""
         watches = [
-            held.enter_context(Watch(target, engine, settings.min_age, settings.stack_bytes > 0, program))
+            held.enter_context(LeakWatch(target, engine, settings.min_age, settings.stack_bytes > 0, program))
             for target in targets
             if target.pid in sharers
         ]
@@ -128,10 +128,10 @@ def run(settings: Settings, observer: Observer) -> None:
         if command:
             command.go()
 
-        def report(watch: Watch, ended_by: EndedBy) -> None:
+        def report(watch: LeakWatch, ended_by: EndedBy) -> None:
             observer.report(replace(watch.report(tracer, ended_by), cost=cost.now()), watch)
 
-        def due(living: Sequence[Watch]) -> None:
+        def due(living: Sequence[LeakWatch]) -> None:
             for watch in living:
                 without_collector(partial(report, watch, EndedBy.INTERVAL))
 

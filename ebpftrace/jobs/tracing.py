@@ -31,6 +31,7 @@ _IDLE_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 """... but we do not come sooner than this after the last time."""
 
+AnyWatch = TypeVar("AnyWatch", bound="Watch")
 Made = TypeVar("Made")
 
 _LEAST_THREADS = 16_384
@@ -80,11 +81,11 @@ def open_tracer(watches: Sequence[Watch], loading: Loading) -> Tracer:
 def follow(
     duration: Optional[float],
     interval: Optional[float],
-    watches: Sequence[Watch],
+    watches: Sequence[AnyWatch],
     tracer: Tracer,
     interrupts: Interrupts,
     progress: Callable[[Optional[float]], None],
-    due: Callable[[Sequence[Watch]], None],
+    due: Callable[[Sequence[AnyWatch]], None],
 ) -> EndedBy:
     """Handle events until the trace ends; return why it does.
 
@@ -93,7 +94,7 @@ def follow(
     """
     began = time.monotonic()
     polled = 0.0
-    behind: list[Watch] = []
+    behind: list[AnyWatch] = []
     ends = None if duration is None else began + duration
     next_due = None if interval is None else began + interval
     while True:

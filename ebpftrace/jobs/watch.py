@@ -1,54 +1,30 @@
-"""One address space under the tracer: from its registration and baseline to its report."""
+"""One address space under the tracer: its registration, its baseline, its ledger, its stacks, its end."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import replace
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Optional
+from typing import Optional, TypeVar
 
-from ebpftrace.diagnosis import Evidence, baseline_verdict, diagnose
-from ebpftrace.errors import CannotTrace
-from ebpftrace.jobs.attribution import Attribution
 from ebpftrace.jobs.threads import register_threads
-from ebpftrace.kernel.rows import no_rows
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import CodeMapped, Executed, KernelEvent, RawCopy, Tracer
-from ebpftrace.ledger.owners import assign
 from ebpftrace.ledger.replay import Ledger
-from ebpftrace.ledger.space import whole_mapping
-from ebpftrace.ledger.totals import totals
-from ebpftrace.ledger.verify import Verified, verify
 from ebpftrace.model import (
-    BooksState,
     EndedBy,
-    Finding,
-    Frame,
-    Mapping,
-    Memory,
-    Outstanding,
-    Report,
     TargetInfo,
 )
 from ebpftrace.process.clock import read_clock
 from ebpftrace.process.maps import read_maps
-from ebpftrace.process.now import GONE, Now, nothing_now, read_books_of, read_now, read_proof
 from ebpftrace.process.procfs import ProcessGone
-from ebpftrace.process.status import MemoryUse, live_threads, read_memory_use, read_target_info
+from ebpftrace.process.status import read_target_info
 from ebpftrace.process.target import Target
-from ebpftrace.process.tunables import arena_limit, read_environment
-from ebpftrace.report.live import LiveState
-from ebpftrace.spare import give_back_memory
 from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
 from ebpftrace.stacks.shortfalls import Shortfalls
 from ebpftrace.stacks.sites import SiteStacks
-from ebpftrace.vmas import Vmas
 
 _COMPACT_AT = 100_000
 """Ledger events kept before they are folded: bounds memory and the work of a report."""
@@ -56,52 +32,36 @@ _COMPACT_AT = 100_000
 _LONGEST_CALL = 1_000_000_000
 """ns that an munmap or mremap may take and its event still be told exactly."""
 
-_PEEK_SECONDS = 0.5
-_PEEK_SHARE = 0.01
-"""Of a core, for reading the books of a program that may end before the report."""
-
 _COPIES_AT_ONCE = 200
 """Stacks unwound between two polls; the rest waits."""
 
+Self = TypeVar("Self", bound="Watch")
+
 
 class Watch:
-    """A traced address space: ``attach``, then events come in by ``handle``, and ``report`` at any time."""
+    """A traced address space: ``attach``, then events come in by ``handle``; its kinds make the reports."""
 
-    def __init__(
-        self, target: Target, engine: Engine, min_age: int, wants_stacks: bool, program: str = ""
-    ) -> None:
+    def __init__(self, target: Target, engine: Engine, program: str = "") -> None:
         """``program`` is the path of a COMMAND's program, which may be gone before it can be looked at."""
         self.target = target
         self.ended_by: Optional[EndedBy] = None
         """Why this address space is at its end; None while it lives."""
         self.space = -1
         self.began_at = 0
-        self.keeps_standing = False
-        """Somebody wants to see ``standing``."""
-        self.standing: list[Mapping] = []
-        """What stood at the last report by the ledger alone, before it was held against /proc."""
         self._engine = engine
-        self._min_age = min_age
-        self._wants_stacks = wants_stacks
         self._clock = read_clock()
         self._ledger = Ledger([])
-        self._books = GONE
         self._info = TargetInfo(target.pid, Path(program).name, program)
-        self._memory: Optional[MemoryUse] = None
-        self._arena_limit: Optional[int] = None
         self._ended_at: Optional[int] = None
         self._compact_at = _COMPACT_AT
         self._code_changed = False
-        self._peek_at: Optional[float] = None
-        """When the books are read next in case the target ends before the report; None: they are not."""
-        self._last: Optional[Now] = None
         self._notes: list[str] = []
         self._stacks = SiteStacks()
         self._shortfalls = Shortfalls()
         self._held = ExitStack()
         self._resolver: Optional[StackResolver] = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,26 +82,6 @@ class Watch:
         if text not in self._notes:
             self._notes.append(text)
 
-    def look(self) -> None:
-        """Take in what glibc's books say before tracing begins.  Raises CannotTrace."""
-        self._meet()
-        self._books = read_books_of(self.pid, read_maps(self.pid))
-
-    def verdict(self) -> Report:
-        """Say what has leaked already, by glibc's books alone.  Raises CannotTrace.
-
-        The longer ``look`` is ago the better: who has exited since may still be joined.
-        """
-        return self._verdict(self._look(read_now))
-
-    def first_verdict(self) -> Report:
-        """Like ``verdict`` of a process that is traced by now; quick, so without resident sizes."""
-        # Who awaits whom is asked of every thread, and matters to those only that had exited.
-        is_leaking = self._books.state is not BooksState.READ or any(
-            one.exited for one in self._books.threads
-        )
-        return self._verdict(self._look(partial(read_proof, with_waits=is_leaking)))
-
     def attach(self, tracer: Tracer) -> None:
         """Trace a running process that ``look`` has seen: register its threads, read the baseline.
 
@@ -150,14 +90,6 @@ class Watch:
         self.space = tracer.add_space(read_maps(self.pid))
         self._notes += register_threads(self.pid, self.space, tracer)
         self.begin(tracer)
-
-    def attach_at_exec(self, tracer: Tracer) -> None:
-        """Trace a process that waits to execute its program; ``begin`` follows when it does.
-
-        It may well end before the report, so its books are read now and then.
-        """
-        self.space = tracer.add_pending_space(self.pid)
-        self._peek_at = 0.0
 
     def begin(self, tracer: Tracer) -> None:
         """Read the baseline; what is mapped from here on is the window's."""
@@ -209,19 +141,7 @@ class Watch:
                 self._resolver.refresh()
         if self._resolver is not None:
             self._stacks.work(self._resolver, _COPIES_AT_ONCE)
-        if self.begun and self._peek_at is not None and time.monotonic() >= self._peek_at:
-            self._peek_at = self._peek()
         return self._stacks.waiting > 0
-
-    def _peek(self) -> float:
-        """Take in what glibc's books say; return when to do it again, as ``time.monotonic`` tells it."""
-        began = time.thread_time()
-        with suppress(CannotTrace):
-            now = self._look(partial(read_proof, with_waits=True))
-            if self.ended_by is None and now.books.state is BooksState.READ:
-                self._last = now._replace(vmas=Vmas())
-        used = time.thread_time() - began
-        return time.monotonic() + max(_PEEK_SECONDS, used / _PEEK_SHARE)
 
     def _compact(self, tracer: Tracer) -> None:
         """Fold the events of the past, and have the kernel forget what nothing is left of."""
@@ -236,184 +156,15 @@ class Watch:
             self._ledger.leftovers(read.rows, read.threads.values(), read.runs, read.brk_growth),
         )
 
-    def report(self, tracer: Tracer, ended_by: EndedBy) -> Report:
-        """Report what stands now.  Raises CannotTrace."""
-        now = self._look(read_now)
-        last = self._last if self.ended_by is not None else None
-        snapshot = tracer.read()[self.space]
-        tracer.poll()  # holes and moves that concern the rows just read
-        if self._resolver is not None:
-            self._stacks.work(self._resolver)
-        give_back_memory()  # that reading and the stacks took; the mappings take more
-        standing = self._ledger.outstanding(snapshot.rows)
-        snapshot.rows = no_rows()
-        give_back_memory()
-        if self.keeps_standing:
-            self.standing = standing.copy()
-        verified = self._verified(standing, now)
-        del standing
-        attribution = Attribution(self._stacks)
-        attribution.number(verified.mappings)
-        outstanding = assign(verified.mappings, attribution.runs(snapshot.runs), snapshot.threads)
-        verified.mappings.clear()
-        diagnosis = diagnose(
-            Evidence(
-                outstanding=outstanding,
-                books=now.books,
-                vmas=now.vmas,
-                tgid=self.pid,
-                attached_at=self.began_at,
-                report_at=self._ended_at or time.monotonic_ns(),
-                min_age=self._min_age,
-                cores=os.cpu_count() or 1,
-                arena_limit=self._arena_limit,
-                stack_of=attribution.stack,
-                name_of=self._name_of,
-                live_stack_pointers=now.stack_pointers,
-                futex_waits=now.futex_waits,
-                threads=tuple(snapshot.threads.values()),
-                earlier_books=self._books if self._books.state is BooksState.READ else None,
-                target_exited_at=self._ended_at,
-                books_read_at=None if last is None else last.read_at,
-            )
-        )
-        findings = tuple(map(attribution.finding, diagnosis.findings))
-        report = self._report(ended_by, snapshot, outstanding, findings, now.memory)
-        return replace(
-            report,
-            losses=replace(report.losses, stacks=attribution.missing if self._wants_stacks else 0),
-            unexplained_bytes=verified.unexplained_bytes,
-            phantom_bytes=verified.phantom_bytes,
-            notes=(*report.notes, *diagnosis.notes),
-            undecided=diagnosis.undecided,
-        )
-
-    def live_state(self, tracer: Tracer, seconds_left: Optional[float]) -> LiveState:
-        """The figures of this moment, straight from the kernel's rows."""
-        snapshot = tracer.read()[self.space]
-        rows = [whole_mapping(row) for row in snapshot.rows]
-        orphans = [
-            one.mapping.size
-            for one in assign(rows, snapshot.runs, snapshot.threads)
-            if one.owner is not None and not one.owner.alive
-        ]
-        try:
-            memory = self._memory_change(read_memory_use(self.pid))
-        except ProcessGone:
-            memory = self._memory_change(None)
-        return LiveState(
-            comm=self._info.comm,
-            pid=self.pid,
-            elapsed=(time.monotonic_ns() - self.began_at) / 1e9,
-            remaining=seconds_left,
-            made=snapshot.calls.mmap,
-            removed=snapshot.calls.munmap,
-            outstanding=len(rows),
-            outstanding_bytes=sum(mapping.size for mapping in rows),
-            orphaned=len(orphans),
-            orphaned_bytes=sum(orphans),
-            memory=memory,
-            lost=snapshot.losses.events + snapshot.losses.mappings,
-        )
-
     def notes(self, snapshot: Snapshot) -> tuple[str, ...]:
         """What may be missing, and why: lines of the report."""
         dropped = snapshot.dropped_copy_bytes + self._stacks.dropped_bytes
         return (*self._notes, *self._shortfalls.notes(dropped))
 
-    def _report(
-        self,
-        ended_by: EndedBy,
-        snapshot: Snapshot,
-        outstanding: Sequence[Outstanding],
-        findings: tuple[Finding, ...],
-        memory: Optional[MemoryUse],
-    ) -> Report:
-        ended_at = self._ended_at or time.monotonic_ns()
-        made = [one.mapping for one in outstanding if not one.mapping.before_attach]
-        return Report(
-            target=replace(self._info, threads=self._live_threads()),
-            seconds=(ended_at - self.began_at) / 1e9 if self.begun else 0.0,
-            ended_by=ended_by,
-            ended_at=ended_at,
-            clock=self._clock,
-            memory=self._memory_change(memory),
-            calls=snapshot.calls,
-            losses=snapshot.losses,
-            threads=tuple(totals(outstanding, snapshot.threads, snapshot.brk_growth, self._stacks.stack)),
-            findings=findings,
-            outstanding_mappings=len(made),
-            outstanding_bytes=sum(mapping.size for mapping in made),
-            notes=self.notes(snapshot),
-        )
-
-    def _live_threads(self) -> Optional[int]:
-        if self.ended_by is not None:
-            return None
-        try:
-            return live_threads(self.pid)
-        except ProcessGone:
-            return None
-
     def _meet(self) -> None:
-        """Read who the target is and how large, before much changes."""
-        self._memory = read_memory_use(self.pid)
+        """Read who the target is, before much changes."""
         self._info = read_target_info(self.pid)
-        self._arena_limit = arena_limit(read_environment(self.pid))
         self._resolver = self._held.enter_context(StackResolver(self.pid, self._engine, self._shortfalls))
-
-    def _verdict(self, now: Now) -> Report:
-        findings = baseline_verdict(now.books, now.vmas, self._name_of, self._books, now.futex_waits)
-        # Who exited while we attached is known to have exited by now, though nobody saw when.
-        self._books = now.books
-        report = self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), now.memory)
-        # It is of one moment: what was read when we came is no beginning of a window.
-        memory, target = report.memory, report.target
-        return replace(
-            report,
-            memory=replace(memory, virt_start=memory.virt_end, rss_start=memory.rss_end),
-            target=replace(target, threads_start=target.threads),
-        )
-
-    def _name_of(self, address: int) -> Optional[Frame]:
-        return None if self._resolver is None else self._resolver.name_address(address)
-
-    def _look(self, read: Callable[[int], Now]) -> Now:
-        """Read what is so now, by ``read``; of a target that is gone, nothing."""
-        if self.ended_by is None:
-            began = time.monotonic_ns()
-            try:
-                return read(self.pid)
-            except ProcessGone:
-                self._end(EndedBy.TARGET_EXIT, began)
-        return nothing_now(self._last)
-
-    def _verified(self, mappings: list[Mapping], now: Now) -> Verified:
-        if self.ended_by is None:
-            verified = verify(mappings, now.vmas, now.read_at)
-            return self._explained(verified, mappings) if verified.unexplained_bytes else verified
-        self.note(
-            "the target has ended: what it had mapped is told by its calls, /proc can no longer confirm it"
-        )
-        return Verified(mappings, 0, 0)
-
-    def _explained(self, verified: Verified, mappings: list[Mapping]) -> Verified:
-        """Leave out what was unmapped between the readings of /proc and of the rows: it is gone by now."""
-        try:
-            read_at = time.monotonic_ns()
-            again = verify(mappings, read_maps(self.pid), read_at)
-        except ProcessGone:
-            return verified
-        return verified._replace(unexplained_bytes=min(verified.unexplained_bytes, again.unexplained_bytes))
-
-    def _memory_change(self, end: Optional[MemoryUse]) -> Memory:
-        start = self._memory
-        return Memory(
-            virt_start=start.virt if start else None,
-            virt_end=end.virt if end else None,
-            rss_start=start.rss if start else None,
-            rss_end=end.rss if end else None,
-        )
 
     def _executed(self, event: Executed, tracer: Tracer) -> None:
         if event.tid != self.pid:

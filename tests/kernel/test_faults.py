@@ -14,8 +14,8 @@ import pytest
 from harness import Target
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.jobs.leak_watch import LeakWatch
 from ebpftrace.jobs.tracing import begin_loading, open_tracer
-from ebpftrace.jobs.watch import Watch
 from ebpftrace.kernel import tables
 from ebpftrace.model import EndedBy, Report
 from ebpftrace.process.target import Target as Process
@@ -89,8 +89,8 @@ def in_turn(fault: Fault, job: Callable[[], object]) -> tuple[int, int]:
     raise AssertionError("the job never ends")
 
 
-def watched(target: Process, engine: Engine) -> Watch:
-    return Watch(target, engine, min_age=0, wants_stacks=True)
+def watched(target: Process, engine: Engine) -> LeakWatch:
+    return LeakWatch(target, engine, min_age=0, wants_stacks=True)
 
 
 def descriptors() -> int:

@@ -13,8 +13,8 @@ import pytest
 import servers
 from test_no_false_leak import Starter
 
+from ebpftrace.jobs.leak_watch import LeakWatch
 from ebpftrace.jobs.mmap_leaks import Settings, run
-from ebpftrace.jobs.watch import Watch
 from ebpftrace.kernel.tracer import Tracer
 from ebpftrace.model import Report
 from ebpftrace.stacks.resolve import NOTE_TRUNCATED
@@ -35,16 +35,16 @@ class Counting:
     def looked(self, report: Report) -> None:
         pass
 
-    def attached(self, watches: Sequence[Watch]) -> None:
+    def attached(self, watches: Sequence[LeakWatch]) -> None:
         pass
 
     def command_ended(self, fate: str) -> None:
         pass
 
-    def progress(self, watches: Sequence[Watch], tracer: Tracer, seconds_left: Optional[float]) -> None:
+    def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         pass
 
-    def report(self, report: Report, watch: Watch) -> None:  # noqa: ARG002
+    def report(self, report: Report, watch: LeakWatch) -> None:  # noqa: ARG002
         stacks = watch._stacks
         for ways in stacks._by_site.values():
             for number, copies in ways.items():

@@ -167,7 +167,7 @@ def with_closed(streams: str, *arguments: str) -> subprocess.CompletedProcess[by
         ["mmap-leaks", *OWN],
         ["mmap-leaks", "-d", "0", *OWN],
     ],
-    ids=" ".join,
+    ids=lambda arguments: arguments[0],  # without the PID: all who share the tests must know them by one name
 )
 def test_closed_standard_output_is_one_line(arguments: list[str]) -> None:
     told = with_closed(">&-", *arguments)
@@ -181,7 +181,9 @@ def test_closed_streams_do_not_matter_to_a_file(tmp_path: Path) -> None:
     assert b"python" in report.read_bytes()
 
 
-@pytest.mark.parametrize(("pid", "status"), [(str(os.getpid()), 0), ("999999999", 1)])
+@pytest.mark.parametrize(
+    ("pid", "status"), [(str(os.getpid()), 0), ("999999999", 1)], ids=["alive", "no process"]
+)
 def test_closed_standard_error_breaks_nothing(pid: str, status: int) -> None:
     assert with_closed("2>&-", "maps", "-p", pid).returncode == status
 

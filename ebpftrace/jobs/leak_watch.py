@@ -1,0 +1,287 @@
+"""A traced address space in which leaks are looked for: its verdicts before the trace and its reports."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Optional
+
+from ebpftrace.diagnosis import Evidence, baseline_verdict, diagnose
+from ebpftrace.errors import CannotTrace
+from ebpftrace.jobs.attribution import Attribution
+from ebpftrace.jobs.watch import Watch
+from ebpftrace.kernel.rows import no_rows
+from ebpftrace.kernel.snapshot import Snapshot
+from ebpftrace.kernel.tracer import Tracer
+from ebpftrace.ledger.owners import assign
+from ebpftrace.ledger.space import whole_mapping
+from ebpftrace.ledger.totals import totals
+from ebpftrace.ledger.verify import Verified, verify
+from ebpftrace.model import (
+    BooksState,
+    EndedBy,
+    Finding,
+    Frame,
+    Mapping,
+    Memory,
+    Outstanding,
+    Report,
+)
+from ebpftrace.process.maps import read_maps
+from ebpftrace.process.now import GONE, Now, nothing_now, read_books_of, read_now, read_proof
+from ebpftrace.process.procfs import ProcessGone
+from ebpftrace.process.status import MemoryUse, live_threads, read_memory_use
+from ebpftrace.process.target import Target
+from ebpftrace.process.tunables import arena_limit, read_environment
+from ebpftrace.report.live import LiveState
+from ebpftrace.spare import give_back_memory
+from ebpftrace.stacks.engine import Engine
+from ebpftrace.vmas import Vmas
+
+_PEEK_SECONDS = 0.5
+_PEEK_SHARE = 0.01
+"""Of a core, for reading the books of a program that may end before the report."""
+
+
+class LeakWatch(Watch):
+    """``look`` first, ``attach``, then ``report`` at any time."""
+
+    def __init__(
+        self, target: Target, engine: Engine, min_age: int, wants_stacks: bool, program: str = ""
+    ) -> None:
+        """``program`` as for ``Watch``."""
+        super().__init__(target, engine, program)
+        self.keeps_standing = False
+        """Somebody wants to see ``standing``."""
+        self.standing: list[Mapping] = []
+        """What stood at the last report by the ledger alone, before it was held against /proc."""
+        self._min_age = min_age
+        self._wants_stacks = wants_stacks
+        self._books = GONE
+        self._memory: Optional[MemoryUse] = None
+        """How large it was when we came."""
+        self._arena_limit: Optional[int] = None
+        self._peek_at: Optional[float] = None
+        """When the books are read next in case the target ends before the report; None: they are not."""
+        self._last: Optional[Now] = None
+
+    def look(self) -> None:
+        """Take in what glibc's books say before tracing begins.  Raises CannotTrace."""
+        self._meet()
+        self._books = read_books_of(self.pid, read_maps(self.pid))
+
+    def verdict(self) -> Report:
+        """Say what has leaked already, by glibc's books alone.  Raises CannotTrace.
+
+        The longer ``look`` is ago the better: who has exited since may still be joined.
+        """
+        return self._verdict(self._look(read_now))
+
+    def first_verdict(self) -> Report:
+        """Like ``verdict`` of a process that is traced by now; quick, so without resident sizes."""
+        # Who awaits whom is asked of every thread, and matters to those only that had exited.
+        is_leaking = self._books.state is not BooksState.READ or any(
+            one.exited for one in self._books.threads
+        )
+        return self._verdict(self._look(partial(read_proof, with_waits=is_leaking)))
+
+    def attach_at_exec(self, tracer: Tracer) -> None:
+        """Trace a process that waits to execute its program; ``begin`` follows when it does.
+
+        It may well end before the report, so its books are read now and then.
+        """
+        self.space = tracer.add_pending_space(self.pid)
+        self._peek_at = 0.0
+
+    def tend(self, tracer: Tracer, crowded: bool) -> bool:
+        """As ``Watch.tend``; and read the books where they may be gone at the report."""
+        has_more = super().tend(tracer, crowded)
+        if self.begun and self._peek_at is not None and time.monotonic() >= self._peek_at:
+            self._peek_at = self._peek()
+        return has_more
+
+    def report(self, tracer: Tracer, ended_by: EndedBy) -> Report:
+        """Report what stands now.  Raises CannotTrace."""
+        now = self._look(read_now)
+        last = self._last if self.ended_by is not None else None
+        snapshot = tracer.read()[self.space]
+        tracer.poll()  # holes and moves that concern the rows just read
+        if self._resolver is not None:
+            self._stacks.work(self._resolver)
+        give_back_memory()  # that reading and the stacks took; the mappings take more
+        standing = self._ledger.outstanding(snapshot.rows)
+        snapshot.rows = no_rows()
+        give_back_memory()
+        if self.keeps_standing:
+            self.standing = standing.copy()
+        verified = self._verified(standing, now)
+        del standing
+        attribution = Attribution(self._stacks)
+        attribution.number(verified.mappings)
+        outstanding = assign(verified.mappings, attribution.runs(snapshot.runs), snapshot.threads)
+        verified.mappings.clear()
+        diagnosis = diagnose(
+            Evidence(
+                outstanding=outstanding,
+                books=now.books,
+                vmas=now.vmas,
+                tgid=self.pid,
+                attached_at=self.began_at,
+                report_at=self._ended_at or time.monotonic_ns(),
+                min_age=self._min_age,
+                cores=os.cpu_count() or 1,
+                arena_limit=self._arena_limit,
+                stack_of=attribution.stack,
+                name_of=self._name_of,
+                live_stack_pointers=now.stack_pointers,
+                futex_waits=now.futex_waits,
+                threads=tuple(snapshot.threads.values()),
+                earlier_books=self._books if self._books.state is BooksState.READ else None,
+                target_exited_at=self._ended_at,
+                books_read_at=None if last is None else last.read_at,
+            )
+        )
+        findings = tuple(map(attribution.finding, diagnosis.findings))
+        report = self._report(ended_by, snapshot, outstanding, findings, now.memory)
+        return replace(
+            report,
+            losses=replace(report.losses, stacks=attribution.missing if self._wants_stacks else 0),
+            unexplained_bytes=verified.unexplained_bytes,
+            phantom_bytes=verified.phantom_bytes,
+            notes=(*report.notes, *diagnosis.notes),
+            undecided=diagnosis.undecided,
+        )
+
+    def live_state(self, tracer: Tracer, seconds_left: Optional[float]) -> LiveState:
+        """The figures of this moment, straight from the kernel's rows."""
+        snapshot = tracer.read()[self.space]
+        rows = [whole_mapping(row) for row in snapshot.rows]
+        orphans = [
+            one.mapping.size
+            for one in assign(rows, snapshot.runs, snapshot.threads)
+            if one.owner is not None and not one.owner.alive
+        ]
+        try:
+            memory = self._memory_change(read_memory_use(self.pid))
+        except ProcessGone:
+            memory = self._memory_change(None)
+        return LiveState(
+            comm=self._info.comm,
+            pid=self.pid,
+            elapsed=(time.monotonic_ns() - self.began_at) / 1e9,
+            remaining=seconds_left,
+            made=snapshot.calls.mmap,
+            removed=snapshot.calls.munmap,
+            outstanding=len(rows),
+            outstanding_bytes=sum(mapping.size for mapping in rows),
+            orphaned=len(orphans),
+            orphaned_bytes=sum(orphans),
+            memory=memory,
+            lost=snapshot.losses.events + snapshot.losses.mappings,
+        )
+
+    def _report(
+        self,
+        ended_by: EndedBy,
+        snapshot: Snapshot,
+        outstanding: Sequence[Outstanding],
+        findings: tuple[Finding, ...],
+        memory: Optional[MemoryUse],
+    ) -> Report:
+        ended_at = self._ended_at or time.monotonic_ns()
+        made = [one.mapping for one in outstanding if not one.mapping.before_attach]
+        return Report(
+            target=replace(self._info, threads=self._live_threads()),
+            seconds=(ended_at - self.began_at) / 1e9 if self.begun else 0.0,
+            ended_by=ended_by,
+            ended_at=ended_at,
+            clock=self._clock,
+            memory=self._memory_change(memory),
+            calls=snapshot.calls,
+            losses=snapshot.losses,
+            threads=tuple(totals(outstanding, snapshot.threads, snapshot.brk_growth, self._stacks.stack)),
+            findings=findings,
+            outstanding_mappings=len(made),
+            outstanding_bytes=sum(mapping.size for mapping in made),
+            notes=self.notes(snapshot),
+        )
+
+    def _meet(self) -> None:
+        self._memory = read_memory_use(self.pid)
+        super()._meet()
+        self._arena_limit = arena_limit(read_environment(self.pid))
+
+    def _peek(self) -> float:
+        """Take in what glibc's books say; return when to do it again, as ``time.monotonic`` tells it."""
+        began = time.thread_time()
+        with suppress(CannotTrace):
+            now = self._look(partial(read_proof, with_waits=True))
+            if self.ended_by is None and now.books.state is BooksState.READ:
+                self._last = now._replace(vmas=Vmas())
+        used = time.thread_time() - began
+        return time.monotonic() + max(_PEEK_SECONDS, used / _PEEK_SHARE)
+
+    def _live_threads(self) -> Optional[int]:
+        if self.ended_by is not None:
+            return None
+        try:
+            return live_threads(self.pid)
+        except ProcessGone:
+            return None
+
+    def _verdict(self, now: Now) -> Report:
+        findings = baseline_verdict(now.books, now.vmas, self._name_of, self._books, now.futex_waits)
+        # Who exited while we attached is known to have exited by now, though nobody saw when.
+        self._books = now.books
+        report = self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), now.memory)
+        # It is of one moment: what was read when we came is no beginning of a window.
+        memory, target = report.memory, report.target
+        return replace(
+            report,
+            memory=replace(memory, virt_start=memory.virt_end, rss_start=memory.rss_end),
+            target=replace(target, threads_start=target.threads),
+        )
+
+    def _name_of(self, address: int) -> Optional[Frame]:
+        return None if self._resolver is None else self._resolver.name_address(address)
+
+    def _look(self, read: Callable[[int], Now]) -> Now:
+        """Read what is so now, by ``read``; of a target that is gone, nothing."""
+        if self.ended_by is None:
+            began = time.monotonic_ns()
+            try:
+                return read(self.pid)
+            except ProcessGone:
+                self._end(EndedBy.TARGET_EXIT, began)
+        return nothing_now(self._last)
+
+    def _verified(self, mappings: list[Mapping], now: Now) -> Verified:
+        if self.ended_by is None:
+            verified = verify(mappings, now.vmas, now.read_at)
+            return self._explained(verified, mappings) if verified.unexplained_bytes else verified
+        self.note(
+            "the target has ended: what it had mapped is told by its calls, /proc can no longer confirm it"
+        )
+        return Verified(mappings, 0, 0)
+
+    def _explained(self, verified: Verified, mappings: list[Mapping]) -> Verified:
+        """Leave out what was unmapped between the readings of /proc and of the rows: it is gone by now."""
+        try:
+            read_at = time.monotonic_ns()
+            again = verify(mappings, read_maps(self.pid), read_at)
+        except ProcessGone:
+            return verified
+        return verified._replace(unexplained_bytes=min(verified.unexplained_bytes, again.unexplained_bytes))
+
+    def _memory_change(self, end: Optional[MemoryUse]) -> Memory:
+        start = self._memory
+        return Memory(
+            virt_start=start.virt if start else None,
+            virt_end=end.virt if end else None,
+            rss_start=start.rss if start else None,
+            rss_end=end.rss if end else None,
+        )

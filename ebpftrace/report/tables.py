@@ -30,18 +30,24 @@ def table(
     """Lines of a table in ``width`` cells; none ends in spaces.
 
     ``header`` names the columns, separated by ``|``; a name that begins with ``>`` is for a column whose
-    cells stand to the right.  Cells must be fit to print.  Where there is no room for all columns,
-    those in ``spare`` are left out, one after the other.  The last one has what room is left: a text
-    that is longer is cut in its middle or, with ``fold``, goes on below.
+    cells stand to the right.  Cells must be fit to print.  Where there is no room for all columns, those in
+    ``spare`` are left out, the first first, unless in the end there is room for one.  The last column has
+    what is left: a text that is longer is cut in its middle or, with ``fold``, goes on below.
     """
     names = header.split("|")
     lines = [[name.lstrip(">") for name in names], *rows]
     widths = [max(cell_len(line[column]) for line in lines) for column in range(len(names))]
     shown = list(range(len(names)))
+    hidden: list[int] = []
     for name in spare:
         if _least(shown, names, widths, indent) <= width:
             break
-        shown.remove(lines[0].index(name))
+        hidden.append(lines[0].index(name))
+        shown.remove(hidden[-1])
+    for column in reversed(hidden):
+        more = sorted([*shown, column])
+        if _least(more, names, widths, indent) <= width:
+            shown = more
     *columns, last = shown
     if names[last].startswith(">"):
         columns, last = shown, -1

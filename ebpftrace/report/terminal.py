@@ -1,4 +1,4 @@
-"""A report for a terminal: plain, greppable text at a fixed width, colour only as an addition.
+"""A report for a terminal: plain, greppable text as wide as it is told, colour only as an addition.
 
 rich lays out and wraps; everything is handed to it as ``Text``, so that nothing in a
 name from the target is ever taken for markup.

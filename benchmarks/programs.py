@@ -8,10 +8,10 @@ from pathlib import Path
 
 from benchmarks.loads import Kind, running
 from benchmarks.results import Program
+from ebpftrace.defaults import STACK_BYTES
 from ebpftrace.jobs.tracing import begin_loading, open_tracer
 from ebpftrace.jobs.watch import Watch
 from ebpftrace.kernel.cost import RunTime, measured_runs
-from ebpftrace.kernel.layout import STACK_BYTES
 from ebpftrace.process.target import open_target
 from ebpftrace.stacks.engine import Engine
 

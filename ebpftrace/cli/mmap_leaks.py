@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Optional
 import click
 
 from ebpftrace.cli import options
+from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 
 if TYPE_CHECKING:
     from ebpftrace.jobs.leak_watch import LeakWatch
@@ -95,16 +96,16 @@ Examples:
 @click.option(
     "--stack-bytes",
     type=click.IntRange(min=0, max=20480),
-    default=16384,
+    default=STACK_BYTES,
     show_default=True,
     help="How much of a stack is copied, in whole pages; 0: no stacks.",
 )
 @click.option(
     "--stack-rate",
     type=click.IntRange(min=0),
-    default=50,
+    default=COPIES_PER_SECOND,
     show_default=True,
-    help="Copies a second and CPU of stacks already known, to check them.",
+    help="Copies a second of stacks already known, to check them.",
 )
 @click.option(
     "--cost",

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Optional, Protocol
 
+from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 from ebpftrace.jobs.command import Command
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.jobs.tracing import (
-    COPIES_PER_SECOND,
     Cost,
     begin_loading,
     follow,
@@ -20,7 +20,6 @@ from ebpftrace.jobs.tracing import (
 )
 from ebpftrace.jobs.waiting import readable
 from ebpftrace.kernel.cost import measured_runs
-from ebpftrace.kernel.layout import STACK_BYTES
 from ebpftrace.model import EndedBy, Report
 from ebpftrace.process.sharing import one_of_each_space
 from ebpftrace.process.target import open_target

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
+from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.jobs.waiting import readable
-from ebpftrace.kernel.layout import STACK_BYTES, Sizes
+from ebpftrace.kernel.layout import Sizes
 from ebpftrace.kernel.loading import Loading
 from ebpftrace.model import EndedBy, TracerCost
 from ebpftrace.process.procfs import task_ids
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from ebpftrace.jobs.watch import Watch
     from ebpftrace.kernel.tracer import KernelEvent, RawCopy, Tracer
     from ebpftrace.stacks.engine import Engine
-
-COPIES_PER_SECOND = 50
-"""How many copies of known stacks are taken to check them unless the user says otherwise."""
 
 _IDLE_SECONDS = 1.0
 """How long a few events may wait to be handled; the kernel side wakes us for many, and for urgent ones ..."""

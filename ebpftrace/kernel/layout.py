@@ -22,8 +22,6 @@ MAX_SPACES = 64
 SIGNATURE_WORDS = 64
 CLONE_SIGNATURE_WORDS = 256
 """Words of the stack that go into the signature of a call, and of a clone call; at most a page."""
-STACK_BYTES = 16_384
-"""How much of a stack is copied unless the user says otherwise; a multiple of the page size."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 288}
 """Size of ``struct pt_regs`` in ``bpf/include/uapi/linux/ptrace.h``."""
 _MAX_PID_LEVEL = 32

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ebpftrace import syscalls
+from ebpftrace.defaults import STACK_BYTES
 from ebpftrace.kernel.btf import Btf
-from ebpftrace.kernel.layout import BPF_F_NO_PREALLOC, STACK_BYTES, Machine
+from ebpftrace.kernel.layout import BPF_F_NO_PREALLOC, Machine
 from ebpftrace.trace.selection import CALLS
 
 _NOT_A_CALL = 0xFFFF

@@ -89,7 +89,11 @@ def outlived(tmp_path: Path) -> Iterator[tuple[int, int, int]]:
     """PID of a process whose leader has exited; of a CLONE_VM child of it; address of a text in it."""
     with running(compiled(tmp_path, LEADER_EXITS)) as (process, line):
         child, address = line.split()
-        yield process.pid, int(child), int(address)
+        try:
+            yield process.pid, int(child), int(address)
+        finally:
+            with suppress(ProcessLookupError):  # nobody's child once its parent is killed
+                os.kill(int(child), signal.SIGKILL)
 
 
 def test_a_process_whose_leader_has_exited_is_read_through_a_live_thread(

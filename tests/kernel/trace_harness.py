@@ -20,7 +20,9 @@ _RESUMED = re.compile(r"<\.\.\. \w+ resumed>(?P<rest>.*)")
 # A task that is replaced in the midst of a call strace does not follow: the line is not ended.
 _UNKNOWN_CALL = re.compile(r"\d+ +\?\?\?\((?=\d+ )")
 _SIGNAL = re.compile(r"--- SIG\w+ \{.*\} ---")
-_BORN = re.compile(r"(?:clone3?|v?fork)\(.* = (\d+)|\+\+\+ superseded by execve in pid (\d+) \+\+\+")
+_CLEARED = re.compile(r"parent_tid=\[0\](?P<rest>.* = (?P<child>task\d+))$")
+_SUPERSEDED = re.compile(r"\+\+\+ superseded by execve in pid (\d+) \+\+\+")
+_BORN = re.compile(rf"(?:clone3?|v?fork)\(.* = (\d+)|{_SUPERSEDED.pattern}")
 _ADDRESS = re.compile(r"0x[0-9a-f]{5,}(?P<low>[0-9a-f]{3})\b")
 _TID = re.compile(r"(?<=parent_tid=\[)\d+(?=\])|(?<= = )\d+$|(?<=superseded by execve in pid )\d+")
 
@@ -52,6 +54,9 @@ def whole_lines(text: str) -> list[tuple[str, str]]:
         if changed:
             begun[changed["leader"]] = changed["begun"]
             continue
+        superseded = _SUPERSEDED.fullmatch(rest)
+        if superseded and superseded[1] in begun:  # where another line came between, strace tells no change
+            begun[tid] = begun.pop(superseded[1])
         unfinished = _UNFINISHED.fullmatch(rest)
         resumed = _RESUMED.fullmatch(rest)
         if unfinished:
@@ -89,5 +94,7 @@ def by_task(text: str) -> list[list[str]]:
             # They point into the stack, whose random place makes one in some hundred begin a page.
             line = line.replace("ADDRESS+", "ADDRESS")
         line = _TID.sub(lambda m: names.get(m[0], m[0]), line)
+        # The thread's exit clears its number where clone put it: strace may look before or after.
+        line = _CLEARED.sub(r"parent_tid=[\g<child>]\g<rest>", line)
         tasks[tid].append(line)
     return list(tasks.values())

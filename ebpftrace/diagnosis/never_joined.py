@@ -37,8 +37,9 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     if context.libc is Libc.MUSL:
         proof = f"{threads} exited and still have a stack: musl keeps no stack cache, so nothing joined them"
     else:
+        are = "is" if len(cases) == 1 else "are"
         proof = (
-            f"{threads} exited but are on glibc's list of stacks in use: "
+            f"{threads} exited but {are} on glibc's list of stacks in use: "
             "neither joined nor detached, so no stack is ever freed (proved)"
         )
     return Judgement(True, (proof,), _advice(cases))

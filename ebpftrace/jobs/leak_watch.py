@@ -107,7 +107,6 @@ class LeakWatch(Watch):
     def report(self, tracer: Tracer, ended_by: EndedBy) -> Report:
         """Report what stands now.  Raises CannotTrace."""
         now = self._look(read_now)
-        last = self._last if self.ended_by is not None else None
         snapshot = tracer.read()[self.space]
         tracer.poll()  # holes and moves that concern the rows just read
         if self._resolver is not None:
@@ -142,7 +141,7 @@ class LeakWatch(Watch):
                 threads=tuple(snapshot.threads.values()),
                 earlier_books=self._books if self._books.state is BooksState.READ else None,
                 target_exited_at=self._ended_at,
-                books_read_at=None if last is None else last.read_at,
+                books_read_at=now.books_read_at,
             )
         )
         findings = tuple(map(attribution.finding, diagnosis.findings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional
 
 from ebpftrace.model import Books, BooksState
@@ -32,21 +32,13 @@ class Now(NamedTuple):
     """By tid; see ``read_stack_pointers``."""
     futex_waits: frozenset[int]
     """Addresses that threads wait at; see ``read_futex_waits``."""
+    books_read_at: Optional[int] = None
+    """When the books and waits were read, where that was before the process was gone; else with the rest."""
 
 
 def read_now(pid: int) -> Now:
     """Read what is so now.  Raises ProcessGone, CannotTrace."""
-    read_at = time.monotonic_ns()
-    vmas = read_smaps(pid)
-    groups = same_address_space(pid).tgids
-    return Now(
-        read_at=read_at,
-        vmas=vmas,
-        books=_read_books(pid, vmas, groups),
-        memory=read_memory_use(pid),
-        stack_pointers=read_stack_pointers(groups),
-        futex_waits=read_futex_waits(groups),
-    )
+    return _read(pid, read_smaps, read_stack_pointers, read_futex_waits)
 
 
 def read_proof(pid: int, with_waits: bool) -> Now:
@@ -54,23 +46,34 @@ def read_proof(pid: int, with_waits: bool) -> Now:
 
     ``with_waits``: the futexes that threads wait at too.
     """
+    return _read(pid, read_maps, lambda _: {}, read_futex_waits if with_waits else lambda _: frozenset())
+
+
+def _read(
+    pid: int,
+    read_vmas: Callable[[int], Vmas],
+    read_pointers: Callable[[Sequence[int]], dict[int, int]],
+    read_waits: Callable[[Sequence[int]], frozenset[int]],
+) -> Now:
     read_at = time.monotonic_ns()
-    vmas = read_maps(pid)
+    vmas = read_vmas(pid)
     groups = same_address_space(pid).tgids
     return Now(
         read_at=read_at,
         vmas=vmas,
         books=_read_books(pid, vmas, groups),
         memory=read_memory_use(pid),
-        stack_pointers={},
-        futex_waits=read_futex_waits(groups) if with_waits else frozenset(),
+        stack_pointers=read_pointers(groups),
+        futex_waits=read_waits(groups),
     )
 
 
 def nothing_now(last: Optional[Now] = None) -> Now:
     """What is left of a process that is gone: what its books and waits said last, if they were read."""
     gone = Now(time.monotonic_ns(), Vmas(), GONE, None, {}, frozenset())
-    return gone if last is None else gone._replace(books=last.books, futex_waits=last.futex_waits)
+    if last is None:
+        return gone
+    return gone._replace(books=last.books, futex_waits=last.futex_waits, books_read_at=last.read_at)
 
 
 def read_books_of(pid: int, vmas: Vmas) -> Books:

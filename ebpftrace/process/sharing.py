@@ -34,8 +34,8 @@ class Sharers(NamedTuple):
     """One line on why they could not; empty where all were."""
 
 
-def same_address_space(pid: int) -> Sharers:
-    """All thread groups that we can see in the address space of process ``pid``.
+def same_address_space(pid: int, among: Optional[Sequence[int]] = None) -> Sharers:
+    """All thread groups that we can see in the address space of process ``pid``; ``among`` these, if given.
 
     Others than its own are vfork children that have not called exec yet, and processes made by
     clone with CLONE_VM and without CLONE_THREAD.  One born during the look may be missed.
@@ -43,7 +43,7 @@ def same_address_space(pid: int) -> Sharers:
     """
 
     def use(tid: int) -> Sharers:
-        sharers = _compare_all(pid, tid)
+        sharers = _compare_all(pid, tid, process_ids() if among is None else among)
         # Two tasks without an address space count as equal: make sure that this one kept its own.
         require_address_space(pid, tid)
         return sharers
@@ -56,25 +56,23 @@ def one_of_each_space(pids: Sequence[int]) -> dict[int, list[int]]:
 
     Raises ``ProcessGone`` or ``CannotTrace``.
     """
-    if len(pids) == 1:  # nothing to compare, and every process of the host would be looked at
-        return {pids[0]: []}
     sharers: dict[int, list[int]] = {}
     first_of: dict[int, int] = {}
     for pid in pids:
         first = first_of.get(pid)
         if first is None:
             sharers[pid] = []
-            first_of.update(dict.fromkeys(same_address_space(pid).tgids, pid))
+            first_of.update(dict.fromkeys(same_address_space(pid, pids).tgids, pid))
         else:
             sharers[first].append(pid)
     return sharers
 
 
-def _compare_all(pid: int, tid: int) -> Sharers:
-    others = {tgid: _compare(tid, tgid) for tgid in process_ids() if tgid != pid}
+def _compare_all(pid: int, tid: int, tgids: Sequence[int]) -> Sharers:
+    others = {tgid: _compare(tid, tgid) for tgid in tgids if tgid != pid}
     refusals = [why for _, why in others.values() if why]
-    tgids = (pid, *(tgid for tgid, (equal, _) in others.items() if equal))
-    return Sharers(tgids, len(refusals), f"kcmp: {refusals[0]}" if refusals else "")
+    sharing = (pid, *(tgid for tgid, (equal, _) in others.items() if equal))
+    return Sharers(sharing, len(refusals), f"kcmp: {refusals[0]}" if refusals else "")
 
 
 def _compare(tid: int, tgid: int) -> tuple[bool, str]:

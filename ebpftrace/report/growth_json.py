@@ -11,7 +11,7 @@ from typing import Any
 from ebpftrace import __version__
 from ebpftrace.growth.model import Cause, SiteGrowth, Step, Summary
 from ebpftrace.model import Clock
-from ebpftrace.report.json_parts import iso_time, stack_object
+from ebpftrace.report.json_parts import calls_object, iso_time, stack_object, target_object
 from ebpftrace.text import without_surrogates
 
 SCHEMA = "ebpftrace.growth/1"
@@ -45,11 +45,7 @@ def summary(told: Summary) -> str:
             "schema": SCHEMA,
             "kind": "summary",
             "version": __version__,
-            "target": {
-                "pid": target.pid,
-                "comm": without_surrogates(target.comm),
-                "exe": without_surrogates(target.exe),
-            },
+            "target": target_object(target),
             "window": {
                 "seconds": whole.seconds,
                 "ended_by": told.ended_by.value,
@@ -61,14 +57,7 @@ def summary(told: Summary) -> str:
                 "rss_start": whole.before.rss,
                 "rss_end": whole.after.rss,
             },
-            "calls": {
-                "mmap": calls.mmap,
-                "munmap": calls.munmap,
-                "mremap": calls.mremap,
-                "brk": calls.brk,
-                "clone": calls.clone,
-                "thread_exit": calls.thread_exit,
-            },
+            "calls": calls_object(calls),
             "losses": {"events": losses.events, "mappings": losses.mappings, "threads": losses.threads},
             "growth": [_site(site, whole.seconds) for site in told.sites],
             "unexplained_bytes": whole.unexplained,

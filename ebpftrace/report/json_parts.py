@@ -1,4 +1,4 @@
-"""What the JSON contracts share: times, frames and stacks look the same in all of them."""
+"""What the JSON contracts share: times, targets, calls, frames and stacks look the same in all of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from functools import lru_cache
 from typing import Any, Optional
 
-from ebpftrace.model import Frame, Stack
+from ebpftrace.model import Calls, Frame, Stack, TargetInfo
 from ebpftrace.text import without_surrogates
 
 _NS = 1_000_000_000
@@ -25,6 +25,27 @@ def _second(seconds: int) -> tuple[str, str]:
     """ISO 8601 up to the second, and the offset from UTC; in a report there are many times of one second."""
     text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
     return text[:_SECOND_LETTERS], f"{text[_SECOND_LETTERS:-2]}:{text[-2:]}"
+
+
+def target_object(target: TargetInfo) -> dict[str, Any]:
+    """Which process it was."""
+    return {
+        "pid": target.pid,
+        "comm": without_surrogates(target.comm),
+        "exe": without_surrogates(target.exe),
+    }
+
+
+def calls_object(calls: Calls) -> dict[str, Any]:
+    """How many calls were seen."""
+    return {
+        "mmap": calls.mmap,
+        "munmap": calls.munmap,
+        "mremap": calls.mremap,
+        "brk": calls.brk,
+        "clone": calls.clone,
+        "thread_exit": calls.thread_exit,
+    }
 
 
 def stack_object(stack: Stack) -> dict[str, Any]:

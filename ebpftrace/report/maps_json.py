@@ -14,7 +14,7 @@ from ebpftrace.anatomy.areas import Area, Totals
 from ebpftrace.anatomy.growth import Change, Growth
 from ebpftrace.anatomy.look import Look
 from ebpftrace.model import Frame
-from ebpftrace.report.json_parts import iso_time
+from ebpftrace.report.json_parts import iso_time, target_object
 from ebpftrace.text import address, without_surrogates
 
 SCHEMA = "ebpftrace.maps/1"
@@ -32,9 +32,7 @@ def document(look: Look) -> dict[str, Any]:
         "schema": SCHEMA,
         "version": __version__,
         "target": {
-            "pid": target.pid,
-            "comm": without_surrogates(target.comm),
-            "exe": without_surrogates(target.exe),
+            **target_object(target),
             "threads": target.threads,
         },
         "taken_at": iso_time(look.taken_at),

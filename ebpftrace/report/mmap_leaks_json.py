@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 from ebpftrace import __version__
 from ebpftrace.model import Finding, Orphan, OwnedBy, Report, Thread, ThreadTotal
-from ebpftrace.report.json_parts import fit, frame_object, iso_time, stack_object
+from ebpftrace.report.json_parts import calls_object, fit, frame_object, iso_time, stack_object, target_object
 from ebpftrace.report.view import Selection, View, select
 from ebpftrace.text import without_surrogates
 
@@ -77,9 +77,7 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
         "schema": SCHEMA,
         "version": __version__,
         "target": {
-            "pid": target.pid,
-            "comm": without_surrogates(target.comm),
-            "exe": without_surrogates(target.exe),
+            **target_object(target),
             "threads_start": target.threads_start,
             "threads_end": target.threads,
         },
@@ -94,14 +92,7 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
             "rss_start": memory.rss_start,
             "rss_end": memory.rss_end,
         },
-        "calls": {
-            "mmap": calls.mmap,
-            "munmap": calls.munmap,
-            "mremap": calls.mremap,
-            "brk": calls.brk,
-            "clone": calls.clone,
-            "thread_exit": calls.thread_exit,
-        },
+        "calls": calls_object(calls),
         "losses": {
             "events": losses.events,
             "mappings": losses.mappings,

@@ -169,8 +169,8 @@ def duration(seconds: float) -> str:
 
 def period(seconds: float) -> str:
     """A period as a person says it: ``60 s`` rather than ``1 min``, ``2.0 s`` as ``2 s``."""
-    if 1 <= seconds <= 120:
-        rounded = round(seconds, 1)
+    rounded = round(seconds, 1)
+    if 1 <= rounded <= 120:
         return f"{rounded:.0f} s" if rounded == int(rounded) else f"{rounded} s"
     return duration(seconds)
 

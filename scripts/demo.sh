@@ -13,7 +13,9 @@ fi
 started=$(mktemp)
 build/app_server $period >"$started" &
 server=$!
-trap 'kill $server 2>/dev/null; rm -f "$started"' EXIT
+trap 'kill $server 2>/dev/null && wait $server 2>/dev/null || :; rm -f "$started"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 until grep -q ready "$started"; do
     kill -0 $server 2>/dev/null || exit 1
     sleep 0.1

@@ -127,7 +127,15 @@ def test_duration(seconds: float, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(60.0, "60 s"), (2.04, "2 s"), (1.5, "1.5 s"), (300, "5 min")]
+    ("seconds", "shown"),
+    [
+        (60.0, "60 s"),
+        (2.04, "2 s"),
+        (1.5, "1.5 s"),
+        (300, "5 min"),
+        (0.99996, "1 s"),
+        (0.25, "250 ms"),
+    ],
 )
 def test_period_as_a_person_says_it(seconds: float, shown: str) -> None:
     assert text.period(seconds) == shown

@@ -13,7 +13,7 @@ from typing import Optional
 from benchmarks.loads import Kind, Load, LoadDied, Slice, running
 from benchmarks.ratios import rotated, slowdown
 from benchmarks.results import Cell
-from benchmarks.tools import CannotRun, attached, tool_named
+from benchmarks.tools import UNTRACED, CannotRun, attached, tool_named
 
 Say = Callable[[str], None]
 
@@ -115,7 +115,8 @@ class _Course:
         while self._ahead:
             turn, tool = self._ahead.pop(0)
             tally = self._tallies[tool]
-            if tally.is_settled:
+            # Without a tool it is the machine's noise that is measured: each round counts.
+            if tally.is_settled and tool != UNTRACED:
                 continue
             if turn and time.monotonic() > self._deadline:
                 self._say(f"{self._kind.name}: no time for more rounds")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 
 def pytest_configure() -> None:
     """No example fails for being slow: that tells of the machine's load, not of the code."""
-    settings.register_profile("any_machine", deadline=None, print_blob=True)
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("any_machine", deadline=None, suppress_health_check=slow, print_blob=True)
     settings.load_profile("any_machine")
 
 

@@ -56,6 +56,14 @@ def eventually(condition: Callable[[], bool], what: str, patience: float = PATIE
         time.sleep(0.01)
 
 
+def read_unless_gone(file: Path) -> str:
+    """A file of /proc; empty where its thread has ended, or its descriptor was closed, meanwhile."""
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 class Lines:
     """The lines of a pipe, read by a thread, so that the writer never blocks and a wait can end."""
 
@@ -217,7 +225,7 @@ class Tracer:
         return sum(
             int(line.split()[1])
             for status in Path(f"/proc/{self.pid}/task").glob("*/status")
-            for line in status.read_text().splitlines()
+            for line in read_unless_gone(status).splitlines()
             if line.startswith("voluntary_ctxt_switches:")
         )
 
@@ -225,7 +233,7 @@ class Tracer:
         """Ids of the BPF objects it holds; ``kind`` is "prog" or "map"."""
         ids = set()
         for info in Path(f"/proc/{self.pid}/fdinfo").iterdir():
-            for line in info.read_text().splitlines():
+            for line in read_unless_gone(info).splitlines():
                 key, _, value = line.partition(":")
                 if key == f"{kind}_id":
                     ids.add(int(value))
@@ -322,7 +330,7 @@ def mapped(pid: int) -> list[Area]:
     """
     for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
         areas = []
-        for line in (task / "maps").read_text().splitlines():
+        for line in read_unless_gone(task / "maps").splitlines():
             bounds, _, rest = line.partition(" ")
             start, end = (int(part, 16) for part in bounds.split("-"))
             if not rest.endswith(("[heap]", "[stack]", "[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]")):

@@ -27,17 +27,25 @@ def period(times: Iterable[int]) -> Optional[float]:
 
     ``times`` in ns, in any order.  Three intervals are the least that can show regularity.
     """
-    ordered = sorted(times)
-    if len(ordered) < MIN_WAVES or ordered[0] == ordered[-1]:
+    began = [wave[0] for wave in waves(times)]
+    if len(began) < MIN_WAVES:
         return None
-    pause = _ONE_WAVE * max(later - earlier for earlier, later in _neighbours(ordered))
-    waves = ordered[:1] + [later for earlier, later in _neighbours(ordered) if later - earlier > pause]
-    if len(waves) < MIN_WAVES:
-        return None
-    intervals = [later - earlier for earlier, later in _neighbours(waves)]
+    intervals = [later - earlier for earlier, later in _neighbours(began)]
     middle = median(intervals)
     most = max(_IRREGULAR * len(intervals), 1 if len(intervals) >= _ENOUGH else 0)
     return middle / NS if middle >= _SHORTEST and _irregular(intervals, middle) <= most else None
+
+
+def waves(times: Iterable[int]) -> list[list[int]]:
+    """Events that belong together, in their order; ``times`` in any order and unit."""
+    ordered = sorted(times)
+    pause = _ONE_WAVE * max((later - earlier for earlier, later in _neighbours(ordered)), default=0)
+    found = [ordered[:1]] if ordered else []
+    for earlier, later in _neighbours(ordered):
+        if later - earlier > pause:
+            found.append([])
+        found[-1].append(later)
+    return found
 
 
 def _irregular(intervals: Sequence[int], middle: float) -> int:

@@ -156,6 +156,21 @@ def test_leak_of_a_timer_is_told_with_its_step(seconds: float, turns: int, seed:
 @pytest.mark.parametrize(
     "times",
     [
+        pytest.param([1, 2, 3, 5, 6, 7, 8], id="one turn left out"),
+        pytest.param([1, 2, 3, 5.97, 5.98, 6, 7, 8, 9], id="three at once after a hiccup"),
+        pytest.param([turn + 0.05 * (turn % 2) for turn in range(1, 40)], id="every second one late"),
+    ],
+)
+def test_a_step_is_what_each_turn_brought(times: list[float]) -> None:
+    end = round((times[-1] + 1) * SECOND)
+    found = regular([round(time * SECOND) for time in times], STACK_BYTES * len(times), 0, end)
+    assert found is not None
+    assert found.step == STACK_BYTES
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
         pytest.param([1, 2, 3], id="too few"),
         pytest.param([1, 2, 3, 4, 5, 6], id="a burst at the start"),
         pytest.param([95, 96, 97, 98, 99], id="young ones only"),

@@ -207,6 +207,10 @@ class Tracer:
         """Its lines on stderr, as far as they were waited for."""
         return self._stderr.seen
 
+    def wait_for_report(self) -> None:
+        """With ``-i``: reads the next report, which stays a part of the result."""
+        assert self._stdout.until(lambda _: True), f"the trace ended without another report: {self.said}"
+
     def interrupt(self, number: int = signal.SIGINT) -> Result:
         """Ends the trace by a signal, and returns what it reported."""
         self.process.send_signal(number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,20 @@ def running(*command: object) -> Iterator[tuple[subprocess.Popen[bytes], bytes]]
             yield process, process.stdout.readline()
         finally:
             process.kill()
+
+
+@contextmanager
+def gone() -> Iterator[int]:
+    """The PID of a process that has ended, and that nobody gets meanwhile: it still numbers a session."""
+    script = "sleep 600 >/dev/null & echo $!"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        member = int(process.stdout.readline())
+        process.wait()
+        try:
+            yield process.pid
+        finally:
+            os.kill(member, signal.SIGKILL)
 
 
 def compiled(directory: Path, source: str) -> Path:

@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import (
+    PATIENCE,
     ROOT,
     TRACER,
     Program,
@@ -35,6 +37,7 @@ from harness import (
     traced,
     union,
 )
+from process_helpers import gone
 
 BPF_CALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 BPF_GET_FD_BY_ID = {"prog": 13, "map": 14}
@@ -124,12 +127,16 @@ def test_duration_ends_the_trace() -> None:
     with Target("orphans", "kept", 3) as target:
         with Tracer("-p", target.pid, "-d", 5, "--min-age", 0) as tracer:
             target.run()
+            done_at = datetime.now(timezone.utc)
             result = tracer.wait()
         report = result.report
+    window = report["window"]
     assert result.status == 0
-    assert report["window"]["ended_by"] == "duration"
-    assert report["window"]["seconds"] >= 5
-    assert len(reported(report, "orphaned-mapping")) == 3
+    assert window["ended_by"] == "duration"
+    assert window["seconds"] >= 5
+    over_at = datetime.fromisoformat(window["ended_at"]) - timedelta(seconds=window["seconds"] - 5)
+    if done_at <= over_at:  # a machine may sleep through the whole window
+        assert len(reported(report, "orphaned-mapping")) == 3
 
 
 @pytest.mark.parametrize("mode", ["exit", "killed"])
@@ -182,16 +189,16 @@ def test_output_file_is_whole(tmp_path: Path) -> None:
 
 def test_interval_reports_again_and_again() -> None:
     """One JSON document per line, each whole, the last one with everything."""
-    with (
-        Target("reproducer", 5) as target,
-        Tracer("-p", target.pid, "-d", 4, "-i", 1, "--min-age", 0) as tracer,
-    ):
+    with Target("reproducer", 5) as target, traced(target, "-i", 0.5, "--min-age", 0) as tracer:
+        tracer.wait_for_report()
         target.run()
-        result = tracer.wait()
+        tracer.wait_for_report()
+        result = tracer.interrupt()
     reports = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(reports) >= 2
+    assert len(reports) >= 3
     assert {report["window"]["ended_by"] for report in reports[:-1]} == {"interval"}
-    assert reports[-1]["window"]["ended_by"] == "duration"
+    assert reports[-1]["window"]["ended_by"] == "interrupt"
+    assert not reported(reports[0], "abandoned-stack")
     assert len(reported(reports[-1], "abandoned-stack")) == 5
 
 
@@ -218,7 +225,7 @@ def test_one_look_tells_one_reading() -> None:
 def test_command_is_traced_from_its_first_instruction(tmp_path: Path) -> None:
     """The report is in a file, since the command has the tracer's stdout."""
     output = tmp_path / "report.json"
-    result = run_tracer("--json", "-o", output, "-d", 30, "--", build("ends"), "exit", "now")
+    result = run_tracer("--json", "-o", output, "-d", 300, "--", build("ends"), "exit", "now")
     report = Result(0, output.read_text(), "").report
     assert result.status == 0, result.stderr
     assert report["window"]["ended_by"] == "target-exit"
@@ -251,7 +258,7 @@ def test_command_that_outlives_the_trace(tmp_path: Path) -> None:
     try:
         eventually(output.exists, "the report is written")
     finally:
-        said, _ = process.communicate("", timeout=60)
+        said, _ = process.communicate("", timeout=PATIENCE)
     report = Result(0, output.read_text(), "").report
     facts = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     found = reported_areas(report, "orphaned-mapping")
@@ -282,16 +289,15 @@ def test_command_that_ends_is_judged_by_its_last_books(tmp_path: Path, joins: tu
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(["sleep", "60"])
+    process = subprocess.Popen(["sleep", "600"])
     yield process
     process.kill()
     process.wait()
 
 
 def test_no_such_process() -> None:
-    child = subprocess.Popen(["true"])
-    child.wait()
-    assert_one_line(run_tracer("-p", child.pid), 1, str(child.pid))
+    with gone() as pid:
+        assert_one_line(run_tracer("-p", pid), 1, str(pid))
 
 
 def test_kernel_thread() -> None:
@@ -339,7 +345,9 @@ def test_not_root(sleeper: subprocess.Popen[bytes]) -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         directory.chmod(0o755)
-        shutil.copytree(ROOT / "ebpftrace", directory / "ebpftrace")
+        # What is compiled comes and goes while other tests import the package.
+        ours = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "ebpftrace", directory / "ebpftrace", ignore=ours)
         shutil.copytree(ROOT / "bpf", directory / "bpf")
         assert_one_line(run_tracer("-p", sleeper.pid, "-d", 1, cwd=directory, **nobody), 1, "root")
 
@@ -371,7 +379,7 @@ def test_tracefs_not_mounted(sleeper: subprocess.Popen[bytes]) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert "Traceback" not in ended.stderr, ended.stderr

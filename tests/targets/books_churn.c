@@ -8,14 +8,17 @@
  */
 #include "target.h"
 
+#define MOST_DEAD 1000
+
 static const char *kind;
+static pid_t tids[MOST_DEAD];
 static long made;
 static long calm_us;
 static volatile int over;
 
-static void *dead(void *unused)
+static void *dead(void *place)
 {
-    return unused;
+    return tell_tid_and_end(place);
 }
 
 static void *churned(void *unused)
@@ -59,11 +62,13 @@ int main(int argc, char **argv)
     need(argc > 3);
     kind = argv[1];
     calm_us = argc > 4 ? atol(argv[4]) : 0;
-    for (int i = 0; i < atoi(argv[3]); i++)
-        need(!pthread_create(&thread, NULL, dead, NULL));
+    need(atoi(argv[3]) <= MOST_DEAD);
+    for (int i = 0; i < atoi(argv[3]); i++) {
+        need(!pthread_create(&thread, NULL, dead, &tids[i]));
+        await_end(&tids[i]);
+    }
     target_say("{\"event\": \"routines\", \"dead\": %lu, \"churned\": %lu}\n", (unsigned long)dead,
                (unsigned long)churned);
-    pause_ms(100);
     target_ready();
     for (int i = 0; i < atoi(argv[2]); i++)
         need(!pthread_create(&thread, NULL, churn, NULL));

@@ -22,11 +22,6 @@ struct list {
 
 static struct list *volatile noisy;
 
-static void *ends(void *unused)
-{
-    return unused;
-}
-
 static unsigned offset(const char *name)
 {
     const unsigned *descriptor = dlsym(RTLD_DEFAULT, name);
@@ -73,9 +68,12 @@ int main(int argc, char **argv)
     unsigned long *head_at, wild = 0x123456789000;
 
     need(argc > 1);
-    for (int i = 0; i < 8; i++)
-        need(!pthread_create(&threads[i], NULL, ends, NULL));
-    pause_ms(100);
+    for (int i = 0; i < 8; i++) {
+        static pid_t tids[8];
+
+        need(!pthread_create(&threads[i], NULL, tell_tid_and_end, &tids[i]));
+        await_end(&tids[i]);
+    }
     head_at = dlsym(RTLD_DEFAULT, "__nptl_rtld_global");
     need(head_at);
     struct list *head = (struct list *)(*head_at + offset("_thread_db_rtld_global__dl_stack_used"));

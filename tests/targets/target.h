@@ -101,6 +101,21 @@ static inline void await_thread_gone(pid_t tid)
         pause_ms(1);
 }
 
+/* Start routine of a thread that tells its tid in the place it is given, and ends. */
+static inline void *tell_tid_and_end(void *place)
+{
+    __atomic_store_n((pid_t *)place, own_tid(), __ATOMIC_RELEASE);
+    return NULL;
+}
+
+/* Returns when a thread that began in tell_tid_and_end is gone. */
+static inline void await_end(pid_t *place)
+{
+    while (!__atomic_load_n(place, __ATOMIC_ACQUIRE))
+        pause_ms(1);
+    await_thread_gone(*place);
+}
+
 static inline void *map_anonymous(size_t length)
 {
     void *start = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

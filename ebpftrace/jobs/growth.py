@@ -69,13 +69,13 @@ def run(settings: Settings, observer: Observer) -> None:
         observer.attached(watch.info, watch.clock, record.size)
 
         def due(_: Sequence[Watch]) -> None:
-            began = time.monotonic()
-            if began < record.look_again_at:
+            if time.monotonic() < record.look_again_at:
                 observer.step(record.glance(watch.size()))
                 return
+            before = cost.now().cpu_seconds
             look()
-            now = time.monotonic()
-            record.look_again_at = now + (now - began) / _SHARE
+            # CPU time: a hiccup of the machine would hide the causes for twenty times as long.
+            record.look_again_at = time.monotonic() + (cost.now().cpu_seconds - before) / _SHARE
 
         def look() -> None:
             observer.step(without_collector(lambda: record.look(watch.moment(tracer))))

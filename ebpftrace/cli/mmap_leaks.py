@@ -225,14 +225,6 @@ class _Narrator:
         if self._output is not None:
             self._output.close()
 
-    def looked(self, report: Report) -> None:
-        """Say at once what leaked before tracing."""
-        from ebpftrace.report.headline import leak_lines
-
-        if not self._quiet:
-            for line in leak_lines(report):
-                click.echo(line, err=True)
-
     def attached(self, watches: Sequence[LeakWatch]) -> None:
         """Say that the probes are live."""
         for watch in watches:
@@ -240,11 +232,13 @@ class _Narrator:
         if not self._quiet:
             click.echo("attached", err=True)
 
-            from ebpftrace.report.live import LiveView
-            from ebpftrace.report.output import use_color
+    def looked(self, report: Report) -> None:
+        """Say at once what leaked before tracing."""
+        from ebpftrace.report.headline import leak_lines
 
-            self._live = LiveView(sys.stderr, color=use_color(sys.stderr, self._no_color))
-            self._live.__enter__()
+        if not self._quiet:
+            for line in leak_lines(report):
+                click.echo(line, err=True)
 
     def command_ended(self, fate: str) -> None:
         """Say what became of COMMAND."""
@@ -254,10 +248,13 @@ class _Narrator:
 
     def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Draw the live view, now and then."""
-        began = time.monotonic()
-        if self._live is None or not self._live.active or began < self._next_look:
+        if self._quiet:
             return
-        self._live.update([watch.live_state(tracer, seconds_left) for watch in watches if watch.begun])
+        live = self._live = self._live or self._begin_live()
+        began = time.monotonic()
+        if not live.active or began < self._next_look:
+            return
+        live.update([watch.live_state(tracer, seconds_left) for watch in watches if watch.begun])
         took = time.monotonic() - began
         self._next_look = began + max(_LIVE_SECONDS, took / _LIVE_SHARE)
 
@@ -280,6 +277,14 @@ class _Narrator:
             output.write(str(self._files.speedscope), speedscope.render(report))
         if self._files.ledger is not None:
             output.write(str(self._files.ledger), ledger_dump.render(report, watch.standing))
+
+    def _begin_live(self) -> LiveView:
+        from ebpftrace.report.live import LiveView
+        from ebpftrace.report.output import use_color
+
+        live = LiveView(sys.stderr, color=use_color(sys.stderr, self._no_color))
+        live.__enter__()
+        return live
 
     def _end_live(self) -> None:
         if self._live is not None:

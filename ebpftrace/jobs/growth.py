@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional, Protocol
 
 from ebpftrace.jobs.interrupts import Interrupts
-from ebpftrace.jobs.tracing import Cost, begin_loading, follow, open_tracer, without_collector
+from ebpftrace.jobs.tracing import Cost, begin_loading, collector_off, follow, open_tracer
 from ebpftrace.process.target import open_target
 
 if TYPE_CHECKING:
@@ -63,9 +63,10 @@ def run(settings: Settings, observer: Observer) -> None:
         held.enter_context(watch)
         watch.meet()
         tracer = held.enter_context(open_tracer([watch], loading))
-        watch.attach(tracer)
-        cost = Cost(engine)
-        record = Record(watch, without_collector(lambda: watch.moment(tracer)))
+        with collector_off():
+            watch.attach(tracer)
+            cost = Cost(engine)
+            record = Record(watch, watch.moment(tracer))
         observer.attached(watch.info, watch.clock, record.size)
 
         def due(_: Sequence[Watch]) -> None:
@@ -78,7 +79,8 @@ def run(settings: Settings, observer: Observer) -> None:
             record.look_again_at = time.monotonic() + (cost.now().cpu_seconds - before) / _SHARE
 
         def look() -> None:
-            observer.step(without_collector(lambda: record.look(watch.moment(tracer))))
+            with collector_off():
+                observer.step(record.look(watch.moment(tracer)))
 
         ended_by = follow(
             settings.duration, settings.interval, [watch], tracer, interrupts, lambda _: None, due

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Optional, Protocol
 
 from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
@@ -14,9 +13,9 @@ from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.jobs.tracing import (
     Cost,
     begin_loading,
+    collector_off,
     follow,
     open_tracer,
-    without_collector,
 )
 from ebpftrace.jobs.waiting import readable
 from ebpftrace.kernel.cost import measured_runs
@@ -53,11 +52,11 @@ class Settings:
 class Observer(Protocol):
     """Who is told how the session goes."""
 
-    def looked(self, report: Report) -> None:
-        """What is wrong with a process before tracing begins."""
-
     def attached(self, watches: Sequence[LeakWatch]) -> None:
         """All probes are live and the baselines are read; a COMMAND is about to start."""
+
+    def looked(self, report: Report) -> None:
+        """What was wrong with a process before it was traced; told right after ``attached``."""
 
     def command_ended(self, fate: str) -> None:
         """The trace is over: what became of COMMAND, unless it has simply exited with 0."""
@@ -105,38 +104,42 @@ def run(settings: Settings, observer: Observer) -> None:
             for pid in sharers[watch.pid]:
                 watch.note(f"process {pid} shares this address space: its calls and mappings are told here")
         if not command:
-            for watch in watches:
-                watch.look()
+            with collector_off():
+                for watch in watches:
+                    watch.look()
             if not is_traced:
                 # Who exited this very moment may still be joined: a second look tells.
                 readable([interrupts.fileno()], settings.min_age / 1e9)
-                for watch in watches:
-                    observer.report(without_collector(watch.verdict), watch)
+                with collector_off():
+                    for watch in watches:
+                        observer.report(watch.verdict(), watch)
                 return
         tracer = held.enter_context(open_tracer(watches, loading))
-        for watch in watches:
-            if command:
-                watch.attach_at_exec(tracer)
-            else:
-                watch.attach(tracer)
-        cost = Cost(engine, tracer if settings.measure_cost else None)
-        if not command:
+        with collector_off():
             for watch in watches:
-                observer.looked(without_collector(watch.first_verdict))
-        observer.attached(watches)
-        if command:
-            command.go()
+                if command:
+                    watch.attach_at_exec(tracer)
+                else:
+                    watch.attach(tracer)
+            cost = Cost(engine, tracer if settings.measure_cost else None)
+            observer.attached(watches)
+            if command:
+                command.go()
+            else:
+                for watch in watches:
+                    observer.looked(watch.first_verdict())
 
         def report(watch: LeakWatch, ended_by: EndedBy) -> None:
-            observer.report(replace(watch.report(tracer, ended_by), cost=cost.now()), watch)
+            with collector_off():
+                observer.report(replace(watch.report(tracer, ended_by), cost=cost.now()), watch)
 
         def due(living: Sequence[LeakWatch]) -> None:
             for watch in living:
-                without_collector(partial(report, watch, EndedBy.INTERVAL))
+                report(watch, EndedBy.INTERVAL)
 
         def progress(seconds_left: Optional[float]) -> None:
             observer.progress(watches, tracer, seconds_left)
 
         ended_by = follow(settings.duration, settings.interval, watches, tracer, interrupts, progress, due)
         for watch in watches:
-            without_collector(partial(report, watch, watch.ended_by or ended_by))
+            report(watch, watch.ended_by or ended_by)

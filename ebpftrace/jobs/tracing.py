@@ -6,7 +6,8 @@ import gc
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
@@ -30,7 +31,6 @@ _POLL_SECONDS = 0.1
 """... but we do not come sooner than this after the last time."""
 
 AnyWatch = TypeVar("AnyWatch", bound="Watch")
-Made = TypeVar("Made")
 
 _LEAST_THREADS = 16_384
 _SITES = 16_384
@@ -126,13 +126,16 @@ def _readable(fds: Sequence[int], until: float) -> list[int]:
     return readable(fds, until - time.monotonic())
 
 
-def without_collector(make: Callable[[], Made]) -> Made:
-    """Make a report with Python's cycle collector off: it would walk all living objects again and again."""
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Without Python's cycle collector: where much is made and kept, it would walk it all again and again."""
+    was_on = gc.isenabled()
     gc.disable()
     try:
-        return make()
+        yield
     finally:
-        gc.enable()
+        if was_on:
+            gc.enable()
 
 
 class Cost:

@@ -114,7 +114,6 @@ class Sweeper:
 def _put_back(fd: int, key: ctypes.c_uint64, leaf: ctypes.Structure) -> bool:
     """Write what was taken by mistake, unless there is something newer, or no room."""
     try:
-        tables.update(fd, key, leaf, tables.BPF_NOEXIST)
-    except (FileExistsError, tables.TableRefused):
+        return tables.inserter(fd, key, leaf)()
+    except tables.TableRefused:
         return False
-    return True

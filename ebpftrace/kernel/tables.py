@@ -23,8 +23,7 @@ _LOOKUP_ELEM = 1
 _DELETE_ELEM = 3
 _LOOKUP_AND_DELETE_ELEM = 21
 _LOOKUP_BATCH = 24
-BPF_ANY = 0
-BPF_NOEXIST = 1
+_BPF_NOEXIST = 1
 _FIRST_BATCH = 4096
 _ENOTSUPP = 524
 """What the kernel says, outside errno.h, of a command that a table does not know."""
@@ -95,19 +94,35 @@ def bpf(command: int, attributes: ctypes.Structure) -> int:
     return returned
 
 
-def update(fd: int, key: Data, leaf: ctypes.Structure, flags: int) -> None:
-    """Write one entry.  Raises FileExistsError where BPF_NOEXIST finds one, TableRefused when full."""
+def update(fd: int, key: Data, leaf: ctypes.Structure) -> None:
+    """Write one entry, whether there was one or not.  Raises TableRefused when full."""
     try:
         bpf(
             _UPDATE_ELEM,
-            _ElementAttributes(
-                map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf), flags=flags
-            ),
+            _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaf)),
         )
-    except FileExistsError:
-        raise
     except OSError as error:
         raise TableRefused("write", error) from error
+
+
+def inserter(fd: int, key: Data, leaf: ctypes.Structure) -> Callable[[], bool]:
+    """Return what writes ``leaf`` at ``key``, as both are when it is called; False where there is an entry.
+
+    For many: to make the arguments of the call takes longer than the call.  It raises TableRefused when full.
+    """
+    attributes = _ElementAttributes(map_fd=fd, flags=_BPF_NOEXIST)
+
+    def insert() -> bool:
+        attributes.key, attributes.value = ctypes.addressof(key), ctypes.addressof(leaf)
+        try:
+            bpf(_UPDATE_ELEM, attributes)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise TableRefused("write", error) from error
+        return True
+
+    return insert
 
 
 def lookup(fd: int, key: Data, leaf: ctypes.Structure) -> bool:

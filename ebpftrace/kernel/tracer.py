@@ -148,7 +148,7 @@ class Tracer:
         # Where its code will lie is not known: until set_code() all words tell call paths apart.
         self._tell(space, [_EVERYWHERE], _NEVER)
         life = LifeT(born=time.monotonic_ns(), tid=pid, tgid=pid, space=space)
-        self._put_thread(ThreadT(life=life, waits_for_exec=1))
+        tables.update(self._fds["threads"], ctypes.c_uint32(pid), ThreadT(life=life, waits_for_exec=1))
         return space
 
     def baseline_read(self, space: int, vmas: Vmas) -> None:
@@ -173,14 +173,16 @@ class Tracer:
         From here on every thread that one of them creates is traced from its birth.
         """
         new = []
-        record = ThreadT(life=LifeT(space=space))
+        record, tid = ThreadT(life=LifeT(space=space)), ctypes.c_uint32()
+        # Whom the kernel side saw being born stays as it is: it has counted already.
+        insert = tables.inserter(self._fds["threads"], tid, record)
         life = record.life
         for task in tasks:
+            tid.value = life.tid = task.id.tid
             life.born = max(task.id.born, 0)
-            life.tid = task.id.tid
             life.tgid = task.tgid
             life.name = task.name.encode("utf-8", "surrogateescape")[: NAME_BYTES - 1]
-            if self._put_thread(record):
+            if insert():
                 new.append(task)
         return new
 
@@ -233,7 +235,7 @@ class Tracer:
         space = self._spaces
         if space >= MAX_SPACES:
             raise CannotTrace(f"more than {MAX_SPACES} address spaces at once can't be traced")
-        tables.update(self._fds["spaces"], ctypes.c_uint32(space), record, tables.BPF_ANY)
+        tables.update(self._fds["spaces"], ctypes.c_uint32(space), record)
         self._spaces += 1
         return space
 
@@ -244,16 +246,7 @@ class Tracer:
         for index, interval in enumerate(code):
             record.code[index] = RangeT(interval.start, interval.end)
         self._baseline_at[space] = baseline_at
-        tables.update(self._fds["told"], ctypes.c_uint32(space), record, tables.BPF_ANY)
-
-    def _put_thread(self, record: ThreadT) -> bool:
-        """Add a thread, unless the kernel side saw it being born: then it has counted already."""
-        key = ctypes.c_uint32(record.life.tid)
-        try:
-            tables.update(self._fds["threads"], key, record, tables.BPF_NOEXIST)
-        except FileExistsError:
-            return False
-        return True
+        tables.update(self._fds["told"], ctypes.c_uint32(space), record)
 
     def _event(self, record: memoryview) -> None:
         call = CallEvent(*CALL_EVENT.unpack(record))

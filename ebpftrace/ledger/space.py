@@ -80,11 +80,12 @@ class Space:
     """
 
     def __init__(self, baseline: Iterable[Vma] = ()) -> None:
+        """``baseline``: no two overlap."""
         self._pieces: IntervalMap[Piece] = IntervalMap()
         self._in_transit: dict[Move, Found] = {}
-        for vma in baseline:
-            if not is_special(vma):
-                self._put(vma.start, vma.end, Piece(Origin(), BEFORE_ALL, None))
+        self._pieces.add(
+            (vma.start, vma.end, Piece(Origin(), BEFORE_ALL, None)) for vma in baseline if not is_special(vma)
+        )
 
     def copy(self) -> Space:
         """Return an address space of its own in the same state."""

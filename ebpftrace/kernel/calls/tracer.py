@@ -68,14 +68,23 @@ class CallTracer:
 
     def add_command(self, pid: int) -> None:
         """Trace process ``pid`` from the moment it executes a program."""
-        self._put(pid, TracedT(tgid=pid, image=pid, waits_for_exec=1))
+        record = TracedT(tgid=pid, image=pid, waits_for_exec=1)
+        tables.update(self._fds["threads"], ctypes.c_uint32(pid), record)
 
     def add_threads(self, tasks: Iterable[Task]) -> Sequence[Task]:
         """Trace these tasks; return those that were not traced before.
 
         From here on every task that one of them creates is traced from its birth.
         """
-        return [task for task in tasks if self._put(task.id.tid, TracedT(tgid=task.tgid, image=task.tgid))]
+        new = []
+        record, tid = TracedT(), ctypes.c_uint32()
+        insert = tables.inserter(self._fds["threads"], tid, record)
+        for task in tasks:
+            tid.value = task.id.tid
+            record.tgid = record.image = task.tgid
+            if insert():
+                new.append(task)
+        return new
 
     def known_threads(self) -> set[int]:
         """Tids of all that are traced now."""
@@ -121,13 +130,6 @@ class CallTracer:
                 )
             )
         return found
-
-    def _put(self, tid: int, record: TracedT) -> bool:
-        try:
-            tables.update(self._fds["threads"], ctypes.c_uint32(tid), record, tables.BPF_NOEXIST)
-        except FileExistsError:
-            return False
-        return True
 
     def _attach(self, filters: Filters) -> None:
         """Attach to the tracepoints of the chosen calls, and to no others: each costs its callers time."""

@@ -11,6 +11,8 @@ from ebpftrace.model import Frame, Stack
 from ebpftrace.text import escape, shorten
 
 _RUNTIME_MODULES = ("libc.so", "libc-", "libc.musl", "ld-", "libpthread", "libstdc++", "libc++", "[vdso]")
+_RUNTIME_SOURCES = ("/include/c++/", "/library/std/src/", "/library/core/src/", "/library/alloc/src/")
+"""In the path of what the C++ and Rust libraries have inlined into, or instantiated in, an application."""
 _LEAST_NAME = 40
 """Cells of a function's name beside its place: where there are fewer it stands above."""
 
@@ -94,10 +96,16 @@ def site(frame: Frame, width: int) -> str:
     return f"{function}  {file}"
 
 
+def is_runtime(frame: Frame) -> bool:
+    """Whether a frame is of the C library or another run-time library, by its file or its source."""
+    module = posixpath.basename(frame.module or "")
+    source_file = frame.file or ""
+    return module.startswith(_RUNTIME_MODULES) or any(part in source_file for part in _RUNTIME_SOURCES)
+
+
 def culprit(stack: Stack) -> Optional[Frame]:
-    """The innermost frame outside the C library and other run-time modules, where there is one."""
-    for frame in stack.frames:
-        module = posixpath.basename(frame.module or "")
-        if frame.function and not module.startswith(_RUNTIME_MODULES):
-            return frame
-    return stack.frames[0] if stack.frames else None
+    """The innermost frame outside run-time libraries: with a name where one has, else any in a module."""
+    own = [frame for frame in stack.frames if not is_runtime(frame)]
+    named = next((frame for frame in own if frame.function), None)
+    placed = next((frame for frame in own if frame.module), None)
+    return named or placed or (stack.frames[0] if stack.frames else None)

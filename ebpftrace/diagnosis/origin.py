@@ -5,10 +5,12 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 from enum import Enum
+from itertools import islice
 from typing import Optional
 
 from ebpftrace.callflags import MAP_STACK, PRIVATE_ANONYMOUS, has_all
 from ebpftrace.diagnosis.evidence import NS
+from ebpftrace.frames import is_runtime
 from ebpftrace.ledger.owners import UNKNOWN_TGID
 from ebpftrace.model import Books, BooksState, Frame, Outstanding, OwnedBy, Stack, StackSource
 from ebpftrace.vmas import Vmas
@@ -21,16 +23,24 @@ _DEPTH_IN_LIBC = 3
 _DEPTH_TO_MAKER = 4
 """glibc: clone3 <- __clone_internal <- create_thread <- pthread_create (nptl/pthread_create.c)."""
 
+_CLONE_NAMES = frozenset({"clone", "__clone", "clone3", "__clone3", "__clone_internal", "create_thread"})
+_MALLOC_NAMES = frozenset(
+    {"malloc", "calloc", "realloc", "memalign", "aligned_alloc", "posix_memalign", "libc_malloc"}
+    | {"libc_calloc", "libc_realloc", "int_malloc", "int_memalign", "mid_memalign", "libc_memalign"}
+    | {"sysmalloc", "sysmalloc_mmap"}
+)
+"""Without leading underscores."""
+_NOT_OWN = _MMAP_NAMES | _CLONE_NAMES
+
 _AT_ONCE = NS
 """Who maps a stack for one thread starts that thread sooner."""
 
 _LEAST_DESCRIPTOR = 128
 """Less than any ``struct pthread``: about 200 bytes in musl, 2304 in glibc, both on x86-64."""
 
-_CLONE_NAMES = frozenset({"clone", "__clone", "clone3", "__clone3", "__clone_internal", "create_thread"})
 _WRAPPERS = (
     *_THREAD_MAKERS,
-    *("std::thread", "std::jthread", "std::__future", "std::async", "std::sys::", "gthread"),
+    *("std::thread", "std::jthread", "std::__future", "std::async", "std::sys::", "gthread", "operator new"),
 )
 """Functions between an application and clone or mmap: not the place where a join is missing."""
 
@@ -134,12 +144,20 @@ def used_late(outstanding: Outstanding) -> bool:
 
 
 def creator_frame(stack: Stack) -> Optional[Frame]:
-    """The innermost named frame that is the application's own, not a wrapper around clone or mmap."""
+    """The innermost named frame that is the application's own, not of a library around clone or mmap."""
     for frame in _past_maker(stack.frames):
         name = frame.function
-        if name and name not in _MMAP_NAMES | _CLONE_NAMES and not _begins(frame, _WRAPPERS):
+        if not name or name in _NOT_OWN or _plain(frame) in _MALLOC_NAMES:
+            continue
+        if not _begins(frame, _WRAPPERS) and not is_runtime(frame):
             return frame
     return None
+
+
+def by_malloc(stack: Stack) -> bool:
+    """Whether malloc mapped it for one block, as glibc does from 128 KiB on (mallopt(3), M_MMAP_THRESHOLD)."""
+    callers = (frame for frame in stack.frames if frame.function not in _MMAP_NAMES)
+    return any(_plain(frame) in _MALLOC_NAMES for frame in islice(callers, _DEPTH_IN_LIBC))
 
 
 def _past_maker(frames: Sequence[Frame]) -> Sequence[Frame]:
@@ -151,7 +169,11 @@ def _past_maker(frames: Sequence[Frame]) -> Sequence[Frame]:
 
 
 def _begins(frame: Frame, names: tuple[str, ...]) -> bool:
-    return frame.function is not None and frame.function.lstrip("_").startswith(names)
+    return _plain(frame).startswith(names)
+
+
+def _plain(frame: Frame) -> str:
+    return (frame.function or "").lstrip("_")
 
 
 def allocator_of(stack: Stack) -> Optional[str]:

@@ -9,10 +9,12 @@ from collections.abc import Hashable, Sequence
 
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import NS
-from ebpftrace.diagnosis.origin import allocator_of, creator_frame
+from ebpftrace.diagnosis.origin import allocator_of, by_malloc, creator_frame
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.model import OwnedBy, Verdict
 from ebpftrace.text import duration, plural
+
+_OR_LATER = "or where it was handed over to"
 
 
 def _claims(_case: Case, _context: Context) -> bool:
@@ -43,8 +45,14 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
         doubt = f"no stack tells whether {loaded} mapped them for the whole process: not called a leak"
         return Judgement(False, (growth, doubt), "look with the allocator's own statistics")
     creator = creator_frame(first.facts.stack)
-    where = f" what {creator.function} maps" if creator is not None else " it"
-    return Judgement(True, (growth,), f"unmap{where} before the thread exits, or where it was handed over to")
+    what = creator.function if creator is not None else None
+    if by_malloc(first.facts.stack):
+        block = f"what {what} allocates" if what else "them"
+        blocks = "each is one large block of malloc, which is unmapped when it is freed"
+        return Judgement(True, (growth, blocks), f"free {block} before the thread exits, {_OR_LATER}")
+    return Judgement(
+        True, (growth,), f"unmap {f'what {what} maps' if what else 'it'} before the thread exits, {_OR_LATER}"
+    )
 
 
 ORPHANED_MAPPING = Rule(Verdict.ORPHANED_MAPPING, _claims, _judge, _split)

@@ -29,6 +29,7 @@ from diagnosis_scenes import (
     span,
 )
 
+from ebpftrace.frames import culprit
 from ebpftrace.model import (
     Books,
     BooksState,
@@ -249,6 +250,47 @@ def test_the_advice_names_who_creates_the_threads(library: list[str]):
     made = Stack(frames, True, StackSource.COPIED)
     finding = only(judge([stack], books(booked(span(stack))), stack_of=lambda _: made))
     assert "acme::start_job()" in finding.advice
+
+
+HEADER = "/usr/include/c++/12/bits/std_thread.h"
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        Frame("thread<accept()::<lambda()> >", HEADER, 142, "/opt/app", inlined=True),
+        Frame("spawn_unchecked<fn>", "/rustc/0a1b/library/std/src/thread/lifecycle.rs", 137, "/opt/app"),
+        Frame("std::make_unique<Job>", "/usr/lib/llvm-14/include/c++/v1/memory", 9, "/opt/app"),
+    ],
+)
+def test_what_a_library_inlined_into_the_program_creates_no_threads(wrapper: Frame):
+    frames = (Frame("__clone3", module=LIBC), wrapper, Frame("accept()", "/src/a.cc", 8, "/opt/app"))
+    made = Stack(frames, True, StackSource.COPIED)
+    stack = pthread_stack(1, site=OWN_SITE)
+    finding = only(judge([stack], books(booked(span(stack))), stack_of=lambda _: made))
+    assert "threads that accept() creates" in finding.advice
+    assert culprit(made) == frames[2]
+
+
+def test_a_program_without_names_is_named_by_its_file_not_by_the_c_library():
+    nameless = Frame(None, module="/opt/app", offset=0x1234)
+    frames = (Frame("mmap64", module=LIBC), nameless, Frame("__libc_start_call_main", module=LIBC))
+    made = Stack(frames, True, StackSource.COPIED)
+    stack = pthread_stack(1, site=OWN_SITE)
+    finding = only(judge([stack], books(booked(span(stack))), stack_of=lambda _: made))
+    assert finding.advice.startswith("join these threads")
+    assert culprit(made) == nameless
+
+
+def test_large_blocks_of_malloc_are_to_be_freed_by_whom_asked_for_them():
+    names = ("__mmap64", "sysmalloc_mmap", "sysmalloc", "_int_malloc", "__libc_malloc")
+    frames = (*(Frame(name, module=LIBC) for name in names), Frame("load_image", module="/opt/app"))
+    made = Stack(frames, True, StackSource.COPIED)
+    left = [orphaned(number, made=5 * number, exited=5 * number + 1, site=OWN_SITE) for number in range(11)]
+    finding = only(judge(left, stack_of=lambda _: made))
+    assert finding.leak
+    assert "free what load_image allocates" in finding.advice
+    assert any("block of malloc" in line for line in finding.evidence)
 
 
 def test_a_stack_the_application_gave_a_pthread_and_never_frees():

@@ -35,6 +35,8 @@ LEAST_ALIKE = 0.5
 _BLOCK = re.compile(
     r"```console\n\$ (?P<command>.*)\n(?P<output>(?:.*\n)*?)```\n<!-- shows\n(?P<shows>(?:.*\n)*?)-->\n"
 )
+_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|[+-]?\d[\d.,:]*")
+_RESULT = re.compile(r"(\) += \S+| <unfinished \.\.\.>)$")
 
 
 class Block(NamedTuple):
@@ -106,10 +108,9 @@ def server() -> Iterator[Server]:
 
 
 def shape(output: str) -> list[str]:
-    """The lines without what differs from run to run."""
+    """The lines without what differs from run to run; strace leaves some results for another line."""
     return [
-        re.sub(r"\s+", " ", re.sub(r"0x[0-9a-f]+|[0-9a-f]{8,}|[+-]?\d[\d.,:]*", "N", line)).strip()
-        for line in output.splitlines()
+        re.sub(r"\s+", " ", _NUMBER.sub("N", _RESULT.sub("", line))).strip() for line in output.splitlines()
     ]
 
 

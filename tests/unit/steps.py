@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any, Callable
 
@@ -16,9 +17,12 @@ def lines_run(function: Callable[..., object], *arguments: object) -> int:
         return tracer
 
     before = sys.gettrace()
+    # What the collector calls is not ours: finalizers of other tests, callbacks of hypothesis.
+    gc.disable()
     sys.settrace(tracer)
     try:
         function(*arguments)
     finally:
         sys.settrace(before)
+        gc.enable()
     return lines

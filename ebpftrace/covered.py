@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ebpftrace.model import Interval
 
@@ -11,20 +11,21 @@ from ebpftrace.model import Interval
 class Covered:
     """The addresses that ascending, disjoint ranges cover, as few ranges as there can be."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """``ranges`` ascend, and no two overlap."""
         self._starts: list[int] = []
         self._ends: list[int] = []
         self.size = 0
         """Bytes."""
-
-    def add(self, start: int, end: int) -> None:
-        """Add a range above all others."""
-        self.size += end - start
-        if self._ends and self._ends[-1] == start:
-            self._ends[-1] = end
-        else:
-            self._starts.append(start)
-            self._ends.append(end)
+        reached = -1
+        for start, end in ranges:
+            self.size += end - start
+            if start != reached:
+                self._starts.append(start)
+                self._ends.append(end)
+            else:
+                self._ends[-1] = end
+            reached = end
 
     def holds(self, piece: Interval) -> bool:
         """Say whether every address of it is covered."""

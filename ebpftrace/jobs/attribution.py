@@ -24,11 +24,10 @@ class Attribution:
 
     def number(self, mappings: list[Mapping]) -> None:
         """Give the mappings the numbers of their stacks for sites; in place, since they may be many."""
-        for index, mapping in enumerate(mappings):
-            call = _map_call(mapping)
-            if call is not None:
-                pieces, made_at, mapper, prot, flags, signature, since = mapping
-                site = self._site(signature, call)
+        site_of = self._site
+        for index, (pieces, made_at, mapper, prot, flags, signature, since) in enumerate(mappings):
+            if mapper is not None and made_at is not None:
+                site = site_of(signature, (mapper.tid, made_at))
                 mappings[index] = Mapping(pieces, made_at, mapper, prot, flags, site, since)
 
     def runs(self, runs: Iterable[Run]) -> list[Run]:
@@ -60,12 +59,12 @@ class Attribution:
         return self._stacks.stack(site)
 
     def _site(self, signature: int, call: Call) -> int:
-        origin = self._stacks.origin(signature, call)
-        if origin.source is StackSource.COPIED:
+        stack, source = self._stacks.origin(signature, call)
+        if source is StackSource.COPIED:
             self._copied.add(call)
-        elif origin.source is StackSource.NONE:
+        elif source is StackSource.NONE:
             self._missing.add(call)
-        return origin.stack
+        return stack
 
 
 def _call(orphan: Orphan) -> Optional[Call]:

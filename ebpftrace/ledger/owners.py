@@ -36,15 +36,20 @@ def assign(
         runner = register.runner(run)
         if index not in runners or _rank(runner) > _rank(runners[index][1]):
             runners[index] = run, runner
-    return [_outstanding(mapping, runners.get(index), register) for index, mapping in enumerate(mappings)]
-
-
-def _outstanding(mapping: Mapping, on_it: Optional[tuple[Run, Thread]], register: _Register) -> Outstanding:
-    mapper = register.find(mapping.mapper) if mapping.mapper is not None else None
-    if on_it is not None:
-        run, runner = on_it
-        return Outstanding(mapping, runner, OwnedBy.RUNS_ON_IT, mapper, run)
-    return Outstanding(mapping, mapper, OwnedBy.MAPPED_IT if mapper is not None else None, mapper)
+    outstanding = []
+    mapper, mapping_thread = None, None
+    for index, mapping in enumerate(mappings):
+        if mapping.mapper is not mapper:  # neighbours often have one
+            mapper = mapping.mapper
+            mapping_thread = register.find(mapper) if mapper is not None else None
+        if index in runners:
+            run, runner = runners[index]
+            one = Outstanding(mapping, runner, OwnedBy.RUNS_ON_IT, mapping_thread, run)
+        else:
+            owned_by = OwnedBy.MAPPED_IT if mapping_thread is not None else None
+            one = Outstanding(mapping, mapping_thread, owned_by, mapping_thread)
+        outstanding.append(one)
+    return outstanding
 
 
 def _was_there(mapping: Mapping, run: Run) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from ebpftrace.covered import Covered
 from ebpftrace.ledger.space import is_special
@@ -27,17 +27,18 @@ def verify(mappings: Sequence[Mapping], vmas: Vmas, read_at: int) -> Verified:
     ``read_at`` is when the reading of ``vmas`` began: a mapping that came after that is kept as it is.  On a
     running target what was mapped or unmapped between the reading of rows and of maps counts as disagreement.
     """
-    areas, plain = Covered(), Covered()
-    for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds):
-        areas.add(start, end)
-        if not is_special(kind):
-            plain.add(start, end)
+    plain = Covered(
+        (start, end)
+        for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds)
+        if not (kind.path and is_special(kind))
+    )
+    areas: Optional[Covered] = None
     unexplained = plain.size
     confirmed = []
     phantom = 0
     for mapping in mappings:
         pieces = mapping.pieces
-        if all(map(plain.holds, pieces)):  # nearly always
+        if plain.holds(pieces[0]) and (len(pieces) == 1 or all(map(plain.holds, pieces))):  # nearly always
             unexplained -= mapping.size
             confirmed.append(mapping)
             continue
@@ -45,6 +46,7 @@ def verify(mappings: Sequence[Mapping], vmas: Vmas, read_at: int) -> Verified:
         if mapping.since is not None and mapping.since > read_at:
             confirmed.append(mapping)
             continue
+        areas = areas or Covered(zip(vmas.starts, vmas.ends))
         shown = tuple(part for piece in pieces for part in areas.parts(piece))
         phantom += mapping.size - sum(part.size for part in shown)
         if shown:

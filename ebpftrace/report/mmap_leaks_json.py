@@ -10,8 +10,8 @@ control characters included, are what they are (JSON escapes them).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from importlib import resources
 from typing import Any, Optional
 
@@ -62,11 +62,9 @@ def _begun(members: dict[str, Any], array: str) -> str:
 
 
 def _rows(orphans: Sequence[Orphan], report: Report) -> Iterator[str]:
-    at = partial(_quoted_time, report.clock.wall_ns(0))
-    # Many orphans may have one owner.
-    owned = lru_cache(_OWNERS_KEPT)(partial(_owned, at))
+    owners = _Owners(report)
     for first in range(0, len(orphans), _ROWS_AT_ONCE):
-        rows = [_row(orphan, at, owned) for orphan in orphans[first : first + _ROWS_AT_ONCE]]
+        rows = [_row(orphan, owners) for orphan in orphans[first : first + _ROWS_AT_ONCE]]
         yield ", " * bool(first) + ", ".join(rows)
 
 
@@ -154,39 +152,56 @@ def _finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _row(
-    orphan: Orphan,
-    at: Callable[[Optional[int]], str],
-    owned: Callable[[Optional[OwnedBy], Optional[Thread]], str],
-) -> str:
-    """One mapping, as an object; ``at`` makes a quoted time of monotonic nanoseconds.
+class _Owners:
+    """The members of mappings that tell of their owners; many may have one, mostly one after the other."""
+
+    def __init__(self, report: Report) -> None:
+        self.monotonic_began = report.clock.wall_ns(0)
+        """The wall clock when the monotonic one began, ns."""
+        self._text_of = lru_cache(_OWNERS_KEPT)(self._text)
+        self._last: tuple[Optional[OwnedBy], Optional[Thread]] = None, None
+        self._last_text = self._text(*self._last)
+
+    def text(self, owned_by: Optional[OwnedBy], owner: Optional[Thread]) -> str:
+        last_by, last = self._last
+        if owner is not last or owned_by is not last_by:
+            self._last = owned_by, owner
+            self._last_text = self._text_of(owned_by, owner)
+        return self._last_text
+
+    def _text(self, owned_by: Optional[OwnedBy], owner: Optional[Thread]) -> str:
+        why = f'"owned_by": {_quoted(owned_by.value) if owned_by else _NULL}'
+        if owner is None:
+            return f"{why}, {_NO_OWNER}"
+        creator = owner.creator
+        return (
+            f'{why}, "owner_tid": {owner.id.tid}, "owner_name": {_quoted(owner.name)}, '
+            f'"owner_creator_tid": {creator.tid if creator else _NULL}, '
+            f'"owner_creator_name": {_quoted(owner.creator_name)}, '
+            f'"owner_started_at": {_quoted_time(owner.id.born, self.monotonic_began)}, '
+            f'"owner_exited_at": {_quoted_time(owner.exited_at, self.monotonic_began)}'
+        )
+
+
+def _row(orphan: Orphan, owners: _Owners) -> str:
+    """One mapping, as an object.
 
     Written by hand: a report may have a hundred thousand, and the encoder takes three times as long.
     """
     (mapping, owner, owned_by, _, _), rss, guard = orphan
     pieces, made_at, mapper, prot, flags, _, _ = mapping
-    extent = _range(pieces[0].start, pieces[-1].end)
-    parts = f"{{{extent}}}" if len(pieces) == 1 else ", ".join(f"{{{_range(*piece)}}}" for piece in pieces)
+    start, end = pieces[0].start, pieces[-1].end
+    extent = _range(start, end)
+    if len(pieces) == 1:
+        size, parts = end - start, f"{{{extent}}}"
+    else:
+        size, parts = mapping.size, ", ".join(f"{{{_range(*piece)}}}" for piece in pieces)
     return (
-        f'{{{extent}, "bytes": {mapping.size}, "rss_bytes": {_NULL if rss is None else rss}, '
+        f'{{{extent}, "bytes": {size}, "rss_bytes": {_NULL if rss is None else rss}, '
         f'"guard_bytes": {_NULL if guard is None else guard}, "pieces": [{parts}], '
         f'"prot": {_NULL if prot is None else prot}, "flags": {_NULL if flags is None else flags}, '
-        f'"mapper_tid": {mapper.tid if mapper else _NULL}, "mapped_at": {at(made_at)}, '
-        f"{owned(owned_by, owner)}}}"
-    )
-
-
-def _owned(at: Callable[[Optional[int]], str], owned_by: Optional[OwnedBy], owner: Optional[Thread]) -> str:
-    """The members of a mapping that tell of its owner."""
-    why = f'"owned_by": {_quoted(owned_by.value) if owned_by else _NULL}'
-    if owner is None:
-        return f"{why}, {_NO_OWNER}"
-    creator = owner.creator
-    return (
-        f'{why}, "owner_tid": {owner.id.tid}, "owner_name": {_quoted(owner.name)}, '
-        f'"owner_creator_tid": {creator.tid if creator else _NULL}, '
-        f'"owner_creator_name": {_quoted(owner.creator_name)}, '
-        f'"owner_started_at": {at(owner.id.born)}, "owner_exited_at": {at(owner.exited_at)}'
+        f'"mapper_tid": {mapper.tid if mapper else _NULL}, '
+        f'"mapped_at": {_quoted_time(made_at, owners.monotonic_began)}, {owners.text(owned_by, owner)}}}'
     )
 
 
@@ -200,6 +215,6 @@ def _quoted(text: Optional[str]) -> str:
     return json.dumps(fit(text))
 
 
-def _quoted_time(realtime_ns: int, monotonic_ns: Optional[int]) -> str:
-    """A time as a JSON string; ``realtime_ns`` is the wall clock when the monotonic one began."""
-    return _NULL if monotonic_ns is None else f'"{iso_time(realtime_ns + monotonic_ns)}"'
+def _quoted_time(monotonic_ns: Optional[int], monotonic_began: int) -> str:
+    """A time as a JSON string; ``monotonic_began`` is the wall clock when the monotonic one did, ns."""
+    return _NULL if monotonic_ns is None else f'"{iso_time(monotonic_began + monotonic_ns)}"'

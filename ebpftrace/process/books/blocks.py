@@ -102,9 +102,7 @@ class Mappings:
         self._vmas = vmas
         self._starts, self._ends = vmas.starts, vmas.ends
         # A stack may consist of several mappings: its guard, the zones that Java protects.
-        self._mapped = Covered()
-        for start, end in zip(vmas.starts, vmas.ends):
-            self._mapped.add(start, end)
+        self._mapped = Covered(zip(vmas.starts, vmas.ends))
 
     def stacks(self, descriptors: Iterable[Descriptor]) -> dict[int, Interval]:
         """The stack of each descriptor (by its address) that has one mapped; stacks never overlap.

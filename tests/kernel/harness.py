@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ROOT / "tests" / "targets"
 SCHEMA = ROOT / "ebpftrace" / "report" / "schema" / "mmap-leaks-1.json"
 TRACER = (sys.executable, "-m", "ebpftrace", "mmap-leaks")
-PATIENCE = float(os.environ.get("EBPFTRACE_PATIENCE", "60"))
+PATIENCE = float(os.environ.get("EBPFTRACE_PATIENCE", "180"))
 """Seconds after which a wait has failed; generous, since compiling BPF on a busy machine is slow."""
 
 Area = tuple[int, int]

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 
 @contextmanager
 def running(*command: object) -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
@@ -35,6 +37,14 @@ def gone() -> Iterator[int]:
             yield process.pid
         finally:
             os.kill(member, signal.SIGKILL)
+
+
+def kernel_thread() -> int:
+    """kthreadd's PID; skips the test in a PID namespace, which has none."""
+    name = Path("/proc/2/comm")
+    if not name.exists() or name.read_text() != "kthreadd\n":
+        pytest.skip("no kernel thread in sight")
+    return 2
 
 
 def compiled(directory: Path, source: str) -> Path:

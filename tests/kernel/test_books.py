@@ -250,6 +250,7 @@ def test_limit_of_the_stack_cache(directory: Path, tunables: str, limit: int) ->
         assert limit - (1 << 20) < books.stack_cache_bytes <= limit
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["joined", "detached", "user"])
 def test_no_false_proof_while_the_lists_change(directory: Path, kind: str) -> None:
     churners, dead = 2, 50

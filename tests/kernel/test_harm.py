@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from harness import (
+    PATIENCE,
     ROOT,
     TRACER,
     Lines,
@@ -108,7 +109,7 @@ def test_closed_pipe_at_the_report() -> None:
             programs, maps = tracer.bpf_ids("prog"), tracer.bpf_ids("map")
             target.run()
             tracer.process.send_signal(2)
-            assert tracer.process.wait(60) == 141
+            assert tracer.process.wait(PATIENCE) == 141
             tracer._stderr.until(None)
             assert tracer.said[-1] == "attached"
             assert_gone(programs, maps)
@@ -131,7 +132,7 @@ def test_full_disk_leaves_the_file_that_was_there(tmp_path: Path) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
         target.run()
@@ -151,7 +152,7 @@ def test_too_little_memory_to_begin(mebibytes: int) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
         )
@@ -216,7 +217,7 @@ def test_one_of_two_targets_ends_early() -> None:
     with Target("orphans", "kept", 2) as lives, Target("ends", "exit") as ends:
         with Tracer("--until-interrupt", "--min-age", 0, "-p", ends.pid, "-p", lives.pid) as tracer:
             ends.go()
-            ends.process.wait(60)
+            ends.process.wait(PATIENCE)
             lives.run()
             reports = [json.loads(line) for line in tracer.interrupt().stdout.splitlines()]
         made = union(fact_areas(lives.facts("mapped")))
@@ -244,7 +245,7 @@ def test_a_tracer_traces_itself() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")

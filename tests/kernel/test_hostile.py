@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import ROOT, Program, Target, build, fact_areas, reported, reported_areas, union
+from harness import PATIENCE, ROOT, Program, Target, build, fact_areas, reported, reported_areas, union
 
 EBPFTRACE = (sys.executable, "-m", "ebpftrace")
 EVIL = "\x1b]0;x\x07\x1b[2J\n\x9b\u202e"
-BOUNDED = 60
+BOUNDED = PATIENCE
 """Seconds that a command may take, however hostile its target and busy the machine."""
 
 
@@ -57,7 +57,9 @@ def test_mmap_leaks(evil: Program, form: str, tmp_path: Path) -> None:
     assert process.stderr is not None
     said = b""
     while b"attached\n" not in said:
-        said += process.stderr.readline()
+        line = process.stderr.readline()
+        assert line, said
+        said += line
     evil.run()
     process.send_signal(2)
     shown, rest = process.communicate(timeout=BOUNDED)

@@ -16,7 +16,7 @@ from typing import Any
 import harness
 import jsonschema
 import pytest
-from process_helpers import compiled, running
+from process_helpers import compiled, kernel_thread, running
 
 SCHEMA = json.loads((harness.ROOT / "ebpftrace/report/schema/maps-1.json").read_text())
 MAPS = (sys.executable, "-m", "ebpftrace", "maps")
@@ -78,7 +78,7 @@ def run_maps(*options: object, check: bool = True) -> subprocess.CompletedProces
         cwd=harness.ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=harness.PATIENCE,
         check=False,
     )
     assert "Traceback" not in ended.stderr, ended.stderr
@@ -275,7 +275,7 @@ def test_other_runtimes_add_up_and_have_no_false_orphan(runtime: str, tmp_path: 
 
 
 def test_refusals_are_one_line() -> None:
-    for pid, words in ((2, "kernel thread"), (4_194_304, "no process")):
+    for pid, words in ((kernel_thread(), "kernel thread"), (4_194_304, "no process")):
         refused = run_maps("-p", pid, check=False)
         assert refused.returncode == 1
         assert refused.stderr.count("\n") == 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from harness import (
+    PATIENCE,
     ROOT,
     TRACER,
     Program,
@@ -194,7 +195,7 @@ def refusal(*place: str, pid: int) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (1, "")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from process_helpers import compiled, gone, running
+from process_helpers import compiled, gone, kernel_thread, running
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Vma
@@ -151,7 +151,7 @@ def test_a_thread_is_not_a_process() -> None:
 
 def test_a_kernel_thread_is_refused() -> None:
     with pytest.raises(CannotTrace, match="2 is a kernel thread"):
-        open_target(2)
+        open_target(kernel_thread())
 
 
 def test_a_zombie_is_refused_and_everything_else_says_that_it_has_exited() -> None:

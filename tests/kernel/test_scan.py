@@ -31,7 +31,7 @@ def run_scan(*options: object) -> str:
         cwd=harness.ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=harness.PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
@@ -221,7 +221,7 @@ def test_without_root_the_rest_is_counted_and_said() -> None:
         cwd=harness.ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=harness.PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

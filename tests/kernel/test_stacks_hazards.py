@@ -275,7 +275,12 @@ def python_with_perf_maps() -> str:
     for program in (*names, *map(str, pyenv)):
         if shutil.which(program) is None:
             continue
-        script = "import sys; print(sys.executable) if sys.version_info >= (3, 12) else sys.exit(1)"
+        script = (
+            "import os, sys\n"
+            "if sys.version_info < (3, 12): sys.exit(1)\n"
+            "os.unlink(f'/tmp/perf-{os.getpid()}.map')  # another process will have this PID\n"
+            "print(sys.executable)"
+        )
         asked = subprocess.run(
             [program, "-X", "perf", "-c", script], capture_output=True, text=True, check=False
         )
@@ -295,7 +300,12 @@ def test_python_functions(engine: Engine, tmp_path: Path) -> None:
         "    def handle(self): innermost()\n"
         "Server().handle()\n"
     )
-    stack = first_stack(engine, python_with_perf_maps(), "-X", "perf", str(script))
+    calls = catch([python_with_perf_maps(), "-X", "perf", str(script)])
+    caught = next(calls)
+    with StackResolver(caught.pid, engine) as resolver:
+        stack = resolver.resolve(caught.copy)
+    calls.close()
+    Path(f"/tmp/perf-{caught.pid}.map").unlink()
     functions = [name.rpartition(":")[0] for name in physical(stack) if name.startswith("py::")]
     assert functions == ["py::innermost", "py::Server.handle", "py::<module>"]
     assert stack.complete
@@ -307,6 +317,7 @@ def test_a_dangerous_perf_map_is_left_alone(engine: Engine, tmp_path: Path, haza
     calls = catch([str(binary), "no-map"])
     caught = next(calls)
     place = Path(f"/tmp/perf-{caught.pid}.map")
+    place.unlink(missing_ok=True)  # of a process that had this PID before
     try:
         if hazard == "fifo":
             os.mkfifo(place)

@@ -19,6 +19,8 @@ MAX_UNGUARDED_STACK = 1 << 20
 """A stack pointer alone makes no stack of what is larger and has no guard: runtimes such as Go's run
 threads on pieces of their heap."""
 _MAIN_STACK = "[stack]"
+BARE_EXIT = "detached, ended by a bare exit system call"
+"""Note of an orphaned stack of which no join is missing."""
 
 
 class Claim(NamedTuple):
@@ -101,12 +103,12 @@ def _booked_claim(booked: BookedThread, names: dict[int, LiveThread], proved: bo
         if live is None:
             return Claim(start, end, Kind.THREAD_STACK, note="starting or ending just now")
         return Claim(start, end, Kind.THREAD_STACK, live.tid, live.name)
-    if booked.detached or not proved:
-        note = (
-            "exited, detached: glibc frees it" if booked.detached else "exited; glibc's books keep changing"
-        )
+    if not proved:
+        note = "exited; glibc's books keep changing"
         return Claim(start, end, Kind.THREAD_STACK, start_routine=booked.start_routine, note=note)
     note = "stack given by the application" if booked.user_stack else ""
+    if booked.detached:
+        note = BARE_EXIT
     return Claim(start, end, Kind.ORPHANED_STACK, start_routine=booked.start_routine, note=note)
 
 

@@ -1,6 +1,10 @@
 """Abandoned stack: the application mapped it, its last owner exited, no task runs on it or took it over.
 
 Only the application can unmap a stack it gave to clone(2) or pthread_attr_setstack(3).
+
+Nobody can unmap that of a detached thread that ended by a bare exit system call: such a thread frees its
+stack itself, in what pthread_exit and a return from its start routine do before that call
+(nptl/pthread_create.c, start_thread).
 """
 
 from __future__ import annotations
@@ -24,13 +28,14 @@ from ebpftrace.text import plural, size
 
 _OVERFLOWING = "overflowing"
 _BOOKED = "booked"
+_BARE_EXIT = "bare exit"
 _SETTLED = "settled"
 _DOUBTFUL = "doubtful"
 
 
 def _is_applications(case: Case) -> bool:
     if case.facts.booked is not None:
-        return case.facts.booked.user_stack
+        return case.facts.booked.user_stack or case.facts.booked.detached
     if case.facts.cached or not case.facts.is_stack:
         return False
     return case.facts.origin is Origin.APPLICATION and fills_mapping(case.outstanding)
@@ -48,7 +53,7 @@ def _split(case: Case, context: Context) -> Hashable:
     A runtime that makes its threads without a C library (Go) manages its stacks in ways we don't know.
     """
     if case.facts.booked is not None:
-        return _BOOKED
+        return _BARE_EXIT if case.facts.booked.detached else _BOOKED
     if not _is_applications(case):
         return _OVERFLOWING
     known = context.libc is not Libc.UNKNOWN or foreign(case.outstanding, context.evidence.tgid)
@@ -58,6 +63,14 @@ def _split(case: Case, context: Context) -> Hashable:
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     stacks = plural(len(cases), "stack")
     kind = _split(cases[0], context)
+    if kind == _BARE_EXIT:
+        why = (
+            f"{stacks} of detached threads that exited but are on glibc's list of stacks in use: they ended "
+            "by a bare exit system call, before glibc could free them, and nothing else will (proved)"
+        )
+        return Judgement(
+            True, (why,), "end these threads by pthread_exit or a return, not by syscall(SYS_exit)"
+        )
     if kind == _BOOKED:
         why = (
             f"{stacks} that the application gave to threads: they exited, and glibc's list of user stacks "

@@ -49,7 +49,8 @@ def _is_awaited(descriptor: int, waits: Sequence[int]) -> bool:
 
 
 def _claims(case: Case, context: Context) -> bool:
-    return case.facts.booked is not None and case.facts.booked.start_routine in context.in_turn
+    booked = case.facts.booked
+    return booked is not None and not booked.detached and booked.start_routine in context.in_turn
 
 
 def _judge(cases: Sequence[Case], _context: Context) -> Judgement:

@@ -13,8 +13,6 @@ from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.model import Verdict
 from ebpftrace.text import duration
 
-_DETACHED_ADVICE = "look again: only one that ended by a bare exit system call keeps its stack for good"
-
 BEFORE_ITS_END = "have the report made while the program runs: a shorter -d, or a pause before it ends"
 
 
@@ -23,7 +21,6 @@ class _Reason(Enum):
 
     ENDED_WITH_TARGET = "the threads ended with the process: nothing was left behind"
     TOO_YOUNG = "the owner exited less than {min_age} before the report: a join or an unmap may still come"
-    DETACHED = "glibc's books: the thread is detached, so its stack is freed without a join"
     BOOKS_TOO_OLD = (
         "the target ended before glibc's books were read again: whether the thread was joined can't be told"
     )
@@ -36,8 +33,6 @@ def _reason(case: Case, context: Context) -> Optional[_Reason]:
         return _Reason.ENDED_WITH_TARGET if ended else _Reason.TOO_YOUNG
     if _is_younger_than_books(case, context):
         return _Reason.BOOKS_TOO_OLD
-    if case.facts.booked is not None and case.facts.booked.detached:
-        return _Reason.DETACHED
     return _Reason.UNSEEN if case.facts.exit_unseen else None
 
 
@@ -65,8 +60,6 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
         return Judgement(False, (why,), "nothing to do")
     if reason is _Reason.BOOKS_TOO_OLD:
         return Judgement(False, (why,), BEFORE_ITS_END, undecided=True)
-    if reason is _Reason.DETACHED:
-        return Judgement(False, (why,), _DETACHED_ADVICE)
     return Judgement(False, (why,), "trace longer, or look again: what is still there then is judged")
 
 

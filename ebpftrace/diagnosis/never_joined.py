@@ -20,8 +20,9 @@ from ebpftrace.text import duration, plural
 
 
 def _claims(case: Case, context: Context) -> bool:
-    if case.facts.booked is not None:
-        return not case.facts.booked.user_stack
+    booked = case.facts.booked
+    if booked is not None:
+        return not booked.user_stack and not booked.detached
     return (
         context.libc is Libc.MUSL
         and case.facts.is_stack

@@ -155,7 +155,7 @@ def creator_frame(stack: Stack) -> Optional[Frame]:
 
 
 def by_malloc(stack: Stack) -> bool:
-    """Whether malloc mapped it for one block, as glibc does from 128 KiB on (mallopt(3), M_MMAP_THRESHOLD)."""
+    """Whether malloc mapped it for one block, as glibc does from M_MMAP_THRESHOLD on (mallopt(3))."""
     callers = (frame for frame in stack.frames if frame.function not in _MMAP_NAMES)
     return any(_plain(frame) in _MALLOC_NAMES for frame in islice(callers, _DEPTH_IN_LIBC))
 

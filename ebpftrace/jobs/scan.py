@@ -197,9 +197,7 @@ def _with_books(
         books = read_books(figures.pid, vmas, memory)
         heaps = find_heaps(vmas, memory) if "glibc" in books.libc else []
     exited = [
-        thread
-        for thread in books.threads
-        if thread.exited and not thread.detached and (among is None or thread.descriptor in among)
+        thread for thread in books.threads if thread.exited and (among is None or thread.descriptor in among)
     ]
     looked = replace(
         figures,

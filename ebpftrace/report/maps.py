@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ebpftrace import frames
 from ebpftrace.anatomy.areas import UNEXPLAINED, Area, Kind, Totals, unexplained
+from ebpftrace.anatomy.claims import BARE_EXIT
 from ebpftrace.anatomy.growth import Growth, grouped
 from ebpftrace.anatomy.look import Look
 from ebpftrace.glibc import ARENAS_PER_CORE
@@ -62,9 +63,11 @@ def _headline(look: Look) -> list[str]:
     if look.growth is not None:
         lines.append(_growth_line(look.growth))
     if orphans.number:
-        threads = plural(orphans.number, "thread exited and was", "threads exited and were")
+        fate = "and was never joined" if orphans.number == 1 else "and were never joined"
+        if any(area.note == BARE_EXIT for area in look.areas):
+            fate += ", or did not free a stack"
         lines.append(
-            f"LEAK: {threads} never joined: {size(orphans.size)} of their stacks still mapped"
+            f"LEAK: {plural(orphans.number, 'thread')} exited {fate}: {size(orphans.size)} of their stacks still mapped"
             f"{_routines(look)}"
         )
     elif look.growth is None:

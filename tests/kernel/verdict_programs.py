@@ -127,6 +127,7 @@ GLIBC = {
     "cleanup": _threads("cleanup", NEVER_JOINED, routine="cleanup"),
     "c11": _threads("c11", NEVER_JOINED, routine="c11"),
     "raw exit": _threads("raw", NEVER_JOINED, routine="raw"),
+    "raw exit, detached": _threads("raw-detached", ABANDONED, routine="raw"),
     "initial thread ends": _threads("leader", NEVER_JOINED, routine="returns"),
     "static": _threads("returns", NEVER_JOINED, STATIC, "returns"),
     "static-pie": _threads("returns", NEVER_JOINED, STATIC_PIE, "returns"),

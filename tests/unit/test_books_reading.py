@@ -52,6 +52,21 @@ def test_what_is_proved_was_so(seed: int, version: tuple[int, int], dead: int, p
             assert proved == nptl.dead
 
 
+@pytest.mark.parametrize(
+    ("cancelhandling", "fate"),
+    [(1 << 4, Fate.JOINED), (0, Fate.EXITED)],
+    ids=["detached just now", "bare exit"],
+)
+def test_a_detached_thread_that_exited_keeps_its_stack_only_after_a_bare_exit(
+    cancelhandling: int, fate: Fate
+):
+    at = 0x7F0000001700
+    ended = Descriptor(at, 0, 0, 0, cancelhandling, 0, at, 0x401000, at - 0x1700, 0x2000)
+    form = Format(lists((2, 36)), BLOCK)
+    assert form.detached(ended)
+    assert form.fate(ended, frozenset()) is fate
+
+
 class Scattered:
     """Memory of 64 nodes that lead anywhere."""
 

@@ -88,10 +88,10 @@ def test_books_that_were_not_read_prove_nothing():
         assert baseline_verdict(replace(said, state=state), areas(1), name_of) == []
 
 
-def test_live_and_detached_threads_are_no_leak():
+def test_live_threads_are_no_leak_and_detached_ones_that_ended_by_a_bare_exit_are():
     said = books(booked(stack_at(0), exited=False), booked(stack_at(1), detached=True))
     finding = only(judge(baseline(areas(2)), said, vmas=areas(2)))
-    assert (finding.verdict, finding.leak, finding.count) == (Verdict.JUST_EXITED, False, 1)
+    assert (finding.verdict, finding.leak, finding.count) == (Verdict.ABANDONED_STACK, True, 1)
 
 
 def test_a_thread_alive_at_attach_has_the_exit_that_the_trace_saw():

@@ -88,12 +88,19 @@ def test_one_a_minute_is_told():
     assert any("every 60 s" in line for line in finding.evidence)
 
 
-def test_a_detached_thread_is_no_leak_and_nothing_is_said_of_a_join():
+def test_a_detached_thread_that_ended_by_a_bare_exit_leaves_its_stack_and_nothing_is_said_of_a_join():
     stack = pthread_stack(1)
     finding = only(judge([stack], books(booked(span(stack), detached=True))))
+    assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
+    assert any("bare exit" in line for line in finding.evidence)
+    assert "SYS_exit" in finding.advice
+    assert not any("join" in line for line in (*finding.evidence, finding.advice))
+
+
+def test_a_detached_thread_that_exited_just_now_is_given_time():
+    stack = pthread_stack(1, born=50, exited=59.5)
+    finding = only(judge([stack], books(booked(span(stack), detached=True))))
     assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
-    assert any("is detached" in line for line in finding.evidence)
-    assert not any("pthread_join" in line for line in (*finding.evidence, finding.advice))
 
 
 def test_one_that_just_exited_may_still_be_joined():

@@ -119,12 +119,12 @@ def test_books_tell_whose_stack_it_is_and_what_is_orphaned() -> None:
     assert [area.kind for area in areas] == [
         Kind.THREAD_STACK,
         Kind.ORPHANED_STACK,
-        Kind.THREAD_STACK,
+        Kind.ORPHANED_STACK,
         Kind.STACK_CACHE,
     ]
     assert (areas[0].tid, areas[0].thread, areas[0].perms) == (1070, "job\n", "rw-p")
     assert areas[1].start_routine == 0x1234
-    assert areas[2].note == "exited, detached: glibc frees it"
+    assert areas[2].note == "detached, ended by a bare exit system call"
     assert all((area.size, area.guard, area.rss) == (end, PAGE, 8192) for area in areas)
 
 

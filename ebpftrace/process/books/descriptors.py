@@ -141,7 +141,10 @@ class Format:
             self._knows_setxid and descriptor.setxid == 0
         )
         if cleared and started:
-            return Fate.EXITED
+            # One that is being detached after its end is freed at once; one that is detached and never set
+            # EXITING ended by a bare exit system call, and is not (nptl/pthread_detach.c).
+            ends_now = self.detached(descriptor) and bool(descriptor.cancelhandling & _EXITING)
+            return Fate.JOINED if ends_now else Fate.EXITED
         return Fate.UNKNOWN if descriptor.tid and not cleared else Fate.BEING_CREATED
 
     def detached(self, descriptor: Descriptor) -> bool:

@@ -23,6 +23,7 @@ from harness import (
     PATIENCE,
     ROOT,
     TRACER,
+    Lines,
     Program,
     Result,
     Target,
@@ -246,24 +247,32 @@ def test_report_of_a_command_that_ended_tells_what_was_so_at_its_end() -> None:
 
 def test_command_that_outlives_the_trace(tmp_path: Path) -> None:
     output = tmp_path / "report.json"
-    command = [str(build("ends")), "stays", "now"]
+    options = ["--json", "-o", output, "--until-interrupt", "--min-age", 0]
     process = subprocess.Popen(
-        [*TRACER, "--json", "-o", output, "-d", "4", "--min-age", "0", "--", *command],
+        [*TRACER, *map(str, options), "--", str(build("ends")), "stays", "now"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    said = Lines(process.stdout)
     try:
-        eventually(output.exists, "the report is written")
+        assert said.until(lambda line: line == "done"), said.seen
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
     finally:
-        said, _ = process.communicate("", timeout=PATIENCE)
+        process.stdin.close()  # which ends the command
+        process.kill()
+        process.wait()
+    said.until(None)
     report = Result(0, output.read_text(), "").report
-    facts = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    facts = [json.loads(line) for line in said.seen if line.startswith("{")]
     found = reported_areas(report, "orphaned-mapping")
     assert union(found) == union(fact_areas(facts))
-    assert report["window"]["ended_by"] == "duration"
+    assert report["window"]["ended_by"] == "interrupt"
 
 
 @pytest.mark.parametrize("joins", [(), ("joins",)])

@@ -252,7 +252,8 @@ def test_every_call_of_a_flood_is_printed_or_counted(tmp_path: Path) -> None:
 def test_losses_stand_in_the_stream_where_they_happened(tmp_path: Path) -> None:
     """A tracer that is stopped meanwhile can't print: what the buffer can't hold is counted."""
     log = tmp_path / "log"
-    with traced("flood", 3000, 0, options=("-k", "-o", log)) as (target, trace):
+    more_than_fits = 20_000
+    with traced("flood", 3000, 0, more_than_fits, options=("-k", "-o", log)) as (target, trace):
         trace.process.send_signal(signal.SIGSTOP)
         target.run()
         trace.process.send_signal(signal.SIGCONT)

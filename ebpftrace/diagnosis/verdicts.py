@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Optional
 
 from ebpftrace.diagnosis.abandoned_stack import ABANDONED_STACK
@@ -46,6 +47,8 @@ _SHORT = 10 * NS
 """A window shorter than this must have seen them come over half of it to tell their rate."""
 
 _PER_MINUTE = 60 * NS
+_MISSED = 2
+"""Intervals without another one after which it has stopped."""
 
 _GroupKey = tuple[int, bool, bool, Optional[int], Optional[SiteKey], Hashable]
 """Number of the rule, conflict, before attach, start routine, place, what the rule splits by."""
@@ -114,14 +117,19 @@ def _finding(group: _Group, judgement: Judgement, context: Context) -> Finding:
         leak = False
         evidence.append(f"conflicting evidence: {first.occupant} is on it, so it is not called a leak")
     # By age, then by address; one after the other, since a key of two would be an object for each.
-    cases.sort(key=lambda case: case.outstanding.mapping.start)
-    cases.sort(key=lambda case: -1 if case.began_at is None else case.began_at)
+    cases.sort(key=attrgetter("outstanding.mapping.pieces"))
+    cases.sort(key=lambda case: case.began_at or -1)
     began = _known(case.began_at for case in cases)
-    interval = period(began)
-    bytes_per_minute = None if first.before_attach else _rate(cases, began, context)
-    del began  # as long as the cases
     exits = _known(case.facts.exited_at for case in cases)
-    interval = interval or period(exits)
+    interval = period(began)
+    rate = None if first.before_attach else _rate(cases, began, context)
+    if interval is not None and _goes_on(interval, exits, context):
+        rate = rate and _regular_rate(cases, interval)
+    else:
+        interval = period(exits)
+        if interval is not None and not _goes_on(interval, exits, context):
+            interval = None
+    del began  # as long as the cases
     evidence += _exited(first, exits, context) + _regularity(interval)
     return Finding(
         verdict=group.rule.verdict,
@@ -130,7 +138,7 @@ def _finding(group: _Group, judgement: Judgement, context: Context) -> Finding:
         advice="look again: threads came or went while it was read" if group.conflict else judgement.advice,
         before_attach=first.before_attach,
         orphans=_used_up(cases),
-        bytes_per_minute=bytes_per_minute,
+        bytes_per_minute=rate,
         stack=first.stack if group.rule.by_place else NO_STACK,
         start_routine=context.evidence.name_of(first.booked.start_routine)
         if first.booked is not None
@@ -168,12 +176,27 @@ def _exited(first: Facts, exits: Sequence[int], context: Context) -> list[str]:
     return [f"{owners} exited {when} before {end}"]
 
 
+def _goes_on(interval: float, exits: Sequence[int], context: Context) -> bool:
+    """Whether what came every ``interval`` seconds still did at the end, as far as exits could be judged."""
+    quiet = context.age(max(exits)) - context.evidence.min_age if exits else 0
+    return quiet <= _MISSED * interval * NS
+
+
+def _regular_rate(cases: Sequence[Case], interval: float) -> float:
+    """Bytes per minute of what comes every ``interval`` seconds."""
+    made = [(case.mapping.made_at, case.mapping.size) for case in cases if case.mapping.made_at is not None]
+    times = [at for at, _ in made]
+    batches = round((max(times) - min(times)) / (interval * NS)) + 1
+    return sum(size for _, size in made) / batches * 60 / interval
+
+
 def _rate(cases: Sequence[Case], began: Sequence[int], context: Context) -> Optional[float]:
     """Bytes per minute of what the window left behind; None where one, or a burst, says nothing of a minute.
 
-    ``began``: when each of them did, where it is known, ascending.
+    ``began``: when each of them did, where it is known, ascending.  An owner needs ``min_age`` to count as
+    exited, so the window ends that much earlier.
     """
-    window = context.evidence.judged_at - context.evidence.attached_at
+    window = context.evidence.judged_at - context.evidence.min_age - context.evidence.attached_at
     if window <= 0:
         return None
     if window < _SHORT and began and began[-1] - began[0] < window / 2:

@@ -67,8 +67,8 @@ def _headline(look: Look) -> list[str]:
         if any(area.note == BARE_EXIT for area in look.areas):
             fate += ", or did not free a stack"
         lines.append(
-            f"LEAK: {plural(orphans.number, 'thread')} exited {fate}: {size(orphans.size)} of their stacks still mapped"
-            f"{_routines(look)}"
+            f"LEAK: {plural(orphans.number, 'thread')} exited {fate}: {size(orphans.size)} of their stacks "
+            f"still mapped{_routines(look)}"
         )
     elif look.growth is None:
         largest = sorted(look.kinds.items(), key=lambda item: item[1].size, reverse=True)[:3]

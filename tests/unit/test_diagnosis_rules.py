@@ -28,6 +28,8 @@ from diagnosis_scenes import (
     pthread_stack,
     span,
 )
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from ebpftrace.frames import culprit
 from ebpftrace.model import (
@@ -77,7 +79,38 @@ def test_two_have_a_rate_and_one_has_none():
         only(judge(some, books(*(booked(span(stack)) for stack in some)))) for some in (stacks[:1], stacks)
     )
     assert one.bytes_per_minute is None
-    assert two.bytes_per_minute == 2 * STACK_BYTES
+    assert two.bytes_per_minute == pytest.approx(2 * STACK_BYTES * 60 / 59)
+
+
+@given(
+    interval=st.floats(0.05, 10),
+    window=st.floats(6, 120),
+    lived=st.floats(0.001, 2),
+    batch=st.integers(1, 3),
+)
+def test_the_rate_is_that_of_the_period(interval: float, window: float, lived: float, batch: int):
+    """What still ran, or exited just now, at the end of a short window makes neither look slower."""
+    born = [step * interval for step in range(int((window - 1 - lived) / interval))]
+    assume(4 <= len(born) <= 200)
+    stacks = [
+        pthread_stack(batch * step + twin, born=at_second, exited=at_second + lived)
+        for step, at_second in enumerate(born)
+        for twin in range(batch)
+    ]
+    said = books(*(booked(span(stack)) for stack in stacks))
+    finding = only(judge(stacks, said, report_at=at(window)))
+    assert finding.period == pytest.approx(interval)
+    assert finding.bytes_per_minute == pytest.approx(batch * STACK_BYTES * 60 / interval)
+
+
+def test_what_came_regularly_and_stopped_has_no_period():
+    """Helpers of a start-up, never joined: a leak of a few stacks, not so much a second."""
+    stacks = [pthread_stack(n, born=0.1 * n, exited=0.1 * n + 0.05) for n in range(8)]
+    finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks))))
+    assert finding.leak
+    assert finding.period is None
+    assert finding.bytes_per_minute == pytest.approx(8 * STACK_BYTES * 60 / 59)
+    assert not any("regularly" in line for line in finding.evidence)
 
 
 def test_one_a_minute_is_told():

@@ -11,10 +11,11 @@
 
 #define LENGTH (24 * PAGE)
 
-static void *map_and_exit(void *unused)
+static void *map_and_exit(void *tid)
 {
+    *(volatile pid_t *)tid = own_tid();
     say_mapped(map_anonymous(LENGTH), LENGTH, own_tid(), own_tid());
-    return unused;
+    return NULL;
 }
 
 static void *become_cat(void *unused)
@@ -27,11 +28,12 @@ int main(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "";
     pthread_t thread;
+    pid_t worker;
 
     if (argc <= 2)
         target_ready();
-    need(!pthread_create(&thread, NULL, map_and_exit, NULL));
-    need(!pthread_join(thread, NULL));
+    need(!pthread_create(&thread, NULL, map_and_exit, &worker));
+    join_and_await(thread, &worker);
     if (!strcmp(mode, "killed"))
         raise(SIGKILL);
     if (!strcmp(mode, "exec"))

@@ -14,9 +14,9 @@
 /* ESC sequences, a newline, C1 and bidirectional controls, and what is not UTF-8. */
 #define EVIL "\033]0;x\a\033[2J\n\xc2\x9b\xe2\x80\xae\xff\xfe\xc3("
 
-static void *map_and_exit(void *unused)
+static void *map_and_exit(void *tid)
 {
-    (void)unused;
+    *(volatile pid_t *)tid = own_tid();
     prctl(PR_SET_NAME, "\033[2J\n\xff\xfe) R 1\r");
     char *start = map_anonymous(LENGTH);
     say_mapped(start, LENGTH, own_tid(), own_tid());
@@ -83,9 +83,10 @@ int main(int argc, char **argv)
     target_ready();
     for (int i = 0; i < 3; i++) {
         pthread_t thread;
+        pid_t tid;
 
-        need(!pthread_create(&thread, NULL, map_and_exit, NULL));
-        need(!pthread_join(thread, NULL));
+        need(!pthread_create(&thread, NULL, map_and_exit, (void *)&tid));
+        join_and_await(thread, &tid);
     }
     target_done();
     return 0;

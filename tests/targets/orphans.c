@@ -34,7 +34,7 @@ static struct worker run_worker(void)
     pthread_t thread;
 
     need(!pthread_create(&thread, NULL, map_and_exit, &worker));
-    need(!pthread_join(thread, NULL));
+    join_and_await(thread, &worker.tid);
     return worker;
 }
 

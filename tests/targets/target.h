@@ -101,6 +101,13 @@ static inline void await_thread_gone(pid_t tid)
         pause_ms(1);
 }
 
+/* A join returns before the kernel has told of the exit, where it tells of it late (before Linux 6.16). */
+static inline void join_and_await(pthread_t thread, const volatile pid_t *tid)
+{
+    need(!pthread_join(thread, NULL));
+    await_thread_gone(*tid);
+}
+
 /* Start routine of a thread that tells its tid in the place it is given, and ends. */
 static inline void *tell_tid_and_end(void *place)
 {

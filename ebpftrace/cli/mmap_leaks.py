@@ -179,7 +179,7 @@ def mmap_leaks(
     if is_traced:
         require_tracing()
     form = "json" if json_output else "folded" if folded else "text"
-    with _Narrator(form, view, files, quiet, no_color) as narrator:
+    with _Narrator(form, view, files, quiet, no_color, several=len(pids) > 1) as narrator:
         run(settings, narrator)
     if fail_on_leak and narrator.found_leak:
         raise click.exceptions.Exit(STATUS_LEAK)
@@ -206,13 +206,16 @@ class _Files:
 class _Narrator:
     """Tells the user how the session goes: the session's observer, a context manager."""
 
-    def __init__(self, form: str, view: View, files: _Files, quiet: bool, no_color: bool) -> None:
+    def __init__(
+        self, form: str, view: View, files: _Files, quiet: bool, no_color: bool, *, several: bool
+    ) -> None:
         self.found_leak = False
         self._form = form
         self._view = view
         self._files = files
         self._quiet = quiet
         self._no_color = no_color
+        self._several = several
         self._output: Optional[Growing] = None
         self._live: Optional[LiveView] = None
         self._next_look = 0.0
@@ -235,10 +238,13 @@ class _Narrator:
     def looked(self, report: Report) -> None:
         """Say at once what leaked before tracing."""
         from ebpftrace.report.headline import leak_lines
+        from ebpftrace.text import escape
 
         if not self._quiet:
+            target = report.target
+            whose = f"{escape(target.comm)} (PID {target.pid}): " if self._several else ""
             for line in leak_lines(report):
-                click.echo(line, err=True)
+                click.echo(f"{whose}{line}", err=True)
 
     def command_ended(self, fate: str) -> None:
         """Say what became of COMMAND."""

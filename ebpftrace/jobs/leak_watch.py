@@ -173,8 +173,8 @@ class LeakWatch(Watch):
             pid=self.pid,
             elapsed=(time.monotonic_ns() - self.began_at) / 1e9,
             remaining=seconds_left,
-            made=snapshot.calls.mmap,
-            removed=snapshot.calls.munmap,
+            mmap=snapshot.calls.mmap,
+            munmap=snapshot.calls.munmap,
             outstanding=len(rows),
             outstanding_bytes=sum(mapping.size for mapping in rows),
             orphaned=len(orphans),
@@ -192,7 +192,7 @@ class LeakWatch(Watch):
         memory: Optional[MemoryUse],
     ) -> Report:
         ended_at = self._ended_at or time.monotonic_ns()
-        made = [one.mapping for one in outstanding if not one.mapping.before_attach]
+        made = [one for one in outstanding if not one.mapping.before_attach]
         return Report(
             target=replace(self._info, threads=self._live_threads()),
             seconds=(ended_at - self.began_at) / 1e9 if self.begun else 0.0,
@@ -202,10 +202,10 @@ class LeakWatch(Watch):
             memory=self._memory_change(memory),
             calls=snapshot.calls,
             losses=snapshot.losses,
-            threads=tuple(totals(outstanding, snapshot.threads, snapshot.brk_growth, self._stacks.stack)),
+            threads=tuple(totals(made, snapshot.threads, snapshot.brk_growth, self._stacks.stack)),
             findings=findings,
             outstanding_mappings=len(made),
-            outstanding_bytes=sum(mapping.size for mapping in made),
+            outstanding_bytes=sum(one.mapping.size for one in made),
             notes=self.notes(snapshot),
         )
 

@@ -29,10 +29,9 @@ class LiveState:
     elapsed: float
     remaining: Optional[float]
     """None where only an interrupt ends the trace."""
-    made: int
-    """Mappings made since attach."""
-    removed: int
-    """Mappings removed since attach."""
+    mmap: int
+    """Calls since attach, failed ones included; so is ``munmap``."""
+    munmap: int
     outstanding: int
     outstanding_bytes: int
     orphaned: int
@@ -129,8 +128,8 @@ def panel(state: LiveState) -> Table:
     grid.add_row(
         "mappings",
         Text(
-            f"{count(state.made)} made, {count(state.removed)} removed, "
-            f"{count(state.outstanding)} outstanding ({size(state.outstanding_bytes)})"
+            f"{count(state.outstanding)} outstanding ({size(state.outstanding_bytes)}); "
+            f"{count(state.mmap)} mmap, {count(state.munmap)} munmap calls"
         ),
     )
     orphaned = f"{plural(state.orphaned, 'mapping')} ({size(state.orphaned_bytes)}) of exited threads"

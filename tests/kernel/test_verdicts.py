@@ -133,6 +133,8 @@ def test_verdict(outcomes: dict[str, Outcome], name: str) -> None:
         assert {advised(finding, case.creator) for finding in found} == {True}
     losses = outcome.report["losses"]
     assert not losses["events"] + losses["mappings"] + losses["threads"]
+    owned = sum(thread["mappings"] for thread in outcome.report["threads"])
+    assert owned <= outcome.report["outstanding"]["mappings"]
 
 
 def advised(finding: Json, function: str) -> bool:

@@ -11,10 +11,13 @@ from typing import Optional
 import click
 import pytest
 from click.testing import CliRunner, Result
+from reports import production
 
 from ebpftrace import __version__
 from ebpftrace.cli import COMMANDS, LazyGroup, main, options
+from ebpftrace.cli.mmap_leaks import _Files, _Narrator
 from ebpftrace.errors import CannotTrace
+from ebpftrace.report.view import View
 
 ROOT = Path(__file__).resolve().parents[2]
 DEAR = ("bcc", "drgn", "rich", "elftools")
@@ -293,3 +296,14 @@ def test_several_files_may_go_to_dev_null() -> None:
 def test_shell_completion_offers_the_commands() -> None:
     told = ebpftrace(_EBPFTRACE_COMPLETE="bash_complete", COMP_WORDS="ebpftrace ", COMP_CWORD="1")
     assert [line.split(",")[1] for line in told.stdout.splitlines()] == list(COMMANDS)
+
+
+@pytest.mark.parametrize(("several", "begins"), [(True, "app_server (PID 31108): LEAK: "), (False, "LEAK: ")])
+def test_what_leaked_before_a_trace_of_several_processes_is_told_of_whom(
+    several: bool, begins: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrator = _Narrator("text", View(), _Files(None, None, None, None), False, True, several=several)
+    narrator.looked(production())
+    told = capsys.readouterr().err.splitlines()
+    assert told
+    assert all(line.startswith(begins) for line in told)

@@ -21,8 +21,8 @@ STATE = LiveState(
     pid=31108,
     elapsed=12.0,
     remaining=17.6,
-    made=1204,
-    removed=1190,
+    mmap=1204,
+    munmap=1190,
     outstanding=14,
     outstanding_bytes=14 * 10489856,
     orphaned=3,
@@ -62,7 +62,7 @@ def test_panel_has_every_figure() -> None:
     text = shown(STATE)
     assert "app_server (PID 31108), 18.0 s left" in text
     assert "VIRT 1.0 GiB (+10244 KiB), RSS 1024 KiB (+0)" in text
-    assert "1,204 made, 1,190 removed, 14 outstanding (140.1 MiB)" in text
+    assert "14 outstanding (140.1 MiB); 1,204 mmap, 1,190 munmap calls" in text
     assert "3 mappings (30732 KiB) of exited threads" in text
     assert "LOST" not in text
 
@@ -76,9 +76,9 @@ def test_panel_tells_losses_and_open_end() -> None:
 
 def test_terminal_sees_the_figures_change_and_gets_its_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    got = through_terminal([STATE, replace(STATE, comm="evil\x1b]0;x\x07", made=9999)])
-    assert "1,204 made" in got
-    assert "9,999 made" in got
+    got = through_terminal([STATE, replace(STATE, comm="evil\x1b]0;x\x07", mmap=9999)])
+    assert "1,204 mmap" in got
+    assert "9,999 mmap" in got
     assert "\x1b]0" not in got
     assert r"evil\x1b]0;x\x07" in got
     assert got.rindex("\x1b[?25h") > got.rindex("\x1b[?25l")
@@ -122,6 +122,6 @@ def test_terminal_that_goes_away_does_not_end_the_trace(monkeypatch: pytest.Monk
         view.update([STATE])
         os.close(leader)
         view.update([STATE])
-        view.update([replace(STATE, made=1)])
+        view.update([replace(STATE, mmap=1)])
     with contextlib.suppress(OSError):
         stream.close()

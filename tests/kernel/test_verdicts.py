@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -231,9 +232,13 @@ def test_joined_in_turn(tmp_path: Path) -> None:
     """A loop of joins waits for the first thread while the others have exited long ago."""
     with Program(compiled(tmp_path, "books_threads"), "in-turn", THREADS, CACHED) as program:
         with traced(program, "--min-age", 0) as tracer:
+            begun = time.monotonic()
             program.go()
             program.wait_for("ended")
             asleep_in_join(program.pid)
+            # Exits all over the window would be growth, and so a leak.
+            over = 5 * time.monotonic() - 4 * begun
+            eventually(lambda: time.monotonic() > over, "the threads ended at the window's beginning")
             traced_report = tracer.interrupt().report
         alone = run_tracer("-p", program.pid, "-d", 0, "--json", "--min-age", 0).report
         program.go()

@@ -25,7 +25,10 @@ _SWEEPS = 2
 """One after the other: threads must be found idle twice (``Ledger.leftovers``)."""
 
 _WORK_SHARE = 1000
-"""Looks at the tables take no more than one in so many seconds of CPU."""
+"""Looks at the tables take no more than one in so many seconds of CPU ..."""
+
+_SWEEP_SHARE = 100
+"""... and so do sweeps for the sake of what was too young at the last one."""
 
 _TABLES = {
     "mappings": (ctypes.c_uint64, MappingT),
@@ -44,30 +47,51 @@ class Sweeper:
         self._limits = {name: room // 2 for name, room in self._room.items()}
         self._look_at = 0.0
         self._sweeps_due = 0
+        self._sweep_began: Optional[float] = None
+        self._again_at = 0.0
+        self._unjudged: set[int] = set()
+        """Address spaces where the last sweep found something too young."""
         self._unseen: set[tuple[int, int, int]] = set()
         self.lost = 0
         """Rows deleted by mistake."""
 
     def crowded(self) -> bool:
-        """Say whether it is time to sweep: half of what the last sweep left free was full a while ago."""
+        """Say whether it is time to sweep: half of what the last sweep left free was full a while ago.
+
+        A table that is half full is swept again for what the last sweep could not judge.
+        """
         now = time.monotonic()
+        # CPU time: a busy host that keeps us waiting is no reason to look less often.
+        began = time.thread_time()
+        if self._sweep_began is not None:
+            self._again_at = now + (began - self._sweep_began) * _SWEEP_SHARE
+            self._sweep_began = None
         if now < self._look_at:
             return False
         self._look_at = now + _LONGEST_WAIT
         if self._sweeps_due:
             self._sweeps_due -= 1
+            self._sweep_began = began
+            self._unjudged.clear()
             return True
-        # CPU time: a busy host that keeps us waiting is no reason to look less often.
-        began = time.thread_time()
-        if any(count > self._limits[name] for name, count in self._count().items()):
+        counts = self._count()
+        if any(count > self._limits[name] for name, count in counts.items()):
             self._sweeps_due = _SWEEPS
+        elif self._is_worth_another(counts, now):
+            self._sweeps_due = 1
         else:
             self._look_at = max(self._look_at, now + (time.thread_time() - began) * _WORK_SHARE)
         return False
 
+    def _is_worth_another(self, counts: Mapping[str, int], now: float) -> bool:
+        half_full = any(count > self._room[name] // 2 for name, count in counts.items())
+        return half_full and bool(self._unjudged) and now >= self._again_at
+
     def sweep(self, space: int, leftovers: Leftovers) -> list[Row]:
         """Delete them; return rows that were found in their place and that the ledger must keep now."""
         self._unseen.clear()
+        if not leftovers.are_all:
+            self._unjudged.add(space)
         ousted = [self._take_row(space, row) for row in leftovers.rows]
         for thread in leftovers.threads:
             tables.delete(self._fds["exited"], LifeKeyT(born=thread.born, tid=thread.tid))

@@ -27,6 +27,8 @@ class Leftovers(NamedTuple):
     """Exited threads of whose mappings none is left."""
     runs: list[Run]
     """Of exited threads whose stacks are gone."""
+    are_all: bool
+    """Nothing was too young to be judged: a later look will not find more of it."""
 
 
 class Ledger:
@@ -100,16 +102,22 @@ class Ledger:
         def ended(exited_at: Optional[int]) -> bool:
             return exited_at is not None and exited_at <= self._folded_until
 
+        threads, runs = list(threads), list(runs)
         idle_before = self._idle
         self._idle = {
             thread.id
             for thread in threads
             if ended(thread.exited_at) and thread.id not in mappers and thread.id not in moved_break
         }
+        exits = [*(thread.exited_at for thread in threads), *(run.exited_at for run in runs)]
         return Leftovers(
             rows=gone,
             threads=sorted(idle_before & self._idle),
             runs=[run for run in runs if ended(run.exited_at) and not self._stands(run)],
+            are_all=not self._events
+            and self._idle <= idle_before
+            and all(exited_at is None or ended(exited_at) for exited_at in exits)
+            and all(row_key(row) in self._folded_rows for row in rows),
         )
 
     def _stands(self, run: Run) -> bool:

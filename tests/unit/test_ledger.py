@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from kernel_model import SIZE, Page, Remap, Target
 
-from ebpftrace.ledger.replay import Ledger
-from ebpftrace.model import Interval, Mapping, Row, Thread, ThreadId
+from ebpftrace.ledger.events import Hole
+from ebpftrace.ledger.replay import Ledger, Leftovers
+from ebpftrace.model import Interval, Mapping, Row, Run, Thread, ThreadId
 
 THREADS = [ThreadId(tid, 1) for tid in (11, 12, 13)]
 
@@ -86,16 +87,16 @@ class Tracer:
         for event in events:
             self.ledger.apply(event)
 
-    def compact(self, lag: int) -> None:
+    def compact(self, lag: int) -> Leftovers:
         rows = self.rows()
         self.drain()
         moving = (call.entered for call in self.target.under_way if isinstance(call, Remap))
         self.ledger.compact(
             rows, min(self.target.now - lag, *(entered - 1 for entered in moving), sys.maxsize)
         )
-        self.sweep(rows)
+        return self.sweep(rows)
 
-    def sweep(self, rows: list[Row]) -> None:
+    def sweep(self, rows: list[Row]) -> Leftovers:
         """The kernel's table loses what nothing is left of, and nobody who mapped something is forgotten."""
         mappers = {row.mapper for row in rows} | {page.mapper for page in self.target.pages.values()}
         exited = [Thread(mapper, "", 1, exited_at=0) for mapper in mappers if mapper is not None]
@@ -105,6 +106,7 @@ class Tracer:
         moving = {call.row.mapper for call in self.target.under_way if isinstance(call, Remap) and call.row}
         standing = {page.mapper for page in self.target.pages.values()} - moving
         assert standing.isdisjoint(leftovers.threads)
+        return leftovers
 
     def pages(self) -> dict[int, Page]:
         rows = self.rows()
@@ -151,3 +153,33 @@ def test_ledger_equals_the_page_model(
     folding.compact(0)
     assert folding.ledger.pending == 0
     assert folding.pages() == target.pages
+    found = folding.compact(0)
+    assert found.are_all
+    once_more = folding.compact(0)
+    assert not once_more.rows
+    assert once_more.threads == found.threads
+
+
+def test_what_is_too_young_is_looked_for_again() -> None:
+    def are_all(rows: list[Row], threads: list[Thread], runs: list[Run], hole: Optional[Hole] = None) -> bool:
+        ledger = Ledger([])
+        if hole:
+            ledger.apply(hole)
+        ledger.compact(rows, 100)
+        ledger.leftovers(rows, threads, runs, {})
+        return ledger.leftovers(rows, threads, runs, {}).are_all
+
+    def row(since: int) -> Row:
+        return Row(0x10000, 0x1000, since, since, ThreadId(1, 1), 3, 0x22, 0)
+
+    def thread(exited_at: Optional[int]) -> Thread:
+        return Thread(ThreadId(2, 1), "", 1, exited_at=exited_at)
+
+    def run(exited_at: Optional[int]) -> Run:
+        return Run(ThreadId(2, 1), "", 0x10000, 0x1000, exited_at, ThreadId(1, 1), "")
+
+    assert are_all([row(90)], [thread(90), thread(None)], [run(90), run(None)])
+    assert not are_all([row(110)], [], [])
+    assert not are_all([], [thread(110)], [])
+    assert not are_all([], [], [run(110)])
+    assert not are_all([row(90)], [], [], Hole(Interval(0x10000, 0x11000), 110))

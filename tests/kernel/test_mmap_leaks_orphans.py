@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from harness import (
     Json,
@@ -21,10 +23,18 @@ from harness import (
 )
 
 WORKERS = 7
+ATTEMPTS = 4
+"""At orphans that come all over the window."""
 
 
 def orphaned(report: Json) -> list[Json]:
     return reported(report, "orphaned-mapping")
+
+
+def spread(report: Json) -> float:
+    """The part of the window from the first orphan to the last; a machine that hesitates makes it small."""
+    made = [datetime.fromisoformat(mapping["mapped_at"]) for mapping in orphaned(report)]
+    return (max(made) - min(made)).total_seconds() / float(report["window"]["seconds"])
 
 
 @pytest.mark.parametrize("mode", ["kept", "hole", "moved", "overlaid", "unmapped", "destroyed"])
@@ -52,7 +62,10 @@ def test_hole_leaves_one_mapping_of_two_pieces() -> None:
 
 
 def test_orphans_that_grow_in_number_are_a_leak() -> None:
-    _, report = trace("orphans", "kept", 40, 50, options=["--min-age", 0])
+    for _ in range(ATTEMPTS):
+        _, report = trace("orphans", "kept", 40, 50, options=["--min-age", 0])
+        if spread(report) > 0.5:
+            break
 
     found = [finding for finding in leaks(report) if finding["verdict"] == "orphaned-mapping"]
     assert sum(finding["count"] for finding in found) == 40

@@ -138,7 +138,7 @@ def test_columns_and_times(calls: Path) -> None:
         (("-t",), r"\d\d:\d\d:\d\d ", ""),
         (("-tt",), r"\d\d:\d\d:\d\d\.\d{6} ", ""),
         (("-ttt",), r"\d{10}\.\d{6} ", ""),
-        (("-r", "-T"), r" {5}\d\.\d{6} ", r" <0\.\d{6}>"),
+        (("-r", "-T"), r" {5}\d\.\d{6} ", r" <\d\.\d{6}>"),
         (("-t", "-r"), r"\d\d:\d\d:\d\d \(\+ {5}\d\.\d{6}\) ", ""),
     ]:
         for command in (STRACE, (*TRACE, "-e", "trace=brk")):

@@ -65,7 +65,7 @@ def growth(
 
     require_tracing()
     with Stream(sys.stdout, None if output is None else str(output)) as stream:
-        teller = _Teller(stream, json_output, quiet, curve=output is None and _draws())
+        teller = _Teller(stream, json_output, quiet, output)
         run(Settings(pid, interval, None if until_interrupt else duration), teller)
 
 
@@ -79,11 +79,12 @@ def _draws() -> bool:
 class _Teller:
     """Writes lines as they come: the session's observer."""
 
-    def __init__(self, stream: Stream, json_output: bool, quiet: bool, curve: bool) -> None:
+    def __init__(self, stream: Stream, json_output: bool, quiet: bool, output: Optional[Path]) -> None:
+        self._output = output
         self._stream = stream
         self._json = json_output
         self._quiet = quiet
-        self._curve = curve
+        self._curve = output is None and _draws()
         self._clock: Optional[Clock] = None
 
     def attached(self, target: TargetInfo, clock: Clock, size: Size) -> None:
@@ -94,7 +95,7 @@ class _Teller:
         if not self._quiet:
             click.echo("attached", err=True)
         if not self._json:
-            self._stream.write(text.head(target, clock, size))
+            self._stream.write(text.head(target, clock, size, width=self._width))
 
     def step(self, step: Step) -> None:
         """Write one interval."""
@@ -102,13 +103,24 @@ class _Teller:
         from ebpftrace.report import growth_json
 
         assert self._clock is not None
-        self._stream.write((growth_json if self._json else text).step(step, self._clock))
+        if self._json:
+            self._stream.write(growth_json.step(step, self._clock))
+        else:
+            self._stream.write(text.step(step, self._clock, width=self._width))
 
     def summary(self, summary: Summary) -> None:
         """Write what the window comes to."""
         from ebpftrace.report import growth as text
         from ebpftrace.report import growth_json
 
-        self._stream.write(
-            growth_json.summary(summary) if self._json else text.summary(summary, curve=self._curve)
-        )
+        if self._json:
+            self._stream.write(growth_json.summary(summary))
+        else:
+            self._stream.write(text.summary(summary, curve=self._curve, width=self._width))
+
+    @property
+    def _width(self) -> int:
+        """Columns now: a terminal may have become narrower since the line before."""
+        from ebpftrace.report.output import page_width
+
+        return page_width(sys.stdout, self._output)

@@ -1,6 +1,6 @@
 """``growth`` as text: a line for each interval, as pidstat -r prints them, and a summary.
 
-Plain, greppable text of a fixed width; only a terminal gets a curve besides.
+Plain, greppable text; only a terminal gets a curve besides, and lines that fit it where it is narrow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ _FRAMES_SHOWN = 16
 _CALLERS_SHOWN = 3
 _NAME_WIDTH = 16
 _LINE = "{:<8} {:>11} {:>8} {:>10} {:>7}  {}"
+_LEAST_CAUSE = 28
+"""Cells for a size, a call, a thread and a place: as many as a terminal of 80 columns has beside the rest."""
+_BELOW = " " * 9
 _CURVE_WIDTH = 64
+_BESIDE_CURVE = 20
+"""Cells for what stands beside the curve."""
+_OUTERMOST = "_start"
+"""Calls main, in every program."""
 _ENDED = {
     EndedBy.INTERRUPT: ", interrupted",
     EndedBy.TARGET_EXIT: ", ended because the target exited",
@@ -33,43 +40,48 @@ _ENDED = {
 }
 
 
-def head(target: TargetInfo, clock: Clock, first: Size) -> str:
-    """The lines before the first interval."""
+def head(target: TargetInfo, clock: Clock, first: Size, *, width: int = WIDTH) -> str:
+    """The lines before the first interval, in ``width`` cells (at least 60) as all that follow."""
     name = shorten(escape(target.comm), _NAME_WIDTH)
     title = f"{name} (PID {target.pid}): VIRT {size(first.virt)}, RSS {size(first.rss)}"
     now = clock.wall_ns(first.at)
-    columns = _LINE.format("TIME", "VIRT KiB", "+KiB", "RSS KiB", "+KiB", "BY")
-    return _page([title, "", columns, _sizes(wall(now, now), first, "", "", "")])
+    by = "BY" if _cause_room(width) else ""
+    columns = _LINE.format("TIME", "VIRT KiB", "+KiB", "RSS KiB", "+KiB", by)
+    return _page([title, "", columns, _sizes(wall(now, now), first, "", "", "")], width)
 
 
-def step(interval: Step, clock: Clock) -> str:
-    """The line of one interval, and one more for each further cause."""
+def step(interval: Step, clock: Clock, *, width: int = WIDTH) -> str:
+    """The line of one interval, and one more for each further cause; for each where the page is narrow."""
     now = clock.wall_ns(interval.after.at)
-    causes = list(_causes(interval))
-    first = causes[0] if causes else ""
+    beside = _cause_room(width)
+    causes = list(_causes(interval, beside or width - len(_BELOW)))
+    first = causes[0] if causes and beside else ""
     lines = [_sizes(wall(now, now), interval.after, _kib(interval.virt), _kib(interval.rss), first)]
-    lines += [_LINE.format("", "", "", "", "", cause) for cause in causes[1:]]
-    return _page(lines)
+    if beside:
+        lines += [_LINE.format("", "", "", "", "", cause) for cause in causes[1:]]
+    else:
+        lines += [_BELOW + cause for cause in causes]
+    return _page(lines, width)
 
 
-def summary(told: Summary, *, curve: bool) -> str:
+def summary(told: Summary, *, curve: bool, width: int = WIDTH) -> str:
     """What the window comes to; with a ``curve`` of VIRT where a terminal can draw it."""
     whole = told.whole
-    lines = ["", *_verdict(told), ""]
+    lines = ["", *_verdict(told, width), ""]
     if curve:
-        drawn = sparkline(told.sizes, _CURVE_WIDTH)
+        drawn = sparkline(told.sizes, min(_CURVE_WIDTH, width - _BESIDE_CURVE))
         lines += [f"VIRT {drawn} {change(0, whole.virt)}", ""] if drawn else []
     if told.sites:
-        lines += ["Growth by call, thread and place, net over the window", *_table(told), ""]
+        lines += ["Growth by call, thread and place, net over the window", *_table(told, width), ""]
     regular = [site for site in told.sites if site.regular is not None]
     for site in regular[:_STACKS_SHOWN]:
-        lines += [*_stack(site), ""]
-    lines += _closing(told)
-    return _page(lines)
+        lines += [*_stack(site, width), ""]
+    lines += _closing(told, width)
+    return _page(lines, width)
 
 
-def _page(lines: Iterable[str]) -> str:
-    return "".join(f"{shorten(line, WIDTH).rstrip()}\n" for line in lines)
+def _page(lines: Iterable[str], width: int) -> str:
+    return "".join(f"{shorten(line, width).rstrip()}\n" for line in lines)
 
 
 def _sizes(time: str, at: Size, virt: str, rss: str, cause: str) -> str:
@@ -80,10 +92,13 @@ def _kib(difference: int) -> str:
     return f"{difference // _KIB:+d}" if difference else "0"
 
 
-_CAUSE_ROOM = WIDTH - cell_len(_LINE.format("", "", "", "", "", ""))
+def _cause_room(width: int) -> int:
+    """Cells for a cause beside the sizes; 0 where it stands below them."""
+    room = width - len(_LINE.format("", "", "", "", "", ""))
+    return room if room >= _LEAST_CAUSE else 0
 
 
-def _causes(interval: Step) -> Iterable[str]:
+def _causes(interval: Step, room: int) -> Iterable[str]:
     if interval.causes is None:
         return
     shown = [cause for cause in interval.causes if cause.size]
@@ -91,7 +106,7 @@ def _causes(interval: Step) -> Iterable[str]:
         yield f"in {duration((interval.after.at - interval.since.at) / 1e9)}:"
     for cause in shown[:_CAUSES_SHOWN]:
         start = f"{cause.size // _KIB:+d} {cause.how.value} "
-        yield start + _who_and_where(cause, _CAUSE_ROOM - cell_len(start))
+        yield start + _who_and_where(cause, room - cell_len(start))
     rest = shown[_CAUSES_SHOWN:]
     if rest:
         yield f"{sum(cause.size for cause in rest) // _KIB:+d} by {plural(len(rest), 'more cause')}"
@@ -143,19 +158,20 @@ def _callers(stack: Stack) -> list[Frame]:
     if first is None:
         return []
     after = stack.frames[stack.frames.index(first) :]
-    own = [frame for frame in after if frame.module == first.module]
+    own = [frame for frame in after if frame.module == first.module and frame.function != _OUTERMOST]
     return own or [first]
 
 
-def _verdict(told: Summary) -> list[str]:
+def _verdict(told: Summary, width: int) -> list[str]:
     regular = [site for site in told.sites if site.regular is not None]
     lines = []
     for site in regular:
-        lines += wrapped(_period(site), first="PERIOD: ")
+        lines += wrapped(_period(site), first="PERIOD: ", width=width)
     if not regular:
-        lines.append(f"No period: nothing was seen to grow regularly in {duration(told.whole.seconds)}")
+        none = f"No period: nothing was seen to grow regularly in {duration(told.whole.seconds)}"
+        lines += wrapped(none, width=width)
     lost = lost_line(told.losses)
-    return [*lines, lost] if lost else lines
+    return [*lines, *wrapped(lost, width=width)] if lost else lines
 
 
 def _period(site: SiteGrowth) -> str:
@@ -170,10 +186,10 @@ def _path(stack: Stack) -> str:
     return " < ".join(map(_place, _callers(stack)[:_CALLERS_SHOWN])) or "no stack"
 
 
-def _table(told: Summary) -> list[str]:
+def _table(told: Summary, width: int) -> list[str]:
     header = ">BYTES|CALL|>NUMBER|>PER MINUTE|EVERY|THREAD|WHERE"
     rows = [_cells(site, told.whole.seconds) for site in told.sites[:_SITES_SHOWN]]
-    lines = table(header, rows, indent=3)
+    lines = table(header, rows, indent=3, width=width, spare=("NUMBER", "PER MINUTE", "CALL"))
     rest = told.sites[_SITES_SHOWN:]
     if rest:
         total = change(0, sum(site.cause.size for site in rest))
@@ -195,7 +211,7 @@ def _cells(site: SiteGrowth, seconds: float) -> list[str]:
     ]
 
 
-def _stack(site: SiteGrowth) -> list[str]:
+def _stack(site: SiteGrowth, width: int) -> list[str]:
     cause, regular = site.cause, site.regular
     if regular is None or not cause.stack.frames:
         return []
@@ -203,17 +219,17 @@ def _stack(site: SiteGrowth) -> list[str]:
     lines = [f"{change(0, regular.step)} every {period(regular.period)}: {done} at"]
     shown = cause.stack.frames[:_FRAMES_SHOWN]
     digits = len(str(len(shown) - 1))
-    lines += [
-        f"   #{index:<{digits}} {frames.line(frame, WIDTH - digits - 5)}" for index, frame in enumerate(shown)
-    ]
+    for index, frame in enumerate(shown):
+        first, *more = frames.lines(frame, width - digits - 5)
+        lines += [f"   #{index:<{digits}} {first}", *(" " * (digits + 5) + place for place in more)]
     if len(cause.stack.frames) > _FRAMES_SHOWN:
         lines.append(f"   ... {plural(len(cause.stack.frames) - _FRAMES_SHOWN, 'more frame')}")
     if cause.stack.note:
-        lines.append(f"   ({escape(cause.stack.note)})")
+        lines += wrapped(f"({escape(cause.stack.note)})", first="   ", width=width)
     return lines
 
 
-def _closing(told: Summary) -> list[str]:
+def _closing(told: Summary, width: int) -> list[str]:
     whole, calls = told.whole, told.calls
     ended = told.clock.wall_ns(whole.after.at)
     began = told.clock.wall_ns(whole.before.at)
@@ -226,14 +242,14 @@ def _closing(told: Summary) -> list[str]:
         virt += f", {rate(whole.virt * 60 / whole.seconds)}"
     rss = f"RSS {size(whole.after.rss)} ({change(whole.before.rss, whole.after.rss)})"
     lines = [
-        *wrapped(f"{virt}), {rss}", first="memory   "),
-        *wrapped(f"{span}{_ENDED.get(told.ended_by, '')}: {seen}", first="window   "),
+        *wrapped(f"{virt}), {rss}", first="memory   ", width=width),
+        *wrapped(f"{span}{_ENDED.get(told.ended_by, '')}: {seen}", first="window   ", width=width),
     ]
     if whole.unexplained:
         why = "by no call that was seen: the main thread's stack, shmat, or between two readings"
-        lines += wrapped(f"{change(0, whole.unexplained)} {why}", first="unexplained  ")
+        lines += wrapped(f"{change(0, whole.unexplained)} {why}", first="unexplained  ", width=width)
     for note in told.notes:
-        lines += wrapped(escape(note), first="note     ")
+        lines += wrapped(escape(note), first="note     ", width=width)
     if told.cost is not None:
         share = 100 * told.cost.cpu_seconds / whole.seconds if whole.seconds > 0 else 0.0
         cpu = duration(told.cost.cpu_seconds)

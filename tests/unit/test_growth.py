@@ -261,21 +261,38 @@ def test_one_rise_has_no_rate(sizes: tuple[int, ...], told: bool) -> None:
     assert ("10244 KiB per minute" in memory) is told
 
 
-def is_plain(page: str) -> bool:
+def is_plain(page: str, width: int = 100) -> bool:
     return all(
         line == line.rstrip()
-        and cell_len(line) <= 100
+        and cell_len(line) <= width
         and not any(unicodedata.category(character).startswith("C") for character in line)
         for line in page.split("\n")
     )
 
 
 @settings(max_examples=60)
-@given(steps, summaries)
-def test_hostile_names_keep_to_the_page(step: Step, summary: Summary) -> None:
-    assert is_plain(growth.head(summary.target, CLOCK, step.after))
-    assert is_plain(growth.step(step, CLOCK))
-    assert is_plain(growth.summary(summary, curve=True))
+@given(steps, summaries, st.sampled_from([60, 80, 100]))
+def test_hostile_names_keep_to_the_page(step: Step, summary: Summary, width: int) -> None:
+    assert is_plain(growth.head(summary.target, CLOCK, step.after, width=width), width)
+    assert is_plain(growth.step(step, CLOCK, width=width), width)
+    assert is_plain(growth.summary(summary, curve=True, width=width), width)
+
+
+@pytest.mark.parametrize(("width", "lines"), [(100, 1), (80, 1), (60, 2)])
+def test_a_narrow_terminal_has_the_cause_beside_the_sizes_or_below_them(width: int, lines: int) -> None:
+    one = replace(LEAK, size=STACK_BYTES)
+    grown = Step(BEFORE, BEFORE._replace(at=NOW, virt=BEFORE.virt + STACK_BYTES), (one,), BEFORE)
+    told = growth.step(grown, CLOCK, width=width).splitlines()
+    assert len(told) == lines
+    assert "+10244 mmap timer: " in told[-1]
+    assert ("BY" in growth.head(SUMMARY.target, CLOCK, BEFORE, width=width)) is (lines == 1)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_narrow_terminal_is_told_every_place_of_the_summary(width: int) -> None:
+    page = growth.summary(SUMMARY, curve=False, width=width)
+    for frame in TIMER_STACK.frames:
+        assert not frame.offset or f"+0x{frame.offset:x}" in page
 
 
 @settings(max_examples=60)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 from ebpftrace.diagnosis.evidence import Evidence
 from ebpftrace.diagnosis.origin import Origin, libc_of, stack_origin
@@ -62,6 +62,8 @@ class Case(NamedTuple):
     """The orphan with its owner."""
     resident: Resident
     facts: Facts
+    began_at: Optional[int]
+    """When it became what it is: mapped, or for a stack from before attach, taken by its last owner."""
 
     @property
     def mapping(self) -> Mapping:
@@ -72,12 +74,6 @@ class Case(NamedTuple):
     def orphan(self) -> Orphan:
         """The orphan as the report shows it."""
         return Orphan(self.outstanding, *self.resident)
-
-    @property
-    def began_at(self) -> Optional[int]:
-        """When it became what it is: mapped, or for a stack from before attach, taken by its last owner."""
-        made_at, run = self.outstanding.mapping.made_at, self.outstanding.run
-        return run.thread.born if made_at is None and run is not None else made_at
 
 
 @dataclass(frozen=True)
@@ -118,7 +114,7 @@ class _Builder:
         self._exits = {
             thread.id.tid: thread for thread in evidence.threads if not thread.alive and thread.before_attach
         }
-        self._mapped: dict[tuple[Optional[int], bool, str, SiteKey], Facts] = {}
+        self._mapped: dict[tuple[Optional[int], bool, str, Union[int, SiteKey]], Facts] = {}
         """Of orphans that are no stacks."""
         self._residence = Residence(evidence.vmas)
         self._unplaced = 0
@@ -227,24 +223,34 @@ class _Builder:
         exited_at: Optional[int],
         before_attach: bool,
     ) -> Case:
-        mapping = outstanding.mapping
+        mapping, run = outstanding.mapping, outstanding.run
         in_memory = self._residence.of(mapping)
-        place, stack = self._sites.place(outstanding)
+        began_at = run.thread.born if mapping.made_at is None and run is not None else mapping.made_at
         cached = booked is None and self._cache.touches(mapping.pieces)
         occupant = self._occupants.first_in(mapping.pieces) or ""
         if outstanding.owned_by is not OwnedBy.RUNS_ON_IT and booked is None and not cached:
-            alike = (exited_at, before_attach, occupant, place)
-            facts = self._mapped.get(alike)
-            if facts is None:
-                facts = self._mapped[alike] = Facts(
-                    None, exited_at, before_attach, False, False, occupant, Origin.UNKNOWN, place, stack
-                )
-            return Case(outstanding, in_memory, facts)
+            facts = self._facts_of_mapped(outstanding, exited_at, before_attach, occupant)
+            return Case(outstanding, in_memory, facts, began_at)
         origin = self._origin(outstanding, booked)
+        place, stack = self._sites.place(outstanding)
         if booked is not None and place[0] == "shape":
             place = ("booked",)
         facts = Facts(booked, exited_at, before_attach, True, cached, occupant, origin, place, stack)
-        return Case(outstanding, in_memory, facts)
+        return Case(outstanding, in_memory, facts, began_at)
+
+    def _facts_of_mapped(
+        self, outstanding: Outstanding, exited_at: Optional[int], before_attach: bool, occupant: str
+    ) -> Facts:
+        """The facts of an orphan that is no stack; it comes from where it was mapped."""
+        where = outstanding.mapping.site or self._sites.place(outstanding)[0]
+        alike = (exited_at, before_attach, occupant, where)
+        facts = self._mapped.get(alike)
+        if facts is None:
+            place, stack = self._sites.place(outstanding)
+            facts = self._mapped[alike] = Facts(
+                None, exited_at, before_attach, False, False, occupant, Origin.UNKNOWN, place, stack
+            )
+        return facts
 
     def _origin(self, outstanding: Outstanding, booked: Optional[BookedThread]) -> Origin:
         if booked is not None:

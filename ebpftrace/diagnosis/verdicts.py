@@ -91,13 +91,18 @@ def _books_note(evidence: Evidence) -> tuple[str, ...]:
 
 def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
     groups: dict[_GroupKey, list[Case]] = defaultdict(list)
+    group: list[Case] = []
+    alike: Optional[tuple[int, Hashable, Facts]] = None
     for case in cases:
         facts = case.facts
         number, rule = _first_claim(case, context)
-        routine = facts.booked.start_routine if facts.booked is not None else None
-        place = facts.place if rule.by_place else None
         split = rule.split(case, context)
-        groups[number, bool(facts.occupant), facts.before_attach, routine, place, split].append(case)
+        if alike is None or facts is not alike[2] or number != alike[0] or split != alike[1]:
+            alike = number, split, facts
+            routine = facts.booked.start_routine if facts.booked is not None else None
+            place = facts.place if rule.by_place else None
+            group = groups[number, bool(facts.occupant), facts.before_attach, routine, place, split]
+        group.append(case)
     return [_Group(RULES[key[0]], members, key[1]) for key, members in groups.items()]
 
 

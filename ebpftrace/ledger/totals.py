@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Callable, Optional
 
 from ebpftrace.model import NO_STACK, Outstanding, Stack, Thread, ThreadId, ThreadTotal
 
@@ -37,14 +37,17 @@ def totals(
     a thread that only did that has no mappings.  ``stack_of``: site -> stack, NO_STACK where unknown.
     """
     sums: dict[ThreadId, _Sum] = {}
-    for each in outstanding:
-        if each.owner is not None:
-            of = sums.get(each.owner.id)
+    of: Optional[_Sum] = None
+    for mapping, owner, _, _, _ in outstanding:
+        if owner is None:
+            continue
+        if of is None or owner is not of.thread:  # neighbours often have one
+            of = sums.get(owner.id)
             if of is None:
-                of = sums[each.owner.id] = _Sum(each.owner)
-            of.mappings += 1
-            site = each.mapping.site
-            of.by_site[site] = of.by_site.get(site, 0) + each.mapping.size
+                of = sums[owner.id] = _Sum(owner)
+        of.mappings += 1
+        site = mapping.site
+        of.by_site[site] = of.by_site.get(site, 0) + mapping.size
     for thread in brk_growth:
         if thread in threads:
             sums.setdefault(thread, _Sum(threads[thread]))

@@ -25,7 +25,7 @@ _SMALL_READ = 1 << 16
 _SMALL_FILE_LIMIT = 1 << 20
 _PIECE = 3072
 """Bytes of one buffer of ``read_chunks`` ..."""
-_PIECES = 32
+_PIECES = 128
 """... and how many there are."""
 _LIVE_TASK_ATTEMPTS = 32
 

@@ -34,6 +34,10 @@ _WITHOUT_NORESERVE = (2, 37)
 """The first that leaves it out (malloc/arena.c of 2.36 and 2.37; seen with 2.36, 2.41 and 2.43)."""
 
 
+_ADVICE = "nothing to do; MALLOC_ARENA_MAX or mallopt(M_ARENA_MAX) bounds the address space they take"
+_GROWING = "no leak of mappings; where their RSS grows too, look with a heap profiler at what is not freed"
+
+
 def is_heap(mapping: Mapping, libc: str) -> bool:
     """Whether a mapping has the shape of a heap of glibc's malloc; ``libc`` is such as "glibc 2.36"."""
     if mapping.flags is None or mapping.prot != PROT_NONE or mapping.flags & MAP_STACK:
@@ -83,14 +87,17 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     heaps = sum(1 for case in cases if is_heap(case.mapping, context.evidence.books.libc))
     limit, source = _limit(context)
     bound = f"malloc makes at most {plural(limit, 'arena')} here ({source})"
-    evidence = [f"{plural(heaps, 'heap')} as glibc's malloc makes them, kept for later threads; {bound}"]
+    is_growing = context.keeps_growing(cases)
+    kept = "more all through the window: new arenas, or what the program mallocs and keeps grows"
+    if not is_growing:
+        kept = "kept for later threads"
+    evidence = [f"{plural(heaps, 'heap')} as glibc's malloc makes them, {kept}; {bound}"]
     if heaps > limit:
         evidence.append(
             f"conflicting evidence: {heaps} heaps are more than {limit} arenas; an arena that outgrows its "
             "heap has several, so look at what the program mallocs and keeps"
         )
-    advice = "nothing to do; MALLOC_ARENA_MAX or mallopt(M_ARENA_MAX) bounds the address space they take"
-    return Judgement(False, tuple(evidence), advice)
+    return Judgement(False, tuple(evidence), _GROWING if is_growing else _ADVICE)
 
 
 MALLOC_ARENA = Rule(Verdict.MALLOC_ARENA, _claims, _judge, by_place=False)

@@ -26,6 +26,8 @@ from ebpftrace.text import change, count, duration, escape, plural, shorten, siz
 _INDENT = 3
 _LABEL = 12
 _HEAD_LABEL = 9
+_LEAST_GROWTH = 1 << 20
+"""Bytes of VIRT: less comes and goes in any program."""
 _GAP = 2
 _NAME_WIDTH = 16
 _NARROWEST_SITE = 16
@@ -131,7 +133,18 @@ def _head(report: Report, width: int) -> RenderableType:
         mapped = plural(report.outstanding_mappings, "mapping")
         stood = "stood when it ended" if report.ended_by.by_target else "still there"
         rows.append(("", f"{mapped} made in it {stood}: {size(report.outstanding_bytes)}"))
+    if _grew_otherwise(report):
+        step = f"ebpftrace growth -p {target.pid}    which calls make VIRT grow: no exited thread does"
+        rows.append(("next", step))
     return _grid(rows, _HEAD_LABEL)
+
+
+def _grew_otherwise(report: Report) -> bool:
+    """VIRT grew, and goes on for all that is known, though no leak was seen."""
+    start, end = report.memory.virt_start, report.memory.virt_end
+    if start is None or end is None or report.seconds <= 0 or report.ended_by.by_target:
+        return False
+    return end - start >= _LEAST_GROWTH and not any(finding.leak for finding in report.findings)
 
 
 def _window(report: Report) -> str:

@@ -459,6 +459,14 @@ def test_heaps_of_malloc_are_counted_together_and_no_leak():
     assert not any("conflicting" in line for line in finding.evidence)
 
 
+def test_heaps_that_come_all_through_the_window_are_not_told_as_kept():
+    """Threads that malloc, hand over, and exit: their arenas are used again, and fill heap after heap."""
+    finding = only(judge([arena(n, made=5.0 * n, exited=5.0 * n + 1) for n in range(11)], READ))
+    assert (finding.verdict, finding.leak) == (Verdict.MALLOC_ARENA, False)
+    assert "more all through the window" in finding.evidence[0]
+    assert "heap profiler" in finding.advice
+
+
 def test_more_heaps_than_arenas_is_a_conflict():
     finding = only(judge([arena(n) for n in range(20)], READ))
     assert not finding.leak

@@ -91,6 +91,24 @@ def test_healthy_target_has_no_leak_and_says_what_is_not_one() -> None:
     assert "malloc-arena: 1 mapping, 64.0 MiB" in innocent
 
 
+def grown(report: Report, size: int) -> Report:
+    start = 1 << 30
+    return replace(report, memory=replace(report.memory, virt_start=start, virt_end=start + size))
+
+
+def test_growth_that_is_no_leak_is_not_passed_over() -> None:
+    healthy = reports.healthy()
+    next_step = f"ebpftrace growth -p {healthy.target.pid}"
+    assert next_step in render(grown(healthy, 1 << 20), View())
+    for other in (
+        grown(healthy, 4096),
+        grown(reports.production(), 1 << 20),
+        grown(replace(healthy, ended_by=EndedBy.TARGET_EXIT), 1 << 20),
+        grown(replace(healthy, seconds=0.0), 1 << 20),
+    ):
+        assert next_step not in render(other, View())
+
+
 def test_losses_are_loud_and_forbid_a_clean_bill() -> None:
     shown = render(reports.lossy(), View())
     assert one_line(shown).count("LOST: 1,204 events, 17 mappings, 3 stacks could not be recorded") == 1

@@ -45,6 +45,10 @@ from ebpftrace.vmas import Vmas
 _PEEK_SECONDS = 0.5
 _PEEK_SHARE = 0.01
 """Of a core, for reading the books of a program that may end before the report."""
+_READINGS = 10
+"""How often rows and /proc are read again where they disagree: a busy program maps in between ..."""
+_FEW_MAPPINGS = 20_000
+"""... unless there are so many that it takes long: then they hardly differ by more than such a moment."""
 
 
 class LeakWatch(Watch):
@@ -118,7 +122,11 @@ class LeakWatch(Watch):
         if self.keeps_standing:
             self.standing = standing.copy()
         verified = self._verified(standing, now)
+        few = len(standing) <= _FEW_MAPPINGS
         del standing
+        if verified.unexplained_bytes and self.ended_by is None and few:
+            unexplained = self._unexplained(tracer, verified.unexplained_bytes)
+            verified = verified._replace(unexplained_bytes=unexplained)
         attribution = Attribution(self._stacks)
         attribution.number(verified.mappings)
         outstanding = assign(verified.mappings, attribution.runs(snapshot.runs), snapshot.threads)
@@ -266,6 +274,20 @@ class LeakWatch(Watch):
             "the target has ended: what it had mapped is told by its calls, /proc can no longer confirm it"
         )
         return Verified(mappings, 0, 0)
+
+    def _unexplained(self, tracer: Tracer, least: int) -> int:
+        """Bytes that no reading explains: each has what was unmapped between /proc and the rows for one."""
+        with suppress(ProcessGone):
+            for _ in range(_READINGS):
+                if not least:
+                    break
+                read_at = time.monotonic_ns()
+                vmas = read_maps(self.pid)
+                rows = tracer.read()[self.space].rows
+                tracer.poll()
+                again = verify(self._ledger.outstanding(rows), vmas, read_at)
+                least = min(least, again.unexplained_bytes)
+        return least
 
     def _explained(self, verified: Verified, mappings: list[Mapping]) -> Verified:
         """Leave out what was unmapped between the readings of /proc and of the rows: it is gone by now."""

@@ -243,7 +243,8 @@ def _thread_cells(total: ThreadTotal) -> tuple[str, ...]:
 def _closing(report: Report) -> list[tuple[str, str]]:
     rows = []
     if report.unexplained_bytes:
-        unexplained = "mapped, but by no call that was seen (shmat, or events lost)"
+        others = "shmat, io_uring, or lost events" if report.losses.any else "shmat or io_uring"
+        unexplained = f"mapped, but by no call that was seen ({others})"
         rows.append(("unexplained", f"{size(report.unexplained_bytes)} {unexplained}"))
     rows += [("note", escape(note)) for note in report.notes]
     cost = report.cost

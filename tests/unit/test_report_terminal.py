@@ -91,6 +91,13 @@ def test_healthy_target_has_no_leak_and_says_what_is_not_one() -> None:
     assert "malloc-arena: 1 mapping, 64.0 MiB" in innocent
 
 
+@pytest.mark.parametrize(("report", "told"), [(reports.healthy(), False), (reports.lossy(), True)])
+def test_lost_events_explain_nothing_where_none_were_lost(report: Report, told: bool) -> None:
+    shown = render(replace(report, unexplained_bytes=4096), View())
+    assert "4096 B mapped, but by no call" in shown or "4 KiB mapped, but by no call" in shown
+    assert ("lost events" in shown) is told
+
+
 def grown(report: Report, size: int) -> Report:
     start = 1 << 30
     return replace(report, memory=replace(report.memory, virt_start=start, virt_end=start + size))

@@ -15,6 +15,8 @@ import pytest
 from harness import PATIENCE, ROOT, Lines, Target, build
 from trace_harness import STRACE, TRACE, by_task, run, whole_lines
 
+_NO_END = ") = ?"
+
 
 class Trace:
     """``trace`` of a running target, attached when the ``with`` block begins."""
@@ -63,8 +65,17 @@ def differences(theirs: str, ours: str) -> list[str]:
     return [
         line
         for one, other in zip(theirs_by_task, ours_by_task)
-        for line in difflib.unified_diff(one, other, "strace", "trace", n=0, lineterm="")
+        for line in difflib.unified_diff(returned(one, other), other, "strace", "trace", n=0, lineterm="")
     ]
+
+
+def returned(theirs: list[str], ours: list[str]) -> list[str]:
+    """Their lines; as ours a clone3 whose end they did not see, since the new thread executed at once."""
+    lines = []
+    for line in theirs:
+        begun = line[: -len(_NO_END)] if line.startswith("clone3(") and line.endswith(_NO_END) else None
+        lines.append(next((our for our in ours if begun and our.startswith(begun)), line))
+    return lines
 
 
 KNOWN_DIFFERENCES = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from functools import lru_cache
 
 NUMBERS: Mapping[str, Mapping[str, int]] = {
     "x86_64": {
@@ -51,7 +50,6 @@ CLONE_ARGS_SIZE_VER0 = 64
 """Bytes: the least that clone3 takes (include/uapi/linux/sched.h)."""
 
 
-@lru_cache(maxsize=1)
 def numbers() -> Mapping[str, int]:
     """The numbers of this machine's calls by name; empty on machines that we do not know."""
     return NUMBERS.get(platform.machine(), {})

@@ -130,7 +130,7 @@ def perform(target: Target, twin: Target, call: tuple[Any, ...]) -> None:
         getattr(each, name.removesuffix("_row"))(*arguments)
 
 
-@settings(max_examples=600)
+@settings(max_examples=400)
 @given(baselines, sequences, st.randoms(use_true_random=False))
 def test_ledger_equals_the_page_model(
     baseline: list[Interval], sequence: list[tuple[Any, ...]], shuffle: random.Random

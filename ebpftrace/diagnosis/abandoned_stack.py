@@ -66,7 +66,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     if kind == _BARE_EXIT:
         why = (
             f"{stacks} of detached threads that exited but are on glibc's list of stacks in use: they ended "
-            "by a bare exit system call, before glibc could free them, and nothing else will (proved)"
+            "by a bare exit system call, and so passed over what takes them off that list (proved)"
         )
         return Judgement(
             True, (why,), "end these threads by pthread_exit or a return, not by syscall(SYS_exit)"

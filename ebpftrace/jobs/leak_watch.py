@@ -47,8 +47,10 @@ _PEEK_SHARE = 0.01
 """Of a core, for reading the books of a program that may end before the report."""
 _READINGS = 10
 """How often rows and /proc are read again where they disagree: a busy program maps in between ..."""
+_READINGS_SECONDS = 0.2
+"""... as long as that took no more CPU time: what is mapped by shmat stays unexplained ..."""
 _FEW_MAPPINGS = 20_000
-"""... unless there are so many that it takes long: then they hardly differ by more than such a moment."""
+"""... and not at all where one reading takes long: then they hardly differ by more than such a moment."""
 
 
 class LeakWatch(Watch):
@@ -277,9 +279,10 @@ class LeakWatch(Watch):
 
     def _unexplained(self, tracer: Tracer, least: int) -> int:
         """Bytes that no reading explains: each has what was unmapped between /proc and the rows for one."""
+        began = time.thread_time()
         with suppress(ProcessGone):
             for _ in range(_READINGS):
-                if not least:
+                if not least or time.thread_time() - began > _READINGS_SECONDS:
                     break
                 read_at = time.monotonic_ns()
                 vmas = read_maps(self.pid)

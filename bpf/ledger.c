@@ -22,6 +22,8 @@ BPF_F_TABLE("hash", u64, struct site_t, sites, MAX_SITES, HASH_FLAGS);
 /* By task: what it was called when it began to execute.  Stale ones make room by themselves. */
 BPF_TABLE("lru_hash", u64, u32, executing, 4096);
 #endif
+/* Who kept a newest mapping, its tid, by a hash of the key; of two with one hash the later. */
+BPF_ARRAY(keepers, u32, KEEPERS);
 BPF_ARRAY(spaces, struct space_t, MAX_SPACES);
 BPF_ARRAY(told, struct told_t, MAX_SPACES);
 BPF_PERCPU_ARRAY(cpus, struct cpu_t, RECORDED_CALLS);
@@ -59,6 +61,11 @@ static __always_inline long put_mapping(u64 key, struct mapping_t *row)
 static __always_inline long drop_mapping(u64 key)
 {
     return mappings.delete(&key);
+}
+
+static __always_inline u32 *keeper_at(u32 index)
+{
+    return keepers.lookup(&index);
 }
 
 static __always_inline struct thread_t *find_thread(u32 tid)
@@ -177,6 +184,7 @@ static __always_inline long send_copy(struct copy_t *copy, u64 size)
 #include "sending.h"
 #include "space.h"
 #include "stacks.h"
+#include "rows.h"
 #include "threads.h"
 #include "mappings.h"
 

@@ -9,136 +9,6 @@
 #define MAP_HUGE_MASK 0x3f
 #define MREMAP_FIXED 2
 #define MREMAP_DONTUNMAP 4
-#define EEXIST 17
-
-/* No call since this row was made could have cut it or put another row inside it, nor is it in the
- * baseline: Python need not hear of its end. */
-static __always_inline int is_clean(struct thread_t *thread, struct space_t *space,
-                                    struct mapping_t *row)
-{
-    struct told_t *told = told_of(thread->life.space);
-
-    return told && row->since > told->baseline_at && row->since > space->hard_at;
-}
-
-static __always_inline void mark_hard(struct space_t *space, u64 at)
-{
-    if (space->hard_at < at)
-        space->hard_at = at;
-}
-
-static __always_inline void mark_moved(struct space_t *space, u64 at)
-{
-    mark_hard(space, at);
-    if (space->moved_at < at)
-        space->moved_at = at;
-}
-
-/* A part of this row may lie elsewhere by now. */
-static __always_inline int may_have_moved(struct space_t *space, struct mapping_t *row)
-{
-    return row->since <= space->moved_at;
-}
-
-/*
- * The thread that mapped a row has one more or one less outstanding.  Only rows of which nothing can
- * be left are taken off: of others Python may know remains, and must be able to name their mapper.
- * Exited threads that stay for that are swept away by Python (ebpftrace/kernel/sweeper.py).
- */
-static __always_inline void count_outstanding(struct thread_t *thread, struct mapping_t *row,
-                                              s64 change)
-{
-    struct thread_t *mapper = thread;
-    struct life_key_t key = {.born = row->mapper_born, .tid = row->mapper_tid};
-    struct life_t *life;
-
-    if (row->mapper_tid != thread->life.tid)
-        mapper = find_thread(row->mapper_tid);
-    if (mapper && mapper->life.born == row->mapper_born) {
-        __sync_fetch_and_add(&mapper->life.outstanding, change);
-        return;
-    }
-    life = find_exited(&key);
-    if (!life)
-        return;
-    __sync_fetch_and_add(&life->outstanding, change);
-    /* Nothing is left to say of it: make room. */
-    if (life->outstanding <= 0 && !life->brk_growth)
-        drop_exited(&key);
-}
-
-static __always_inline void emit_hole(struct thread_t *thread, struct space_t *space, u64 at,
-                                      u64 done_at, u64 start, u64 length)
-{
-    struct event_t event = {
-        .kind = EVENT_HOLE,
-        .space = thread->life.space,
-        .tid = thread->life.tid,
-        .call = {.at = at, .done_at = done_at, .start = start, .length = length}};
-
-    mark_hard(space, done_at);
-    emit(space, &event);
-}
-
-static __always_inline void emit_displaced(struct thread_t *thread, struct space_t *space,
-                                           u64 start, struct mapping_t *row)
-{
-    struct event_t event = {.kind = EVENT_DISPLACED,
-                            .space = thread->life.space,
-                            .tid = row->mapper_tid,
-                            .row = {.since = row->since,
-                                    .made_at = row->made_at,
-                                    .start = start,
-                                    .length = row->length,
-                                    .mapper_born = row->mapper_born,
-                                    .site = row->site,
-                                    .prot = row->prot,
-                                    .flags = row->flags}};
-
-    emit(space, &event);
-}
-
-/* The row counts as its mapper's already. */
-static __always_inline void insert(struct thread_t *thread, struct space_t *space, u64 start,
-                                   struct mapping_t *row)
-{
-    u64 key = key_of(thread->life.space, start);
-    long error = add_mapping(key, row);
-    struct mapping_t *old;
-
-    if (error == -EEXIST) {
-        /* The memory at `start` was free or replaced, but more of the old row may still stand. */
-        old = find_mapping(key);
-        if (old) {
-            if (old->length > row->length || may_have_moved(space, old))
-                emit_displaced(thread, space, start, old);
-            else
-                count_outstanding(thread, old, -1);
-            mark_hard(space, row->since - 1);
-        }
-        error = put_mapping(key, row);
-    }
-    if (error) {
-        __sync_fetch_and_add(&space->lost_mappings, 1);
-        count_outstanding(thread, row, -1);
-    }
-}
-
-/* Takes the row at `start` out of the ledger and keeps it with the thread until the call returns. */
-static __always_inline void take(struct thread_t *thread, u64 start, struct mapping_t *row)
-{
-    thread->row = *row;
-    thread->has_row = !drop_mapping(key_of(thread->life.space, start));
-}
-
-/* The call failed and changed nothing: the row comes back, unless a newer one has its place. */
-static __always_inline void restore(struct thread_t *thread, struct space_t *space, u64 start)
-{
-    if (add_mapping(key_of(thread->life.space, start), &thread->row)) {
-        __sync_fetch_and_add(&space->lost_mappings, 1);
-        count_outstanding(thread, &thread->row, -1);
-    }
-}
 
 /* mmap rounds a huge mapping to its page size (mm/mmap.c: ksys_mmap_pgoff). */
 static __always_inline u64 mapped_length(u64 length, u64 flags)
@@ -173,7 +43,7 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     row.made_at = row.since;
     row.site = record_stack(thread, registers, CALL_MMAP, row.made_at, 0);
     if ((row.flags & MAP_FIXED) && !(row.flags & MAP_FIXED_NOREPLACE)) {
-        old = find_mapping(key_of(thread->life.space, start));
+        old = find_row(thread, space, start);
         if (old && old->length == row.length && is_clean(thread, space, old)) {
             count_outstanding(thread, old, -1);
             drop_mapping(key_of(thread->life.space, start));
@@ -182,7 +52,7 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
         }
     }
     __sync_fetch_and_add(&thread->life.outstanding, 1);
-    insert(thread, space, start, &row);
+    keep_newest(thread, space, start, &row);
     if (row.prot & PROT_EXEC) {
         struct event_t event = {.kind = EVENT_CODE,
                                 .space = thread->life.space,
@@ -211,7 +81,7 @@ static __always_inline void require_enter(struct thread_t *thread, u32 call)
 static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 length)
 {
     struct space_t *space = space_at(thread->life.space);
-    struct mapping_t *row = find_mapping(key_of(thread->life.space, start));
+    struct mapping_t *row;
 
     length = round_to_pages(length);
     thread->calls[CALL_MUNMAP]++;
@@ -220,6 +90,9 @@ static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 
     thread->is_hard = 1;
     if (!space)
         return 0;
+    if (take_newest(thread, space, start, length))
+        return 0;
+    row = find_row(thread, space, start);
     if (row && row->length <= length) {
         thread->is_hard = row->length != length || !is_clean(thread, space, row);
         take(thread, start, row);
@@ -258,7 +131,8 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
     if (!thread->is_hard)
         return 0;
     if (thread->has_row && may_have_moved(space, &thread->row))
-        emit_displaced(thread, space, ARGUMENT_1(registers), &thread->row);
+        emit_displaced(thread, space, key_of(thread->life.space, ARGUMENT_1(registers)),
+                       &thread->row);
     else if (thread->has_row)
         count_outstanding(thread, &thread->row, -1);
     emit_hole(thread, space, thread->entered_at, bpf_ktime_get_ns(), ARGUMENT_1(registers),
@@ -269,7 +143,7 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
 static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 length, u64 flags)
 {
     struct space_t *space = space_at(thread->life.space);
-    struct mapping_t *row = find_mapping(key_of(thread->life.space, start));
+    struct mapping_t *row;
 
     thread->calls[CALL_MREMAP]++;
     thread->entered = CALL_MREMAP;
@@ -277,6 +151,7 @@ static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 
     thread->is_hard = 1;
     if (!space)
         return 0;
+    row = find_row(thread, space, start);
     thread->entered_at = bpf_ktime_get_ns();
     if (row && row->length == round_to_pages(length) && is_clean(thread, space, row) &&
         !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))) {
@@ -308,7 +183,7 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
         row = thread->row;
         row.length = new_length;
         row.since = now;
-        insert(thread, space, returned, &row);
+        insert(thread, space, key_of(thread->life.space, returned), &row);
     } else {
         struct event_t event = {.kind = EVENT_MOVE,
                                 .space = thread->life.space,

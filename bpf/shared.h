@@ -57,7 +57,18 @@ struct life_t {
     char creator_name[NAME_BYTES];
 };
 
-/* What is known of a live task; only the task itself writes it, except life.outstanding. */
+/*
+ * The mapping that a thread made last.  Most of those that end soon are unmapped by their thread before
+ * it makes another, and a table's entry, made and dropped again, costs several times as much.
+ * It counts as a row of the ledger under its key, but only its own thread finds it here.
+ */
+struct newest_t {
+    u64 key;
+    struct mapping_t row; /* length 0: there is none */
+    u64 check;            /* sum over the above: a reader sees by it what is half written */
+};
+
+/* What is known of a live task; only the task itself writes it, but for outstanding and shares. */
 struct thread_t {
     struct life_t life;
     u64 run; /* key of the run that put it on its stack, 0: none */
@@ -68,6 +79,9 @@ struct thread_t {
     u32 is_hard;          /* the call can't be settled by a start match: it goes out as an event */
     u32 waits_for_exec;   /* a COMMAND that has not started yet: nothing is recorded */
     u32 entered;          /* enum call: the munmap or mremap call whose enter was seen, or 0 */
+    u32 shares;           /* others end what it maps: it keeps nothing to itself */
+    u32 reserved;
+    struct newest_t newest;
 };
 
 /* A clone call put a thread on a stack. */

@@ -8,6 +8,11 @@ static __always_inline u64 key_of(u32 space, u64 address)
     return (address & ((1ULL << SPACE_SHIFT) - 1)) | (u64)space << SPACE_SHIFT;
 }
 
+static __always_inline u64 address_of(u64 key)
+{
+    return key & ((1ULL << SPACE_SHIFT) - 1);
+}
+
 /* The one look-up that a task pays which is not traced. */
 static __always_inline struct thread_t *current_thread(void)
 {

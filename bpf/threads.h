@@ -41,7 +41,7 @@ static __always_inline void start_run(struct thread_t *parent, struct space_t *s
     child->run = key_of(child->life.space, run.stack);
     run.life = child->life;
     run.site = record_stack(parent, registers, CALL_CLONE, child->life.born, 0);
-    row = find_mapping(child->run);
+    row = find_row(parent, space, run.stack);
     if (row)
         row->is_stack = 1;
     if (put_run(child->run, &run))
@@ -86,6 +86,7 @@ static __always_inline int thread_left(struct thread_t *thread)
     bpf_get_current_comm(thread->life.name, NAME_BYTES);
     thread->calls[CALL_THREAD_EXIT]++;
     if (space) {
+        release_newest(thread, space);
 #pragma unroll
         for (int i = 0; i < CALLS; i++)
             if (thread->calls[i])

@@ -22,6 +22,8 @@ MAX_SPACES = 64
 SIGNATURE_WORDS = 64
 CLONE_SIGNATURE_WORDS = 256
 """Words of the stack that go into the signature of a call, and of a clone call; at most a page."""
+KEEPERS = 1024
+"""Newest mappings of which the kernel side can tell who keeps them; a power of two."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 288}
 """Size of ``struct pt_regs`` in ``bpf/include/uapi/linux/ptrace.h``."""
 _MAX_PID_LEVEL = 32
@@ -73,6 +75,18 @@ MAPPING = struct.Struct("=5Q4I")
 """``MappingT`` for reading many at once."""
 
 
+class NewestT(ctypes.Structure):
+    """``struct newest_t``: the mapping a thread made last, which is not among the rows yet."""
+
+    _fields_ = (("key", _u64), ("row", MappingT), ("check", _u64))
+
+
+NEWEST_WORDS = struct.Struct("=9Q")
+"""``NewestT`` as words ..."""
+CHECK_WEIGHTS = (1, 3, 5, 7, 9, 11, 13, 15)
+"""... whose weighted sum modulo 2**64 is the last one."""
+
+
 class LifeT(ctypes.Structure):
     """``struct life_t``: the life of one task in a traced address space."""
 
@@ -104,6 +118,9 @@ class ThreadT(ctypes.Structure):
         ("is_hard", _u32),
         ("waits_for_exec", _u32),
         ("entered", _u32),
+        ("shares", _u32),
+        ("reserved", _u32),
+        ("newest", NewestT),
     )
 
 
@@ -296,6 +313,7 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "MAX_THREADS": sizes.threads,
         "MAX_RUNS": sizes.runs,
         "MAX_SITES": sizes.sites,
+        "KEEPERS": KEEPERS,
         "EVENT_PAGES": sizes.event_pages,
         "COPY_PAGES": sizes.copy_pages,
         "STACK_BYTES": sizes.stack_bytes,

@@ -17,8 +17,11 @@ from ebpftrace.kernel.layout import (
     SpaceT,
     ThreadT,
 )
-from ebpftrace.kernel.rows import Rows, no_rows, read_rows
+from ebpftrace.kernel.rows import NewestRow, Rows, newest_row, no_rows, read_rows
 from ebpftrace.model import Calls, Losses, Run, Thread, ThreadId
+
+_READINGS = 100
+"""Of a row that its thread writes meanwhile: one in a thousand or so is half written."""
 
 
 @dataclass
@@ -46,8 +49,10 @@ def read_snapshots(
     """
     found = {space: Snapshot() for space in range(spaces)}
     counts: dict[int, list[int]] = {space: [0] * len(CALLS) for space in found}
+    newest: list[NewestRow] = []
     for tid, thread in tables.entries(fds["threads"], ctypes.c_uint32, ThreadT):
         if thread.life.space in found and tid.value == thread.life.tid:
+            lost_rows += not _add_newest(newest, fds["threads"], tid, thread)
             _add_life(found[thread.life.space], thread.life)
             counts[thread.life.space] = [a + b for a, b in zip(counts[thread.life.space], thread.calls)]
     for _, life in tables.entries(fds["exited"], LifeKeyT, LifeT):
@@ -56,7 +61,7 @@ def read_snapshots(
     for _, run in tables.entries(fds["runs"], ctypes.c_uint64, RunT):
         if run.life.space in found:
             found[run.life.space].runs.append(_run(run))
-    rows = read_rows(fds["mappings"])
+    rows = read_rows(fds["mappings"], newest)
     for space, snapshot in found.items():
         snapshot.rows = rows[space]
         record = SpaceT()
@@ -82,6 +87,21 @@ def read_brk_growth(fd: int) -> dict[int, int]:
 def decode_name(raw: bytes) -> str:
     """Return a thread's name as text; what is not UTF-8 becomes surrogates."""
     return raw.decode("utf-8", "surrogateescape")
+
+
+def _add_newest(newest: list[NewestRow], fd: int, tid: ctypes.c_uint32, thread: ThreadT) -> bool:
+    """Add the mapping that the thread keeps to itself, if it does; False where it cannot be read."""
+    for _ in range(_READINGS):
+        if not thread.newest.row.length:
+            return True
+        row = newest_row(thread.newest)
+        if row is not None:
+            newest.append(row)
+            return True
+        thread = ThreadT()
+        if not tables.lookup(fd, tid, thread):
+            return True  # it exited: its row is in the table now
+    return False
 
 
 def _add_life(snapshot: Snapshot, life: LifeT) -> None:

@@ -34,7 +34,7 @@ class Leftovers(NamedTuple):
 class Ledger:
     """What the target has mapped, as far as its calls tell; the answer does not depend on arrival order.
 
-    The rows it is given ascend by their starts, and there is one of each start.
+    The rows it is given ascend by their starts, and no two have both start and time in common.
 
     A row that is not among the rows any more was unmapped or moved by a call that touched nothing
     else, and is forgotten altogether, unless a ``Displaced`` event hands it over.

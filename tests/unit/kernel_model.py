@@ -1,7 +1,8 @@
 """A model of an address space, and of what the kernel side records about it.
 
-``Target`` has both: ``pages`` is the truth, page by page; ``rows`` and ``sent`` are what the BPF programs
-would leave behind, by an exact match of the start address and nothing else.  Addresses are page numbers.
+``Target`` has both: ``pages`` is the truth, page by page; ``rows``, ``newest`` and ``sent`` are what the BPF
+programs would leave behind, by an exact match of the start address and nothing else.  Addresses are page
+numbers.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ class Target:
     now: int = 100
     pages: dict[int, Page] = field(default_factory=dict)
     rows: dict[int, Row] = field(default_factory=dict)
+    newest: dict[ThreadId, Row] = field(default_factory=dict)
+    """What a thread mapped last and keeps to itself."""
+    sharing: set[ThreadId] = field(default_factory=set)
+    """Who keeps nothing to itself any more."""
     sent: list[Event] = field(default_factory=list)
     under_way: list[Unmap | Remap] = field(default_factory=list)
     hard_at: int = 0
@@ -80,23 +85,29 @@ class Target:
         at = self._tick()
         if fixed:
             self._hole(area, at)
-        self._enter_row(Row(area.start, area.size, at, at, mapper, 3, 0x22, 0))
+        self._keep_row(Row(area.start, area.size, at, at, mapper, 3, 0x22, 0))
         self._set(area, Page(mapper, at))
 
     def mmap_noreplace(self, mapper: ThreadId, start: int, size: int) -> None:
         area = Interval(start, start + size)
         if area.end <= SIZE and not self._busy(area) and not self._mapped(area):
             at = self._tick()
-            self._enter_row(Row(start, size, at, at, mapper, 3, 0x22, 0))
+            self._keep_row(Row(start, size, at, at, mapper, 3, 0x22, 0))
             self._set(area, Page(mapper, at))
 
-    def munmap(self, start: int, size: int, fails: bool = False) -> None:
+    def munmap(self, caller: ThreadId, start: int, size: int, fails: bool = False) -> None:
         """Enter, and take effect; ``finish`` is the exit.  A failing one is over at once."""
         area = Interval(start, min(start + size, SIZE))
         if self._busy(area) or not area.size:
             return
         at = self._tick()
-        row = self.rows.get(start)
+        row = self.newest.get(caller)
+        if row is not None and row[:2] == (start, area.size) and row.since > self.hard_at and not fails:
+            del self.newest[caller]
+            self._clear(area)
+            self.under_way.append(Unmap(area, at, False))
+            return
+        row = self._find_row(caller, start)
         if fails:
             return  # removed and restored: the same rows as before
         hole = True
@@ -110,7 +121,15 @@ class Target:
         self._clear(area)
         self.under_way.append(Unmap(area, at, hole))
 
-    def mremap(self, start: int, old_size: int, new_size: int, to: Optional[int], keeps_old: bool) -> None:
+    def mremap(
+        self,
+        caller: ThreadId,
+        start: int,
+        old_size: int,
+        new_size: int,
+        to: Optional[int],
+        keeps_old: bool,
+    ) -> None:
         """Enter, and take effect: MREMAP_FIXED at ``to``; else in place where it fits, else moved."""
         old = Interval(start, start + old_size)
         new = self._destination(old, new_size, to, keeps_old)
@@ -118,7 +137,7 @@ class Target:
         if new is None or self._busy(source) or self._busy(new):
             return
         at = self._tick()
-        row = self.rows.get(start)
+        row = self._find_row(caller, start)
         exact = row is not None and row.length == old.size and row.since >= self.hard_at and not keeps_old
         if exact:
             del self.rows[start]
@@ -144,6 +163,11 @@ class Target:
                 self._hole(call.new, at)
             self._enter_row(call.row._replace(start=call.new.start, length=call.new.size, since=at))
 
+    def exit(self, thread: ThreadId) -> None:
+        """A thread leaves what it kept; the model's may come back."""
+        if thread in self.newest:
+            self._enter_row(self.newest.pop(thread))
+
     def finish_all(self) -> None:
         while self.under_way:
             self.finish(0)
@@ -154,11 +178,34 @@ class Target:
         self.now += 1
         return self.now
 
+    def ledger(self) -> list[Row]:
+        """All rows, ascending."""
+        return sorted([*self.rows.values(), *self.newest.values()])
+
+    def _find_row(self, caller: ThreadId, start: int) -> Optional[Row]:
+        """What another thread keeps is not found; that one shares from now on."""
+        for thread, row in [*self.newest.items()]:
+            if row.start == start and thread == caller:
+                self.exit(thread)
+            elif row.start == start and start not in self.rows:
+                self.sharing.add(thread)
+        return self.rows.get(start)
+
+    def _keep_row(self, row: Row) -> None:
+        self.exit(row.mapper)
+        if row.mapper in self.sharing:
+            self._enter_row(row)
+        else:
+            self.newest[row.mapper] = row
+
     def _enter_row(self, row: Row) -> None:
-        older = self.rows.get(row.start)
-        if older is not None and (older.length > row.length or older.since <= self.moved_at):
-            self.sent.append(Displaced(older))
-        self.rows[row.start] = row
+        other = self.rows.get(row.start, row)
+        older, newer = sorted((other, row), key=lambda each: each.since)
+        if older is not newer:
+            if older.length > newer.length or older.since <= self.moved_at:
+                self.sent.append(Displaced(older))
+            self.hard_at = max(self.hard_at, newer.since - 1)
+        self.rows[row.start] = newer
 
     def _hole(self, area: Interval, at: int) -> None:
         self.sent.append(Hole(area, at))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
+from ebpftrace import frames
 from ebpftrace.model import Finding, Losses, Report, Verdict
-from ebpftrace.text import duration, period, plural, rate, size
+from ebpftrace.text import count, duration, period, plural, rate, size
+
+_MOST_ROUTINES = 5
 
 
 def leak_lines(report: Report) -> list[str]:
@@ -19,7 +23,9 @@ def leak_lines(report: Report) -> list[str]:
             kinds.setdefault(finding.verdict, []).append(finding)
     largest_first = sorted(kinds.values(), key=_bytes, reverse=True)
     mapped = "mapped when the target ended" if report.ended_by.by_target else "still mapped"
-    return [f"LEAK: {_what(findings, mapped)}{_pace(findings)}" for findings in largest_first]
+    return [
+        f"LEAK: {_what(findings, mapped)}{_pace(findings)}{_routines(findings)}" for findings in largest_first
+    ]
 
 
 def no_leak_line(report: Report) -> str:
@@ -80,6 +86,24 @@ def _pace(findings: Sequence[Finding]) -> str:
     if len(regular) == 1 and regular[0].period is not None:
         return f"{growth}, one every {period(regular[0].period)}"
     return growth
+
+
+def _routines(findings: Sequence[Finding]) -> str:
+    """What exited threads ran, where no finding has a stack that names the code."""
+    ran_by: Counter[str] = Counter()
+    for finding in findings:
+        if finding.start_routine is None or not finding.before_attach:
+            return ""
+        ran_by[frames.name(finding.start_routine)] += finding.count
+    return ran(ran_by)
+
+
+def ran(routines: Counter[str]) -> str:
+    """What so many exited threads ran, by name, most of them first: ``; they ran minute_job (27,842)``."""
+    who = "it" if sum(routines.values()) == 1 else "they"
+    names = [f"{name} ({count(number)})" for name, number in routines.most_common(_MOST_ROUTINES)]
+    more = f" and {len(routines) - _MOST_ROUTINES} more" if len(routines) > _MOST_ROUTINES else ""
+    return f"; {who} ran {', '.join(names)}{more}"
 
 
 def _bytes(findings: Sequence[Finding]) -> int:

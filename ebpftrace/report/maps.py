@@ -12,6 +12,7 @@ from ebpftrace.anatomy.growth import Growth, grouped
 from ebpftrace.anatomy.look import Look
 from ebpftrace.glibc import ARENAS_PER_CORE
 from ebpftrace.model import BooksState
+from ebpftrace.report.headline import ran
 from ebpftrace.report.tables import WIDTH, table, wrapped
 from ebpftrace.text import address, change, count, duration, escape, plural, shorten, size, wall
 
@@ -37,7 +38,6 @@ _MEANING = {
     Kind.KERNEL: "from the kernel",
 }
 _NEAR_LIMIT = 0.1
-_MOST_ROUTINES = 5
 _NAME_WIDTH = 24
 _LABEL = "         "
 
@@ -89,13 +89,8 @@ def _no_orphans(look: Look) -> str:
 
 
 def _routines(look: Look) -> str:
-    """What the exited threads ran, most of them first."""
-    ran = Counter(area.start_routine for area in look.areas if area.kind is Kind.ORPHANED_STACK)
-    names = [
-        f"{_routine(routine, look)} ({count(number)})" for routine, number in ran.most_common(_MOST_ROUTINES)
-    ]
-    more = f" and {len(ran) - _MOST_ROUTINES} more" if len(ran) > _MOST_ROUTINES else ""
-    return f"; they ran {', '.join(names)}{more}"
+    orphans = (area for area in look.areas if area.kind is Kind.ORPHANED_STACK)
+    return ran(Counter(_routine(area.start_routine, look) for area in orphans))
 
 
 def _routine(at: int, look: Look) -> str:

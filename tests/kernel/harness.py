@@ -207,6 +207,11 @@ class Tracer:
         """Its lines on stderr, as far as they were waited for."""
         return self._stderr.seen
 
+    def wait_to_say(self, text: str) -> str:
+        """Its next line on stderr that has ``text`` in it."""
+        assert self._stderr.until(lambda line: text in line), f"it never said {text!r}: {self.said}"
+        return self.said[-1]
+
     def wait_for_report(self) -> None:
         """With ``-i``: reads the next report, which stays a part of the result."""
         assert self._stdout.until(lambda _: True), f"the trace ended without another report: {self.said}"

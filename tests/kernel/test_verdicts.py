@@ -228,6 +228,21 @@ def test_the_verdict_without_a_trace(outcomes: dict[str, Outcome]) -> None:
         assert report["window"]["seconds"] == 0
 
 
+def test_what_leaked_before_is_told_while_the_trace_goes_on(tmp_path: Path) -> None:
+    size = BEFORE * (STACK + GUARD) >> 10
+    made = Program(compiled(tmp_path, "books_threads"), "returns", THREADS, STACK, BEFORE)
+    with made as program, traced(program, "--min-age", 0) as tracer:
+        line = tracer.wait_to_say("LEAK")
+        program.run()
+        report = tracer.interrupt().report
+    assert line == (
+        f"LEAK: {BEFORE} threads exited and were never joined: {size} KiB of their stacks still mapped; "
+        f"they ran returns ({BEFORE})"
+    )
+    counts = {finding["before_attach"]: finding["count"] for finding in leaks(report)}
+    assert counts == {True: BEFORE, False: THREADS - BEFORE}
+
+
 def test_joined_in_turn(tmp_path: Path) -> None:
     """A loop of joins waits for the first thread while the others have exited long ago."""
     with Program(compiled(tmp_path, "books_threads"), "in-turn", THREADS, CACHED) as program:

@@ -21,7 +21,7 @@ def test_thirty_thousand_threads(tmp_path: Path) -> None:
         pytest.skip(f"vm.max_map_count is {limit}: {THREADS} stacks with guards do not fit")
     with Program(compiled(tmp_path, "books_threads"), "returns", THREADS, STACK, BEFORE) as program:
         with traced(program, "--min-age", 0) as tracer:
-            assert any(f"LEAK: {BEFORE:,} threads" in line for line in tracer.said)
+            tracer.wait_to_say(f"LEAK: {BEFORE:,} threads exited and were never joined")
             program.run(PATIENCE)
             report = tracer.interrupt().report
         alone = run_tracer("-p", program.pid, "-d", 0, "--json", "--min-age", 0).report

@@ -56,6 +56,19 @@ def test_production_case_says_what_the_engineer_needs_in_its_first_words() -> No
     assert "22:58:30 to 23:00:30" in shown
 
 
+def test_what_leaked_before_the_trace_is_named_by_what_the_threads_ran() -> None:
+    named = [
+        replace(reports.never_joined_before_attach(number), start_routine=Frame(name))
+        for number, name in ((9, "night_job"), (27_840, "minute_job"))
+    ]
+    verdict = replace(reports.production(), findings=tuple(named), seconds=0)
+    told = one_line(render(verdict, View()))
+    assert told.startswith("LEAK: 27,849 threads exited and were never joined")
+    assert "still mapped; they ran minute_job (27,840), night_job (9)" in told
+    both = replace(verdict, findings=(*named, reports.never_joined_in_window()))
+    assert "they ran" not in render(both, View())
+
+
 def test_finding_shows_owners_shape_stack_evidence_and_advice() -> None:
     block = section(render(reports.production(), View()), "2. never-joined-thread: 2 stacks")
     assert "31153 minute-job, lived 1.2 s, exited 23:00:01, created by 31110 timer" in block

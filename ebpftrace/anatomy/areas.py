@@ -88,6 +88,8 @@ class Area(NamedTuple):
     start_routine: int = 0
     """Of the exited thread whose stack this was."""
     note: str = ""
+    inode: int = 0
+    """Of the file that ``path`` names; 0 where there is none."""
 
     @property
     def resident(self) -> int:

@@ -94,6 +94,7 @@ def _area(piece: _Piece, kind: Kind) -> Area:
     return Area(
         piece.start, piece.end, kind, piece.end - piece.start,
         piece.share(vma.rss), piece.share(vma.swap), piece.share(vma.huge), vma.perms, vma.path,
+        inode=vma.inode,
     )  # fmt: skip
 
 

@@ -99,6 +99,8 @@ class Alike(NamedTuple):
     """Bytes that all changed by."""
     resident: int
     first: Change
+    same_path: bool
+    """All have the path (or, as anonymous memory, none) that ``first`` has."""
 
 
 def grouped(changes: Iterable[Change]) -> list[Alike]:
@@ -107,8 +109,11 @@ def grouped(changes: Iterable[Change]) -> list[Alike]:
     for change in changes:
         was = change.was.kind if change.what is What.BECAME and change.was is not None else None
         key = (change.what, change.area.kind, was, change.size, change.area.perms)
-        known = groups.get(key) or Alike(*key, 0, 0, 0, change)
+        known = groups.get(key) or Alike(*key, 0, 0, 0, change, True)
         groups[key] = known._replace(
-            number=known.number + 1, size=known.size + change.size, resident=known.resident + change.resident
+            number=known.number + 1,
+            size=known.size + change.size,
+            resident=known.resident + change.resident,
+            same_path=known.same_path and change.area.path == known.first.area.path,
         )
     return sorted(groups.values(), key=lambda group: (abs(group.size), group.number), reverse=True)

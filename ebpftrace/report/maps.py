@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from ebpftrace import frames
 from ebpftrace.anatomy.areas import UNEXPLAINED, Area, Kind, Totals, unexplained
 from ebpftrace.anatomy.claims import BARE_EXIT
-from ebpftrace.anatomy.growth import Growth, grouped
+from ebpftrace.anatomy.growth import Alike, Growth, grouped
 from ebpftrace.anatomy.look import Look
+from ebpftrace.anatomy.repeated import repeated
 from ebpftrace.glibc import ARENAS_PER_CORE
 from ebpftrace.model import BooksState
 from ebpftrace.report.headline import ran
@@ -50,6 +51,7 @@ def render(look: Look, top: int, list_all: bool, width: int = WIDTH) -> str:
         parts += [_growth(look.growth, top, width)]
     else:
         parts += [_classes(look, width), _stacks(look, top, width), _unexplained(look, top, width)]
+        parts += [_repeated(look, top, width)]
     if list_all:
         parts.append(_all(look, width))
     parts += [wrapped(escape(note), first="note     ", width=width) for note in look.notes]
@@ -198,6 +200,28 @@ def _unexplained(look: Look, top: int, width: int) -> list[str]:
     ]
 
 
+def _repeated(look: Look, top: int, width: int) -> list[str]:
+    names = repeated(look.areas)
+    if not names:
+        return []
+    rows = [
+        (
+            count(one.totals.number),
+            count(one.files) if one.files else "-",
+            size(one.totals.size),
+            size(one.totals.resident),
+            escape(one.path),
+        )
+        for one in names[:top]
+    ]
+    return [
+        "Mapped many times under one name (a page counts as resident in each mapping)",
+        *table(">COUNT|>FILES|>VIRT|>RSS|NAME", rows, indent=3, width=width, spare=("FILES", "RSS")),
+        *_more(len(names) - top, "name"),
+        "",
+    ]
+
+
 def _growth_line(growth: Growth) -> str:
     virt, resident = _sums(growth)
     line = f"In {duration(growth.seconds)}: VIRT {change(0, virt)}, RSS {change(0, resident)}"
@@ -239,7 +263,7 @@ def _growth(growth: Growth, top: int, width: int) -> list[str]:
                 change(0, group.resident),
                 group.kind.value,
                 address(group.first.area.start),
-                f"was {group.was.value}" if group.was else _identity(group.first.area),
+                _whose(group),
             )
             for group in groups[:top]
         ]
@@ -247,6 +271,13 @@ def _growth(growth: Growth, top: int, width: int) -> list[str]:
         lines += table(header, changed, indent=3, width=width, spare=spare)
         lines += [*_more(len(groups) - top, "group"), ""]
     return lines
+
+
+def _whose(group: Alike) -> str:
+    if group.was is not None:
+        return f"was {group.was.value}"
+    first = _identity(group.first.area)
+    return first if group.same_path else f"{first} and others"
 
 
 def _identity(area: Area) -> str:

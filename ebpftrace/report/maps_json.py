@@ -13,6 +13,7 @@ from ebpftrace import __version__
 from ebpftrace.anatomy.areas import Area, Totals
 from ebpftrace.anatomy.growth import Change, Growth
 from ebpftrace.anatomy.look import Look
+from ebpftrace.anatomy.repeated import Repeated, repeated
 from ebpftrace.model import Frame
 from ebpftrace.report.json_parts import iso_time, target_object
 from ebpftrace.text import address, without_surrogates
@@ -52,6 +53,7 @@ def document(look: Look) -> dict[str, Any]:
         "classes": {kind.value: _totals(sums) for kind, sums in look.kinds.items()},
         "total": _totals(look.total),
         "areas": [_area(area, look) for area in look.areas],
+        "repeated": [_repeated(one) for one in repeated(look.areas)],
         "growth": _growth(look.growth, look) if look.growth is not None else None,
         "notes": [without_surrogates(note) for note in look.notes],
     }
@@ -64,6 +66,10 @@ def _totals(sums: Totals) -> dict[str, int]:
         "rss_bytes": sums.resident,
         "swap_bytes": sums.swap,
     }
+
+
+def _repeated(one: Repeated) -> dict[str, Any]:
+    return {"path": without_surrogates(one.path), "files": one.files, **_totals(one.totals)}
 
 
 def _area(area: Area, look: Look) -> dict[str, Any]:

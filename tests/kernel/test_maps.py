@@ -204,6 +204,43 @@ def test_growth_shows_what_came_between_two_looks() -> None:
         assert sum(sums["bytes"] for sums in growth["classes"].values()) == change
 
 
+def test_file_that_is_mapped_many_times_is_named(tmp_path: Path) -> None:
+    program = compiled(
+        tmp_path,
+        r"""
+        #define _GNU_SOURCE
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <sys/mman.h>
+        #include <unistd.h>
+        int main(void) {
+            int fd = open("data\n", O_RDWR | O_CREAT, 0600);
+            ftruncate(fd, 4096);
+            for (int i = 0; i < 500; i++)
+                *(volatile char *)mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) = 1;
+            for (int i = 0; i < 20; i++)
+                ftruncate(fd = memfd_create("ring", 0), 4096), mmap(0, 4096, PROT_READ, MAP_SHARED, fd, 0);
+            puts("ready"); fflush(stdout); getchar();
+        }
+        """,
+    )
+    with running("env", "-C", tmp_path, program) as (process, _):
+        (report,) = looks(process.pid)
+        page = run_maps("-p", process.pid).stdout
+    file, ring = report["repeated"]
+    assert file == {
+        "path": f"{tmp_path}/data\\012",
+        "files": 1,
+        "count": 500,
+        "bytes": 500 * PAGE,
+        "rss_bytes": 500 * PAGE,
+        "swap_bytes": 0,
+    }
+    assert (ring["path"], ring["files"], ring["count"]) == ("/memfd:ring (deleted)", 20, 20)
+    (row,) = [line for line in page.splitlines() if line.endswith("  /memfd:ring (deleted)")]
+    assert row.split()[:2] == ["20", "20"]
+
+
 def test_process_that_ends_between_looks_is_told_in_one_line() -> None:
     with harness.Target("never_joined", 1) as target:
         tracer = subprocess.Popen(

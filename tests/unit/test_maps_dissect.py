@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ebpftrace.anatomy import compare, dissect
 from ebpftrace.anatomy.areas import Area, Kind, Sight, Totals, total, unexplained
 from ebpftrace.anatomy.growth import What, grouped
+from ebpftrace.anatomy.repeated import MANY, Repeated, repeated
 from ebpftrace.model import BookedThread, Books, BooksState, Heap, Interval, LiveThread, Vma
 
 PAGE = 4096
@@ -188,6 +189,26 @@ def test_best_evidence_counts_where_claims_overlap() -> None:
         (Kind.THREAD_STACK, MIB),
         (Kind.ANONYMOUS, 3 * MIB),
     ]
+
+
+def test_what_is_mapped_many_times_is_named_with_its_sums() -> None:
+    vmas = [vma(BASE + i * 4 * PAGE, 2 * PAGE, "rw-s", "/var/db/data", 8, rss=PAGE) for i in range(20)]
+    start = vmas[-1].end + PAGE
+    vmas += [vma(start + i * 4 * PAGE, PAGE, "rw-s", "/memfd:x (deleted)", 100 + i) for i in range(MANY)]
+    start = vmas[-1].end + PAGE
+    vmas += [vma(start + i * 4 * PAGE, PAGE, "r--p", "/lib/once", 9) for i in range(MANY - 1)]
+    assert repeated(areas_of(vmas)) == [
+        Repeated("/var/db/data", 1, Totals(20, 40 * PAGE, 20 * PAGE, 0)),
+        Repeated("/memfd:x (deleted)", MANY, Totals(MANY, MANY * PAGE, 0, 0)),
+    ]
+
+
+def test_memory_behind_the_data_of_a_file_is_no_mapping_of_it() -> None:
+    vmas = []
+    for start in range(BASE, BASE + MANY * 4 * PAGE, 4 * PAGE):
+        vmas += [vma(start, PAGE, "r-xp", "/lib/x", 7), vma(start + PAGE, PAGE, "rw-p", "/lib/x", 7)]
+        vmas.append(vma(start + 2 * PAGE, PAGE))
+    assert [one.totals.number for one in repeated(areas_of(vmas))] == [2 * MANY]
 
 
 # --- any address space -----------------------------------------------------------------------------

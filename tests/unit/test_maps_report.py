@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from ebpftrace.anatomy import compare
 from ebpftrace.anatomy.areas import Area, Kind
 from ebpftrace.anatomy.look import Look
+from ebpftrace.anatomy.repeated import MANY
 from ebpftrace.model import Books, BooksState, Frame, TargetInfo
 from ebpftrace.report import maps, maps_json
 
@@ -80,6 +81,38 @@ def test_growth_is_told_first_and_alike_changes_together() -> None:
     assert row.split()[:4] == ["appeared", "3", "+10244", "KiB"]
 
 
+def mapped_files(paths: list[str]) -> list[Area]:
+    return [
+        area(0x7F0000000000 + i * MIB, 16 << 10, Kind.FILE, path=path, inode=5 + (path != "/db/a"))
+        for i, path in enumerate(paths)
+    ]
+
+
+def test_a_file_that_is_mapped_many_times_is_named_in_text_and_json() -> None:
+    seen = look(mapped_files(["/db/a"] * 10_000 + ["/db/b"] * 15))
+    page = maps.render(seen, 10, False)
+    (row,) = [line.split() for line in page.splitlines() if line.endswith("/db/a")]
+    assert row == ["10,000", "1", "156.2", "MiB", "39.1", "MiB", "/db/a"]
+    assert "/db/b" not in page
+    assert maps_json.document(seen)["repeated"] == [
+        {
+            "path": "/db/a",
+            "files": 1,
+            "count": 10_000,
+            "bytes": 10_000 * 16 << 10,
+            "rss_bytes": 10_000 * 4096,
+            "swap_bytes": 0,
+        }
+    ]
+
+
+def test_growth_by_several_files_is_not_told_of_the_first_alone() -> None:
+    for paths, told in ((["/db/a"] * 3, "/db/a"), (["/db/a", "/db/b"], "/db/a and others")):
+        growth = compare([], mapped_files(paths), 1.0)
+        page = maps.render(look(mapped_files(paths), growth=growth), 10, False)
+        assert any(line.endswith(f"  {told}") for line in page.splitlines())
+
+
 areas = st.lists(
     st.builds(
         Area,
@@ -97,6 +130,7 @@ areas = st.lists(
         thread=hostile,
         start_routine=st.sampled_from([0, 0x1000, 0x2000]),
         note=st.just(""),
+        inode=st.integers(0, 3),
     ),
     max_size=12,
 )
@@ -109,7 +143,7 @@ def test_text_and_json_are_fit_for_any_names_and_width(
 ) -> None:
     books = Books(BooksState.ABSENT if absent else BooksState.READ)
     growth = compare(before, after, 1.5) if grown else None
-    seen = look(after, name, growth=growth, books=books, notes=(f"note {name}",))
+    seen = look([*after, *after[:1] * MANY], name, growth=growth, books=books, notes=(f"note {name}",))
     page = maps.render(seen, 5, True, width)
     assert page.endswith("\n")
     for line in page.splitlines():

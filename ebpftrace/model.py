@@ -316,6 +316,7 @@ class Orphan(NamedTuple):
 
     outstanding: Outstanding
     rss: Optional[int]
+    """Bytes in memory; unlike in the RSS of its process, huge TLB pages count too."""
     guard: Optional[int] = None
     """Bytes at its low end that nothing can touch (the guard page), None where unknown."""
 

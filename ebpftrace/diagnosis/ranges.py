@@ -79,7 +79,7 @@ class Resident(NamedTuple):
     """What of a mapping is in memory, and what of it nobody can touch."""
 
     rss: Optional[int]
-    """Bytes; None where nothing is known of any part."""
+    """Bytes, huge TLB pages included; None where nothing is known of any part."""
     guard: Optional[int]
     """Bytes at the low end that can't be touched; None where the areas don't show any.
 
@@ -113,7 +113,8 @@ class Residence:
                 low = start if start > area_start else area_start
                 high = end if end < area_end else area_end
                 if kind.rss is not None:
-                    rss = (rss or 0) + kind.rss * (high - low) // (area_end - area_start)
+                    resident = kind.rss + kind.huge
+                    rss = (rss or 0) + resident * (high - low) // (area_end - area_start)
                 if kind.guard and low == first:
                     guard = high - low
                 at += 1

@@ -215,7 +215,7 @@ def _repeated(look: Look, top: int, width: int) -> list[str]:
         for one in names[:top]
     ]
     return [
-        "Mapped many times under one name (a page counts as resident in each mapping)",
+        *wrapped("Mapped many times under one name (a page counts as resident in each mapping)", width=width),
         *table(">COUNT|>FILES|>VIRT|>RSS|NAME", rows, indent=3, width=width, spare=("FILES", "RSS")),
         *_more(len(names) - top, "name"),
         "",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from harness import (
@@ -59,6 +63,34 @@ def test_hole_leaves_one_mapping_of_two_pieces() -> None:
     (start, _), (_, end) = pieces(mapping)
     assert (int(mapping["start"], 16), int(mapping["end"], 16)) == (start, end)
     assert mapping["bytes"] == size(pieces(mapping)) == 13 * 4096
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[int]:
+    """Bytes of a huge TLB page, of which as many as there are workers are free."""
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    if not os.access(pool, os.W_OK):
+        pytest.skip("the number of huge pages can't be set")
+    before = pool.read_text()
+    try:
+        pool.write_text(str(int(before) + WORKERS))
+        figures = re.findall(r"^(\S+): +(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        meminfo = {name: int(value) for name, value in figures}
+        if meminfo.get("HugePages_Free", 0) < WORKERS:
+            pytest.skip("no huge pages to be had")
+        yield meminfo["Hugepagesize"] << 10
+    finally:
+        pool.write_text(before)
+
+
+def test_huge_pages_of_an_orphan_are_memory_that_it_takes(huge_pages: int) -> None:
+    target, report = trace("orphans", "huge", WORKERS, options=["--min-age", 0])
+
+    assert sorted(reported_areas(report, "orphaned-mapping")) == sorted(fact_areas(target.facts("mapped")))
+    assert {mapping["rss_bytes"] for mapping in orphaned(report)} == {huge_pages}
+    found = [finding for finding in report["findings"] if finding["verdict"] == "orphaned-mapping"]
+    assert sum(finding["rss_bytes"] for finding in found) == WORKERS * huge_pages
+    assert no_losses(report)
 
 
 def test_orphans_that_grow_in_number_are_a_leak() -> None:

@@ -1,6 +1,7 @@
 /*
  * Workers map memory and exit; the workers themselves are joined.  orphans MODE [COUNT [PAUSE_MS]]:
  *   kept         nothing more happens to it
+ *   huge         the same, of one huge TLB page that the worker has written to
  *   hole         the main thread unmaps the middle: two pieces are left
  *   moved        the main thread moves it with mremap: it is still the worker's
  *   overlaid     the main thread maps over it with MAP_FIXED: it is gone
@@ -19,12 +20,43 @@ struct worker {
     pid_t tid;
 };
 
+static const char *mode = "";
+
+static int is(const char *name)
+{
+    return !strcmp(mode, name);
+}
+
+static size_t huge_page(void)
+{
+    FILE *figures = fopen("/proc/meminfo", "r");
+    char line[256];
+    size_t kib = 0;
+
+    need(figures);
+    while (fgets(line, sizeof(line), figures) && sscanf(line, "Hugepagesize: %zu kB", &kib) != 1)
+        ;
+    fclose(figures);
+    need(kib);
+    return kib << 10;
+}
+
+static char *map_huge(void)
+{
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB;
+    char *start = mmap(NULL, huge_page(), PROT_READ | PROT_WRITE, flags, -1, 0);
+
+    need(start != MAP_FAILED);
+    *start = 1;
+    return start;
+}
+
 static void *map_and_exit(void *argument)
 {
     struct worker *worker = argument;
 
     worker->tid = own_tid();
-    worker->start = map_anonymous(LENGTH);
+    worker->start = is("huge") ? map_huge() : map_anonymous(LENGTH);
     return NULL;
 }
 
@@ -38,34 +70,36 @@ static struct worker run_worker(void)
     return worker;
 }
 
-static void meddle(const char *mode, struct worker worker)
+static void meddle(struct worker worker)
 {
     const int protection = PROT_READ | PROT_WRITE;
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS;
     pid_t tid = worker.tid;
 
-    if (!strcmp(mode, "kept") || !strcmp(mode, "leader-gone")) {
+    if (is("kept") || is("leader-gone")) {
         say_mapped(worker.start, LENGTH, tid, tid);
-    } else if (!strcmp(mode, "hole")) {
+    } else if (is("huge")) {
+        say_mapped(worker.start, huge_page(), tid, tid);
+    } else if (is("hole")) {
         need(!munmap(worker.start + 4 * PAGE, 3 * PAGE));
         say_mapped(worker.start, 4 * PAGE, tid, tid);
         say_mapped(worker.start + 7 * PAGE, LENGTH - 7 * PAGE, tid, tid);
-    } else if (!strcmp(mode, "moved")) {
+    } else if (is("moved")) {
         char *place = map_anonymous(2 * LENGTH);
         char *moved =
             mremap(worker.start, LENGTH, LENGTH + PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place);
 
         need(moved == place);
         say_mapped(moved, LENGTH + PAGE, tid, tid);
-    } else if (!strcmp(mode, "overlaid")) {
+    } else if (is("overlaid")) {
         need(mmap(worker.start, LENGTH, protection, flags | MAP_FIXED, -1, 0) == worker.start);
-    } else if (!strcmp(mode, "unmapped")) {
+    } else if (is("unmapped")) {
         char *place = map_anonymous(3 * LENGTH);
 
         need(mremap(worker.start, LENGTH, LENGTH, MREMAP_MAYMOVE | MREMAP_FIXED, place + LENGTH) ==
              place + LENGTH);
         need(!munmap(place, 3 * LENGTH));
-    } else if (!strcmp(mode, "destroyed")) {
+    } else if (is("destroyed")) {
         char *island = map_anonymous(3 * PAGE);
 
         need(!munmap(island + PAGE, PAGE));
@@ -81,7 +115,6 @@ static void meddle(const char *mode, struct worker worker)
     }
 }
 
-static const char *mode = "";
 static int count = 1;
 static int pause_between;
 
@@ -89,7 +122,7 @@ static void hazard(void)
 {
     target_ready();
     for (int i = 0; i < count; i++) {
-        meddle(mode, run_worker());
+        meddle(run_worker());
         pause_ms(pause_between);
     }
     target_done();
@@ -116,7 +149,7 @@ int main(int argc, char **argv)
     mode = argc > 1 ? argv[1] : "";
     count = argc > 2 ? atoi(argv[2]) : 1;
     pause_between = argc > 3 ? atoi(argv[3]) : 0;
-    if (!strcmp(mode, "leader-gone")) {
+    if (is("leader-gone")) {
         pthread_t thread;
 
         need(!pthread_create(&thread, NULL, hazard_without_leader, NULL));

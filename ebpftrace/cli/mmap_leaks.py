@@ -254,7 +254,10 @@ class _Narrator:
 
     def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Draw the live view, now and then."""
-        if self._quiet:
+        from ebpftrace.report.output import can_redraw
+
+        # Asked before rich is imported, which takes 2 MiB.
+        if self._quiet or not can_redraw(sys.stderr):
             return
         live = self._live = self._live or self._begin_live()
         began = time.monotonic()

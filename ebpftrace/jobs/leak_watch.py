@@ -37,7 +37,7 @@ from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.status import MemoryUse, live_threads, read_memory_use
 from ebpftrace.process.target import Target
 from ebpftrace.process.tunables import arena_limit, read_environment
-from ebpftrace.report.live import LiveState
+from ebpftrace.report.live_state import LiveState
 from ebpftrace.spare import give_back_memory
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.vmas import Vmas

@@ -27,6 +27,9 @@ _SWEEPS = 2
 _WORK_SHARE = 1000
 """Looks at the tables take no more than one in so many seconds of CPU ..."""
 
+_REST_SHARE = 5000
+"""... of tables in which nothing has come since the last one, even less: an idle target costs no more ..."""
+
 _SWEEP_SHARE = 100
 """... and so do sweeps for the sake of what was too young at the last one."""
 
@@ -45,6 +48,8 @@ class Sweeper:
         self._fds = fds
         self._room = {"mappings": sizes.mappings, "exited": sizes.mappings, "runs": sizes.runs}
         self._limits = {name: room // 2 for name, room in self._room.items()}
+        self._counts: dict[str, int] = {}
+        """At the last look."""
         self._look_at = 0.0
         self._sweeps_due = 0
         self._sweep_began: Optional[float] = None
@@ -80,7 +85,10 @@ class Sweeper:
         elif self._is_worth_another(counts, now):
             self._sweeps_due = 1
         else:
-            self._look_at = max(self._look_at, now + (time.thread_time() - began) * _WORK_SHARE)
+            is_filling = any(count > self._counts.get(name, 0) for name, count in counts.items())
+            share = _WORK_SHARE if is_filling else _REST_SHARE
+            self._look_at = max(self._look_at, now + (time.thread_time() - began) * share)
+        self._counts = counts
         return False
 
     def _is_worth_another(self, counts: Mapping[str, int], now: float) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Optional, TextIO
 
@@ -13,34 +11,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ebpftrace.model import Memory
-from ebpftrace.report.output import terminal_columns
+from ebpftrace.report.live_state import LiveState
+from ebpftrace.report.output import can_redraw, terminal_columns
 from ebpftrace.text import change, count, duration, escape, plural, shorten, size
 
 _NAME_WIDTH = 40
-
-
-@dataclass(frozen=True)
-class LiveState:
-    """The figures of one moment of the trace: seconds, counts, bytes."""
-
-    comm: str
-    pid: int
-    elapsed: float
-    remaining: Optional[float]
-    """None where only an interrupt ends the trace."""
-    mmap: int
-    """Calls since attach, failed ones included; so is ``munmap``."""
-    munmap: int
-    outstanding: int
-    outstanding_bytes: int
-    orphaned: int
-    """Outstanding mappings whose owner has exited."""
-    orphaned_bytes: int
-    memory: Memory
-    """``virt_end`` and ``rss_end`` are those of now."""
-    lost: int
-    """Events and mappings that could not be recorded."""
 
 
 class LiveView:
@@ -53,7 +28,7 @@ class LiveView:
     def __init__(self, stream: TextIO, *, color: bool) -> None:
         self._stream = stream
         self._live: Optional[Live] = None
-        if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        if can_redraw(stream):
             console = Console(
                 file=stream,
                 no_color=not color,

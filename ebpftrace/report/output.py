@@ -39,6 +39,11 @@ def use_color(stream: TextIO, no_color: bool) -> bool:
     return stream.isatty()
 
 
+def can_redraw(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
 def page_width(stream: TextIO, path: Optional[Path] = None) -> int:
     """Columns of a report for ``stream``, or for a file at ``path`` instead: a narrow terminal's own."""
     if path is not None or not stream.isatty():

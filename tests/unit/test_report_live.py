@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from ebpftrace.model import Memory
-from ebpftrace.report.live import LiveState, LiveView, panel
+from ebpftrace.report.live import LiveView, panel
+from ebpftrace.report.live_state import LiveState
 
 STATE = LiveState(
     comm="app_server",

@@ -6,7 +6,6 @@ import collections.abc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from heapq import merge
-from typing import Optional
 
 from ebpftrace.model import Mapping, Outstanding, OwnedBy, Run, Thread, ThreadId
 
@@ -28,26 +27,22 @@ def assign(
     owner, as nobody knows one.
     """
     runs = list(runs)
-    register = _Register(runs, threads)
+    found = {**threads, **{run.thread: _runner(run, threads) for run in runs}}
     runners: dict[int, tuple[Run, Thread]] = {}
     for index, run in _placed(runs, mappings):
         if not _was_there(mappings[index], run):
             continue
-        runner = register.runner(run)
+        runner = _runner(run, threads)
         if index not in runners or _rank(runner) > _rank(runners[index][1]):
             runners[index] = run, runner
     outstanding = []
-    mapper, mapping_thread = None, None
     for index, mapping in enumerate(mappings):
-        if mapping.mapper is not mapper:  # neighbours often have one
-            mapper = mapping.mapper
-            mapping_thread = register.find(mapper) if mapper is not None else None
+        mapper = found.get(mapping.mapper) if mapping.mapper is not None else None
         if index in runners:
             run, runner = runners[index]
-            one = Outstanding(mapping, runner, OwnedBy.RUNS_ON_IT, mapping_thread, run)
+            one = Outstanding(mapping, runner, OwnedBy.RUNS_ON_IT, mapper, run)
         else:
-            owned_by = OwnedBy.MAPPED_IT if mapping_thread is not None else None
-            one = Outstanding(mapping, mapping_thread, owned_by, mapping_thread)
+            one = Outstanding(mapping, mapper, OwnedBy.MAPPED_IT if mapper is not None else None, mapper)
         outstanding.append(one)
     return outstanding
 
@@ -64,24 +59,14 @@ def _rank(thread: Thread) -> tuple[bool, int, int]:
     return thread.alive, thread.id.born, thread.id.tid
 
 
-class _Register:
-    """Threads by id, from the threads that are known and from the clone calls."""
-
-    def __init__(self, runs: Iterable[Run], threads: collections.abc.Mapping[ThreadId, Thread]) -> None:
-        self._threads = threads
-        self._runners = {run.thread: self.runner(run) for run in runs}
-
-    def find(self, thread: ThreadId) -> Optional[Thread]:
-        return self._runners.get(thread) or self._threads.get(thread)
-
-    def runner(self, run: Run) -> Thread:
-        """Return the thread of a run; an exit that either source knows of is true."""
-        known = self._threads.get(run.thread)
-        if known is None:
-            return Thread(run.thread, run.name, run.tgid, run.exited_at, run.creator, run.creator_name)
-        if known.alive and run.exited_at is not None:
-            return replace(known, exited_at=run.exited_at)
-        return known
+def _runner(run: Run, threads: collections.abc.Mapping[ThreadId, Thread]) -> Thread:
+    """Return the thread of a run; an exit that either source knows of is true."""
+    known = threads.get(run.thread)
+    if known is None:
+        return Thread(run.thread, run.name, run.tgid, run.exited_at, run.creator, run.creator_name)
+    if known.alive and run.exited_at is not None:
+        return replace(known, exited_at=run.exited_at)
+    return known
 
 
 def _placed(runs: Sequence[Run], mappings: Sequence[Mapping]) -> Iterator[tuple[int, Run]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Callable, Optional
+from typing import Callable
 
 from ebpftrace.model import NO_STACK, Outstanding, Stack, Thread, ThreadId, ThreadTotal
 
@@ -37,14 +37,12 @@ def totals(
     a thread that only did that has no mappings.  ``stack_of``: site -> stack, NO_STACK where unknown.
     """
     sums: dict[ThreadId, _Sum] = {}
-    of: Optional[_Sum] = None
     for mapping, owner, _, _, _ in outstanding:
         if owner is None:
             continue
-        if of is None or owner is not of.thread:  # neighbours often have one
-            of = sums.get(owner.id)
-            if of is None:
-                of = sums[owner.id] = _Sum(owner)
+        of = sums.get(owner.id)
+        if of is None:
+            of = sums[owner.id] = _Sum(owner)
         of.mappings += 1
         site = mapping.site
         of.by_site[site] = of.by_site.get(site, 0) + mapping.size

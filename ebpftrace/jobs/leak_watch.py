@@ -50,7 +50,7 @@ _READINGS = 10
 _READINGS_SECONDS = 0.2
 """... as long as that took no more CPU time: what is mapped by shmat stays unexplained ..."""
 _FEW_MAPPINGS = 20_000
-"""... and not at all where one reading takes long: then they hardly differ by more than such a moment."""
+"""... and once only where a reading takes long: then they hardly differ by more than such a moment."""
 
 
 class LeakWatch(Watch):
@@ -124,11 +124,10 @@ class LeakWatch(Watch):
         if self.keeps_standing:
             self.standing = standing.copy()
         verified = self._verified(standing, now)
-        few = len(standing) <= _FEW_MAPPINGS
-        del standing
-        if verified.unexplained_bytes and self.ended_by is None and few:
-            unexplained = self._unexplained(tracer, verified.unexplained_bytes)
+        if verified.unexplained_bytes and self.ended_by is None:
+            unexplained = self._unexplained(tracer, standing, verified.unexplained_bytes)
             verified = verified._replace(unexplained_bytes=unexplained)
+        del standing
         attribution = Attribution(self._stacks)
         attribution.number(verified.mappings)
         outstanding = assign(verified.mappings, attribution.runs(snapshot.runs), snapshot.threads)
@@ -270,36 +269,32 @@ class LeakWatch(Watch):
 
     def _verified(self, mappings: list[Mapping], now: Now) -> Verified:
         if self.ended_by is None:
-            verified = verify(mappings, now.vmas, now.read_at)
-            return self._explained(verified, mappings) if verified.unexplained_bytes else verified
+            return verify(mappings, now.vmas, now.read_at)
         self.note(
             "the target has ended: what it had mapped is told by its calls, /proc can no longer confirm it"
         )
         return Verified(mappings, 0, 0)
 
-    def _unexplained(self, tracer: Tracer, least: int) -> int:
-        """Bytes that no reading explains: each has what was unmapped between /proc and the rows for one."""
+    def _unexplained(self, tracer: Tracer, mappings: list[Mapping], least: int) -> int:
+        """Bytes that no reading explains: each has what came or went between /proc and the rows for some.
+
+        /proc is held against the rows that were read before it, then against those read after it.
+        ``mappings`` are of the rows read last, ``least`` is what those leave unexplained.
+        """
         began = time.thread_time()
+        readings = _READINGS if len(mappings) <= _FEW_MAPPINGS else 1
         with suppress(ProcessGone):
-            for _ in range(_READINGS):
-                if not least or time.thread_time() - began > _READINGS_SECONDS:
-                    break
+            while least and readings and time.thread_time() - began <= _READINGS_SECONDS:
+                readings -= 1
                 read_at = time.monotonic_ns()
                 vmas = read_maps(self.pid)
-                rows = tracer.read()[self.space].rows
-                tracer.poll()
-                again = verify(self._ledger.outstanding(rows), vmas, read_at)
-                least = min(least, again.unexplained_bytes)
+                least = min(least, verify(mappings, vmas, read_at).unexplained_bytes)
+                if least and readings:
+                    rows = tracer.read()[self.space].rows
+                    tracer.poll()
+                    mappings = self._ledger.outstanding(rows)
+                    least = min(least, verify(mappings, vmas, read_at).unexplained_bytes)
         return least
-
-    def _explained(self, verified: Verified, mappings: list[Mapping]) -> Verified:
-        """Leave out what was unmapped between the readings of /proc and of the rows: it is gone by now."""
-        try:
-            read_at = time.monotonic_ns()
-            again = verify(mappings, read_maps(self.pid), read_at)
-        except ProcessGone:
-            return verified
-        return verified._replace(unexplained_bytes=min(verified.unexplained_bytes, again.unexplained_bytes))
 
     def _memory_change(self, end: Optional[MemoryUse]) -> Memory:
         start = self._memory

@@ -111,4 +111,6 @@ def panel(state: LiveState) -> Table:
     grid.add_row("orphaned", Text(orphaned, style="bold red" if state.orphaned else ""))
     if state.lost:
         grid.add_row("LOST", Text(f"{count(state.lost)} events and mappings", style="bold yellow"))
+    else:
+        grid.add_row("lost", Text("nothing"))
     return grid

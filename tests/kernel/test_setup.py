@@ -145,6 +145,16 @@ def test_doctor_mounts_nothing() -> None:
     assert told.returncode == 1
 
 
+def test_kernel_without_system_call_tracepoints_is_told() -> None:
+    hide = "mount -t tmpfs tmpfs /sys/kernel/tracing/events/syscalls"
+    what = "this kernel has no system call tracepoints (CONFIG_FTRACE_SYSCALLS)"
+    lacking = failing(in_own_mounts(f"{hide}; {DOCTOR}"))["syscall tracepoints"]
+    assert (lacking["what"], lacking["required"]) == (what, True)
+    told = in_own_mounts(f"{hide}; {sys.executable} -m ebpftrace mmap-leaks -d 1 -p $$")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr == f"ebpftrace: {what}: {lacking['remedy']}\n"
+
+
 def test_ordinary_user_is_told_to_become_root() -> None:
     if shell(f"{NOBODY} test -r {ROOT}/pyproject.toml").returncode:
         pytest.skip("this checkout is in a place where only root may read")

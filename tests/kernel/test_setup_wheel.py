@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,17 +28,30 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return venv
 
 
-def test_wheel_traces_from_any_directory(installed: Path, tmp_path: Path) -> None:
+def run(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The installed command; only the libraries come from our own venv."""
     libraries = Path(click.__file__).resolve().parents[1]
-    told = subprocess.run(
-        [str(installed / "bin/ebpftrace"), "doctor"],
-        cwd=tmp_path,
+    return subprocess.run(
+        [str(installed / "bin/ebpftrace"), *arguments],
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(libraries)},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+def test_wheel_traces_from_any_directory(installed: Path, tmp_path: Path) -> None:
+    told = run(installed, tmp_path, "mmap-leaks", "--json", "-o", "report.json", "--", "/bin/true")
+    assert (told.returncode, told.stderr) == (0, "attached\n")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["window"]["ended_by"] == "target-exit"
+    assert report["calls"]["mmap"] > 5
+
+
+def test_wheel_is_all_that_doctor_asks_for(installed: Path, tmp_path: Path) -> None:
+    told = run(installed, tmp_path, "doctor")
     assert told.returncode == 0, told.stdout + told.stderr
     assert f"our own, {installed}" in told.stdout
     assert "compiled, loaded and attached" in told.stdout

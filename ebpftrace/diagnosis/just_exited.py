@@ -24,7 +24,7 @@ class _Reason(Enum):
     BOOKS_TOO_OLD = (
         "the target ended before glibc's books were read again: whether the thread was joined can't be told"
     )
-    UNSEEN = "the thread exited during the trace, but nobody saw when: it may be about to be joined"
+    UNSEEN = "the thread exited since the first look, but nobody saw when: it may be about to be joined"
 
 
 def _reason(case: Case, context: Context) -> Optional[_Reason]:

@@ -171,7 +171,7 @@ def _known(times: Iterable[Optional[int]]) -> list[int]:
 
 def _exited(first: Facts, exits: Sequence[int], context: Context) -> list[str]:
     if first.before_attach:
-        return ["they exited before the trace began"]
+        return ["exited before the tracer came"]
     if not exits or context.age(max(exits)) < 0:
         return []
     oldest, youngest = (duration(context.age(at) / NS) for at in (min(exits), max(exits)))

@@ -31,8 +31,20 @@ Examples:
     metavar="SECONDS",
     help="Look again so often, and say what changed.",
 )
-@click.option("--count", type=click.IntRange(min=2), help="Looks in all; default: until Ctrl-C or SIGTERM.")
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Rows of each table.")
+@click.option(
+    "--count",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Looks in all; default: until Ctrl-C or SIGTERM.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Rows of each table.",
+)
 @click.option("--all", "list_all", is_flag=True, help="List every area too.")
 @click.option("--json", "json_output", is_flag=True, help="Report as JSON, one object for each look.")
 @options.output(options.WHOLE)

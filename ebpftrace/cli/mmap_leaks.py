@@ -64,10 +64,19 @@ Examples:
     help="An owner that exited more recently has just exited: it may still be joined.",
 )
 @click.option(
-    "--min-bytes", type=click.IntRange(min=0), default=0, help="Leave out findings with fewer bytes."
+    "--min-bytes",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="BYTES",
+    help="Leave out findings with fewer bytes.",
 )
 @click.option(
-    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Most findings to show."
+    "--top",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Most findings to show.",
 )
 @click.option(
     "--show", type=click.Choice(["all", "leaks"]), default="all", show_default=True, help="What to report."
@@ -91,11 +100,13 @@ Examples:
 @click.option(
     "--max-mappings",
     type=click.IntRange(min=1),
+    metavar="N",
     help="Room in the kernel's ledger; default: twice vm.max_map_count for each process.",
 )
 @click.option(
     "--stack-bytes",
     type=click.IntRange(min=0, max=20480),
+    metavar="BYTES",
     default=STACK_BYTES,
     show_default=True,
     help="How much of a stack is copied, in whole pages; 0: no stacks.",
@@ -103,6 +114,7 @@ Examples:
 @click.option(
     "--stack-rate",
     type=click.IntRange(min=0),
+    metavar="N",
     default=COPIES_PER_SECOND,
     show_default=True,
     help="Copies a second of stacks already known, to check them.",
@@ -219,6 +231,7 @@ class _Narrator:
         self._output: Optional[Growing] = None
         self._live: Optional[LiveView] = None
         self._next_look = 0.0
+        self._pages = 0
 
     def __enter__(self) -> _Narrator:
         return self

@@ -69,6 +69,8 @@ def command_line(command: Callable[..., Any]) -> Callable[..., Any]:
 class Seconds(click.FloatRange):
     """A finite number of seconds, up to a year."""
 
+    name = "number of seconds"
+
     def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
         """As click asks for it; what is not even a number (NaN) is in no range."""
         seconds: float = super().convert(value, param, ctx)

@@ -28,7 +28,12 @@ Examples:
     help="Look twice, so far apart, and tell growth.",
 )
 @click.option(
-    "--top", type=click.IntRange(min=1), default=20, show_default=True, help="Most processes to show."
+    "--top",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Most processes to show.",
 )
 @click.option("--json", "json_output", is_flag=True, help="Report as one JSON object.")
 @options.output(options.WHOLE)

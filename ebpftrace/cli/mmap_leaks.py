@@ -327,4 +327,6 @@ class _Narrator:
 
         color = self._files.output is None and use_color(sys.stdout, self._no_color)
         width = page_width(sys.stdout, self._files.output)
-        return (terminal.render(report, self._view, width=width, color=color),)
+        self._pages += 1
+        apart = "\n" if self._pages > 1 else ""
+        return (apart, terminal.render(report, self._view, width=width, color=color))

@@ -298,6 +298,18 @@ def test_shell_completion_offers_the_commands() -> None:
     assert [line.split(",")[1] for line in told.stdout.splitlines()] == list(COMMANDS)
 
 
+def test_pages_of_several_processes_stand_apart() -> None:
+    with subprocess.Popen(["sleep", "600"]) as one, subprocess.Popen(["sleep", "600"]) as other:
+        try:
+            told = ebpftrace("mmap-leaks", "-d", "0", "--min-age", "0", "-p", f"{one.pid},{other.pid}")
+        finally:
+            one.kill()
+            other.kill()
+    _, first, second = told.stdout.split("No leak seen; ")
+    assert first.endswith("\n\n")
+    assert not second.endswith("\n\n")
+
+
 @pytest.mark.parametrize(("several", "begins"), [(True, "app_server (PID 31108): LEAK: "), (False, "LEAK: ")])
 def test_what_leaked_before_a_trace_of_several_processes_is_told_of_whom(
     several: bool, begins: str, capsys: pytest.CaptureFixture[str]

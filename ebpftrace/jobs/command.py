@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Optional
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.process.target import refuse_32_bit_file
 from ebpftrace.text import escape
 
 _NOT_STARTED = 127
@@ -26,7 +27,7 @@ class Command:
     def __init__(self, arguments: Sequence[str], tell: Callable[[str], None]) -> None:
         """Start the child; ``tell`` is given a line in the end, unless it has simply exited with 0.
 
-        Raises CannotTrace where there is no such program.
+        Raises CannotTrace where there is no such program, or none that can be traced.
         """
         self.program = _find(arguments[0])
         self._arguments = list(arguments)
@@ -113,6 +114,7 @@ def _find(name: str) -> str:
     """Path of a program, found as a shell finds it.  Raises CannotTrace."""
     program = shutil.which(name)
     if program is not None:
+        refuse_32_bit_file(program, _shown(name))
         return program
     place = name if "/" in name else shutil.which(name, os.F_OK)
     if place is None or not os.path.exists(place):  # noqa: PTH110 - Path.exists raises

@@ -19,7 +19,7 @@ from ebpftrace.process.clock import read_clock
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.status import read_target_info
-from ebpftrace.process.target import Target
+from ebpftrace.process.target import Target, refuse_32_bit
 from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
@@ -173,6 +173,7 @@ class Watch:
             self._end(EndedBy.EXEC, event.at)
             return
         try:
+            refuse_32_bit(self.pid)  # a script's interpreter may be
             self.begin(tracer)
         except ProcessGone:
             self.began_at = event.at

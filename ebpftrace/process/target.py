@@ -27,6 +27,7 @@ from ebpftrace.process.tasks import Task, read_task
 _ELF_MAGIC = b"\x7fELF"
 _ELF_CLASS_32 = 1
 _ELF_MACHINE_X86_64 = 62
+_TO_LOOK_AT = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _ELF_HEADER_SIZE = 20
 _END_OF_32_BIT = 1 << 32
 _VSYSCALL = "[vsyscall]"
@@ -95,7 +96,7 @@ def open_target(pid: int) -> Target:
         target = Target(leader, pidfd)
         _refuse_without_memory(leader)
         _refuse_unreadable(pid)
-        _refuse_32_bit(pid)
+        refuse_32_bit(pid)
         if target.exited:
             raise ProcessGone(pid)
     except BaseException:
@@ -152,7 +153,8 @@ def _refuse_unreadable(pid: int) -> None:
     through_live_task(pid, "memory map", use)
 
 
-def _refuse_32_bit(pid: int) -> None:
+def refuse_32_bit(pid: int) -> None:
+    """Raise CannotTrace where a process runs a program whose calls we would not see; ProcessGone."""
     try:
         header = through_live_task(pid, "program file", lambda tid: _elf_header(pid, tid))
     except ProcessGone:
@@ -162,17 +164,35 @@ def _refuse_32_bit(pid: int) -> None:
         if max((vma.end for vma in read_maps(pid) if vma.path != _VSYSCALL), default=0) > _END_OF_32_BIT:
             return
         raise
+    _refuse_elf_32(header, f"process {pid} runs")
+
+
+def refuse_32_bit_file(path: str, name: str) -> None:
+    """Raise CannotTrace where a file is such a program; ``name`` is what to call it."""
+    try:
+        header = _header(os.open(path, _TO_LOOK_AT))
+    except OSError:
+        return  # who may execute it need not be allowed to read it
+    _refuse_elf_32(header, f"{name} is")
+
+
+def _refuse_elf_32(header: bytes, subject: str) -> None:
     if len(header) < _ELF_HEADER_SIZE or header[:4] != _ELF_MAGIC or header[4] != _ELF_CLASS_32:
         return
     (machine,) = struct.unpack_from("<H", header, 18)
     kind = "an x32" if machine == _ELF_MACHINE_X86_64 else "a 32-bit"
-    raise CannotTrace(f"process {pid} runs {kind} program: only 64-bit programs can be traced")
+    raise CannotTrace(f"{subject} {kind} program: only 64-bit programs can be traced")
 
 
 def _elf_header(pid: int, tid: int) -> bytes:
-    fd = os.open(f"{task_dir(pid, tid)}/exe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = os.open(f"{task_dir(pid, tid)}/exe", _TO_LOOK_AT)
     with reading(pid, "program file"):
-        try:
-            return os.read(fd, _ELF_HEADER_SIZE)
-        finally:
-            os.close(fd)
+        return _header(fd)
+
+
+def _header(fd: int) -> bytes:
+    """What a file begins with, which is closed."""
+    try:
+        return os.read(fd, _ELF_HEADER_SIZE)
+    finally:
+        os.close(fd)

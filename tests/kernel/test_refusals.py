@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from harness import TRACER, Result, eventually, read_unless_gone
+import pytest
+from harness import PATIENCE, ROOT, TRACER, Result, eventually, read_unless_gone, run_tracer
 from test_harm import Started
 from test_lifecycle import assert_gone, assert_one_line
+from test_process_room import elf32_that_pauses
 
 
 def holds(tracer: Started, pid: int) -> bool:
@@ -58,3 +63,41 @@ def test_command_that_only_the_kernel_refuses(tmp_path: Path) -> None:
     result = ended(Started([*TRACER, "-d", 3600, "--", command]))
     assert (result.status, result.stdout) == (1, "")
     assert result.stderr == f"attached\nebpftrace: cannot execute '{command}': Exec format error"
+
+
+@pytest.fixture
+def i386(tmp_path: Path) -> Path:
+    program = tmp_path / "i386"
+    program.write_bytes(elf32_that_pauses(3))
+    program.chmod(0o755)
+    return program
+
+
+def test_32_bit_command(i386: Path) -> None:
+    """Its calls are others than those that we see: "no leak" would be a lie."""
+    assert_one_line(run_tracer("-d", 600, "--", i386), 1, "i386' is a 32-bit program: only 64-bit programs")
+
+
+def test_command_with_a_32_bit_interpreter(i386: Path, tmp_path: Path) -> None:
+    """What it is shows only when it runs; then it goes on without us."""
+    try:
+        with subprocess.Popen([i386]) as process:
+            process.kill()
+    except OSError:
+        pytest.skip("this kernel does not run such programs")
+    script = tmp_path / "script"
+    script.write_text(f"#!{i386}\n")
+    script.chmod(0o755)
+    # It keeps the streams that it was given.
+    with (tmp_path / "said").open("w") as said:
+        command = [*TRACER, "-d", "600", "--", str(script)]
+        ended = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said, timeout=PATIENCE, check=False
+        )
+    told = (tmp_path / "said").read_text()
+    runs = re.search(r"COMMAND still runs: PID (\d+)\n", told)
+    assert runs, told
+    os.kill(int(runs[1]), signal.SIGKILL)
+    assert ended.returncode == 1
+    last = f"process {runs[1]} runs a 32-bit program: only 64-bit programs can be traced"
+    assert told.splitlines()[-1] == f"ebpftrace: {last}"

@@ -402,7 +402,12 @@ class Losses:
     @property
     def any(self) -> bool:
         """Something was lost."""
-        return bool(self.events or self.mappings or self.stacks or self.threads)
+        return self.may_hide or self.stacks > 0
+
+    @property
+    def may_hide(self) -> bool:
+        """What was lost may have been a leak; without its stack a mapping is known all the same."""
+        return bool(self.events or self.mappings or self.threads)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def no_leak_line(report: Report) -> str:
         verdict = f"No leak seen in {duration(report.seconds)}"
     else:
         verdict = "No leak seen; nothing was traced"
-    if report.losses.any:
+    if report.losses.may_hide:
         verdict += ", but not everything could be recorded (see LOST): this proves nothing"
     fresh = sum(finding.count for finding in report.findings if finding.verdict is Verdict.JUST_EXITED)
     if fresh and not report.ended_by.by_target:

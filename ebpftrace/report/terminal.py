@@ -95,10 +95,13 @@ def _verdict(report: Report) -> RenderableType:
     leaks = leak_lines(report)
     lines = [_hanging(line, _LEAK) for line in leaks]
     if not leaks:
-        lines.append(_hanging(no_leak_line(report), _LOUD if report.losses.any else _GOOD))
+        lines.append(_hanging(no_leak_line(report), _LOUD if report.losses.may_hide else _GOOD))
     lost = lost_line(report.losses)
     if lost:
-        lines.append(_hanging(f"{lost}; what is shown is mapped, but more may leak", _LOUD))
+        meaning = "what is shown is mapped, but more may leak"
+        if not report.losses.may_hide:
+            meaning = "who called is not known there, but no mapping was missed"
+        lines.append(_hanging(f"{lost}; {meaning}", _LOUD))
     return Group(*lines)
 
 

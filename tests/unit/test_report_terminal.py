@@ -136,6 +136,16 @@ def test_losses_are_loud_and_forbid_a_clean_bill() -> None:
     clean = one_line(render(replace(reports.healthy(), losses=Losses(threads=1)), View()))
     assert "this proves nothing" in clean
     assert "LOST: 1 thread birth could not be recorded" in clean
+    assert "more may leak" in clean
+
+
+def test_stacks_that_were_lost_hide_no_leak() -> None:
+    """As of a program that ended before its files could be read."""
+    shown = one_line(render(replace(reports.healthy(), losses=Losses(stacks=7)), View()))
+    assert "LOST: 7 stacks could not be recorded; who called is not known there" in shown
+    assert "nothing lost" not in shown
+    assert "proves nothing" not in shown
+    assert "more may leak" not in shown
 
 
 def test_incomplete_and_unreliable_stacks_say_so() -> None:

@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import click
@@ -106,8 +106,10 @@ def _tell(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):  # stderr may be as full as stdout
+    try:
         click.echo(f"ebpftrace: {line}", err=True)
+    except OSError:  # stderr may be as full as stdout
+        streams.drop_stderr()
 
 
 @click.group(

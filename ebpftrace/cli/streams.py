@@ -53,6 +53,15 @@ def stdout_is_closed() -> bool:
 
 def drop_stdout() -> None:
     """Let Python flush what is left to nowhere when it ends: nobody can take it."""
+    _drop(_STDOUT)
+
+
+def drop_stderr() -> None:
+    """As ``drop_stdout``; else Python 3.12 ends with a status of its own (120)."""
+    _drop(_STDERR)
+
+
+def _drop(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, _STDOUT)
+    os.dup2(nowhere, descriptor)
     os.close(nowhere)

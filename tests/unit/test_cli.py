@@ -243,6 +243,7 @@ def test_interrupt_in_a_callback_is_quiet() -> None:
         (["mmap-leaks", *OWN, "-d", "30", "--until-interrupt"], "-d SECONDS and --until-interrupt exclude"),
         (["growth", *OWN, "-d", "60", "--until-interrupt"], "-d SECONDS and --until-interrupt exclude"),
         (["mmap-leaks", *OWN, "-d", "0", "-i", "1"], "-d 0 traces nothing"),
+        (["mmap-leaks", *OWN, "-d", "soon"], "'soon' is not a valid number of seconds"),
         (["mmap-leaks", *OWN, "-o", "q", "--flamegraph", "./q"], "--output and --flamegraph would write to"),
         (
             ["mmap-leaks", *OWN, "--flamegraph", "a", "--speedscope", "b/../a"],

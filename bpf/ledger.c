@@ -281,8 +281,10 @@ TRACEPOINT_PROBE(sched, sched_process_exit)
 {
     struct thread_t *thread = find_thread(current_tid());
 
-    if (thread)
+    if (thread) {
+        leave_newest(thread);
         thread_left(thread);
+    }
     return PASS_ON;
 }
 

@@ -29,6 +29,7 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     struct mapping_t row = {};
     struct mapping_t *old;
     u64 start = returned;
+    u64 key = key_of(thread->life.space, start);
 
     thread->calls[CALL_MMAP]++;
     if (!space || has_failed(returned))
@@ -43,16 +44,16 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     row.made_at = row.since;
     row.site = record_stack(thread, registers, CALL_MMAP, row.made_at, 0);
     if ((row.flags & MAP_FIXED) && !(row.flags & MAP_FIXED_NOREPLACE)) {
-        old = find_row(thread, space, start);
+        old = find_row(thread, key);
         if (old && old->length == row.length && is_clean(thread, space, old)) {
             count_outstanding(thread, old, -1);
-            drop_mapping(key_of(thread->life.space, start));
+            drop_row(thread, key);
         } else {
             emit_hole(thread, space, row.since, row.since - 1, start, row.length);
         }
     }
     __sync_fetch_and_add(&thread->life.outstanding, 1);
-    keep_newest(thread, space, start, &row);
+    keep(thread, space, key, &row);
     if (row.prot & PROT_EXEC) {
         struct event_t event = {.kind = EVENT_CODE,
                                 .space = thread->life.space,
@@ -81,6 +82,7 @@ static __always_inline void require_enter(struct thread_t *thread, u32 call)
 static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 length)
 {
     struct space_t *space = space_at(thread->life.space);
+    u64 key = key_of(thread->life.space, start);
     struct mapping_t *row;
 
     length = round_to_pages(length);
@@ -90,12 +92,10 @@ static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 
     thread->is_hard = 1;
     if (!space)
         return 0;
-    if (take_newest(thread, space, start, length))
-        return 0;
-    row = find_row(thread, space, start);
+    row = find_row(thread, key);
     if (row && row->length <= length) {
         thread->is_hard = row->length != length || !is_clean(thread, space, row);
-        take(thread, start, row);
+        take(thread, key, row);
     }
     if (thread->is_hard) {
         thread->entered_at = bpf_ktime_get_ns();
@@ -143,6 +143,7 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
 static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 length, u64 flags)
 {
     struct space_t *space = space_at(thread->life.space);
+    u64 key = key_of(thread->life.space, start);
     struct mapping_t *row;
 
     thread->calls[CALL_MREMAP]++;
@@ -151,11 +152,11 @@ static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 
     thread->is_hard = 1;
     if (!space)
         return 0;
-    row = find_row(thread, space, start);
+    row = find_row(thread, key);
     thread->entered_at = bpf_ktime_get_ns();
     if (row && row->length == round_to_pages(length) && is_clean(thread, space, row) &&
         !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))) {
-        take(thread, start, row);
+        take(thread, key, row);
         thread->is_hard = !thread->has_row;
     }
     if (thread->is_hard)

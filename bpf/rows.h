@@ -145,52 +145,63 @@ static __always_inline int keeps(struct thread_t *thread, u64 key)
     return thread->newest.key == key && thread->newest.row.length;
 }
 
-/* Makes of the thread's newest mapping a row that all find. */
-static __always_inline void release_newest(struct thread_t *thread, struct space_t *space)
-{
-    if (!thread->newest.row.length)
-        return;
-    insert(thread, space, thread->newest.key, &thread->newest.row);
-    thread->newest.row.length = 0;
-}
-
 static __always_inline u32 *keeper_of(u64 key)
 {
     return keeper_at(mix(0, key) % KEEPERS);
 }
 
-/* The row counts as its mapper's already. */
-static __always_inline void keep_newest(struct thread_t *thread, struct space_t *space, u64 start,
-                                        struct mapping_t *row)
+/* The thread's newest mapping becomes a row that all find, and this one its newest. */
+static __always_inline void keep(struct thread_t *thread, struct space_t *space, u64 key,
+                                 struct mapping_t *row)
 {
-    u64 key = key_of(thread->life.space, start);
     u32 *keeper = keeper_of(key);
+    int shares = thread->shares || !keeper;
+    /* One call of insert(), which is long: clang and the verifier take their time for each. */
+    struct mapping_t *given = shares ? row : &thread->newest.row;
+    u64 given_key = shares ? key : thread->newest.key;
 
-    release_newest(thread, space);
-    if (thread->shares || !keeper) {
-        insert(thread, space, key, row);
-        return;
+    if (shares && thread->newest.row.length) {
+        emit_displaced(thread, space, thread->newest.key, &thread->newest.row);
+        thread->newest.row.length = 0;
     }
+    if (given->length)
+        insert(thread, space, given_key, given);
+    if (shares)
+        return;
     thread->newest.key = key;
     thread->newest.row = *row;
     thread->newest.check = check_of(&thread->newest);
     *keeper = thread->life.tid;
 }
 
-/*
- * Returns the row at `start`.  Where another thread keeps it, this call can't be settled by a match of
- * starts; the other is asked to share what it maps from now on.
- */
-static __always_inline struct mapping_t *find_row(struct thread_t *thread, struct space_t *space,
-                                                  u64 start)
+/* The thread exits. */
+static __always_inline void leave_newest(struct thread_t *thread)
 {
-    u64 key = key_of(thread->life.space, start);
+    struct space_t *space = space_at(thread->life.space);
+
+    if (space && thread->newest.row.length)
+        insert(thread, space, thread->newest.key, &thread->newest.row);
+}
+
+static __always_inline void mark_stack(struct thread_t *thread, struct mapping_t *row)
+{
+    row->is_stack = 1;
+    if (row == &thread->newest.row)
+        thread->newest.check = check_of(&thread->newest);
+}
+
+/*
+ * Where another thread keeps the row, this call can't be settled by a match of starts; the other is
+ * asked to share what it maps from now on.
+ */
+static __always_inline struct mapping_t *find_row(struct thread_t *thread, u64 key)
+{
     struct mapping_t *row;
     struct thread_t *other;
     u32 *keeper;
 
     if (keeps(thread, key))
-        release_newest(thread, space);
+        return &thread->newest.row;
     row = find_mapping(key);
     if (row)
         return row;
@@ -201,33 +212,30 @@ static __always_inline struct mapping_t *find_row(struct thread_t *thread, struc
     return 0;
 }
 
-/* Takes the row at `start` out of the ledger and keeps it with the thread until the call returns. */
-static __always_inline void take(struct thread_t *thread, u64 start, struct mapping_t *row)
+static __always_inline long drop_row(struct thread_t *thread, u64 key)
 {
-    thread->row = *row;
-    thread->has_row = !drop_mapping(key_of(thread->life.space, start));
+    if (!keeps(thread, key))
+        return drop_mapping(key);
+    thread->newest.row.length = 0;
+    return 0;
 }
 
-/* Likewise the thread's newest mapping, if this is it and the call ends nothing else. */
-static __always_inline int take_newest(struct thread_t *thread, struct space_t *space, u64 start,
-                                       u64 length)
+/* Takes the row out of the ledger and keeps it with the thread until the call returns. */
+static __always_inline void take(struct thread_t *thread, u64 key, struct mapping_t *row)
 {
-    struct mapping_t *row = &thread->newest.row;
-
-    if (!keeps(thread, key_of(thread->life.space, start)) || row->length != length ||
-        !is_clean(thread, space, row))
-        return 0;
     thread->row = *row;
-    thread->has_row = 1;
-    thread->is_hard = 0;
-    row->length = 0;
-    return 1;
+    thread->has_row = !drop_row(thread, key);
 }
 
 /* The call failed and changed nothing: the row comes back, unless a newer one has its place. */
 static __always_inline void restore(struct thread_t *thread, struct space_t *space, u64 start)
 {
-    if (add_mapping(key_of(thread->life.space, start), &thread->row)) {
+    u64 key = key_of(thread->life.space, start);
+    struct newest_t *newest = &thread->newest;
+
+    if (newest->key == key && newest->row.since == thread->row.since) {
+        newest->row.length = thread->row.length;
+    } else if (add_mapping(key, &thread->row)) {
         __sync_fetch_and_add(&space->lost_mappings, 1);
         count_outstanding(thread, &thread->row, -1);
     }

@@ -41,9 +41,9 @@ static __always_inline void start_run(struct thread_t *parent, struct space_t *s
     child->run = key_of(child->life.space, run.stack);
     run.life = child->life;
     run.site = record_stack(parent, registers, CALL_CLONE, child->life.born, 0);
-    row = find_row(parent, space, run.stack);
+    row = find_row(parent, child->run);
     if (row)
-        row->is_stack = 1;
+        mark_stack(parent, row);
     if (put_run(child->run, &run))
         __sync_fetch_and_add(&space->lost_threads, 1);
 }
@@ -86,7 +86,6 @@ static __always_inline int thread_left(struct thread_t *thread)
     bpf_get_current_comm(thread->life.name, NAME_BYTES);
     thread->calls[CALL_THREAD_EXIT]++;
     if (space) {
-        release_newest(thread, space);
 #pragma unroll
         for (int i = 0; i < CALLS; i++)
             if (thread->calls[i])
@@ -115,6 +114,9 @@ static __always_inline int thread_executed(struct thread_t *thread, u32 tid)
 
     if (space)
         emit(space, &event);
+    /* Rare: what a vfork child mapped in its parent's memory. */
+    if (space && thread->newest.row.length)
+        emit_displaced(thread, space, thread->newest.key, &thread->newest.row);
     if (thread->waits_for_exec) {
         /* The COMMAND begins: from here on this is the traced address space. */
         thread->waits_for_exec = 0;

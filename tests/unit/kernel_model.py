@@ -101,18 +101,12 @@ class Target:
         if self._busy(area) or not area.size:
             return
         at = self._tick()
-        row = self.newest.get(caller)
-        if row is not None and row[:2] == (start, area.size) and row.since > self.hard_at and not fails:
-            del self.newest[caller]
-            self._clear(area)
-            self.under_way.append(Unmap(area, at, False))
-            return
         row = self._find_row(caller, start)
         if fails:
             return  # removed and restored: the same rows as before
         hole = True
         if row is not None and row.length <= area.size:
-            del self.rows[start]
+            self._drop_row(row)
             hole = row.length < area.size or row.since < self.hard_at
             if row.since <= self.moved_at:
                 self.sent.append(Displaced(row))
@@ -139,8 +133,8 @@ class Target:
         at = self._tick()
         row = self._find_row(caller, start)
         exact = row is not None and row.length == old.size and row.since >= self.hard_at and not keeps_old
-        if exact:
-            del self.rows[start]
+        if exact and row is not None:
+            self._drop_row(row)
         else:
             self.hard_at = self.moved_at = at
         self._remap_pages(old, new, keeps_old)
@@ -184,18 +178,26 @@ class Target:
 
     def _find_row(self, caller: ThreadId, start: int) -> Optional[Row]:
         """What another thread keeps is not found; that one shares from now on."""
-        for thread, row in [*self.newest.items()]:
-            if row.start == start and thread == caller:
-                self.exit(thread)
-            elif row.start == start and start not in self.rows:
-                self.sharing.add(thread)
+        kept = self.newest.get(caller)
+        if kept is not None and kept.start == start:
+            return kept
+        if start not in self.rows:
+            self.sharing.update(thread for thread, row in self.newest.items() if row.start == start)
         return self.rows.get(start)
 
+    def _drop_row(self, row: Row) -> None:
+        if self.newest.get(row.mapper) == row:
+            del self.newest[row.mapper]
+        else:
+            del self.rows[row.start]
+
     def _keep_row(self, row: Row) -> None:
-        self.exit(row.mapper)
         if row.mapper in self.sharing:
+            if row.mapper in self.newest:
+                self.sent.append(Displaced(self.newest.pop(row.mapper)))
             self._enter_row(row)
         else:
+            self.exit(row.mapper)
             self.newest[row.mapper] = row
 
     def _enter_row(self, row: Row) -> None:

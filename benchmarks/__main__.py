@@ -142,7 +142,8 @@ class _Run:
 
     def table(self, kinds: Sequence[str], tools: Sequence[str], patience: float) -> None:
         """``patience``: seconds for all of it, shared by the kinds."""
-        self._begin(_TABLE)
+        is_all = len(tools) == len(TOOLS) and len(kinds) == len(KINDS)
+        self._begin(_TABLE, "" if is_all else f" ({', '.join(kinds)}: {', '.join(tools)})")
         for name in kinds:
             share = patience / len(kinds)
             column = measure(kind_named(name), tools, self._rounds, self._seconds, share, _say)
@@ -183,10 +184,10 @@ class _Run:
         if found is not None:
             self._keep(replace(self._results, imports=tuple(found)))
 
-    def _begin(self, part: str) -> None:
-        """What failed last time may not fail now."""
+    def _begin(self, part: str, only: str = "") -> None:
+        """What failed last time may not fail now; ``only``: what of the part is measured, empty for all."""
         failures = tuple(told for told in self._results.failures if not told.startswith(_TOLD[part]))
-        when = {**self._results.conditions, f"{_TOLD[part]}: measured": moment()}
+        when = {**self._results.conditions, f"{_TOLD[part]}{only}: measured": moment()}
         self._results = replace(self._results, conditions=when, failures=failures)
 
     def _tried(self, what: str, step: Callable[..., T], *arguments: object) -> Optional[T]:

@@ -37,14 +37,7 @@ Examples:
     metavar="N",
     help="Looks in all; default: until Ctrl-C or SIGTERM.",
 )
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    metavar="N",
-    help="Rows of each table.",
-)
+@options.top("Rows of each table.")
 @click.option("--all", "list_all", is_flag=True, help="List every area too.")
 @click.option("--json", "json_output", is_flag=True, help="Report as JSON, one object for each look.")
 @options.output(options.WHOLE)

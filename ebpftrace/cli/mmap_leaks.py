@@ -63,21 +63,8 @@ Examples:
     metavar="SECONDS",
     help="An owner that exited more recently has just exited: it may still be joined.",
 )
-@click.option(
-    "--min-bytes",
-    type=click.IntRange(min=0),
-    default=0,
-    metavar="BYTES",
-    help="Leave out findings with fewer bytes.",
-)
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    metavar="N",
-    help="Most findings to show.",
-)
+@options.min_bytes("Leave out findings with fewer bytes.")
+@options.top("Most findings to show.")
 @click.option(
     "--show", type=click.Choice(["all", "leaks"]), default="all", show_default=True, help="What to report."
 )
@@ -274,7 +261,7 @@ class _Narrator:
             return
         live = self._live = self._live or self._begin_live()
         began = time.monotonic()
-        if not live.active or began < self._next_look:
+        if began < self._next_look:
             return
         live.update([watch.live_state(tracer, seconds_left) for watch in watches if watch.begun])
         took = time.monotonic() - began

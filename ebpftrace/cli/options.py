@@ -92,6 +92,23 @@ def duration(purpose: str, default: Optional[float] = None, *, zero: bool = Fals
     )
 
 
+def top(purpose: str, default: int = 10) -> _Decorator:
+    """``--top N``: how much of a report is shown."""
+    return click.option(
+        "--top",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help=purpose,
+    )
+
+
+def min_bytes(purpose: str) -> _Decorator:
+    """``--min-bytes BYTES``: what is smaller is left out."""
+    return click.option("--min-bytes", type=click.IntRange(min=0), default=0, metavar="BYTES", help=purpose)
+
+
 class _File(click.Path):
     """The name of a file to write."""
 

@@ -27,14 +27,7 @@ Examples:
     metavar="SECONDS",
     help="Look twice, so far apart, and tell growth.",
 )
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    metavar="N",
-    help="Most processes to show.",
-)
+@options.top("Most processes to show.", default=20)
 @click.option("--json", "json_output", is_flag=True, help="Report as one JSON object.")
 @options.output(options.WHOLE)
 def scan(seconds: Optional[float], top: int, json_output: bool, output: Optional[Path]) -> None:

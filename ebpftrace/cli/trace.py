@@ -31,13 +31,7 @@ Examples:
     metavar="trace=SET",
     help="Calls by name, or %memory, %process; !SET: all but these.  Default: all that are known here.",
 )
-@click.option(
-    "--min-bytes",
-    type=click.IntRange(min=0),
-    default=0,
-    metavar="BYTES",
-    help="Leave out calls about fewer bytes.",
-)
+@options.min_bytes("Leave out calls about fewer bytes.")
 @click.option("-z", "--successful-only", is_flag=True, help="Only calls that succeed.")
 @click.option("-Z", "--failed-only", is_flag=True, help="Only calls that fail.")
 @click.option(

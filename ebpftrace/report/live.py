@@ -58,11 +58,6 @@ class LiveView:
         self._draw(lambda live: live.stop())
         self._live = None
 
-    @property
-    def active(self) -> bool:
-        """Somebody can see it: figures are worth collecting."""
-        return self._live is not None
-
     def update(self, states: Sequence[LiveState]) -> None:
         """Show these figures, one panel for each process."""
         self._draw(lambda live: self._show(live, Group(*map(panel, states))))

@@ -149,9 +149,8 @@ struct event_t {
     };
 };
 
-/* How often a site's stack was seen and copied. */
+/* How often a site's stack was copied, and what its calls moved the break by. */
 struct site_t {
-    u64 seen;
     u64 copies;
     s64 brk_growth;
 };

@@ -83,7 +83,7 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
 {
     struct told_t *told = told_of(thread->life.space);
     struct cpu_t *cpu = this_cpu(call);
-    struct site_t first = {.seen = 1, .brk_growth = brk_growth};
+    struct site_t first = {.brk_growth = brk_growth};
     struct site_t *site;
     u64 id;
 
@@ -103,10 +103,8 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
         site = find_site(id);
         if (!site)
             return 0;
-    } else {
-        __sync_fetch_and_add(&site->seen, 1);
-        if (brk_growth)
-            __sync_fetch_and_add(&site->brk_growth, brk_growth);
+    } else if (brk_growth) {
+        __sync_fetch_and_add(&site->brk_growth, brk_growth);
     }
     if (site->copies < SITE_COPIES) {
         if (cpu->fresh_copies >= FRESH_COPIES_PER_SECOND)

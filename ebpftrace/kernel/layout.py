@@ -198,9 +198,9 @@ ROW_EVENT = struct.Struct("=HHI6QII")
 
 
 class SiteT(ctypes.Structure):
-    """``struct site_t``: how often a site's stack was seen and copied."""
+    """``struct site_t``: how often a site's stack was copied, and what its calls moved the break by."""
 
-    _fields_ = (("seen", _u64), ("copies", _u64), ("brk_growth", _s64))
+    _fields_ = (("copies", _u64), ("brk_growth", _s64))
 
 
 class CopyHead(NamedTuple):

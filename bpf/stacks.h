@@ -99,13 +99,15 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
     }
     site = find_site(id);
     if (!site) {
-        add_site(id, &first);
+        /* Another thread may have added it in between: then this call's growth is still to be told. */
+        if (!add_site(id, &first))
+            brk_growth = 0;
         site = find_site(id);
         if (!site)
             return 0;
-    } else if (brk_growth) {
-        __sync_fetch_and_add(&site->brk_growth, brk_growth);
     }
+    if (brk_growth)
+        __sync_fetch_and_add(&site->brk_growth, brk_growth);
     if (site->copies < SITE_COPIES) {
         if (cpu->fresh_copies >= FRESH_COPIES_PER_SECOND)
             return id;

@@ -83,7 +83,7 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
 {
     struct told_t *told = told_of(thread->life.space);
     struct cpu_t *cpu = this_cpu(call);
-    struct site_t first = {.brk_growth = brk_growth};
+    struct site_t first = {};
     struct site_t *site;
     u64 id;
 
@@ -99,9 +99,7 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
     }
     site = find_site(id);
     if (!site) {
-        /* Another thread may have added it in between: then this call's growth is still to be told. */
-        if (!add_site(id, &first))
-            brk_growth = 0;
+        add_site(id, &first);
         site = find_site(id);
         if (!site)
             return 0;

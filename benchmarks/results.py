@@ -43,6 +43,7 @@ class OwnCost:
     amount: float
     """How many mappings, threads or sites there were, or calls a second."""
     attach_seconds: float
+    """Median of several."""
     cpu_share: float
     anonymous_bytes: int
     """Of all its processes, the most that was seen, before and during the report."""

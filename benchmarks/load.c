@@ -3,9 +3,10 @@
  * A process that works on command and says how much it got done: load KIND.
  *
  * Prints "ready"; then, for each line "MILLISECONDS RATE" on stdin, works that long at that rate
- * (operations a second, 0: all it can) and prints "OPERATIONS SECONDS".  For "hold" a line is
- * "MAPPINGS SITES", for "crowd" it is "THREADS 0".  So one process is measured untraced and under
- * each tool.  Something is always done: no answer means no progress.
+ * (operations a second, 0: all it can) and prints "OPERATIONS SECONDS FASTEST": what an operation took
+ * in the fastest part, in seconds.  For "hold" a line is "MAPPINGS SITES", for "crowd" it is
+ * "THREADS 0".  So one process is measured untraced and under each tool.  Something is always done: no
+ * answer means no progress.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -26,6 +27,7 @@
 #define SLOTS 64
 #define PATH_BITS 10 /* calls between the root and the mmap of hold(): 1024 paths */
 #define NS 1e9
+#define PART_SECONDS 2e-3 /* so short that in some of them the machine does nothing else */
 
 #define need(condition)                                                                            \
     do {                                                                                           \
@@ -41,6 +43,15 @@ struct slice {
     double rate;
 };
 
+/* Of one thread in a slice. */
+struct progress {
+    struct slice slice;
+    unsigned long done;
+    double part_start;
+    unsigned long done_before_part;
+    double fastest; /* seconds of an operation in the fastest part, 0: none has ended yet */
+};
+
 static double now(void)
 {
     struct timespec time;
@@ -49,13 +60,35 @@ static double now(void)
     return time.tv_sec + time.tv_nsec / NS;
 }
 
-/* Whether there is time for more; waits where more was done than the rate allows. */
-static int goes_on(const struct slice *slice, unsigned long done)
+static struct progress begin(const struct slice *slice)
 {
-    double passed = now() - slice->start;
-    double ahead = slice->rate > 0 ? done / slice->rate - passed : 0;
+    return (struct progress){.slice = *slice, .part_start = now()};
+}
+
+static void end_part(struct progress *progress, double time)
+{
+    double pace =
+        (time - progress->part_start) / (double)(progress->done - progress->done_before_part);
+
+    if (!progress->fastest || pace < progress->fastest)
+        progress->fastest = pace;
+    progress->part_start = time;
+    progress->done_before_part = progress->done;
+}
+
+/* Whether there is time for more; waits where more was done than the rate allows. */
+static int goes_on(struct progress *progress, unsigned long done)
+{
+    const struct slice *slice = &progress->slice;
+    double time = now();
+    double passed = time - slice->start;
+    double ahead;
     struct timespec pause = {0};
 
+    progress->done += done;
+    if (time - progress->part_start >= PART_SECONDS || passed >= slice->seconds)
+        end_part(progress, time);
+    ahead = slice->rate > 0 ? progress->done / slice->rate - passed : 0;
     if (ahead > 0) {
         pause.tv_sec = ahead;
         pause.tv_nsec = (ahead - pause.tv_sec) * NS;
@@ -72,10 +105,8 @@ static void *map(int protection)
     return start;
 }
 
-static unsigned long pairs(const struct slice *slice, int is_touched)
+static void pairs(struct progress *progress, int is_touched)
 {
-    unsigned long done = 0;
-
     do {
         for (int i = 0; i < BATCH; i++) {
             volatile char *start = map(PROT_READ | PROT_WRITE);
@@ -84,31 +115,25 @@ static unsigned long pairs(const struct slice *slice, int is_touched)
                 start[at] = 1;
             need(!munmap((void *)start, MAPPING_BYTES));
         }
-        done += BATCH;
-    } while (goes_on(slice, done));
-    return done;
+    } while (goes_on(progress, BATCH));
 }
 
-static unsigned long untouched(const struct slice *slice)
+static void untouched(struct progress *progress)
 {
-    return pairs(slice, 0);
+    pairs(progress, 0);
 }
 
-static unsigned long touched(const struct slice *slice)
+static void touched(struct progress *progress)
 {
-    return pairs(slice, 1);
+    pairs(progress, 1);
 }
 
-static unsigned long ask_parent(const struct slice *slice)
+static void ask_parent(struct progress *progress)
 {
-    unsigned long done = 0;
-
     do {
         for (int i = 0; i < BATCH; i++)
             syscall(SYS_getppid);
-        done += BATCH;
-    } while (goes_on(slice, done));
-    return done;
+    } while (goes_on(progress, BATCH));
 }
 
 static void *end_at_once(void *nothing)
@@ -116,9 +141,8 @@ static void *end_at_once(void *nothing)
     return nothing;
 }
 
-static unsigned long threads(const struct slice *slice)
+static void threads(struct progress *progress)
 {
-    unsigned long done = 0;
     pthread_attr_t attributes;
     pthread_t thread;
 
@@ -127,14 +151,11 @@ static unsigned long threads(const struct slice *slice)
     do {
         need(!pthread_create(&thread, &attributes, end_at_once, NULL));
         need(!pthread_join(thread, NULL));
-        done++;
-    } while (goes_on(slice, done));
-    return done;
+    } while (goes_on(progress, 1));
 }
 
 struct allocator {
-    const struct slice *slice;
-    unsigned long done;
+    struct progress progress;
     unsigned long random;
     pthread_t thread;
 };
@@ -171,28 +192,29 @@ static void *allocate(void *argument)
             need(*slot);
             **slot = 1;
         }
-        allocator->done += BATCH;
-    } while (goes_on(allocator->slice, allocator->done));
+    } while (goes_on(&allocator->progress, BATCH));
     for (int i = 0; i < SLOTS; i++)
         free(slots[i]);
     return NULL;
 }
 
-static unsigned long allocations(const struct slice *slice)
+static void allocations(struct progress *progress)
 {
     long count = 2 * sysconf(_SC_NPROCESSORS_ONLN);
     struct allocator allocators[count];
-    unsigned long done = 0;
 
     for (long i = 0; i < count; i++) {
-        allocators[i] = (struct allocator){.slice = slice, .random = i + 1};
+        allocators[i] = (struct allocator){.progress = *progress, .random = i + 1};
         need(!pthread_create(&allocators[i].thread, NULL, allocate, &allocators[i]));
     }
     for (long i = 0; i < count; i++) {
+        struct progress *part = &allocators[i].progress;
+
         need(!pthread_join(allocators[i].thread, NULL));
-        done += allocators[i].done;
+        progress->done += part->done;
+        if (!progress->fastest || part->fastest < progress->fastest)
+            progress->fastest = part->fastest;
     }
-    return done;
 }
 
 struct holding {
@@ -225,14 +247,13 @@ static void *hold_some(void *argument)
 }
 
 /* Orphans: mappings of a thread that exits. */
-static unsigned long hold(unsigned long mappings, unsigned long sites)
+static void hold(unsigned long mappings, unsigned long sites)
 {
     struct holding holding = {mappings, sites ? sites : 1};
     pthread_t thread;
 
     need(!pthread_create(&thread, NULL, hold_some, &holding));
     need(!pthread_join(thread, NULL));
-    return mappings;
 }
 
 static void *wait_forever(void *nothing)
@@ -242,7 +263,7 @@ static void *wait_forever(void *nothing)
     return nothing;
 }
 
-static unsigned long crowd(unsigned long count)
+static void crowd(unsigned long count)
 {
     pthread_attr_t attributes;
     pthread_t thread;
@@ -251,12 +272,11 @@ static unsigned long crowd(unsigned long count)
     need(!pthread_attr_setstacksize(&attributes, CROWD_STACK_BYTES));
     for (unsigned long i = 0; i < count; i++)
         need(!pthread_create(&thread, &attributes, wait_forever, NULL));
-    return count;
 }
 
 static const struct {
     const char *name;
-    unsigned long (*work)(const struct slice *slice);
+    void (*work)(struct progress *progress);
 } kinds[] = {{"untouched", untouched}, {"touched", touched},    {"getppid", ask_parent},
              {"threads", threads},     {"malloc", allocations}, {"hold", NULL},
              {"crowd", NULL}};
@@ -279,11 +299,18 @@ int main(int argc, char **argv)
     puts("ready");
     while (fgets(line, sizeof(line), stdin) && sscanf(line, "%lf %lf", &first, &second) == 2) {
         struct slice slice = {now(), first / 1000, second};
-        unsigned long done = kinds[kind].work             ? kinds[kind].work(&slice)
-                             : kinds[kind].name[0] == 'h' ? hold(first, second)
-                                                          : crowd(first);
+        struct progress progress = begin(&slice);
 
-        printf("%lu %.9f\n", done, now() - slice.start);
+        if (kinds[kind].work) {
+            kinds[kind].work(&progress);
+        } else {
+            progress.done = first;
+            if (kinds[kind].name[0] == 'h')
+                hold(first, second);
+            else
+                crowd(first);
+        }
+        printf("%lu %.9f %.12f\n", progress.done, now() - slice.start, progress.fastest);
     }
     return 0;
 }

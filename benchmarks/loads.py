@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import queue
 import shutil
 import socket
@@ -25,6 +27,8 @@ _CLIENTS = 10
 """Of each command."""
 _REQUESTS = 2_000_000_000
 """More than there is time for."""
+_PART_SECONDS = 0.005
+"""Of the server's work; as in load.c, so short that in some of them the machine does nothing else."""
 
 
 class LoadDied(Exception):
@@ -36,12 +40,8 @@ class Slice:
     """What a process got done in some seconds."""
 
     done: int
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Operations per second, 0.0 where nothing got done."""
-        return self.done / self.seconds if self.done else 0.0
+    fastest: float
+    """Seconds that an operation took in its fastest part; infinite where nothing got done."""
 
 
 class Load(Protocol):
@@ -68,6 +68,8 @@ class Kind:
     """Of ``load``; empty: the server."""
     is_bystander: bool = False
     """Another process than the measured one is traced."""
+    is_pinned: bool = False
+    """To one CPU: waking a thread on another takes as long as the work, or twice, by luck."""
     traced_calls: int = 0
     """Calls of mmap and munmap in an operation, 0 where that is not fixed."""
 
@@ -77,7 +79,7 @@ KINDS = (
     Kind("touched", "mmap and munmap of 64 KiB, every page touched", "touched", traced_calls=2),
     Kind("getppid", "getppid, which nobody traces", "getppid"),
     Kind("bystander", "getppid, in a process that is not traced", "getppid", is_bystander=True),
-    Kind("threads", "pthread_create and join, 64 MiB stacks", "threads"),
+    Kind("threads", "pthread_create and join, 64 MiB stacks", "threads", is_pinned=True),
     Kind("malloc", "malloc and free in many threads", "malloc"),
     Kind("redis", "Redis, SET and GET by redis-benchmark"),
 )
@@ -103,10 +105,12 @@ def build_load() -> Path:
 class Process:
     """A process of ``load.c``; a context manager."""
 
-    def __init__(self, argument: str) -> None:
+    def __init__(self, argument: str, *, is_pinned: bool = False) -> None:
         self._process = subprocess.Popen(
             [str(build_load()), argument], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        if is_pinned:
+            os.sched_setaffinity(self._process.pid, {max(os.sched_getaffinity(0))})
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._commands, self._answers = self._process.stdin, self._process.stdout
@@ -153,12 +157,12 @@ class Process:
         try:
             line = self._lines.get(timeout=patience)
         except queue.Empty:
-            return Slice(0, patience)
+            return Slice(0, math.inf)
         if line is None:
             raise LoadDied(self._end())
         self._owes_answer = False
-        done, seconds = line.split()
-        return Slice(int(done), float(seconds))
+        done, _, fastest = line.split()
+        return Slice(int(done), float(fastest))
 
     def _end(self) -> str:
         return f"the process ended under it, status {self._process.wait()}"
@@ -223,10 +227,15 @@ class Redis:
 
     def work(self, seconds: float) -> Slice:
         """Requests that the server answers.  Raises LoadDied."""
-        began, before = time.monotonic(), self._processed()
-        time.sleep(seconds)
-        done = self._processed() - before - 1  # our question
-        return Slice(done, time.monotonic() - began)
+        end = time.monotonic() + seconds
+        parts = []
+        while time.monotonic() < end:
+            began, before = time.monotonic(), self._processed()
+            time.sleep(_PART_SECONDS)
+            done = self._processed() - before - 1  # our question
+            if done:
+                parts.append((done, (time.monotonic() - began) / done))
+        return Slice(sum(done for done, _ in parts), min((pace for _, pace in parts), default=math.inf))
 
     def recover(self) -> None:
         """Nothing: a server that is slow answers all the same."""
@@ -279,5 +288,5 @@ def running(kind: Kind, directory: Path) -> Iterator[Load]:
         with Process(kind.argument) as idle, Process(kind.argument) as busy:
             yield Bystander(idle, busy)
     else:
-        with Process(kind.argument) as process:
+        with Process(kind.argument, is_pinned=kind.is_pinned) as process:
             yield process

@@ -18,7 +18,7 @@ class Cell:
     """One tool under one kind of load."""
 
     ratios: tuple[float, ...] = ()
-    """Of each round, ``NO_PROGRESS`` where nothing got done."""
+    """Of each round, its fastest part to that of the untraced process; ``NO_PROGRESS``: nothing got done."""
     seen: Optional[float] = None
     """Share of the calls that the tool saw, where it says so; of all rounds together."""
     failure: str = ""
@@ -93,7 +93,7 @@ class Results:
     conditions: Mapping[str, str]
     table: Table = field(default_factory=dict)
     paces: Mapping[str, float] = field(default_factory=dict)
-    """By kind of load, seconds that an operation of the untraced process takes."""
+    """By kind of load, seconds that an operation of the untraced process takes where it is fastest."""
     own: tuple[OwnCost, ...] = ()
     scans: tuple[Scan, ...] = ()
     imports: tuple[Import, ...] = ()

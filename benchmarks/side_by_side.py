@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from benchmarks.loads import Kind, Load, LoadDied, Slice, running
-from benchmarks.ratios import rotated, slowdown
+from benchmarks.loads import Kind, Load, LoadDied, running
+from benchmarks.ratios import rotated
 from benchmarks.results import Cell
 from benchmarks.tools import UNTRACED, CannotRun, attached, tool_named
 
 Say = Callable[[str], None]
-
-_PARTS = 5
-"""Of a slice: their median hides what else the machine did for a moment."""
 
 _FAR_SLOWER = 5
 """From this ratio on once is enough: no spread makes it another answer."""
@@ -33,30 +30,37 @@ class Column:
 
     cells: dict[str, Cell]
     pace: Optional[float]
-    """Seconds that an operation of the untraced process takes; None where it did nothing."""
+    """Seconds that an operation of the untraced process takes where it is fastest; None: it did nothing."""
 
 
 class _Tally:
     """What the rounds of one tool bring."""
 
     def __init__(self) -> None:
-        self.ratios: list[float] = []
+        self.paces: list[float] = []
+        self._is_far_slower = False
         self.failure = ""
         self._seen = self._made = 0
 
     @property
     def is_settled(self) -> bool:
         """More rounds would bring nothing new, but take long."""
-        return bool(self.failure) or any(ratio >= _FAR_SLOWER for ratio in self.ratios)
+        return bool(self.failure) or self._is_far_slower
+
+    def add_round(self, traced: float, untraced: float) -> None:
+        """Both in seconds an operation; ``untraced`` the fastest so far."""
+        self.paces.append(traced)
+        self._is_far_slower |= traced >= _FAR_SLOWER * untraced
 
     def add_seen(self, seen: Optional[int], calls: int) -> None:
         if seen is not None and calls:
             self._seen += seen
             self._made += calls
 
-    def cell(self) -> Cell:
+    def cell(self, untraced: float) -> Cell:
+        """``untraced``: seconds an operation, infinite where it is not known (then no round ended either)."""
         seen = self._seen / self._made if self._made else None
-        return Cell(tuple(self.ratios), seen, self.failure)
+        return Cell(tuple(pace / untraced for pace in self.paces), seen, self.failure)
 
 
 def measure(
@@ -82,14 +86,14 @@ class _Course:
         self._tallies = {tool: _Tally() for tool in tools}
         self._ahead = [(turn, tool) for turn in range(rounds) for tool in rotated(tools, turn)]
         self._current: Optional[str] = None
-        self._untraced: list[float] = []
+        self._untraced = math.inf
 
     def run(self) -> Column:
         with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name:
             while self._ahead:
                 self._go_on_with_a_load(Path(name))
-        pace = 1 / statistics.median(self._untraced) if self._untraced else None
-        return Column({tool: tally.cell() for tool, tally in self._tallies.items()}, pace)
+        cells = {tool: tally.cell(self._untraced) for tool, tally in self._tallies.items()}
+        return Column(cells, self._untraced if math.isfinite(self._untraced) else None)
 
     def _go_on_with_a_load(self, directory: Path) -> None:
         try:
@@ -106,12 +110,12 @@ class _Course:
             return
         self._ahead.clear()
         for tool, tally in self._tallies.items():
-            if not tally.ratios and not tally.failure:
+            if not tally.paces and not tally.failure:
                 self._fail(tool, why)
 
     def _go_on(self, load: Load, directory: Path) -> None:
-        self._rate(load)  # warm up
-        before = self._untraced_rate(load)
+        load.work(self._seconds)  # warm up
+        self._run_untraced(load)
         while self._ahead:
             turn, tool = self._ahead.pop(0)
             tally = self._tallies[tool]
@@ -128,39 +132,29 @@ class _Course:
             except CannotRun as error:
                 self._blame(str(error))
                 continue
-            after = self._untraced_rate(load)
+            self._run_untraced(load)
             self._current = None
-            tally.ratios.append(slowdown(before, traced, after))
-            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {tally.ratios[-1]:.3f}")
-            before = after
+            tally.add_round(traced, self._untraced)
+            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {traced / self._untraced:.3f}")
 
     def _fail(self, tool: str, why: str) -> None:
         self._tallies[tool].failure = why
         self._say(f"{self._kind.name}: {tool}: {why}")
 
     def _traced(self, load: Load, tool: str, directory: Path) -> float:
-        """Operations per second under the tool."""
+        """Seconds that an operation takes under the tool."""
         with attached(tool_named(tool), load.pid, directory) as tracer:
-            rate, done = self._rate(load)
+            work = load.work(self._seconds)
         load.recover()
         if tracer is not None:
-            self._tallies[tool].add_seen(tracer.seen(), self._kind.traced_calls * done)
-        return rate
+            self._tallies[tool].add_seen(tracer.seen(), self._kind.traced_calls * work.done)
+        return work.fastest
 
-    def _untraced_rate(self, load: Load) -> float:
+    def _run_untraced(self, load: Load) -> None:
         for _ in range(_ATTEMPTS):
-            rate, _ = self._rate(load)
-            if rate:
-                self._untraced.append(rate)
-                return rate
+            work = load.work(self._seconds)
+            if work.done:
+                self._untraced = min(self._untraced, work.fastest)
+                return
             load.recover()
         raise LoadDied("the process, untraced, gets nothing done")
-
-    def _rate(self, load: Load) -> tuple[float, int]:
-        """Operations per second, the median of the parts of a slice; and all operations."""
-        parts: list[Slice] = []
-        for _ in range(_PARTS):
-            parts.append(load.work(self._seconds / _PARTS))
-            if not parts[-1].done:
-                return 0.0, 0
-        return statistics.median(part.rate for part in parts), sum(part.done for part in parts)

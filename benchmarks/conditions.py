@@ -25,7 +25,7 @@ def conditions(rounds: int, seconds: float) -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "?"),
         "CPUs": f"{os.cpu_count()}, {_cpu_model()}",
-        "rounds": f"at most {rounds} of {seconds:g} s, the same process untraced before and after each",
+        "rounds": f"at most {rounds} of {seconds:g} s, the same process untraced just before each",
         "shown": "the fastest round (median-slowest), to the process untraced where it was fastest",
         "versions": ", ".join([f"ebpftrace {__version__}", *map(_version, _VERSIONS)]),
     }

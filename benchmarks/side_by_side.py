@@ -37,30 +37,38 @@ class _Tally:
     """What the rounds of one tool bring."""
 
     def __init__(self) -> None:
-        self.paces: list[float] = []
-        self._is_far_slower = False
+        self._paces: list[float] = []
+        self._untraced: list[float] = []
         self.failure = ""
         self._seen = self._made = 0
 
     @property
     def is_settled(self) -> bool:
         """More rounds would bring nothing new, but take long."""
-        return bool(self.failure) or self._is_far_slower
+        return bool(self.failure) or any(ratio >= _FAR_SLOWER for ratio in self.ratios)
 
-    def add_round(self, traced: float, untraced: float) -> None:
-        """Both in seconds an operation; ``untraced`` the fastest so far."""
-        self.paces.append(traced)
-        self._is_far_slower |= traced >= _FAR_SLOWER * untraced
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Of each round, to the process untraced where it was fastest.
+
+        That is one of as many slices as the tool's, each just before: of more the fastest is faster.
+        """
+        untraced = min(self._untraced, default=math.nan)
+        return tuple(pace / untraced for pace in self._paces)
+
+    def add_round(self, untraced: float, traced: float) -> None:
+        """Both in seconds an operation."""
+        self._untraced.append(untraced)
+        self._paces.append(traced)
 
     def add_seen(self, seen: Optional[int], calls: int) -> None:
         if seen is not None and calls:
             self._seen += seen
             self._made += calls
 
-    def cell(self, untraced: float) -> Cell:
-        """``untraced``: seconds an operation, infinite where it is not known (then no round ended either)."""
+    def cell(self) -> Cell:
         seen = self._seen / self._made if self._made else None
-        return Cell(tuple(pace / untraced for pace in self.paces), seen, self.failure)
+        return Cell(self.ratios, seen, self.failure)
 
 
 def measure(
@@ -86,14 +94,14 @@ class _Course:
         self._tallies = {tool: _Tally() for tool in tools}
         self._ahead = [(turn, tool) for turn in range(rounds) for tool in rotated(tools, turn)]
         self._current: Optional[str] = None
-        self._untraced = math.inf
+        self._untraced: list[float] = []
 
     def run(self) -> Column:
         with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name:
             while self._ahead:
                 self._go_on_with_a_load(Path(name))
-        cells = {tool: tally.cell(self._untraced) for tool, tally in self._tallies.items()}
-        return Column(cells, self._untraced if math.isfinite(self._untraced) else None)
+        cells = {tool: tally.cell() for tool, tally in self._tallies.items()}
+        return Column(cells, min(self._untraced, default=None))
 
     def _go_on_with_a_load(self, directory: Path) -> None:
         try:
@@ -110,12 +118,12 @@ class _Course:
             return
         self._ahead.clear()
         for tool, tally in self._tallies.items():
-            if not tally.paces and not tally.failure:
+            if not tally.ratios and not tally.failure:
                 self._fail(tool, why)
 
     def _go_on(self, load: Load, directory: Path) -> None:
         load.work(self._seconds)  # warm up
-        self._run_untraced(load)
+        before = self._untraced_pace(load)
         while self._ahead:
             turn, tool = self._ahead.pop(0)
             tally = self._tallies[tool]
@@ -132,10 +140,11 @@ class _Course:
             except CannotRun as error:
                 self._blame(str(error))
                 continue
-            self._run_untraced(load)
+            after = self._untraced_pace(load)
             self._current = None
-            tally.add_round(traced, self._untraced)
-            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {traced / self._untraced:.3f}")
+            tally.add_round(before, traced)
+            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {traced / before:.3f}")
+            before = after
 
     def _fail(self, tool: str, why: str) -> None:
         self._tallies[tool].failure = why
@@ -150,11 +159,11 @@ class _Course:
             self._tallies[tool].add_seen(tracer.seen(), self._kind.traced_calls * work.done)
         return work.fastest
 
-    def _run_untraced(self, load: Load) -> None:
+    def _untraced_pace(self, load: Load) -> float:
         for _ in range(_ATTEMPTS):
             work = load.work(self._seconds)
             if work.done:
-                self._untraced = min(self._untraced, work.fastest)
-                return
+                self._untraced.append(work.fastest)
+                return work.fastest
             load.recover()
         raise LoadDied("the process, untraced, gets nothing done")

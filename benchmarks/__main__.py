@@ -20,6 +20,7 @@ from benchmarks.results import Results
 from benchmarks.side_by_side import measure
 from benchmarks.tools import FLOOR, OURS, OURS_WITHOUT_STACKS, TOOLS, UNTRACED, CannotRun
 from ebpftrace.errors import CannotTrace
+from ebpftrace.kernel.checks.machine import mount_tracefs
 
 _COMPARED = (UNTRACED, FLOOR, OURS_WITHOUT_STACKS, OURS)
 _TABLE, _OWN, _SCANS, _PROGRAMS, _IMPORTS = _PARTS = ("table", "own", "scans", "programs", "imports")
@@ -58,6 +59,7 @@ def main() -> None:
     """Measure what tracing costs."""
     # Tools are ended with SIGINT; where a shell had us ignore it (a job in the background) they would too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    mount_tracefs()  # we do it ourselves when we trace; not all other tools do
 
 
 @main.command()

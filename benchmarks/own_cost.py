@@ -21,7 +21,7 @@ _SITES_MAPPINGS = 8000
 _ATTACHES = 3
 """One alone may meet a moment at which the machine is busy; their median is shown."""
 _SETTLE_SECONDS = 15.0
-"""What the tracer does once, when it has attached or after many new mappings, is not its usual share.
+"""What the tracer does once, when it has attached or met new sites and mappings, is not its usual share.
 It goes on for about ten seconds."""
 _CPU_SECONDS = 5.0
 """Over which its share of a core is measured."""
@@ -63,8 +63,12 @@ def measure(case: Case) -> OwnCost:
         try:
             if case.traced:
                 _do(load, *case.traced)
+            if case.rate >= 0:
+                load.command(1000 * (_SETTLE_SECONDS + _CPU_SECONDS), case.rate)
             time.sleep(_SETTLE_SECONDS)
-            share = _cpu_share(tracer.process.pid, load, case.rate)
+            share = _cpu_share(tracer.process.pid)
+            if case.rate >= 0:
+                load.answer()
             most = _memory(tracer.process.pid)
             tracer.process.send_signal(signal.SIGINT)
             asked = time.monotonic()
@@ -110,12 +114,9 @@ def _do(load: Process, first: float, second: float) -> None:
     load.answer()
 
 
-def _cpu_share(pid: int, load: Process, rate: float) -> float:
+def _cpu_share(pid: int) -> float:
     began, before = time.monotonic(), _cpu_seconds(pid)
-    if rate < 0:
-        time.sleep(_CPU_SECONDS)
-    else:
-        _do(load, _CPU_SECONDS * 1000, rate)
+    time.sleep(_CPU_SECONDS)
     return (_cpu_seconds(pid) - before) / (time.monotonic() - began)
 
 

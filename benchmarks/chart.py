@@ -52,8 +52,8 @@ def render(results: Results, kinds: Sequence[tuple[str, str]], ours: str) -> str
 
 
 def _measured(cells: Mapping[str, Cell]) -> list[tuple[str, float]]:
-    figures = [(tool, cell.spread.fastest) for tool, cell in cells.items() if cell.spread]
-    return sorted(figures, key=lambda entry: entry[1])
+    medians = [(tool, cell.spread.median) for tool, cell in cells.items() if cell.spread]
+    return sorted(medians, key=lambda entry: entry[1])
 
 
 def _panel(title: str, cells: Sequence[tuple[str, float]], ours: str) -> list[str]:

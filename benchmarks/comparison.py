@@ -13,7 +13,8 @@ _TOLERANCE = 0.05
 def regressions(recorded: Table, now: Table, tools: Sequence[str], floor: str) -> Iterator[str]:
     """Yield a line for each tool and kind that is worse than recorded.
 
-    What the machine makes dearer shows in the floor (empty probes) as well, and is taken out.
+    What the machine makes dearer shows in the floor (empty probes) as well, and is taken out.  A
+    median counts as worse only where even the best round is beyond what was recorded.
     """
     for kind, cells in now.items():
         machine = _drift(recorded, now, kind, floor)
@@ -23,12 +24,13 @@ def regressions(recorded: Table, now: Table, tools: Sequence[str], floor: str) -
             if cell is None or was is None:
                 continue
             if cell.spread is None:
-                yield f"{kind}: {tool}: was {was.fastest:.2f}, now not measured: {cell.failure}"
+                yield f"{kind}: {tool}: was {was.median:.2f}, now not measured: {cell.failure}"
                 continue
-            limit = was.fastest * machine * (1 + _TOLERANCE)
-            if cell.spread.fastest > limit:
+            limit = was.median * machine * (1 + _TOLERANCE)
+            if cell.spread.median > limit and cell.spread.low > was.median * machine:
                 yield (
-                    f"{kind}: {tool}: was {was.fastest:.2f}, now {cell.spread.fastest:.2f}, limit {limit:.2f}"
+                    f"{kind}: {tool}: was {was.median:.2f}, now {cell.spread.median:.2f} "
+                    f"({cell.spread.low:.2f}-{cell.spread.high:.2f}), limit {limit:.2f}"
                 )
 
 
@@ -36,4 +38,4 @@ def _drift(recorded: Table, now: Table, kind: str, floor: str) -> float:
     """How much dearer empty probes have become; never below 1."""
     cells = recorded.get(kind, {}).get(floor), now[kind].get(floor)
     spreads = [cell.spread for cell in cells if cell is not None and cell.spread]
-    return max(1.0, spreads[1].fastest / spreads[0].fastest) if len(spreads) == len(cells) else 1.0
+    return max(1.0, spreads[1].median / spreads[0].median) if len(spreads) == len(cells) else 1.0

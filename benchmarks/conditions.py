@@ -25,8 +25,8 @@ def conditions(rounds: int, seconds: float) -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "?"),
         "CPUs": f"{os.cpu_count()}, {_cpu_model()}",
-        "rounds": f"at most {rounds} of {seconds:g} s, the same process untraced just before each",
-        "shown": "the fastest round (median-slowest), to the process untraced where it was fastest",
+        "rounds": f"{rounds} of {seconds:g} s, each against the same process untraced just before and after",
+        "shown": "median (lowest-highest) of the ratios; 1.00: as fast as untraced; ~: no round was quiet",
         "versions": ", ".join([f"ebpftrace {__version__}", *map(_version, _VERSIONS)]),
     }
 

@@ -3,10 +3,14 @@
  * A process that works on command and says how much it got done: load KIND.
  *
  * Prints "ready"; then, for each line "MILLISECONDS RATE" on stdin, works that long at that rate
- * (operations a second, 0: all it can) and prints "OPERATIONS SECONDS FASTEST": what an operation took
- * in the fastest part, in seconds.  For "hold" a line is "MAPPINGS SITES", for "crowd" it is
- * "THREADS 0".  So one process is measured untraced and under each tool.  Something is always done: no
- * answer means no progress.
+ * (operations a second, 0: all it can) and prints "OPERATIONS QUIET PACE": in how many parts of that time
+ * the machine was quiet, and the seconds that an operation took in these, the median; without a quiet part,
+ * in all.  For "hold" a line is "MAPPINGS SITES", for "crowd" it is "THREADS 0".  So one process is
+ * measured untraced and under each tool.  Something is always done: no answer means no progress.
+ *
+ * On a virtual machine, who else uses the physical core makes the same work take up to 1.8 times as long,
+ * for milliseconds or minutes, and nothing inside the machine tells.  So each part lies between two passes
+ * of a reference, which no tool slows down: it is quiet where both were as fast as they ever are.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -27,7 +31,12 @@
 #define SLOTS 64
 #define PATH_BITS 10 /* calls between the root and the mmap of hold(): 1024 paths */
 #define NS 1e9
-#define PART_SECONDS 2e-3 /* so short that in some of them the machine does nothing else */
+#define PART_SECONDS 5e-4
+#define MOST_PARTS 4096              /* of a thread in a slice */
+#define REFERENCE_BYTES (64UL << 10) /* more than fits into the cache that is nearest */
+#define REFERENCE_PASSES 8
+#define LINE 64
+#define QUIET 1.1 /* times the fastest reference */
 
 #define need(condition)                                                                            \
     do {                                                                                           \
@@ -43,14 +52,24 @@ struct slice {
     double rate;
 };
 
+struct part {
+    double pace;      /* seconds of an operation */
+    double reference; /* the slower of those before and after, in seconds */
+};
+
 /* Of one thread in a slice. */
 struct progress {
     struct slice slice;
     unsigned long done;
     double part_start;
     unsigned long done_before_part;
-    double fastest; /* seconds of an operation in the fastest part, 0: none has ended yet */
+    double reference; /* before the part */
+    size_t count;
+    struct part *parts;
 };
+
+static volatile unsigned char reference_bytes[REFERENCE_BYTES];
+static _Atomic double fastest_reference = 1; /* seconds */
 
 static double now(void)
 {
@@ -60,20 +79,80 @@ static double now(void)
     return time.tv_sec + time.tv_nsec / NS;
 }
 
+/* Work for the ports and the caches of a core, without a system call: seconds that it takes. */
+static double reference(void)
+{
+    double start = now();
+    double seconds;
+    double fastest = atomic_load(&fastest_reference);
+
+    for (int pass = 0; pass < REFERENCE_PASSES; pass++)
+        for (unsigned long at = 0; at < REFERENCE_BYTES; at += LINE)
+            (void)reference_bytes[at];
+    seconds = now() - start;
+    while (seconds < fastest &&
+           !atomic_compare_exchange_weak(&fastest_reference, &fastest, seconds))
+        ;
+    return seconds;
+}
+
 static struct progress begin(const struct slice *slice)
 {
-    return (struct progress){.slice = *slice, .part_start = now()};
+    struct progress progress = {.slice = *slice};
+
+    progress.parts = malloc(MOST_PARTS * sizeof(*progress.parts));
+    need(progress.parts);
+    progress.reference = reference();
+    progress.part_start = now();
+    return progress;
 }
 
 static void end_part(struct progress *progress, double time)
 {
-    double pace =
-        (time - progress->part_start) / (double)(progress->done - progress->done_before_part);
+    double before = progress->reference;
+    unsigned long done = progress->done - progress->done_before_part;
 
-    if (!progress->fastest || pace < progress->fastest)
-        progress->fastest = pace;
-    progress->part_start = time;
+    progress->reference = reference();
+    if (progress->count < MOST_PARTS)
+        progress->parts[progress->count++] = (struct part){
+            .pace = (time - progress->part_start) / (double)done,
+            .reference = before > progress->reference ? before : progress->reference,
+        };
+    progress->part_start = now();
     progress->done_before_part = progress->done;
+}
+
+/* What a thread of a slice did counts as the slice's. */
+static void add(struct progress *progress, struct progress *thread)
+{
+    progress->done += thread->done;
+    for (size_t i = 0; i < thread->count && progress->count < MOST_PARTS; i++)
+        progress->parts[progress->count++] = thread->parts[i];
+    free(thread->parts);
+}
+
+static int by_pace(const void *one, const void *other)
+{
+    double difference = ((const struct part *)one)->pace - ((const struct part *)other)->pace;
+
+    return (difference > 0) - (difference < 0);
+}
+
+/* Prints what came of a slice. */
+static void tell(struct progress *progress)
+{
+    struct part *parts = progress->parts;
+    double limit = QUIET * atomic_load(&fastest_reference);
+    size_t quiet = 0;
+    size_t count;
+
+    for (size_t i = 0; i < progress->count; i++)
+        if (parts[i].reference <= limit)
+            parts[quiet++] = parts[i];
+    count = quiet ? quiet : progress->count;
+    qsort(parts, count, sizeof(*parts), by_pace);
+    printf("%lu %zu %.12f\n", progress->done, quiet, count ? parts[count / 2].pace : 0);
+    free(parts);
 }
 
 /* Whether there is time for more; waits where more was done than the rate allows. */
@@ -155,6 +234,7 @@ static void threads(struct progress *progress)
 }
 
 struct allocator {
+    struct slice slice;
     struct progress progress;
     unsigned long random;
     pthread_t thread;
@@ -183,6 +263,7 @@ static void *allocate(void *argument)
     struct allocator *allocator = argument;
     char *slots[SLOTS] = {0};
 
+    allocator->progress = begin(&allocator->slice);
     do {
         for (int i = 0; i < BATCH; i++) {
             char **slot = &slots[next_random(allocator) % SLOTS];
@@ -204,16 +285,12 @@ static void allocations(struct progress *progress)
     struct allocator allocators[count];
 
     for (long i = 0; i < count; i++) {
-        allocators[i] = (struct allocator){.progress = *progress, .random = i + 1};
+        allocators[i] = (struct allocator){.slice = progress->slice, .random = i + 1};
         need(!pthread_create(&allocators[i].thread, NULL, allocate, &allocators[i]));
     }
     for (long i = 0; i < count; i++) {
-        struct progress *part = &allocators[i].progress;
-
         need(!pthread_join(allocators[i].thread, NULL));
-        progress->done += part->done;
-        if (!progress->fastest || part->fastest < progress->fastest)
-            progress->fastest = part->fastest;
+        add(progress, &allocators[i].progress);
     }
 }
 
@@ -295,6 +372,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: load untouched|touched|getppid|threads|malloc|hold|crowd\n");
         return 2;
     }
+    /* Never written, all its pages would be one. */
+    memset((void *)reference_bytes, 1, sizeof(reference_bytes));
     setvbuf(stdout, NULL, _IOLBF, 0);
     puts("ready");
     while (fgets(line, sizeof(line), stdin) && sscanf(line, "%lf %lf", &first, &second) == 2) {
@@ -310,7 +389,7 @@ int main(int argc, char **argv)
             else
                 crowd(first);
         }
-        printf("%lu %.9f %.12f\n", progress.done, now() - slice.start, progress.fastest);
+        tell(&progress);
     }
     return 0;
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import queue
 import shutil
@@ -28,7 +27,9 @@ _CLIENTS = 10
 _REQUESTS = 2_000_000_000
 """More than there is time for."""
 _PART_SECONDS = 0.02
-"""Of the server's work; as in load.c, so short that in some of them the machine does nothing else."""
+"""Of the server's work: so short that the machine does nothing else in some of them."""
+_FEW_PARTS = 10
+"""With fewer quiet ones their median says little."""
 
 
 class LoadDied(Exception):
@@ -39,9 +40,11 @@ class LoadDied(Exception):
 class Slice:
     """What a process got done in some seconds."""
 
-    done: int
-    fastest: float
-    """Seconds that an operation took in its fastest part; infinite where nothing got done."""
+    done: int = 0
+    rate: float = 0.0
+    """Operations per second, as long as nobody else slowed the machine; 0.0 where nothing got done."""
+    is_quiet: bool = False
+    """It was so long enough for the rate to be trusted."""
 
 
 class Load(Protocol):
@@ -69,7 +72,7 @@ class Kind:
     is_bystander: bool = False
     """Another process than the measured one is traced."""
     is_pinned: bool = False
-    """To one CPU: waking a thread on another takes as long as the work, or twice, by luck."""
+    """To one CPU: threads that work on several may slow each other, and then no part is quiet."""
     traced_calls: int = 0
     """Calls of mmap and munmap in an operation, 0 where that is not fixed."""
 
@@ -79,8 +82,8 @@ KINDS = (
     Kind("touched", "mmap and munmap of 64 KiB, every page touched", "touched", traced_calls=2),
     Kind("getppid", "getppid, which nobody traces", "getppid"),
     Kind("bystander", "getppid, in a process that is not traced", "getppid", is_bystander=True),
-    Kind("threads", "pthread_create and join, 64 MiB stacks", "threads", is_pinned=True),
-    Kind("malloc", "malloc and free in many threads", "malloc"),
+    Kind("threads", "pthread_create and join, 64 MiB stacks", "threads"),
+    Kind("malloc", "malloc and free in many threads", "malloc", is_pinned=True),
     Kind("redis", "Redis, SET and GET by redis-benchmark"),
 )
 
@@ -157,12 +160,13 @@ class Process:
         try:
             line = self._lines.get(timeout=patience)
         except queue.Empty:
-            return Slice(0, math.inf)
+            return Slice()
         if line is None:
             raise LoadDied(self._end())
         self._owes_answer = False
-        done, _, fastest = line.split()
-        return Slice(int(done), float(fastest))
+        done, quiet, pace = line.split()
+        rate = 1 / float(pace) if float(pace) else 0.0
+        return Slice(int(done), rate, int(quiet) >= _FEW_PARTS)
 
     def _end(self) -> str:
         return f"the process ended under it, status {self._process.wait()}"
@@ -226,16 +230,15 @@ class Redis:
         return self._server.pid
 
     def work(self, seconds: float) -> Slice:
-        """Requests that the server answers.  Raises LoadDied."""
+        """Requests that the server answers; its rate is that of the fastest part.  Raises LoadDied."""
         end = time.monotonic() + seconds
-        parts = []
+        parts = [Slice()]
         while time.monotonic() < end:
             began, before = time.monotonic(), self._processed()
             time.sleep(_PART_SECONDS)
             done = self._processed() - before - 1  # our question
-            if done:
-                parts.append((done, (time.monotonic() - began) / done))
-        return Slice(sum(done for done, _ in parts), min((pace for _, pace in parts), default=math.inf))
+            parts.append(Slice(done, done / (time.monotonic() - began)))
+        return Slice(sum(part.done for part in parts), max(part.rate for part in parts), is_quiet=True)
 
     def recover(self) -> None:
         """Nothing: a server that is slow answers all the same."""

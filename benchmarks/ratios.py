@@ -13,19 +13,24 @@ NO_PROGRESS = math.inf
 
 @dataclass(frozen=True)
 class Spread:
-    """Of some rounds the fastest, the median and the slowest.
+    """The median of some rounds, and the lowest and highest of them."""
 
-    The fastest is the figure to quote: what else the machine does can only slow a round down.
-    """
-
-    fastest: float
     median: float
-    slowest: float
+    low: float
+    high: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one ratio; infinite ones count as the slowest."""
-        return cls(min(values), statistics.median(values), max(values))
+        """Of at least one value; infinite ones count as the highest."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+def slowdown(before: float, traced: float, after: float) -> float:
+    """How many times slower a process ran under a tool than just before and after it.
+
+    Rates are operations per second; ``before`` and ``after`` are not 0.
+    """
+    return (before + after) / 2 / traced if traced else NO_PROGRESS
 
 
 def rotated(items: Sequence[str], by: int) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from benchmarks.ratios import NO_PROGRESS, Spread
 
-SCHEMA = "ebpftrace.benchmarks/2"
+SCHEMA = "ebpftrace.benchmarks/3"
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,13 @@ class Cell:
     """One tool under one kind of load."""
 
     ratios: tuple[float, ...] = ()
-    """Of each round, its fastest part to that of the untraced process; ``NO_PROGRESS``: nothing got done."""
+    """Of each round, ``NO_PROGRESS`` where nothing got done."""
     seen: Optional[float] = None
     """Share of the calls that the tool saw, where it says so; of all rounds together."""
     failure: str = ""
     """Why the tool could not be measured."""
+    is_noisy: bool = False
+    """In no round was the machine quiet for long enough: the ratios are of what others did as well."""
 
     @property
     def spread(self) -> Optional[Spread]:
@@ -93,7 +95,7 @@ class Results:
     conditions: Mapping[str, str]
     table: Table = field(default_factory=dict)
     paces: Mapping[str, float] = field(default_factory=dict)
-    """By kind of load, seconds that an operation of the untraced process takes where it is fastest."""
+    """By kind of load, seconds that an operation of the untraced process takes."""
     own: tuple[OwnCost, ...] = ()
     scans: tuple[Scan, ...] = ()
     imports: tuple[Import, ...] = ()
@@ -122,6 +124,7 @@ def from_json(text: str) -> Results:
                 tuple(NO_PROGRESS if ratio is None else ratio for ratio in cell["ratios"]),
                 cell["seen"],
                 cell["failure"],
+                cell["is_noisy"],
             )
             for tool, cell in cells.items()
         }

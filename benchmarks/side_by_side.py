@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from benchmarks.loads import Kind, Load, LoadDied, running
-from benchmarks.ratios import rotated
+from benchmarks.loads import Kind, Load, LoadDied, Slice, running
+from benchmarks.ratios import rotated, slowdown
 from benchmarks.results import Cell
+from benchmarks.tally import Tally
 from benchmarks.tools import UNTRACED, CannotRun, attached, tool_named
 
 Say = Callable[[str], None]
 
-_FAR_SLOWER = 5
-"""From this ratio on once is enough: no spread makes it another answer."""
-
 _ATTEMPTS = 3
-"""To measure the untraced process; the machine may have held it up."""
+"""Slices of one measurement, until one is quiet."""
 
 
 @dataclass(frozen=True)
@@ -30,45 +28,7 @@ class Column:
 
     cells: dict[str, Cell]
     pace: Optional[float]
-    """Seconds that an operation of the untraced process takes where it is fastest; None: it did nothing."""
-
-
-class _Tally:
-    """What the rounds of one tool bring."""
-
-    def __init__(self) -> None:
-        self._paces: list[float] = []
-        self._untraced: list[float] = []
-        self.failure = ""
-        self._seen = self._made = 0
-
-    @property
-    def is_settled(self) -> bool:
-        """More rounds would bring nothing new, but take long."""
-        return bool(self.failure) or any(ratio >= _FAR_SLOWER for ratio in self.ratios)
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """Of each round, to the process untraced where it was fastest.
-
-        That is one of as many slices as the tool's, each just before: of more the fastest is faster.
-        """
-        untraced = min(self._untraced, default=math.nan)
-        return tuple(pace / untraced for pace in self._paces)
-
-    def add_round(self, untraced: float, traced: float) -> None:
-        """Both in seconds an operation."""
-        self._untraced.append(untraced)
-        self._paces.append(traced)
-
-    def add_seen(self, seen: Optional[int], calls: int) -> None:
-        if seen is not None and calls:
-            self._seen += seen
-            self._made += calls
-
-    def cell(self) -> Cell:
-        seen = self._seen / self._made if self._made else None
-        return Cell(self.ratios, seen, self.failure)
+    """Seconds that an operation of the untraced process takes; None where it did nothing."""
 
 
 def measure(
@@ -91,7 +51,7 @@ class _Course:
         self._seconds = seconds
         self._deadline = time.monotonic() + patience
         self._say = say
-        self._tallies = {tool: _Tally() for tool in tools}
+        self._tallies = {tool: Tally() for tool in tools}
         self._ahead = [(turn, tool) for turn in range(rounds) for tool in rotated(tools, turn)]
         self._current: Optional[str] = None
         self._untraced: list[float] = []
@@ -100,8 +60,8 @@ class _Course:
         with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name:
             while self._ahead:
                 self._go_on_with_a_load(Path(name))
-        cells = {tool: tally.cell() for tool, tally in self._tallies.items()}
-        return Column(cells, min(self._untraced, default=None))
+        pace = 1 / statistics.median(self._untraced) if self._untraced else None
+        return Column({tool: tally.cell() for tool, tally in self._tallies.items()}, pace)
 
     def _go_on_with_a_load(self, directory: Path) -> None:
         try:
@@ -118,12 +78,12 @@ class _Course:
             return
         self._ahead.clear()
         for tool, tally in self._tallies.items():
-            if not tally.ratios and not tally.failure:
+            if tally.is_empty and not tally.failure:
                 self._fail(tool, why)
 
     def _go_on(self, load: Load, directory: Path) -> None:
         load.work(self._seconds)  # warm up
-        before = self._untraced_pace(load)
+        before = self._untraced_slice(load)
         while self._ahead:
             turn, tool = self._ahead.pop(0)
             tally = self._tallies[tool]
@@ -140,30 +100,42 @@ class _Course:
             except CannotRun as error:
                 self._blame(str(error))
                 continue
-            after = self._untraced_pace(load)
+            after = self._untraced_slice(load)
             self._current = None
-            tally.add_round(before, traced)
-            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {traced / before:.3f}")
+            ratio = slowdown(before.rate, traced.rate, after.rate)
+            is_quiet = before.is_quiet and traced.is_quiet and after.is_quiet
+            tally.add_round(ratio, is_quiet)
+            told = "" if is_quiet else ", noisy"
+            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {ratio:.3f}{told}")
             before = after
 
     def _fail(self, tool: str, why: str) -> None:
         self._tallies[tool].failure = why
         self._say(f"{self._kind.name}: {tool}: {why}")
 
-    def _traced(self, load: Load, tool: str, directory: Path) -> float:
-        """Seconds that an operation takes under the tool."""
+    def _traced(self, load: Load, tool: str, directory: Path) -> Slice:
         with attached(tool_named(tool), load.pid, directory) as tracer:
-            work = load.work(self._seconds)
+            work, done = self._quiet_slice(load)
         load.recover()
         if tracer is not None:
-            self._tallies[tool].add_seen(tracer.seen(), self._kind.traced_calls * work.done)
-        return work.fastest
+            self._tallies[tool].add_seen(tracer.seen(), self._kind.traced_calls * done)
+        return work
 
-    def _untraced_pace(self, load: Load) -> float:
+    def _untraced_slice(self, load: Load) -> Slice:
         for _ in range(_ATTEMPTS):
-            work = load.work(self._seconds)
+            work, _ = self._quiet_slice(load)
             if work.done:
-                self._untraced.append(work.fastest)
-                return work.fastest
+                self._untraced.append(work.rate)
+                return work
             load.recover()
         raise LoadDied("the process, untraced, gets nothing done")
+
+    def _quiet_slice(self, load: Load) -> tuple[Slice, int]:
+        """The first quiet slice, or the last; and all operations that were done."""
+        done = 0
+        for _ in range(_ATTEMPTS):
+            work = load.work(self._seconds)
+            done += work.done
+            if work.is_quiet or not work.done:
+                break
+        return work, done

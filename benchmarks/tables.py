@@ -33,10 +33,10 @@ def page(results: Results, kinds: Sequence[tuple[str, str]]) -> str:
 
 
 def overview(results: Results, kinds: Sequence[tuple[str, str]]) -> str:
-    """The figures to quote alone; ``kinds`` as for ``page``."""
+    """The medians alone; ``kinds`` as for ``page``."""
     shown = [(name, what) for name, what in kinds if name in results.table]
     rows = [
-        (tool, *(figure_text(results.table[name].get(tool, Cell())) for name, _ in shown))
+        (tool, *(median_text(results.table[name].get(tool, Cell())) for name, _ in shown))
         for tool in _tools(results, [name for name, _ in shown])
     ]
     return _table(("times slower", *(what for _, what in shown)), rows) + "\n"
@@ -67,19 +67,21 @@ def added(results: Results, kinds: Sequence[str]) -> str:
 
 
 def ratio_text(cell: Cell) -> str:
-    """The fastest round, and the median and the slowest."""
+    """The median, and from the lowest to the highest round."""
     spread = cell.spread
-    if spread is None or spread.fastest == NO_PROGRESS:
-        return figure_text(cell)
-    return f"{_number(spread.fastest)} ({_number(spread.median)}-{_number(spread.slowest)})"
+    if spread is None or spread.median == NO_PROGRESS:
+        return median_text(cell)
+    return f"{median_text(cell)} ({_number(spread.low)}-{_number(spread.high)})"
 
 
-def figure_text(cell: Cell) -> str:
-    """The figure to quote, or in words why there is none."""
+def median_text(cell: Cell) -> str:
+    """The median, after a ``~`` where the machine was noisy, or in words why there is none."""
     spread = cell.spread
     if spread is None:
         return "not measured" if cell.failure else "-"
-    return "no progress" if spread.fastest == NO_PROGRESS else _number(spread.fastest)
+    if spread.median == NO_PROGRESS:
+        return "no progress"
+    return f"{'~' if cell.is_noisy else ''}{_number(spread.median)}"
 
 
 def own_cost(costs: Iterable[OwnCost]) -> str:
@@ -145,9 +147,9 @@ def _tools(results: Results, kinds: Sequence[str]) -> list[str]:
 
 def _added_text(cell: Cell, pace: float) -> str:
     spread = cell.spread
-    if spread is None or spread.fastest == NO_PROGRESS:
-        return figure_text(cell)
-    return _duration((spread.fastest - 1) * pace)
+    if spread is None or spread.median == NO_PROGRESS:
+        return median_text(cell)
+    return _duration((spread.median - 1) * pace)
 
 
 def _duration(seconds: float) -> str:

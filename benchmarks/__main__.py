@@ -43,7 +43,7 @@ _seconds = click.option(
 _minutes = click.option(
     "--minutes",
     type=click.FloatRange(min=0),
-    default=26.0,
+    default=24.0,
     show_default=True,
     help="For the table; when a kind of load has had its share, no new round of it begins.",
 )

@@ -26,7 +26,7 @@ def conditions(rounds: int, seconds: float) -> dict[str, str]:
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "?"),
         "CPUs": f"{os.cpu_count()}, {_cpu_model()}",
         "rounds": f"{rounds} of {seconds:g} s, each against the same process untraced just before and after",
-        "shown": "median (lowest-highest) of the ratios; 1.00: as fast as untraced; ~: no round was quiet",
+        "shown": "median (lowest-highest) of the ratios; 1.00: as fast as untraced; ~: with noise",
         "versions": ", ".join([f"ebpftrace {__version__}", *map(_version, _VERSIONS)]),
     }
 

@@ -3,18 +3,18 @@
  * A process that works on command and says how much it got done: load KIND.
  *
  * Prints "ready"; then, for each line "MILLISECONDS RATE" on stdin, works that long at that rate
- * (operations a second, 0: all it can) and prints "OPERATIONS QUIET PACE": in how many parts of that time
- * the machine was quiet, and the seconds that an operation took in these, the median; without a quiet part,
- * in all.  For "hold" a line is "MAPPINGS SITES", for "crowd" it is "THREADS 0".  So one process is
- * measured untraced and under each tool.  Something is always done: no answer means no progress.
+ * (operations a second, 0: all it can) and prints "OPERATIONS" and for each level of noise that it met
+ * "LEVEL PARTS PACE": the seconds that an operation took, the median of so many parts of that time.  For
+ * "hold" a line is "MAPPINGS SITES", for "crowd" it is "THREADS 0".  So one process is measured untraced
+ * and under each tool.  Something is always done: no answer means no progress.
  *
  * On a virtual machine, who else uses the physical core makes the same work take up to 1.8 times as long,
  * for milliseconds or minutes, and nothing inside the machine tells.  So each part lies between two passes
- * of a reference, which no tool slows down: it is quiet where both were as fast as they ever are.
+ * of reference work, which no tool slows down: how long that took, in steps of 12 %, is the part's level.
  */
 #define _GNU_SOURCE
+#include <math.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +36,7 @@
 #define REFERENCE_BYTES (64UL << 10) /* more than fits into the cache that is nearest */
 #define REFERENCE_PASSES 8
 #define LINE 64
-#define QUIET 1.1 /* times the fastest reference */
+#define LEVELS_PER_DOUBLING 6
 
 #define need(condition)                                                                            \
     do {                                                                                           \
@@ -53,8 +53,8 @@ struct slice {
 };
 
 struct part {
-    double pace;      /* seconds of an operation */
-    double reference; /* the slower of those before and after, in seconds */
+    double pace; /* seconds of an operation */
+    int level;   /* of the slower reference, that before or after */
 };
 
 /* Of one thread in a slice. */
@@ -69,7 +69,6 @@ struct progress {
 };
 
 static volatile unsigned char reference_bytes[REFERENCE_BYTES];
-static _Atomic double fastest_reference = 1; /* seconds */
 
 static double now(void)
 {
@@ -83,17 +82,11 @@ static double now(void)
 static double reference(void)
 {
     double start = now();
-    double seconds;
-    double fastest = atomic_load(&fastest_reference);
 
     for (int pass = 0; pass < REFERENCE_PASSES; pass++)
         for (unsigned long at = 0; at < REFERENCE_BYTES; at += LINE)
             (void)reference_bytes[at];
-    seconds = now() - start;
-    while (seconds < fastest &&
-           !atomic_compare_exchange_weak(&fastest_reference, &fastest, seconds))
-        ;
-    return seconds;
+    return now() - start;
 }
 
 static struct progress begin(const struct slice *slice)
@@ -107,6 +100,11 @@ static struct progress begin(const struct slice *slice)
     return progress;
 }
 
+static int level_of(double reference)
+{
+    return LEVELS_PER_DOUBLING * log2(reference * NS);
+}
+
 static void end_part(struct progress *progress, double time)
 {
     double before = progress->reference;
@@ -116,7 +114,7 @@ static void end_part(struct progress *progress, double time)
     if (progress->count < MOST_PARTS)
         progress->parts[progress->count++] = (struct part){
             .pace = (time - progress->part_start) / (double)done,
-            .reference = before > progress->reference ? before : progress->reference,
+            .level = level_of(before > progress->reference ? before : progress->reference),
         };
     progress->part_start = now();
     progress->done_before_part = progress->done;
@@ -131,27 +129,30 @@ static void add(struct progress *progress, struct progress *thread)
     free(thread->parts);
 }
 
-static int by_pace(const void *one, const void *other)
+static int by_level_and_pace(const void *one, const void *other)
 {
-    double difference = ((const struct part *)one)->pace - ((const struct part *)other)->pace;
+    const struct part *left = one;
+    const struct part *right = other;
 
-    return (difference > 0) - (difference < 0);
+    if (left->level != right->level)
+        return left->level - right->level;
+    return (left->pace > right->pace) - (left->pace < right->pace);
 }
 
 /* Prints what came of a slice. */
 static void tell(struct progress *progress)
 {
     struct part *parts = progress->parts;
-    double limit = QUIET * atomic_load(&fastest_reference);
-    size_t quiet = 0;
-    size_t count;
+    size_t end;
 
-    for (size_t i = 0; i < progress->count; i++)
-        if (parts[i].reference <= limit)
-            parts[quiet++] = parts[i];
-    count = quiet ? quiet : progress->count;
-    qsort(parts, count, sizeof(*parts), by_pace);
-    printf("%lu %zu %.12f\n", progress->done, quiet, count ? parts[count / 2].pace : 0);
+    qsort(parts, progress->count, sizeof(*parts), by_level_and_pace);
+    printf("%lu", progress->done);
+    for (size_t first = 0; first < progress->count; first = end) {
+        for (end = first; end < progress->count && parts[end].level == parts[first].level;)
+            end++;
+        printf(" %d %zu %.12f", parts[first].level, end - first, parts[(first + end) / 2].pace);
+    }
+    putchar('\n');
     free(parts);
 }
 

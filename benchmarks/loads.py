@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import shutil
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Protocol
 
+from benchmarks.slices import Level, Slice
 from benchmarks.tools import ROOT, CannotRun
 
 _PATIENCE_SECONDS = 3.0
@@ -28,23 +30,10 @@ _REQUESTS = 2_000_000_000
 """More than there is time for."""
 _PART_SECONDS = 0.02
 """Of the server's work: so short that the machine does nothing else in some of them."""
-_FEW_PARTS = 10
-"""With fewer quiet ones their median says little."""
 
 
 class LoadDied(Exception):
     """The measured process has ended, or never came back from what a tool did to it; says how."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What a process got done in some seconds."""
-
-    done: int = 0
-    rate: float = 0.0
-    """Operations per second, as long as nobody else slowed the machine; 0.0 where nothing got done."""
-    is_quiet: bool = False
-    """It was so long enough for the rate to be trusted."""
 
 
 class Load(Protocol):
@@ -72,7 +61,7 @@ class Kind:
     is_bystander: bool = False
     """Another process than the measured one is traced."""
     is_pinned: bool = False
-    """To one CPU: threads that work on several may slow each other, and then no part is quiet."""
+    """To one CPU: threads that work on several slow each other, more or less."""
     traced_calls: int = 0
     """Calls of mmap and munmap in an operation, 0 where that is not fixed."""
 
@@ -98,7 +87,7 @@ def build_load() -> Path:
     binary = ROOT / "build" / "load"
     binary.parent.mkdir(exist_ok=True)
     source = ROOT / "benchmarks" / "load.c"
-    command = ["cc", "-O2", "-g", "-pthread", "-o", str(binary), str(source)]
+    command = ["cc", "-O2", "-g", "-pthread", "-o", str(binary), str(source), "-lm"]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
         raise CannotRun(f"load.c does not compile: {made.stderr.partition(chr(10))[0]}")
@@ -164,9 +153,11 @@ class Process:
         if line is None:
             raise LoadDied(self._end())
         self._owes_answer = False
-        done, quiet, pace = line.split()
-        rate = 1 / float(pace) if float(pace) else 0.0
-        return Slice(int(done), rate, int(quiet) >= _FEW_PARTS)
+        done, *levels = line.split()
+        triples = zip(levels[::3], levels[1::3], levels[2::3])
+        return Slice(
+            int(done), {int(number): Level(int(count), float(pace)) for number, count, pace in triples}
+        )
 
     def _end(self) -> str:
         return f"the process ended under it, status {self._process.wait()}"
@@ -230,15 +221,19 @@ class Redis:
         return self._server.pid
 
     def work(self, seconds: float) -> Slice:
-        """Requests that the server answers; its rate is that of the fastest part.  Raises LoadDied."""
+        """Requests that the server answers; its pace is that of the fastest part.  Raises LoadDied."""
         end = time.monotonic() + seconds
-        parts = [Slice()]
+        total = parts = 0
+        fastest = math.inf
         while time.monotonic() < end:
             began, before = time.monotonic(), self._processed()
             time.sleep(_PART_SECONDS)
             done = self._processed() - before - 1  # our question
-            parts.append(Slice(done, done / (time.monotonic() - began)))
-        return Slice(sum(part.done for part in parts), max(part.rate for part in parts), is_quiet=True)
+            if done:
+                total += done
+                parts += 1
+                fastest = min(fastest, (time.monotonic() - began) / done)
+        return Slice(total, {0: Level(parts, fastest)}) if total else Slice()
 
     def recover(self) -> None:
         """Nothing: a server that is slow answers all the same."""

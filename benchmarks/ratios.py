@@ -25,14 +25,6 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
 
-def slowdown(before: float, traced: float, after: float) -> float:
-    """How many times slower a process ran under a tool than just before and after it.
-
-    Rates are operations per second; ``before`` and ``after`` are not 0.
-    """
-    return (before + after) / 2 / traced if traced else NO_PROGRESS
-
-
 def rotated(items: Sequence[str], by: int) -> list[str]:
     """The items in another order each round, so that none is always measured first."""
     if not items:

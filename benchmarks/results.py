@@ -24,7 +24,7 @@ class Cell:
     failure: str = ""
     """Why the tool could not be measured."""
     is_noisy: bool = False
-    """In no round was the machine quiet for long enough: the ratios are of what others did as well."""
+    """No round compared like with like: what else the machine did is in the ratios."""
 
     @property
     def spread(self) -> Optional[Spread]:

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from benchmarks.loads import Kind, Load, LoadDied, Slice, running
-from benchmarks.ratios import rotated, slowdown
+from benchmarks.loads import Kind, Load, LoadDied, running
+from benchmarks.ratios import rotated
 from benchmarks.results import Cell
+from benchmarks.slices import Slice, slowdown
 from benchmarks.tally import Tally
 from benchmarks.tools import UNTRACED, CannotRun, attached, tool_named
 
 Say = Callable[[str], None]
 
 _ATTEMPTS = 3
-"""Slices of one measurement, until one is quiet."""
+"""To measure the untraced process; the machine may have held it up."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class _Course:
         with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name:
             while self._ahead:
                 self._go_on_with_a_load(Path(name))
-        pace = 1 / statistics.median(self._untraced) if self._untraced else None
+        pace = statistics.median(self._untraced) if self._untraced else None
         return Column({tool: tally.cell() for tool, tally in self._tallies.items()}, pace)
 
     def _go_on_with_a_load(self, directory: Path) -> None:
@@ -102,11 +103,10 @@ class _Course:
                 continue
             after = self._untraced_slice(load)
             self._current = None
-            ratio = slowdown(before.rate, traced.rate, after.rate)
-            is_quiet = before.is_quiet and traced.is_quiet and after.is_quiet
-            tally.add_round(ratio, is_quiet)
-            told = "" if is_quiet else ", noisy"
-            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {ratio:.3f}{told}")
+            found = slowdown(before, traced, after)
+            tally.add_round(found)
+            told = "" if found.is_alike else ", noisy"
+            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {found.ratio:.3f}{told}")
             before = after
 
     def _fail(self, tool: str, why: str) -> None:
@@ -115,27 +115,17 @@ class _Course:
 
     def _traced(self, load: Load, tool: str, directory: Path) -> Slice:
         with attached(tool_named(tool), load.pid, directory) as tracer:
-            work, done = self._quiet_slice(load)
+            work = load.work(self._seconds)
         load.recover()
         if tracer is not None:
-            self._tallies[tool].add_seen(tracer.seen(), self._kind.traced_calls * done)
+            self._tallies[tool].add_seen(tracer.seen(), self._kind.traced_calls * work.done)
         return work
 
     def _untraced_slice(self, load: Load) -> Slice:
         for _ in range(_ATTEMPTS):
-            work, _ = self._quiet_slice(load)
+            work = load.work(self._seconds)
             if work.done:
-                self._untraced.append(work.rate)
+                self._untraced.append(work.pace)
                 return work
             load.recover()
         raise LoadDied("the process, untraced, gets nothing done")
-
-    def _quiet_slice(self, load: Load) -> tuple[Slice, int]:
-        """The first quiet slice, or the last; and all operations that were done."""
-        done = 0
-        for _ in range(_ATTEMPTS):
-            work = load.work(self._seconds)
-            done += work.done
-            if work.is_quiet or not work.done:
-                break
-        return work, done

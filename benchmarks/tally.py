@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Optional
 
 from benchmarks.results import Cell
+from benchmarks.slices import Slowdown
 
 _FAR_SLOWER = 5
 """From this ratio on one round is enough: neither noise nor spread makes it another answer."""
@@ -16,23 +17,24 @@ class Tally:
     def __init__(self) -> None:
         self.failure = ""
         """Why the tool could not be measured."""
-        self._quiet: list[float] = []
+        self._alike: list[float] = []
         self._noisy: list[float] = []
         self._seen = self._made = 0
 
     @property
     def is_empty(self) -> bool:
         """No round has brought a ratio."""
-        return not self._quiet and not self._noisy
+        return not self._alike and not self._noisy
 
     @property
     def is_settled(self) -> bool:
         """More rounds would bring nothing new, but take long."""
-        return bool(self.failure) or any(ratio >= _FAR_SLOWER for ratio in self._quiet)
+        return bool(self.failure) or any(ratio >= _FAR_SLOWER for ratio in self._alike)
 
-    def add_round(self, ratio: float, is_quiet: bool) -> None:
-        """``is_quiet``: nobody else slowed the machine meanwhile, for long enough."""
-        (self._quiet if is_quiet or ratio >= _FAR_SLOWER else self._noisy).append(ratio)
+    def add_round(self, found: Slowdown) -> None:
+        """What one round brought."""
+        counts = found.is_alike or found.ratio >= _FAR_SLOWER
+        (self._alike if counts else self._noisy).append(found.ratio)
 
     def add_seen(self, seen: Optional[int], calls: int) -> None:
         """The tool saw so many of so many calls; None: it does not say."""
@@ -41,7 +43,7 @@ class Tally:
             self._made += calls
 
     def cell(self) -> Cell:
-        """Of the quiet rounds, or of all where there was none."""
+        """Of the rounds that compared like with like, or of all where none did."""
         seen = self._seen / self._made if self._made else None
-        is_noisy = not self._quiet and bool(self._noisy)
-        return Cell(tuple(self._quiet or self._noisy), seen, self.failure, is_noisy)
+        is_noisy = not self._alike and bool(self._noisy)
+        return Cell(tuple(self._alike or self._noisy), seen, self.failure, is_noisy)

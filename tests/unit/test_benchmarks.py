@@ -16,9 +16,10 @@ from benchmarks import chart, empty_probes, imports, side_by_side, tables, tools
 from benchmarks.comparison import regressions
 from benchmarks.loads import KINDS
 from benchmarks.perfdata import count_samples
-from benchmarks.ratios import NO_PROGRESS, Spread, rotated, slowdown
+from benchmarks.ratios import NO_PROGRESS, Spread, rotated
 from benchmarks.record import Record
 from benchmarks.results import Cell, Import, OwnCost, Program, Results, Scan, from_json, to_json
+from benchmarks.slices import Level, Slice, Slowdown, slowdown
 from benchmarks.tally import Tally
 from benchmarks.tools import FLOOR, OURS, UNTRACED, Tool
 
@@ -78,10 +79,32 @@ results_strategy = st.builds(
 )
 
 
+def a_slice(**levels: float) -> Slice:
+    """A slice of 100 parts at each level, with the pace given."""
+    return Slice(100, {int(name[1:]): Level(100, pace) for name, pace in levels.items()})
+
+
 def test_slowdown_is_against_the_process_before_and_after() -> None:
-    assert slowdown(100, 50, 100) == 2
-    assert slowdown(90, 100, 110) == 1
-    assert slowdown(100, 0, 100) == NO_PROGRESS
+    assert slowdown(a_slice(_1=1e-6), a_slice(_1=2e-6), a_slice(_1=1e-6)).ratio == pytest.approx(2)
+    assert slowdown(a_slice(_1=1e-6), a_slice(_1=2e-6), a_slice(_1=4e-6)).ratio == pytest.approx(1)
+    assert slowdown(a_slice(_1=1e-6), Slice(), a_slice(_1=1e-6)).ratio == NO_PROGRESS
+
+
+@given(st.floats(1, 100), st.dictionaries(st.integers(0, 20), st.floats(1e-9, 1), min_size=1))
+def test_noise_is_no_part_of_the_slowdown(ratio: float, noise: dict[int, float]) -> None:
+    untraced = Slice(1000, {number: Level(100, pace) for number, pace in noise.items()})
+    some = dict(list(noise.items())[:1])
+    traced = Slice(1000, {number: Level(70, ratio * pace) for number, pace in some.items()})
+    found = slowdown(untraced, traced, untraced)
+    assert found.is_alike
+    assert found.ratio == pytest.approx(ratio)
+
+
+def test_where_nothing_is_alike_the_slowdown_says_so() -> None:
+    found = slowdown(a_slice(_1=1e-6), a_slice(_9=3e-6), a_slice(_1=1e-6, _2=3e-6))
+    assert found == (pytest.approx(2), False)
+    few = Slice(2, {1: Level(1, 3e-6), 9: Level(1, 3e-6)})
+    assert not slowdown(a_slice(_1=1e-6), few, a_slice(_1=1e-6)).is_alike
 
 
 @given(st.lists(ratios, min_size=1))
@@ -262,24 +285,24 @@ def test_no_new_round_begins_when_time_is_up() -> None:
 
 
 def _rounds(said: list[str], tool: str) -> int:
-    """How many there were, quiet or not."""
+    """How many there were, noisy or not."""
     return sum(f" round {turn}: {tool}: " in line for turn in range(1, 4) for line in said)
 
 
-def test_noisy_rounds_count_only_where_none_was_quiet() -> None:
+def test_noisy_rounds_count_only_where_there_are_no_others() -> None:
     tally = Tally()
     assert tally.is_empty
-    tally.add_round(1.7, is_quiet=False)
+    tally.add_round(Slowdown(1.7, is_alike=False))
     assert tally.cell() == Cell((1.7,), is_noisy=True)
-    tally.add_round(1.2, is_quiet=True)
-    tally.add_round(0.8, is_quiet=False)
+    tally.add_round(Slowdown(1.2, is_alike=True))
+    tally.add_round(Slowdown(0.8, is_alike=False))
     assert tally.cell() == Cell((1.2,))
     assert not tally.is_settled
 
 
 def test_of_what_is_far_slower_one_round_is_enough_whatever_the_noise() -> None:
     tally = Tally()
-    tally.add_round(40.0, is_quiet=False)
+    tally.add_round(Slowdown(40.0, is_alike=False))
     assert tally.is_settled
     assert tally.cell() == Cell((40.0,))
 

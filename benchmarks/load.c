@@ -89,9 +89,9 @@ static double reference(void)
     return now() - start;
 }
 
-static struct progress begin(const struct slice *slice)
+static struct progress begin(struct slice slice)
 {
-    struct progress progress = {.slice = *slice};
+    struct progress progress = {.slice = slice};
 
     progress.parts = malloc(MOST_PARTS * sizeof(*progress.parts));
     need(progress.parts);
@@ -235,7 +235,6 @@ static void threads(struct progress *progress)
 }
 
 struct allocator {
-    struct slice slice;
     struct progress progress;
     unsigned long random;
     pthread_t thread;
@@ -264,7 +263,7 @@ static void *allocate(void *argument)
     struct allocator *allocator = argument;
     char *slots[SLOTS] = {0};
 
-    allocator->progress = begin(&allocator->slice);
+    allocator->progress = begin(allocator->progress.slice);
     do {
         for (int i = 0; i < BATCH; i++) {
             char **slot = &slots[next_random(allocator) % SLOTS];
@@ -286,7 +285,7 @@ static void allocations(struct progress *progress)
     struct allocator allocators[count];
 
     for (long i = 0; i < count; i++) {
-        allocators[i] = (struct allocator){.slice = progress->slice, .random = i + 1};
+        allocators[i] = (struct allocator){.progress.slice = progress->slice, .random = i + 1};
         need(!pthread_create(&allocators[i].thread, NULL, allocate, &allocators[i]));
     }
     for (long i = 0; i < count; i++) {
@@ -378,8 +377,7 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     puts("ready");
     while (fgets(line, sizeof(line), stdin) && sscanf(line, "%lf %lf", &first, &second) == 2) {
-        struct slice slice = {now(), first / 1000, second};
-        struct progress progress = begin(&slice);
+        struct progress progress = begin((struct slice){now(), first / 1000, second});
 
         if (kinds[kind].work) {
             kinds[kind].work(&progress);

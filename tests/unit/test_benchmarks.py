@@ -257,6 +257,7 @@ def test_a_tool_that_cannot_run_leaves_the_others_their_figures() -> None:
     said: list[str] = []
     column = side_by_side.measure(kind, [UNTRACED, ABSENT.name], 2, 0.05, 3600.0, said.append)
     assert _rounds(said, UNTRACED) == 2
+    assert column.cells[UNTRACED].ratios
     assert column.cells[ABSENT.name] == Cell(failure=f"{ABSENT.command[0]} is not installed")
     assert column.pace is not None
     assert len([line for line in said if ABSENT.name in line]) == 1
@@ -268,6 +269,7 @@ def test_a_tool_that_ends_the_process_is_told_and_the_next_has_a_new_one() -> No
     column = side_by_side.measure(KINDS[0], [KILLER.name, UNTRACED], 2, 0.05, 3600.0, said.append)
     assert "ended under it" in column.cells[KILLER.name].failure
     assert _rounds(said, UNTRACED) == 2
+    assert column.cells[UNTRACED].ratios
 
 
 @pytest.mark.usefixtures("misbehaving_tools")
@@ -276,6 +278,7 @@ def test_a_tool_that_holds_the_process_up_is_measured_once() -> None:
     column = side_by_side.measure(KINDS[0], [STOPPER.name, UNTRACED], 2, 0.05, 3600.0, said.append)
     assert column.cells[STOPPER.name].ratios == (NO_PROGRESS,)
     assert _rounds(said, UNTRACED) == 2
+    assert column.cells[UNTRACED].ratios
 
 
 def test_no_new_round_begins_when_time_is_up() -> None:

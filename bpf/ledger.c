@@ -16,7 +16,6 @@
 BPF_F_TABLE("hash", u64, struct mapping_t, mappings, MAX_MAPPINGS, HASH_FLAGS);
 BPF_F_TABLE("hash", u32, struct thread_t, threads, MAX_THREADS, HASH_FLAGS);
 BPF_F_TABLE("hash", struct life_key_t, struct life_t, exited, MAX_MAPPINGS, HASH_FLAGS);
-BPF_F_TABLE("hash", u64, struct run_t, runs, MAX_RUNS, HASH_FLAGS);
 BPF_F_TABLE("hash", u64, struct site_t, sites, MAX_SITES, HASH_FLAGS);
 #ifdef PID_NAMESPACE
 /* By task: what it was called when it began to execute.  Stale ones make room by themselves. */
@@ -24,6 +23,8 @@ BPF_TABLE("lru_hash", u64, u32, executing, 4096);
 #endif
 /* Who kept a newest mapping, its tid, by a hash of the key; of two with one hash the later. */
 BPF_ARRAY(keepers, u32, KEEPERS);
+/* Whom a stack was given to, its tid, likewise. */
+BPF_ARRAY(runners, u32, RUNNERS);
 BPF_ARRAY(spaces, struct space_t, MAX_SPACES);
 BPF_ARRAY(told, struct told_t, MAX_SPACES);
 BPF_PERCPU_ARRAY(cpus, struct cpu_t, RECORDED_CALLS);
@@ -68,9 +69,20 @@ static __always_inline u32 *keeper_at(u32 index)
     return keepers.lookup(&index);
 }
 
+static __always_inline u32 *runner_at(u32 index)
+{
+    return runners.lookup(&index);
+}
+
 static __always_inline struct thread_t *find_thread(u32 tid)
 {
     return threads.lookup(&tid);
+}
+
+/* Returns -EEXIST where there is one of that number, -E2BIG where the table is full. */
+static __always_inline long add_thread(u32 tid, struct thread_t *thread)
+{
+    return threads.insert(&tid, thread);
 }
 
 static __always_inline long put_thread(u32 tid, struct thread_t *thread)
@@ -96,21 +108,6 @@ static __always_inline long put_exited(struct life_key_t *key, struct life_t *li
 static __always_inline void drop_exited(struct life_key_t *key)
 {
     exited.delete(key);
-}
-
-static __always_inline struct run_t *find_run(u64 key)
-{
-    return runs.lookup(&key);
-}
-
-static __always_inline long put_run(u64 key, struct run_t *run)
-{
-    return runs.update(&key, run);
-}
-
-static __always_inline void drop_run(u64 key)
-{
-    runs.delete(&key);
 }
 
 #ifdef PID_NAMESPACE
@@ -279,7 +276,7 @@ TRACEPOINT_PROBE(task, task_newtask)
 
 TRACEPOINT_PROBE(sched, sched_process_exit)
 {
-    struct thread_t *thread = find_thread(current_tid());
+    struct thread_t *thread = find_living(current_tid());
 
     if (thread) {
         leave_newest(thread);
@@ -290,7 +287,7 @@ TRACEPOINT_PROBE(sched, sched_process_exit)
 
 TRACEPOINT_PROBE(sched, sched_process_exec)
 {
-    struct thread_t *thread = find_thread(tid_before_exec(args->old_pid));
+    struct thread_t *thread = find_living(tid_before_exec(args->old_pid));
 
     if (thread)
         thread_executed(thread, current_tid());

@@ -31,7 +31,7 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     u64 start = returned;
     u64 key = key_of(thread->life.space, start);
 
-    thread->calls[CALL_MMAP]++;
+    count_call(thread, CALL_MMAP);
     if (!space || has_failed(returned))
         return 0;
     registers = caller_registers();
@@ -86,7 +86,7 @@ static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 
     struct mapping_t *row;
 
     length = round_to_pages(length);
-    thread->calls[CALL_MUNMAP]++;
+    count_call(thread, CALL_MUNMAP);
     thread->entered = CALL_MUNMAP;
     thread->has_row = 0;
     thread->is_hard = 1;
@@ -127,7 +127,7 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
         return 0;
     }
     if (thread->has_row && thread->row.is_stack)
-        drop_run(key_of(thread->life.space, ARGUMENT_1(registers)));
+        free_stack(thread->life.space, ARGUMENT_1(registers));
     if (!thread->is_hard)
         return 0;
     if (thread->has_row && may_have_moved(space, &thread->row))
@@ -146,7 +146,7 @@ static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 
     u64 key = key_of(thread->life.space, start);
     struct mapping_t *row;
 
-    thread->calls[CALL_MREMAP]++;
+    count_call(thread, CALL_MREMAP);
     thread->entered = CALL_MREMAP;
     thread->has_row = 0;
     thread->is_hard = 1;
@@ -210,7 +210,7 @@ static __always_inline int brk_exit(struct thread_t *thread, u64 returned)
     u64 before;
     s64 growth;
 
-    thread->calls[CALL_BRK]++;
+    count_call(thread, CALL_BRK);
     if (!space)
         return 0;
     before = space->brk;

@@ -58,7 +58,7 @@ static __always_inline void count_outstanding(struct thread_t *thread, struct ma
     struct life_t *life;
 
     if (row->mapper_tid != thread->life.tid)
-        mapper = find_thread(row->mapper_tid);
+        mapper = find_living(row->mapper_tid);
     if (mapper && mapper->life.born == row->mapper_born) {
         __sync_fetch_and_add(&mapper->life.outstanding, change);
         return;
@@ -68,7 +68,7 @@ static __always_inline void count_outstanding(struct thread_t *thread, struct ma
         return;
     __sync_fetch_and_add(&life->outstanding, change);
     /* Nothing is left to say of it: make room. */
-    if (life->outstanding <= 0 && !life->brk_growth)
+    if (life->outstanding <= 0 && !life->brk_growth && !life->stack)
         drop_exited(&key);
 }
 
@@ -179,8 +179,10 @@ static __always_inline void leave_newest(struct thread_t *thread)
 {
     struct space_t *space = space_at(thread->life.space);
 
-    if (space && thread->newest.row.length)
-        insert(thread, space, thread->newest.key, &thread->newest.row);
+    if (!space || !thread->has_called || !thread->newest.row.length)
+        return;
+    insert(thread, space, thread->newest.key, &thread->newest.row);
+    thread->newest.row.length = 0;
 }
 
 static __always_inline void mark_stack(struct thread_t *thread, struct mapping_t *row)
@@ -206,7 +208,7 @@ static __always_inline struct mapping_t *find_row(struct thread_t *thread, u64 k
     if (row)
         return row;
     keeper = keeper_of(key);
-    other = keeper ? find_thread(*keeper) : 0;
+    other = keeper ? find_living(*keeper) : 0;
     if (other && keeps(other, key))
         other->shares = 1;
     return 0;

@@ -39,21 +39,27 @@ struct mapping_t {
     u32 mapper_tid;
     u32 prot;
     u32 flags;
-    u32 is_stack; /* a clone3 call named its start as a stack: there is a run under the same key */
+    u32 is_stack; /* a clone3 call named its start as a stack */
 };
 
-/* The life of one task in a traced address space. */
+/*
+ * The life of one task in a traced address space.  First, in one cache line, what its exit looks at and
+ * writes: the task seldom exits on the CPU on which it was created.
+ */
 struct life_t {
     u64 born;
-    u64 exited_at; /* 0 while it lives */
-    u64 creator_born;
+    u64 exited_at;   /* 0 while it lives */
     s64 outstanding; /* rows of the ledger that this thread mapped */
     s64 brk_growth;
+    u64 stack; /* clone3: lowest byte; clone: a pointer near the top; 0: none was given, or it is gone */
     u32 tid;
-    u32 tgid;
-    u32 creator_tid;
     u32 space;
     char name[NAME_BYTES];
+    u64 stack_size; /* clone3 only, else 0 */
+    u64 site;       /* signature of the user stack that made the clone call */
+    u64 creator_born;
+    u32 creator_tid;
+    u32 tgid;
     char creator_name[NAME_BYTES];
 };
 
@@ -68,28 +74,22 @@ struct newest_t {
     u64 check;            /* sum over the above: a reader sees by it what is half written */
 };
 
-/* What is known of a live task; only the task itself writes it, but for outstanding and shares. */
+/*
+ * What is known of a task; while it lives, only the task itself writes it, but for stack, outstanding and
+ * shares.  Who was given a stack stays here when he has exited, until the stack is gone or another's.
+ */
 struct thread_t {
     struct life_t life;
-    u64 run; /* key of the run that put it on its stack, 0: none */
+    u32 waits_for_exec; /* a COMMAND that has not started yet: nothing is recorded */
+    u32 has_called;     /* some of calls[] is not 0, or there is a newest mapping */
     u64 calls[CALLS];
     u64 entered_at;       /* of the munmap or mremap call in flight */
     struct mapping_t row; /* the row that this call took out of the ledger ... */
     u32 has_row;          /* ... if it did */
     u32 is_hard;          /* the call can't be settled by a start match: it goes out as an event */
-    u32 waits_for_exec;   /* a COMMAND that has not started yet: nothing is recorded */
     u32 entered;          /* enum call: the munmap or mremap call whose enter was seen, or 0 */
     u32 shares;           /* others end what it maps: it keeps nothing to itself */
-    u32 reserved;
     struct newest_t newest;
-};
-
-/* A clone call put a thread on a stack. */
-struct run_t {
-    struct life_t life;
-    u64 stack;      /* clone3: lowest byte; clone: a pointer near the top */
-    u64 stack_size; /* clone3 only, else 0 */
-    u64 site;
 };
 
 struct life_key_t {
@@ -112,9 +112,11 @@ struct told_t {
 
 /* One traced address space. */
 struct space_t {
-    u64 hard_at;      /* last call that a start match could not settle */
-    u64 moved_at;     /* last mremap of that kind */
-    u64 brk;          /* current break, 0: not known yet */
+    u64 hard_at;  /* last call that a start match could not settle */
+    u64 moved_at; /* last mremap of that kind */
+    u64 brk;      /* current break, 0: not known yet */
+    /* An exit writes what follows, a munmap on another CPU reads the above: a cache line for each. */
+    u64 reserved[5];
     u64 calls[CALLS]; /* of threads that have exited */
     u64 lost_events;
     u64 lost_mappings;

@@ -13,12 +13,26 @@ static __always_inline u64 address_of(u64 key)
     return key & ((1ULL << SPACE_SHIFT) - 1);
 }
 
+/* Whoever has that number now may be another than the one that had it. */
+static __always_inline struct thread_t *find_living(u32 tid)
+{
+    struct thread_t *thread = find_thread(tid);
+
+    return thread && !thread->life.exited_at ? thread : 0;
+}
+
 /* The one look-up that a task pays which is not traced. */
 static __always_inline struct thread_t *current_thread(void)
 {
-    struct thread_t *thread = find_thread(current_tid());
+    struct thread_t *thread = find_living(current_tid());
 
     return thread && !thread->waits_for_exec ? thread : 0;
+}
+
+static __always_inline void count_call(struct thread_t *thread, u32 call)
+{
+    thread->calls[call]++;
+    thread->has_called = 1;
 }
 
 static __always_inline u64 round_to_pages(u64 length)

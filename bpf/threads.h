@@ -28,23 +28,63 @@ static __always_inline u64 stack_of_child(const struct pt_regs *registers, u64 *
     return arguments.stack;
 }
 
-static __always_inline void start_run(struct thread_t *parent, struct space_t *space,
-                                      struct thread_t *child)
+/*
+ * The stack is gone, or another's from now on: who exited on it goes with it, and who lives will when he
+ * exits.  Returns where its next runner is to be noted.
+ */
+static __always_inline u32 *free_stack(u32 space, u64 stack)
+{
+    u64 key = key_of(space, stack);
+    u32 *runner = runner_at(mix(0, key) % RUNNERS);
+    struct thread_t *thread = runner && *runner ? find_thread(*runner) : 0;
+
+    if (thread && key_of(thread->life.space, thread->life.stack) == key) {
+        /* First this, then the look: it may be exiting. */
+        thread->life.stack = 0;
+        if (thread->life.exited_at)
+            drop_thread(*runner);
+        *runner = 0;
+    }
+    return runner;
+}
+
+static __always_inline void give_stack(struct thread_t *parent, struct thread_t *child)
 {
     const struct pt_regs *registers = caller_registers();
-    struct run_t run = {};
     struct mapping_t *row;
+    u32 *runner;
 
-    run.stack = stack_of_child(registers, &run.stack_size);
-    if (!run.stack)
+    child->life.stack = stack_of_child(registers, &child->life.stack_size);
+    if (!child->life.stack)
         return;
-    child->run = key_of(child->life.space, run.stack);
-    run.life = child->life;
-    run.site = record_stack(parent, registers, CALL_CLONE, child->life.born, 0);
-    row = find_row(parent, child->run);
+    child->life.site = record_stack(parent, registers, CALL_CLONE, child->life.born, 0);
+    row = find_row(parent, key_of(child->life.space, child->life.stack));
     if (row)
         mark_stack(parent, row);
-    if (put_run(child->run, &run))
+    runner = free_stack(child->life.space, child->life.stack);
+    if (runner)
+        *runner = child->life.tid;
+}
+
+/* Its number is another's now, but the stack that it was given may stand. */
+static __always_inline void keep_exited(struct thread_t *thread)
+{
+    struct space_t *space = space_at(thread->life.space);
+    struct life_key_t key = {.born = thread->life.born, .tid = thread->life.tid};
+    struct life_t *life;
+
+    if (!space || !thread->life.exited_at || !thread->life.stack)
+        return;
+    life = find_exited(&key);
+    if (life) {
+        life->stack_size = thread->life.stack_size;
+        life->site = thread->life.site;
+        life->stack = thread->life.stack;
+        return;
+    }
+    /* What it had mapped is counted in the other table: there is nothing of it any more. */
+    thread->life.outstanding = 0;
+    if (put_exited(&key, &thread->life))
         __sync_fetch_and_add(&space->lost_threads, 1);
 }
 
@@ -53,8 +93,9 @@ static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clo
     struct space_t *space = space_at(parent->life.space);
     struct cpu_t *cpu = this_cpu(CALL_CLONE);
     struct thread_t *child;
+    struct thread_t *former;
 
-    parent->calls[CALL_CLONE]++;
+    count_call(parent, CALL_CLONE);
     if (!space || !cpu || !(clone_flags & CLONE_VM))
         return 0;
     child = &cpu->child;
@@ -66,10 +107,15 @@ static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clo
     child->life.creator_tid = parent->life.tid;
     child->life.creator_born = parent->life.born;
     bpf_get_current_comm(child->life.name, NAME_BYTES);
-    bpf_get_current_comm(child->life.creator_name, NAME_BYTES);
+    __builtin_memcpy(child->life.creator_name, child->life.name, NAME_BYTES);
     /* A vfork child only borrows: musl's runs on a piece of its parent's own stack. */
     if (!(clone_flags & CLONE_VFORK))
-        start_run(parent, space, child);
+        give_stack(parent, child);
+    if (!add_thread(tid, child))
+        return 0;
+    former = find_thread(tid);
+    if (former)
+        keep_exited(former);
     if (put_thread(tid, child))
         __sync_fetch_and_add(&space->lost_threads, 1);
     return 0;
@@ -80,27 +126,28 @@ static __always_inline int thread_left(struct thread_t *thread)
 {
     struct space_t *space = space_at(thread->life.space);
     struct life_key_t key = {.born = thread->life.born, .tid = thread->life.tid};
-    struct run_t *run;
+    struct life_t left;
 
-    thread->life.exited_at = bpf_ktime_get_ns();
     bpf_get_current_comm(thread->life.name, NAME_BYTES);
-    thread->calls[CALL_THREAD_EXIT]++;
+    thread->life.exited_at = bpf_ktime_get_ns();
     if (space) {
+        __sync_fetch_and_add(&space->calls[CALL_THREAD_EXIT], 1);
+        if (thread->has_called) {
 #pragma unroll
-        for (int i = 0; i < CALLS; i++)
-            if (thread->calls[i])
-                __sync_fetch_and_add(&space->calls[i], thread->calls[i]);
-        if ((thread->life.outstanding > 0 || thread->life.brk_growth) &&
-            put_exited(&key, &thread->life))
-            __sync_fetch_and_add(&space->lost_threads, 1);
+            for (int i = 0; i < CALL_THREAD_EXIT; i++)
+                if (thread->calls[i])
+                    __sync_fetch_and_add(&space->calls[i], thread->calls[i]);
+        }
+        if (thread->life.outstanding > 0 || thread->life.brk_growth) {
+            left = thread->life;
+            /* That is told by the entry among the threads. */
+            left.stack = 0;
+            if (put_exited(&key, &left))
+                __sync_fetch_and_add(&space->lost_threads, 1);
+        }
     }
-    run = thread->run ? find_run(thread->run) : 0;
-    /* Another thread may run on the stack by now: only then is its run not ours. */
-    if (run && run->life.born == thread->life.born && run->life.tid == thread->life.tid) {
-        run->life.exited_at = thread->life.exited_at;
-        __builtin_memcpy(run->life.name, thread->life.name, NAME_BYTES);
-    }
-    drop_thread(thread->life.tid);
+    if (!thread->life.stack)
+        drop_thread(key.tid);
     return 0;
 }
 

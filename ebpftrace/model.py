@@ -77,6 +77,15 @@ class Run(NamedTuple):
     tgid: int = 0
     """Thread group of the thread, 0 where it is not known."""
 
+    @property
+    def stack_byte(self) -> int:
+        """A byte of the stack.
+
+        clone3 names the lowest one; clone a pointer near the top, which for an empty stack is the first byte
+        above it (clone(2)).
+        """
+        return self.stack if self.stack_size else self.stack - 1
+
 
 class Row(NamedTuple):
     """One row of the kernel's ledger: a mapping as its mmap or mremap call made it."""

@@ -48,11 +48,10 @@ def begin_loading(
     """
     # Twice: rows of which only parts were unmapped, one after the other, linger.
     mappings = max_mappings or 2 * max_map_count() * len(pids)
-    threads = _LEAST_THREADS + 2 * sum(len(task_ids(pid)) for pid in pids)
+    living = _LEAST_THREADS + 2 * sum(len(task_ids(pid)) for pid in pids)
     sizes = Sizes(
         mappings=mappings,
-        threads=threads,
-        runs=max(mappings, threads),
+        threads=living + mappings // 2,  # each that stands may be the stack of one that exited
         sites=_SITES,
         stack_bytes=stack_bytes,
         copies_per_second=-(-copies_per_second // (os.cpu_count() or 1)),

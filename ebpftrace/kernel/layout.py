@@ -20,10 +20,12 @@ SPACE_SHIFT = 57
 """User addresses of x86-64 and arm64 stay below 2**57 (5-level page tables)."""
 MAX_SPACES = 64
 SIGNATURE_WORDS = 64
-CLONE_SIGNATURE_WORDS = 256
+CLONE_SIGNATURE_WORDS = 128
 """Words of the stack that go into the signature of a call, and of a clone call; at most a page."""
 KEEPERS = 1024
 """Newest mappings of which the kernel side can tell who keeps them; a power of two."""
+RUNNERS = 8192
+"""Stacks of which the kernel side can tell whom they were given to; a power of two."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 288}
 """Size of ``struct pt_regs`` in ``bpf/include/uapi/linux/ptrace.h``."""
 _MAX_PID_LEVEL = 32
@@ -93,41 +95,37 @@ class LifeT(ctypes.Structure):
     _fields_ = (
         ("born", _u64),
         ("exited_at", _u64),
-        ("creator_born", _u64),
         ("outstanding", _s64),
         ("brk_growth", _s64),
+        ("stack", _u64),
         ("tid", _u32),
-        ("tgid", _u32),
-        ("creator_tid", _u32),
         ("space", _u32),
         ("name", _name),
+        ("stack_size", _u64),
+        ("site", _u64),
+        ("creator_born", _u64),
+        ("creator_tid", _u32),
+        ("tgid", _u32),
         ("creator_name", _name),
     )
 
 
 class ThreadT(ctypes.Structure):
-    """``struct thread_t``: a live task."""
+    """``struct thread_t``: a live task, or one that exited and whose stack may stand."""
 
     _fields_ = (
         ("life", LifeT),
-        ("run", _u64),
+        ("waits_for_exec", _u32),
+        ("has_called", _u32),
         ("calls", _u64 * len(CALLS)),
         ("entered_at", _u64),
         ("row", MappingT),
         ("has_row", _u32),
         ("is_hard", _u32),
-        ("waits_for_exec", _u32),
         ("entered", _u32),
         ("shares", _u32),
-        ("reserved", _u32),
         ("newest", NewestT),
     )
-
-
-class RunT(ctypes.Structure):
-    """``struct run_t``: a clone call put a thread on a stack."""
-
-    _fields_ = (("life", LifeT), ("stack", _u64), ("stack_size", _u64), ("site", _u64))
 
 
 class LifeKeyT(ctypes.Structure):
@@ -155,6 +153,7 @@ class SpaceT(ctypes.Structure):
         ("hard_at", _u64),
         ("moved_at", _u64),
         ("brk", _u64),
+        ("reserved", _u64 * 5),
         ("calls", _u64 * len(CALLS)),
         ("lost_events", _u64),
         ("lost_mappings", _u64),
@@ -280,7 +279,6 @@ class Sizes:
 
     mappings: int
     threads: int
-    runs: int
     sites: int
     stack_bytes: int
     """How much of a stack is copied, at most; a multiple of the page size; 0 takes no stacks."""
@@ -311,9 +309,9 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "MAX_SPACES": MAX_SPACES,
         "MAX_MAPPINGS": sizes.mappings,
         "MAX_THREADS": sizes.threads,
-        "MAX_RUNS": sizes.runs,
         "MAX_SITES": sizes.sites,
         "KEEPERS": KEEPERS,
+        "RUNNERS": RUNNERS,
         "EVENT_PAGES": sizes.event_pages,
         "COPY_PAGES": sizes.copy_pages,
         "STACK_BYTES": sizes.stack_bytes,

@@ -25,7 +25,6 @@ _MIRRORED = {
     "mappings": layout.MappingT,
     "threads": layout.ThreadT,
     "exited": layout.LifeT,
-    "runs": layout.RunT,
     "sites": layout.SiteT,
     "spaces": layout.SpaceT,
     "told": layout.ToldT,

@@ -12,7 +12,6 @@ from ebpftrace.kernel.layout import (
     CALLS,
     LifeKeyT,
     LifeT,
-    RunT,
     SiteT,
     SpaceT,
     ThreadT,
@@ -32,6 +31,7 @@ class Snapshot:
     threads: dict[ThreadId, Thread] = field(default_factory=dict)
     """Live threads, and exited ones that have mappings left."""
     runs: list[Run] = field(default_factory=list)
+    """Of live threads, and of exited ones whose stacks may stand."""
     brk_growth: dict[ThreadId, int] = field(default_factory=dict)
     calls: Calls = Calls()
     losses: Losses = Losses()
@@ -51,16 +51,18 @@ def read_snapshots(
     counts: dict[int, list[int]] = {space: [0] * len(CALLS) for space in found}
     newest: list[NewestRow] = []
     for tid, thread in tables.entries(fds["threads"], ctypes.c_uint32, ThreadT):
-        if thread.life.space in found and tid.value == thread.life.tid:
+        if thread.life.space not in found or tid.value != thread.life.tid:
+            continue
+        snapshot = found[thread.life.space]
+        _add_run(snapshot, thread.life)
+        if not thread.life.exited_at:  # what is to be told of the others stands in the next table
             lost_rows += not _add_newest(newest, fds["threads"], tid, thread)
-            _add_life(found[thread.life.space], thread.life)
+            _add_life(snapshot, thread.life)
             counts[thread.life.space] = [a + b for a, b in zip(counts[thread.life.space], thread.calls)]
     for _, life in tables.entries(fds["exited"], LifeKeyT, LifeT):
         if life.space in found:
             _add_life(found[life.space], life)
-    for _, run in tables.entries(fds["runs"], ctypes.c_uint64, RunT):
-        if run.life.space in found:
-            found[run.life.space].runs.append(_run(run))
+            _add_run(found[life.space], life)
     rows = read_rows(fds["mappings"], newest)
     for space, snapshot in found.items():
         snapshot.rows = rows[space]
@@ -111,6 +113,11 @@ def _add_life(snapshot: Snapshot, life: LifeT) -> None:
         snapshot.brk_growth[thread.id] = life.brk_growth
 
 
+def _add_run(snapshot: Snapshot, life: LifeT) -> None:
+    if life.stack:
+        snapshot.runs.append(_run(life))
+
+
 def _creator(life: LifeT) -> Optional[ThreadId]:
     return ThreadId(life.creator_tid, life.creator_born) if life.creator_tid else None
 
@@ -128,15 +135,15 @@ def _thread(life: LifeT) -> Thread:
     )
 
 
-def _run(run: RunT) -> Run:
+def _run(life: LifeT) -> Run:
     return Run(
-        thread=ThreadId(run.life.tid, run.life.born),
-        name=decode_name(run.life.name),
-        stack=run.stack,
-        stack_size=run.stack_size,
-        exited_at=run.life.exited_at or None,
-        creator=ThreadId(run.life.creator_tid, run.life.creator_born),
-        creator_name=decode_name(run.life.creator_name),
-        site=run.site,
-        tgid=run.life.tgid,
+        thread=ThreadId(life.tid, life.born),
+        name=decode_name(life.name),
+        stack=life.stack,
+        stack_size=life.stack_size,
+        exited_at=life.exited_at or None,
+        creator=ThreadId(life.creator_tid, life.creator_born),
+        creator_name=decode_name(life.creator_name),
+        site=life.site,
+        tgid=life.tgid,
     )

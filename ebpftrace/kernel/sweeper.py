@@ -1,7 +1,7 @@
 """Keeps the kernel's tables from filling up with what nothing is left of.
 
 The kernel side drops a row when a call ends it by its start.  Where one munmap ends several, or what was
-overlaid, rows linger, and with them the exited threads that mapped them and the stacks they ran on.
+overlaid, rows linger, and with them the exited threads that mapped them or whose stacks they were.
 Python, which knows from the events that they are gone, deletes them now and then.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Mapping
-from typing import Optional
+from typing import Optional, Union
 
 from ebpftrace.kernel import tables
-from ebpftrace.kernel.layout import SPACE_SHIFT, LifeKeyT, LifeT, MappingT, RunT, Sizes
+from ebpftrace.kernel.layout import SPACE_SHIFT, LifeKeyT, LifeT, MappingT, Sizes, ThreadT
 from ebpftrace.kernel.tables import Taken
 from ebpftrace.ledger.replay import Leftovers
-from ebpftrace.model import Row, Run, ThreadId
+from ebpftrace.model import Row, ThreadId
 
 _LONGEST_WAIT = 1.0
 """Seconds until what was seen in a table is old enough for the ledger to judge (``Ledger.compact``)."""
@@ -36,7 +36,7 @@ _SWEEP_SHARE = 100
 _TABLES = {
     "mappings": (ctypes.c_uint64, MappingT),
     "exited": (LifeKeyT, LifeT),
-    "runs": (ctypes.c_uint64, RunT),
+    "threads": (ctypes.c_uint32, ThreadT),
 }
 
 
@@ -46,7 +46,7 @@ class Sweeper:
     def __init__(self, fds: Mapping[str, int], sizes: Sizes) -> None:
         """``fds``: file descriptors of the tables by name."""
         self._fds = fds
-        self._room = {"mappings": sizes.mappings, "exited": sizes.mappings, "runs": sizes.runs}
+        self._room = {"mappings": sizes.mappings, "exited": sizes.mappings, "threads": sizes.threads}
         self._limits = {name: room // 2 for name, room in self._room.items()}
         self._counts: dict[str, int] = {}
         """At the last look."""
@@ -58,7 +58,7 @@ class Sweeper:
         """Address spaces where the last sweep found something too young."""
         self._unseen: set[tuple[int, int, int]] = set()
         self.lost = 0
-        """Rows deleted by mistake."""
+        """Rows deleted by mistake, and threads that were away for a moment."""
 
     def crowded(self) -> bool:
         """Say whether it is time to sweep: half of what the last sweep left free was full a while ago.
@@ -104,7 +104,7 @@ class Sweeper:
         for thread in leftovers.threads:
             tables.delete(self._fds["exited"], LifeKeyT(born=thread.born, tid=thread.tid))
         for run in leftovers.runs:
-            self._take_run(space, run)
+            self._take_runner(run.thread)
         self._limits = {name: (self._room[name] + count) // 2 for name, count in self._count().items()}
         return [row for row in ousted if row is not None]
 
@@ -128,22 +128,23 @@ class Sweeper:
             row.start, found.length, found.since, found.made_at, mapper, found.prot, found.flags, found.site
         )
 
-    def _take_run(self, space: int, run: Run) -> None:
-        fd = self._fds["runs"]
-        key = ctypes.c_uint64(run.stack | space << SPACE_SHIFT)
-        found = RunT()
-        thread = run.thread
+    def _take_runner(self, thread: ThreadId) -> None:
+        """Delete a thread that exited and whose stack is gone, unless its number is another's by now."""
+        fd = self._fds["threads"]
+        key = ctypes.c_uint32(thread.tid)
+        found = ThreadT()
         taken = tables.take(
-            fd, key, found, lambda: (found.life.tid, found.life.born) == (thread.tid, thread.born)
+            fd, key, found, lambda: bool(found.life.exited_at and found.life.born == thread.born)
         )
         if taken is Taken.ANOTHER:
-            _put_back(fd, key, found)  # unless yet another thread runs there by now
+            _put_back(fd, key, found)
+            self.lost += 1
 
     def _count(self) -> dict[str, int]:
         return {name: tables.count(self._fds[name], *types) for name, types in _TABLES.items()}
 
 
-def _put_back(fd: int, key: ctypes.c_uint64, leaf: ctypes.Structure) -> bool:
+def _put_back(fd: int, key: Union[ctypes.c_uint32, ctypes.c_uint64], leaf: ctypes.Structure) -> bool:
     """Write what was taken by mistake, unless there is something newer, or no room."""
     try:
         return tables.inserter(fd, key, leaf)()

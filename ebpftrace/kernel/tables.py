@@ -13,7 +13,9 @@ import errno
 import os
 from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Callable, TypeVar, Union, cast
+from itertools import compress
+from operator import not_
+from typing import TYPE_CHECKING, Callable, Optional, TypeVar, Union, cast
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.syscalls import numbers
@@ -166,9 +168,20 @@ def delete(fd: int, key: Data) -> None:
             raise TableRefused("write", error) from error
 
 
-def u32_keys(fd: int, leaf_type: type[Leaf]) -> set[int]:
-    """Return the keys of a hash whose keys are u32; as certain as ``entries``."""
-    return {key for keys, _ in batches(fd, ctypes.c_uint32, leaf_type) for key in keys.cast("B").cast("I")}
+def u32_keys(fd: int, leaf_type: type[Leaf], zero_at: Optional[int] = None) -> set[int]:
+    """Return the keys of a hash whose keys are u32; as certain as ``entries``.
+
+    ``zero_at``: only of leaves whose u64 at this offset is 0.
+    """
+    found: set[int] = set()
+    for keys, leaves in batches(fd, ctypes.c_uint32, leaf_type):
+        tids = keys.cast("B").cast("I")
+        if zero_at is None:
+            found.update(tids)
+        else:
+            words = leaves.cast("B").cast("Q")[zero_at // 8 :: ctypes.sizeof(leaf_type) // 8]
+            found.update(compress(tids, map(not_, words)))
+    return found
 
 
 def count(fd: int, key_type: type[Key], leaf_type: type[Leaf]) -> int:

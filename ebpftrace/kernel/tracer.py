@@ -31,6 +31,7 @@ from ebpftrace.kernel.layout import (
     CallKind,
     CopyHead,
     EventKind,
+    LifeKeyT,
     LifeT,
     RangeT,
     RowEvent,
@@ -112,7 +113,7 @@ class Tracer:
         self._baseline_at: dict[int, int] = {}
         self._bpf = loading.wait()
         sizes = loading.sizes
-        names = ("mappings", "threads", "exited", "runs", "sites", "spaces", "told")
+        names = ("mappings", "threads", "exited", "sites", "spaces", "told")
         self._fds = {name: self._bpf[name].map_fd for name in names}
         self._programs = {name.decode(): function.fd for name, function in self._bpf.funcs.items()}
         self._skipped_before = skipped_runs(self._programs.values())
@@ -165,7 +166,7 @@ class Tracer:
 
     def known_threads(self) -> set[int]:
         """Tids of all that are traced now, in whichever address space."""
-        return tables.u32_keys(self._fds["threads"], ThreadT)
+        return tables.u32_keys(self._fds["threads"], ThreadT, ThreadT.life.offset + LifeT.exited_at.offset)
 
     def add_threads(self, space: int, tasks: Iterable[Task]) -> list[Task]:
         """Trace these tasks; return those that the kernel side did not know before.
@@ -182,9 +183,20 @@ class Tracer:
             life.born = max(task.id.born, 0)
             life.tgid = task.tgid
             life.name = task.name.encode("utf-8", "surrogateescape")[: NAME_BYTES - 1]
-            if insert():
+            if insert() or self._succeeds_exited(tid, record):
                 new.append(task)
         return new
+
+    def _succeeds_exited(self, tid: ctypes.c_uint32, record: ThreadT) -> bool:
+        """Write ``record`` where one stands that exited and had the same number; False where it lives."""
+        former = ThreadT()
+        if tables.lookup(self._fds["threads"], tid, former):
+            life = former.life
+            if not life.exited_at:
+                return False
+            tables.update(self._fds["exited"], LifeKeyT(born=life.born, tid=life.tid), life)
+        tables.update(self._fds["threads"], tid, record)
+        return True
 
     def forget_thread(self, tid: int) -> None:
         """Drop a task that exited before it was registered: nobody will tell us of its end."""

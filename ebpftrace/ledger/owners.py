@@ -73,7 +73,7 @@ def _placed(runs: Sequence[Run], mappings: Sequence[Mapping]) -> Iterator[tuple[
     """Yield the runs whose stacks lie in a mapping, and its index; O(n + m log m) for m runs."""
     firsts = ((mapping.pieces[0], index) for index, mapping in enumerate(mappings))
     others = sorted((piece, index) for index, mapping in enumerate(mappings) for piece in mapping.pieces[1:])
-    by_stack = sorted(((_stack_byte(run), at) for at, run in enumerate(runs)), reverse=True)
+    by_stack = sorted(((run.stack_byte, at) for at, run in enumerate(runs)), reverse=True)
     for (start, end), index in merge(firsts, others) if others else firsts:
         while by_stack and by_stack[-1][0] < end:
             byte, at = by_stack.pop()
@@ -81,12 +81,3 @@ def _placed(runs: Sequence[Run], mappings: Sequence[Mapping]) -> Iterator[tuple[
                 yield index, runs[at]
         if not by_stack:
             return
-
-
-def _stack_byte(run: Run) -> int:
-    """A byte of the run's stack.
-
-    clone3 names the lowest one; clone a pointer near the top, which for an empty stack is the first byte
-    above it (clone(2)).
-    """
-    return run.stack if run.stack_size else run.stack - 1

@@ -26,7 +26,7 @@ class Leftovers(NamedTuple):
     threads: list[ThreadId]
     """Exited threads of whose mappings none is left."""
     runs: list[Run]
-    """Of exited threads whose stacks are gone."""
+    """Of exited threads whose stacks are gone, or were given to others after them."""
     are_all: bool
     """Nothing was too young to be judged: a later look will not find more of it."""
 
@@ -103,6 +103,17 @@ class Ledger:
             return exited_at is not None and exited_at <= self._folded_until
 
         threads, runs = list(threads), list(runs)
+        latest: dict[int, ThreadId] = {}
+        for run in sorted(runs, key=lambda run: (run.thread.born, run.thread.tid)):
+            latest[run.stack_byte] = run.thread
+        gone_runs = [
+            run
+            for run in runs
+            if ended(run.exited_at)
+            and not (latest[run.stack_byte] == run.thread and self._folded.holds(run.stack_byte))
+        ]
+        # Whose stack stands must be named, too.
+        mappers.update({run.thread for run in runs}.difference(run.thread for run in gone_runs))
         idle_before = self._idle
         self._idle = {
             thread.id
@@ -113,16 +124,12 @@ class Ledger:
         return Leftovers(
             rows=gone,
             threads=sorted(idle_before & self._idle),
-            runs=[run for run in runs if ended(run.exited_at) and not self._stands(run)],
+            runs=gone_runs,
             are_all=not self._events
             and self._idle <= idle_before
             and all(exited_at is None or ended(exited_at) for exited_at in exits)
             and all(row_key(row) in self._folded_rows for row in rows),
         )
-
-    def _stands(self, run: Run) -> bool:
-        """Say whether the stack of a thread that exited is still there; as ``owners`` finds it."""
-        return self._folded.holds(run.stack) or (not run.stack_size and self._folded.holds(run.stack - 1))
 
     def outstanding(self, rows: Iterable[Row]) -> list[Mapping]:
         """Return what is mapped according to the rows and all events so far, by address; changes nothing."""

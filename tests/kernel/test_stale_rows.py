@@ -11,7 +11,7 @@ import os
 from harness import Target, Tracer, eventually, fact_areas, no_losses, reported, reported_areas, traced, union
 
 from ebpftrace.kernel import tables
-from ebpftrace.kernel.layout import LifeKeyT, LifeT, MappingT, RunT
+from ebpftrace.kernel.layout import LifeKeyT, LifeT, MappingT, ThreadT
 
 ROOM = 1024
 ROUNDS = 50
@@ -62,7 +62,7 @@ def test_stale_rows_are_swept() -> None:
             counts = [
                 tables.count(fds["mappings"], ctypes.c_uint64, MappingT),
                 tables.count(fds["exited"], LifeKeyT, LifeT),
-                tables.count(fds["runs"], ctypes.c_uint64, RunT),
+                tables.count(fds["threads"], ctypes.c_uint32, ThreadT),
             ]
             return max(counts) <= ROOM - LEAST_FREE
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.ledger.owners import assign
+from ebpftrace.ledger.replay import Ledger
 from ebpftrace.ledger.totals import totals
-from ebpftrace.model import NO_STACK, Frame, Interval, Mapping, OwnedBy, Run, Stack, Thread, ThreadId
+from ebpftrace.model import NO_STACK, Frame, Interval, Mapping, OwnedBy, Row, Run, Stack, Thread, ThreadId
 
 CREATOR = ThreadId(10, 1)
 
@@ -147,6 +148,41 @@ def test_assign_equals_the_nested_loop(
             on_it, key=lambda each: (each.exited_at is None, each.thread.born, each.thread.tid), default=None
         )
         assert owned.run is best
+
+
+@given(areas, some_runs)
+def test_runs_that_the_kernel_may_forget_change_no_owner(
+    areas: list[Mapping], some_runs: list[tuple[int, int, int, Optional[int]]]
+) -> None:
+    runs = [
+        run(born, stack, size, 100 + tid, gone) for tid, (born, stack, size, gone) in enumerate(some_runs)
+    ]
+    rows = [Row(area.start, area.end - area.start, 50, 50, CREATOR, 3, 0x20022, 7) for area in areas]
+    ledger = Ledger([])
+    ledger.compact(rows, 100)
+    gone = ledger.leftovers(rows, [], runs, {}).runs
+    kept = [each for each in runs if each not in gone]
+    standing = ledger.outstanding(rows)
+    assert assign(standing, kept, known()) == assign(standing, runs, known())
+    assert all(each.exited_at for each in gone)
+    exited = [each.stack_byte for each in kept if each.exited_at]
+    assert len(set(exited)) == len(exited), "of one stack there is one"
+
+
+def test_who_exited_is_known_as_long_as_its_stack_stands() -> None:
+    rows = [Row(1000, 1000, 50, 50, CREATOR, 3, 0x20022, 7)]
+    ended = run(60, 1000, 1000, exited_at=90)
+    thread = Thread(ended.thread, "worker", 10, exited_at=90)
+
+    def forgotten(rows: list[Row]) -> tuple[list[ThreadId], list[Run]]:
+        ledger = Ledger([])
+        ledger.compact(rows, 100)
+        ledger.leftovers(rows, [thread], [ended], {})
+        found = ledger.leftovers(rows, [thread], [ended], {})
+        return found.threads, found.runs
+
+    assert forgotten(rows) == ([], [])
+    assert forgotten([]) == ([thread.id], [ended])
 
 
 def test_totals_count_each_owner_most_bytes_first() -> None:

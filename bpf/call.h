@@ -8,8 +8,8 @@
 #define PASS_ON 1
 
 /*
- * bpf_probe_read_user(), _kernel() and _user_str() by number: wherever it meets their names, bcc
- * reads all of the kernel's symbols to see whether they exist, a fifth of a second each time.
+ * bpf_probe_read_user(), _kernel() and _user_str() by number: by their names, bcc would make older helpers
+ * of them, as it is shown no symbols of the kernel (ebpftrace/kernel/sources.py).
  */
 static long (*read_user)(void *to, u32 size, const void *from) = (void *)112;
 static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;

@@ -13,7 +13,7 @@ from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import layout
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.layout import Machine, PidNamespaces, Sizes, definitions
-from ebpftrace.kernel.sources import bpf_dir, compiler_flags, compiling
+from ebpftrace.kernel.sources import bpf_dir, compile_apart, compiler_flags
 from ebpftrace.kernel.tracepoints import silence
 from ebpftrace.process.namespaces import own_pid_namespace
 from ebpftrace.syscalls import numbers
@@ -94,8 +94,8 @@ def load_programs(
     flags = [f"-D{name}={value}" for name, value in constants.items()]
     flags += [f"-I{bpf_dir()}", *compiler_flags()]
     try:
-        with compiling():
-            bpf = bcc.BPF(src_file=os.fsencode(bpf_dir() / source).decode(), cflags=flags)
+        path = os.fsencode(bpf_dir() / source).decode()
+        bpf = compile_apart(lambda: bcc.BPF(src_file=path, cflags=flags))
     except Exception as error:  # bcc raises plain Exception for every kind of failure
         if os.strerror(errno.EMFILE) in str(error):  # descriptors.make_room can't know of many processes
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error

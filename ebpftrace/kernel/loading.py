@@ -14,8 +14,8 @@ from ebpftrace.spare import give_back_memory
 class Loading:
     """The ledger's programs are compiled, loaded and attached while the owner does something else.
 
-    A context manager: they are detached at its end.  Until ``wait`` has returned, the working directory
-    and the environment are not the caller's (``sources.compiling``).
+    A context manager: they are detached at its end.  Until ``wait`` has returned, the environment is not the
+    caller's (``sources.compile_apart``).
     """
 
     def __init__(self, sizes: Sizes) -> None:

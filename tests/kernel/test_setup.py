@@ -11,6 +11,8 @@ from typing import Any, Optional
 
 import pytest
 
+from ebpftrace.kernel.sources import bpf_dir, compile_apart
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCTOR = f"{sys.executable} -m ebpftrace doctor --json"
 REQUIRE = (
@@ -22,7 +24,7 @@ NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups"
 COMPILE = """
 import pathlib
 from bcc import BPF
-from ebpftrace.kernel.sources import compiler_flags, compiling
+from ebpftrace.kernel.sources import compile_apart, compiler_flags
 
 source = r'''
 #include <uapi/linux/ptrace.h>
@@ -50,8 +52,7 @@ TRACEPOINT_PROBE(task, task_newtask) { return args->clone_flags; }
 RAW_TRACEPOINT_PROBE(sched_process_fork) { return 0; }
 '''
 here = pathlib.Path.cwd()
-with compiling():
-    program = BPF(text=source, cflags=[*compiler_flags(), "-Wall", "-Werror"])
+program = compile_apart(lambda: BPF(text=source, cflags=[*compiler_flags(), "-Wall", "-Werror"]))
 assert pathlib.Path.cwd() == here
 program.cleanup()
 """
@@ -86,6 +87,21 @@ def failing(told: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The failing checks by name."""
     assert told.stderr == ""
     return {check["name"]: check for check in json.loads(told.stdout)["checks"] if not check["ok"]}
+
+
+def test_bcc_compiles_in_surroundings_of_its_own() -> None:
+    here, symbols = Path.cwd(), Path("/proc/kallsyms")
+    environment = dict(os.environ)
+
+    def look() -> tuple[Path, bytes, Optional[str]]:
+        return Path.cwd(), symbols.read_bytes(), os.environ.get("BCC_KERNEL_SOURCE")
+
+    assert compile_apart(look) == (bpf_dir(), b"", str(bpf_dir()))
+    assert (Path.cwd(), dict(os.environ)) == (here, environment)
+    assert symbols.read_bytes()
+    assert "kallsyms" not in Path("/proc/self/mountinfo").read_text()
+    with pytest.raises(ZeroDivisionError):
+        compile_apart(lambda: 1 / 0)
 
 
 def test_doctor_is_content() -> None:

@@ -8,7 +8,7 @@ import sys
 
 from ebpftrace.installation import import_path
 from ebpftrace.kernel.checks.check import Check
-from ebpftrace.kernel.sources import compiling
+from ebpftrace.kernel.sources import compile_apart
 
 
 def check_trial() -> Check:
@@ -43,6 +43,5 @@ def run_trial() -> None:
     """Attach a program that does nothing, and detach it; any failure is an exception."""
     from bcc import BPF
 
-    with compiling():
-        program = BPF(text="TRACEPOINT_PROBE(syscalls, sys_exit_mmap) { return 1; }")
+    program = compile_apart(lambda: BPF(text="TRACEPOINT_PROBE(syscalls, sys_exit_mmap) { return 1; }"))
     program.cleanup()

@@ -95,6 +95,12 @@ TOOLS = (
         gives_stacks=True,
         environment=(("BPFTRACE_MAP_KEYS_MAX", "131072"),),
     ),
+    Tool(
+        "bpftrace, ustack, threads",
+        ("bpftrace", str(ROOT / "benchmarks" / "threads.bt"), "{pid}"),
+        gives_stacks=True,
+        environment=(("BPFTRACE_MAP_KEYS_MAX", "131072"),),
+    ),
     Tool("perf record, fp", (*_PERF_RECORD, "fp"), gives_stacks=True, count=count_samples),
     Tool("perf record, dwarf", (*_PERF_RECORD, "dwarf"), gives_stacks=True, count=count_samples),
     Tool(

@@ -18,7 +18,7 @@ from ebpftrace.kernel.layout import Sizes
 from ebpftrace.kernel.loading import Loading
 from ebpftrace.model import EndedBy, TracerCost
 from ebpftrace.process.procfs import task_ids
-from ebpftrace.process.status import max_map_count
+from ebpftrace.process.status import max_map_count, pid_max
 
 if TYPE_CHECKING:
     from ebpftrace.jobs.watch import Watch
@@ -48,10 +48,11 @@ def begin_loading(
     """
     # Twice: rows of which only parts were unmapped, one after the other, linger.
     mappings = max_mappings or 2 * max_map_count() * len(pids)
-    living = _LEAST_THREADS + 2 * sum(len(task_ids(pid)) for pid in pids)
+    # Who lives, and who exited and whose stack stands: that and its guard are two mappings.
+    threads = _LEAST_THREADS + 2 * sum(len(task_ids(pid)) for pid in pids) + mappings // 4
     sizes = Sizes(
         mappings=mappings,
-        threads=living + mappings // 2,  # each that stands may be the stack of one that exited
+        threads=min(threads, pid_max()),
         sites=_SITES,
         stack_bytes=stack_bytes,
         copies_per_second=-(-copies_per_second // (os.cpu_count() or 1)),

@@ -11,6 +11,7 @@ from ebpftrace.process.procfs import read_small, task_dir, through_live_task
 from ebpftrace.process.tasks import read_task
 
 _MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
+_PID_MAX = "/proc/sys/kernel/pid_max"
 
 
 class MemoryUse(NamedTuple):
@@ -68,7 +69,16 @@ def known_max_map_count() -> Optional[int]:
 
 def max_map_count() -> int:
     """Most mappings that a process may have: vm.max_map_count.  Raises ``CannotTrace``."""
+    return _limit(_MAX_MAP_COUNT)
+
+
+def pid_max() -> int:
+    """Number above those of all tasks: kernel.pid_max.  Raises ``CannotTrace``."""
+    return _limit(_PID_MAX)
+
+
+def _limit(path: str) -> int:
     try:
-        return int(read_small(_MAX_MAP_COUNT))
+        return int(read_small(path))
     except OSError as error:
-        raise CannotTrace(f"cannot read {_MAX_MAP_COUNT}: {error.strerror}") from None
+        raise CannotTrace(f"cannot read {path}: {error.strerror}") from None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.process.clock import read_clock
-from ebpftrace.process.status import max_map_count, read_memory_use, read_target_info
+from ebpftrace.process.status import max_map_count, pid_max, read_memory_use, read_target_info
 from ebpftrace.process.target import open_target
 from ebpftrace.process.tasks import list_tasks, parse_stat
 
@@ -86,6 +86,7 @@ def test_what_we_are() -> None:
     assert info.threads is not None
     assert after <= info.threads <= before  # those that other tests began may end
     assert max_map_count() == int(Path("/proc/sys/vm/max_map_count").read_text())
+    assert pid_max() == int(Path("/proc/sys/kernel/pid_max").read_text())
 
 
 @pytest.mark.parametrize("pid", [0, -1, 1 << 22, 1 << 31, 1 << 64])

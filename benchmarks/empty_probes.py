@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 
-from ebpftrace.kernel.sources import bpf_dir, compile_apart
+from ebpftrace.kernel.sources import Apart, bpf_dir
 
 _PROBE = re.compile(r"^TRACEPOINT_PROBE\((\w+), (\w+)\)", re.MULTILINE)
 _ELSEWHERE = re.compile(r"^#ifdef PID_NAMESPACE$.*?^#(?:else|endif)$", re.MULTILINE | re.DOTALL)
@@ -22,7 +22,7 @@ def main() -> None:
 
     probes = probes_of((bpf_dir() / "ledger.c").read_text())
     text = "\n".join(f"TRACEPOINT_PROBE({group}, {name}) {{ return 0; }}" for group, name in probes)
-    bpf = compile_apart(lambda: BPF(text=text))
+    bpf = Apart(lambda: BPF(text=text)).wait()
     sys.stderr.write("attached\n")
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()

@@ -13,7 +13,7 @@ from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import layout
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.layout import Machine, PidNamespaces, Sizes, definitions
-from ebpftrace.kernel.sources import bpf_dir, compile_apart, compiler_flags
+from ebpftrace.kernel.sources import bpf_dir, compiler_flags
 from ebpftrace.kernel.tracepoints import silence
 from ebpftrace.process.namespaces import own_pid_namespace
 from ebpftrace.syscalls import numbers
@@ -77,7 +77,10 @@ def ledger_constants(sizes: Sizes) -> dict[str, int]:
 
 
 def load_ledger(constants: Mapping[str, int]) -> Any:
-    """Return the ``bcc.BPF`` object of the ledger's programs, loaded and attached.  Raises CannotTrace."""
+    """Return the ``bcc.BPF`` object of the ledger's programs, loaded and attached; for ``sources.Apart``.
+
+    Raises CannotTrace.
+    """
     return load_programs("ledger.c", constants, _MIRRORED)
 
 
@@ -86,7 +89,8 @@ def load_programs(
 ) -> Any:
     """Return the ``bcc.BPF`` object of one source file, loaded, its ``TRACEPOINT_PROBE`` programs attached.
 
-    ``mirrored`` are the structs, by table, whose sizes must be the same in C and in Python.
+    For ``sources.Apart``.  ``mirrored`` are the structs, by table, whose sizes must be the same in C and in
+    Python.
     Raises CannotTrace, OSError (EMFILE).
     """
     import bcc  # heavy, and missing where the distribution's package is
@@ -94,8 +98,7 @@ def load_programs(
     flags = [f"-D{name}={value}" for name, value in constants.items()]
     flags += [f"-I{bpf_dir()}", *compiler_flags()]
     try:
-        path = os.fsencode(bpf_dir() / source).decode()
-        bpf = compile_apart(lambda: bcc.BPF(src_file=path, cflags=flags))
+        bpf = bcc.BPF(src_file=os.fsencode(bpf_dir() / source).decode(), cflags=flags)
     except Exception as error:  # bcc raises plain Exception for every kind of failure
         if os.strerror(errno.EMFILE) in str(error):  # descriptors.make_room can't know of many processes
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error

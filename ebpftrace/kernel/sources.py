@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, TypeVar
+from typing import Callable, Generic, Optional, TypeVar
 
 from ebpftrace.errors import CannotTrace
 
@@ -53,8 +53,8 @@ def compiler_flags() -> list[str]:
     return [f"-DPAGE_SIZE={os.sysconf('SC_PAGE_SIZE')}", "-g0", "-Xclang", "-disable-llvm-passes"]
 
 
-def compile_apart(work: Callable[[], T]) -> T:
-    """Return what ``work`` does: compile with bcc, in a thread with surroundings of its own.
+class Apart(Generic[T]):
+    """Work that compiles with bcc, in a thread with surroundings of its own; it begins at once.
 
     bcc searches the current directory before all headers: in ``/usr/include``, or where somebody left a
     ``linux/types.h``, it would read the wrong ones.  The thread's is our header tree.  The environment
@@ -64,27 +64,33 @@ def compile_apart(work: Callable[[], T]) -> T:
     by its name (``b_frontend_action.cc``, DoMiscWorkAround): a quarter of the time that compiling takes.  The
     thread sees none of them.
     """
-    done: list[T] = []
-    failed: list[BaseException] = []
 
-    def run() -> None:
+    def __init__(self, work: Callable[[], T]) -> None:
+        """Begin."""
+        self._work = work
+        self._done: list[T] = []
+        self._error: Optional[BaseException] = None
+        self._thread = threading.Thread(target=self._run, name="compiler", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> T:
+        """Return what the work returned, or raise what it raised."""
+        try:
+            self._thread.join()
+        finally:
+            self._thread.join()  # also where the wait was interrupted
+        if self._error is not None:
+            raise self._error
+        return self._done[0]
+
+    def _run(self) -> None:
         try:
             _leave_surroundings()
-            os.chdir(bpf_dir())
-            done.append(work())
+            with _environment():
+                os.chdir(bpf_dir())
+                self._done.append(self._work())
         except BaseException as error:  # for whoever waits
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="compiler", daemon=True)
-    with _environment():
-        thread.start()
-        try:
-            thread.join()
-        finally:
-            thread.join()  # also where the wait was interrupted
-    if failed:
-        raise failed[0]
-    return done[0]
+            self._error = error
 
 
 def _leave_surroundings() -> None:

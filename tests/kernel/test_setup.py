@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import pytest
 
-from ebpftrace.kernel.sources import bpf_dir, compile_apart
+from ebpftrace.kernel.sources import Apart, bpf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCTOR = f"{sys.executable} -m ebpftrace doctor --json"
@@ -24,7 +24,7 @@ NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups"
 COMPILE = """
 import pathlib
 from bcc import BPF
-from ebpftrace.kernel.sources import compile_apart, compiler_flags
+from ebpftrace.kernel.sources import Apart, compiler_flags
 
 source = r'''
 #include <uapi/linux/ptrace.h>
@@ -52,7 +52,7 @@ TRACEPOINT_PROBE(task, task_newtask) { return args->clone_flags; }
 RAW_TRACEPOINT_PROBE(sched_process_fork) { return 0; }
 '''
 here = pathlib.Path.cwd()
-program = compile_apart(lambda: BPF(text=source, cflags=[*compiler_flags(), "-Wall", "-Werror"]))
+program = Apart(lambda: BPF(text=source, cflags=[*compiler_flags(), "-Wall", "-Werror"])).wait()
 assert pathlib.Path.cwd() == here
 program.cleanup()
 """
@@ -96,12 +96,12 @@ def test_bcc_compiles_in_surroundings_of_its_own() -> None:
     def look() -> tuple[Path, bytes, Optional[str]]:
         return Path.cwd(), symbols.read_bytes(), os.environ.get("BCC_KERNEL_SOURCE")
 
-    assert compile_apart(look) == (bpf_dir(), b"", str(bpf_dir()))
+    assert Apart(look).wait() == (bpf_dir(), b"", str(bpf_dir()))
     assert (Path.cwd(), dict(os.environ)) == (here, environment)
     assert symbols.read_bytes()
     assert "kallsyms" not in Path("/proc/self/mountinfo").read_text()
     with pytest.raises(ZeroDivisionError):
-        compile_apart(lambda: 1 / 0)
+        Apart(lambda: 1 / 0).wait()
 
 
 def test_doctor_is_content() -> None:

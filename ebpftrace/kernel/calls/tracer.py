@@ -15,6 +15,7 @@ from ebpftrace.kernel.descriptors import make_room
 from ebpftrace.kernel.loader import load_programs, this_machine
 from ebpftrace.kernel.losses import skipped_runs
 from ebpftrace.kernel.ringbuf import RingBuffer, records
+from ebpftrace.kernel.sources import Apart
 from ebpftrace.kernel.tracepoints import silence
 from ebpftrace.process.tasks import Task
 from ebpftrace.trace.selection import NEVER_RETURN
@@ -41,11 +42,9 @@ class CallTracer:
         """Load and attach.  Raises CannotTrace, OSError (EMFILE)."""
         make_room()
         machine, preallocated = this_machine()
-        self._bpf: Any = load_programs(
-            "trace.c",
-            definitions(machine, filters, preallocated),
-            {"threads": TracedT, "losses": LostT},
-        )
+        constants = definitions(machine, filters, preallocated)
+        mirrored = {"threads": TracedT, "losses": LostT}
+        self._bpf: Any = Apart(lambda: load_programs("trace.c", constants, mirrored)).wait()
         self._decoder = Decoder()
         try:
             self._attach(filters)

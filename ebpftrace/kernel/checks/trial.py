@@ -8,7 +8,7 @@ import sys
 
 from ebpftrace.installation import import_path
 from ebpftrace.kernel.checks.check import Check
-from ebpftrace.kernel.sources import compile_apart
+from ebpftrace.kernel.sources import Apart
 
 
 def check_trial() -> Check:
@@ -43,5 +43,5 @@ def run_trial() -> None:
     """Attach a program that does nothing, and detach it; any failure is an exception."""
     from bcc import BPF
 
-    program = compile_apart(lambda: BPF(text="TRACEPOINT_PROBE(syscalls, sys_exit_mmap) { return 1; }"))
+    program = Apart(lambda: BPF(text="TRACEPOINT_PROBE(syscalls, sys_exit_mmap) { return 1; }")).wait()
     program.cleanup()

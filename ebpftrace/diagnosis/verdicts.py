@@ -127,10 +127,10 @@ def _finding(group: _Group, judgement: Judgement, context: Context) -> Finding:
     began = _known(case.began_at for case in cases)
     exits = _known(case.facts.exited_at for case in cases)
     interval = period(began)
-    rate = None if first.before_attach else _rate(cases, began, context)
-    if interval is not None and _goes_on(interval, exits, context):
-        rate = rate and _regular_rate(cases, interval)
-    else:
+    if interval is not None and not _goes_on(interval, exits, context):
+        interval = None
+    rate = None if first.before_attach else _rate(cases, began, interval, context)
+    if interval is None:
         interval = period(exits)
         if interval is not None and not _goes_on(interval, exits, context):
             interval = None
@@ -195,16 +195,23 @@ def _regular_rate(cases: Sequence[Case], interval: float) -> float:
     return sum(size for _, size in made) / batches * 60 / interval
 
 
-def _rate(cases: Sequence[Case], began: Sequence[int], context: Context) -> Optional[float]:
+def _rate(
+    cases: Sequence[Case], began: Sequence[int], interval: Optional[float], context: Context
+) -> Optional[float]:
     """Bytes per minute of what the window left behind; None where one, or a burst, says nothing of a minute.
 
-    ``began``: when each of them did, where it is known, ascending.  An owner needs ``min_age`` to count as
-    exited, so the window ends that much earlier.
+    ``began``: when each of them did, where it is known, ascending.  ``interval``: seconds from one to the next,
+    where they came regularly to the end.  An owner needs ``min_age`` to count as exited, so the window ends
+    that much earlier.
     """
-    window = context.evidence.judged_at - context.evidence.min_age - context.evidence.attached_at
+    end = context.evidence.judged_at - context.evidence.min_age
+    window = end - context.evidence.attached_at
     if window <= 0:
         return None
-    if window < _SHORT and began and began[-1] - began[0] < window / 2:
+    last = end if interval is not None else began[-1] if began else 0
+    if window < _SHORT and began and last - began[0] < window / 2:
         return None
     born = [case.mapping.size for case in cases if case.mapping.made_at is not None]
-    return sum(born) * _PER_MINUTE / window if len(born) > 1 else None
+    if len(born) <= 1:
+        return None
+    return sum(born) * _PER_MINUTE / window if interval is None else _regular_rate(cases, interval)

@@ -28,7 +28,7 @@ from diagnosis_scenes import (
     pthread_stack,
     span,
 )
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ebpftrace.frames import culprit
@@ -82,6 +82,7 @@ def test_two_have_a_rate_and_one_has_none():
     assert two.bytes_per_minute == pytest.approx(2 * STACK_BYTES * 60 / 59)
 
 
+@example(interval=0.875, window=7.0, lived=2.0, batch=1)
 @given(
     interval=st.floats(0.05, 10),
     window=st.floats(6, 120),

@@ -200,9 +200,9 @@ def _rate(
 ) -> Optional[float]:
     """Bytes per minute of what the window left behind; None where one, or a burst, says nothing of a minute.
 
-    ``began``: when each of them did, where it is known, ascending.  ``interval``: seconds from one to the next,
-    where they came regularly to the end.  An owner needs ``min_age`` to count as exited, so the window ends
-    that much earlier.
+    ``began``: when each of them did, where it is known, ascending.  ``interval``: seconds from one to the
+    next, where they came regularly to the end.  An owner needs ``min_age`` to count as exited, so the window
+    ends that much earlier.
     """
     end = context.evidence.judged_at - context.evidence.min_age
     window = end - context.evidence.attached_at

@@ -62,6 +62,15 @@ def _count_reported(path: Path) -> int:
     return int(calls["mmap"]) + int(calls["munmap"])
 
 
+def _bpftrace(name: str, script: str) -> Tool:
+    return Tool(
+        name,
+        ("bpftrace", str(ROOT / "benchmarks" / script), "{pid}"),
+        gives_stacks=True,
+        environment=(("BPFTRACE_MAP_KEYS_MAX", "131072"),),
+    )
+
+
 _PYTHON = sys.executable
 _OURS = (
     _PYTHON,
@@ -89,18 +98,8 @@ TOOLS = (
     Tool(FLOOR, (_PYTHON, "-m", "benchmarks.empty_probes"), ready="attached"),
     Tool(OURS_WITHOUT_STACKS, (*_OURS, "--stack-bytes", "0"), ready="attached", count=_count_reported),
     Tool(OURS, _OURS, ready="attached", gives_stacks=True, count=_count_reported),
-    Tool(
-        "bpftrace, ustack",
-        ("bpftrace", str(ROOT / "benchmarks" / "pairing.bt"), "{pid}"),
-        gives_stacks=True,
-        environment=(("BPFTRACE_MAP_KEYS_MAX", "131072"),),
-    ),
-    Tool(
-        "bpftrace, ustack, threads",
-        ("bpftrace", str(ROOT / "benchmarks" / "threads.bt"), "{pid}"),
-        gives_stacks=True,
-        environment=(("BPFTRACE_MAP_KEYS_MAX", "131072"),),
-    ),
+    _bpftrace("bpftrace, ustack", "pairing.bt"),
+    _bpftrace("bpftrace, ustack, threads", "threads.bt"),
     Tool("perf record, fp", (*_PERF_RECORD, "fp"), gives_stacks=True, count=count_samples),
     Tool("perf record, dwarf", (*_PERF_RECORD, "dwarf"), gives_stacks=True, count=count_samples),
     Tool(

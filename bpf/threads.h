@@ -77,9 +77,7 @@ static __always_inline void keep_exited(struct thread_t *thread)
         return;
     life = find_exited(&key);
     if (life) {
-        life->stack_size = thread->life.stack_size;
-        life->site = thread->life.site;
-        life->stack = thread->life.stack;
+        life->stack = thread->life.stack; /* all else was told at the exit */
         return;
     }
     /* What it had mapped is counted in the other table: there is nothing of it any more. */

@@ -126,14 +126,10 @@ def _finding(group: _Group, judgement: Judgement, context: Context) -> Finding:
     cases.sort(key=lambda case: case.began_at or -1)
     began = _known(case.began_at for case in cases)
     exits = _known(case.facts.exited_at for case in cases)
-    interval = period(began)
-    if interval is not None and not _goes_on(interval, exits, context):
-        interval = None
+    interval = _lasting_period(began, exits, context)
     rate = None if first.before_attach else _rate(cases, began, interval, context)
     if interval is None:
-        interval = period(exits)
-        if interval is not None and not _goes_on(interval, exits, context):
-            interval = None
+        interval = _lasting_period(exits, exits, context)
     del began  # as long as the cases
     evidence += _exited(first, exits, context) + _regularity(interval)
     return Finding(
@@ -181,10 +177,11 @@ def _exited(first: Facts, exits: Sequence[int], context: Context) -> list[str]:
     return [f"{owners} exited {when} before {end}"]
 
 
-def _goes_on(interval: float, exits: Sequence[int], context: Context) -> bool:
-    """Whether what came every ``interval`` seconds still did at the end, as far as exits could be judged."""
+def _lasting_period(times: Sequence[int], exits: Sequence[int], context: Context) -> Optional[float]:
+    """Seconds from one to the next; None unless they still came at the end, as far as exits can be judged."""
+    interval = period(times)
     quiet = context.age(max(exits)) - context.evidence.min_age if exits else 0
-    return quiet <= _MISSED * interval * NS
+    return interval if interval is not None and quiet <= _MISSED * interval * NS else None
 
 
 def _regular_rate(cases: Sequence[Case], interval: float) -> float:

@@ -58,34 +58,35 @@ static void map_and_unmap(void)
 
 int main(void)
 {
-    struct job first, second;
-    pid_t pid;
+    struct job jobs[2];
+    pid_t tid, pid;
 
     target_ready();
-    create(&first);
+    create(&jobs[0]);
+    tid = jobs[0].tid;
     for (;;) {
         pthread_t thread;
 
-        aim_at(first.tid);
-        thread = create(&second);
-        if (second.tid == first.tid)
+        aim_at(tid);
+        thread = create(&jobs[1]);
+        if (jobs[1].tid == tid)
             break;
         need(!pthread_join(thread, NULL));
     }
     do {
-        aim_at(first.tid);
+        aim_at(tid);
         pid = fork();
         need(pid >= 0);
         if (!pid) {
-            if (getpid() == first.tid)
+            if (getpid() == tid)
                 map_and_unmap();
             _exit(0);
         }
         need(waitpid(pid, NULL, 0) == pid);
-    } while (pid != first.tid);
-    for (struct job *job = &first; job; job = job == &first ? &second : NULL)
+    } while (pid != tid);
+    for (int i = 0; i < 2; i++)
         target_say("{\"event\": \"thread\", \"tid\": %d, \"start\": %lu, \"length\": %zu}\n",
-                   job->tid, (unsigned long)job->stack, job->size);
+                   jobs[i].tid, (unsigned long)jobs[i].stack, jobs[i].size);
     target_say("{\"event\": \"process\", \"pid\": %d, \"calls\": %d}\n", pid, CALLS);
     target_done();
     return 0;

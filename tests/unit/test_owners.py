@@ -126,16 +126,15 @@ areas = st.lists(st.integers(0, 60), unique=True, max_size=12).map(
 some_runs = st.lists(
     st.tuples(st.integers(40, 60), st.integers(0, 62), st.integers(0, 1), st.none() | st.just(99)),
     max_size=12,
+).map(
+    lambda found: [
+        run(born, stack, size, 100 + tid, gone) for tid, (born, stack, size, gone) in enumerate(found)
+    ]
 )
 
 
 @given(areas, some_runs)
-def test_assign_equals_the_nested_loop(
-    areas: list[Mapping], some_runs: list[tuple[int, int, int, Optional[int]]]
-) -> None:
-    runs = [
-        run(born, stack, size, 100 + tid, gone) for tid, (born, stack, size, gone) in enumerate(some_runs)
-    ]
+def test_assign_equals_the_nested_loop(areas: list[Mapping], runs: list[Run]) -> None:
     for owned in assign(areas, runs, known()):
         start, end = owned.mapping.start, owned.mapping.end
         on_it = [
@@ -151,12 +150,7 @@ def test_assign_equals_the_nested_loop(
 
 
 @given(areas, some_runs)
-def test_runs_that_the_kernel_may_forget_change_no_owner(
-    areas: list[Mapping], some_runs: list[tuple[int, int, int, Optional[int]]]
-) -> None:
-    runs = [
-        run(born, stack, size, 100 + tid, gone) for tid, (born, stack, size, gone) in enumerate(some_runs)
-    ]
+def test_runs_that_the_kernel_may_forget_change_no_owner(areas: list[Mapping], runs: list[Run]) -> None:
     rows = [Row(area.start, area.end - area.start, 50, 50, CREATOR, 3, 0x20022, 7) for area in areas]
     ledger = Ledger([])
     ledger.compact(rows, 100)

@@ -8,6 +8,7 @@ Documentation/filesystems/proc.rst); a mapping that changes meanwhile may be lis
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Callable, Optional
@@ -24,6 +25,8 @@ _MAPS_RECORD_END = b"\n"
 _SMAPS_RECORD_END = b"\nVmFlags:"
 _BLOCK = 1 << 16
 """Bytes of text that are parsed at once."""
+_CHUNKS_AHEAD = 4
+"""With one alone the reader would wait for the interpreter's lock, which the parser keeps, before each."""
 _KINDS_KEPT = 1024
 """But for the addresses, the text of most records is that of another one, letter by letter."""
 _NO_ACCESS = "---"
@@ -92,9 +95,9 @@ def _ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
     from concurrent.futures import ThreadPoolExecutor  # takes longer to import than a short text to parse
 
     with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(next, chunks, b"")
-        while chunk := following.result():
-            following = reader.submit(next, chunks, b"")
+        following = deque(reader.submit(next, chunks, b"") for _ in range(_CHUNKS_AHEAD))
+        while chunk := following.popleft().result():
+            following.append(reader.submit(next, chunks, b""))
             yield chunk
 
 

@@ -62,6 +62,7 @@ def run(settings: Settings, observer: Observer) -> None:
         watch = GrowthWatch(target, engine)
         held.enter_context(watch)
         watch.meet()
+        watch.meet_threads()
         tracer = held.enter_context(open_tracer([watch], loading))
         with collector_off():
             watch.attach(tracer)

@@ -114,6 +114,9 @@ def run(settings: Settings, observer: Observer) -> None:
                     for watch in watches:
                         observer.report(watch.verdict(), watch)
                 return
+            with collector_off():
+                for watch in watches:
+                    watch.meet_threads()
         tracer = held.enter_context(open_tracer(watches, loading))
         with collector_off():
             for watch in watches:

@@ -18,8 +18,8 @@ from ebpftrace.kernel.calls.tracer import CallTracer, Lost
 from ebpftrace.kernel.registration import register
 from ebpftrace.model import NO_STACK, Stack
 from ebpftrace.process.clock import read_clock
-from ebpftrace.process.procfs import task_ids
 from ebpftrace.process.target import Target, open_target
+from ebpftrace.process.tasks import Listed, listed_tasks
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
 from ebpftrace.stacks.shortfalls import Shortfalls
@@ -111,10 +111,10 @@ def run(
 def _register(tracer: CallTracer, target: Target) -> None:
     pid = target.pid
 
-    def find() -> dict[int, int]:
-        return dict.fromkeys(task_ids(pid), pid)
+    def find() -> list[Listed]:
+        return listed_tasks(pid)
 
-    if not register(find, tracer.known_threads, tracer.add_threads, tracer.forget_thread):
+    if not register(find, tracer.known_threads, tracer.add_threads, tracer.forget_thread, {}).complete:
         raise CannotTrace(f"process {pid} creates threads faster than they can be listed", "try again")
 
 

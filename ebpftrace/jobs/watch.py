@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Optional, TypeVar
 
 from ebpftrace.jobs.threads import register_threads
+from ebpftrace.kernel.registration import confirm, meet
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import CodeMapped, Executed, KernelEvent, RawCopy, Tracer
 from ebpftrace.ledger.replay import Ledger
@@ -20,6 +21,7 @@ from ebpftrace.process.maps import read_maps
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.status import read_target_info
 from ebpftrace.process.target import Target, refuse_32_bit
+from ebpftrace.process.tasks import Listed, Task, listed_tasks
 from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
@@ -31,6 +33,9 @@ _COMPACT_AT = 100_000
 
 _LONGEST_CALL = 1_000_000_000
 """ns that an munmap or mremap may take and its event still be told exactly."""
+
+_LONGEST_EXIT = 500_000_000
+"""ns that a thread may still be listed after the kernel side would have seen its exit."""
 
 _COPIES_AT_ONCE = 200
 """Stacks unwound between two polls; the rest waits."""
@@ -58,6 +63,9 @@ class Watch:
         self._notes: list[str] = []
         self._stacks = SiteStacks()
         self._shortfalls = Shortfalls()
+        self._met: dict[Listed, Task] = {}
+        self._unconfirmed: list[Task] = []
+        """Who was registered, and may have exited just before."""
         self._held = ExitStack()
         self._resolver: Optional[StackResolver] = None
 
@@ -82,13 +90,20 @@ class Watch:
         if text not in self._notes:
             self._notes.append(text)
 
+    def meet_threads(self) -> None:
+        """Read who the threads are, while the programs are compiled: ``attach`` is done sooner then."""
+        self._met = meet(listed_tasks(self.pid))
+
     def attach(self, tracer: Tracer) -> None:
         """Trace a running process that ``look`` has seen: register its threads, read the baseline.
 
         Raises CannotTrace, ProcessGone where it exits meanwhile.
         """
         self.space = tracer.add_space(read_maps(self.pid))
-        self._notes += register_threads(self.pid, self.space, tracer)
+        registered, notes = register_threads(self.pid, self.space, tracer, self._met)
+        self._met = {}
+        self._unconfirmed = registered.added
+        self._notes += notes
         self.begin(tracer)
 
     def begin(self, tracer: Tracer) -> None:
@@ -129,6 +144,9 @@ class Watch:
         """
         if self.ended_by is None and self.target.exited:
             self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
+        if self._unconfirmed and time.monotonic_ns() - self.began_at > _LONGEST_EXIT:
+            confirm(self._unconfirmed, tracer.forget_thread)
+            self._unconfirmed = []
         if crowded or self._ledger.pending > self._compact_at:
             self._compact(tracer)
         if self._code_changed and self.ended_by is None:

@@ -6,7 +6,6 @@ kernel closes them, and no probe outlives it.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import platform
@@ -198,10 +197,15 @@ class Tracer:
         tables.update(self._fds["threads"], tid, record)
         return True
 
-    def forget_thread(self, tid: int) -> None:
-        """Drop a task that exited before it was registered: nobody will tell us of its end."""
-        with contextlib.suppress(KeyError):
-            del self._bpf["threads"][ctypes.c_uint32(tid)]
+    def forget_thread(self, task: Task) -> None:
+        """Drop a task that exited before it was added: nobody will tell us of its end.
+
+        Not whom the kernel side saw exit, nor another one that has its number by now.
+        """
+        record, tid = ThreadT(), ctypes.c_uint32(task.id.tid)
+        is_there = tables.lookup(self._fds["threads"], tid, record)
+        if is_there and record.life.born == max(task.id.born, 0) and not record.life.exited_at:
+            tables.delete(self._fds["threads"], tid)
 
     def fileno(self) -> int:
         """Becomes readable when much has come, or something that should be looked at soon."""

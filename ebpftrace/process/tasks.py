@@ -7,7 +7,15 @@ from typing import NamedTuple, Optional
 
 from ebpftrace.model import ThreadId
 from ebpftrace.process.clock import monotonic_from_ticks
-from ebpftrace.process.procfs import VANISHED, ProcessGone, explain, reading, task_dir, task_ids
+from ebpftrace.process.procfs import (
+    VANISHED,
+    ProcessGone,
+    explain,
+    reading,
+    task_dir,
+    task_ids,
+    task_inodes,
+)
 
 _PF_EXITING = 0x00000004
 _PF_KTHREAD = 0x00200000
@@ -16,6 +24,15 @@ _STAT_BYTES = 4096
 """More than a ``stat`` file has: a name of 15 bytes and 51 numbers.  The kernel hands it out at once."""
 _STAT_FIELDS = 20
 """Of those behind the name: up to the start time."""
+
+
+class Listed(NamedTuple):
+    """One task in the list of its process; no other task ever is equal to it."""
+
+    tgid: int
+    tid: int
+    inode: int
+    """See ``task_inodes``."""
 
 
 class Task(NamedTuple):
@@ -88,6 +105,11 @@ def list_tasks(pid: int) -> list[Task]:
     if not tasks:
         raise ProcessGone(pid)
     return tasks
+
+
+def listed_tasks(pid: int) -> list[Listed]:
+    """The threads of a process, without a look at each.  Raises ``ProcessGone`` or ``CannotTrace``."""
+    return [Listed(pid, tid, inode) for tid, inode in task_inodes(pid).items()]
 
 
 def find_task(tgid: int, tid: int) -> Optional[Task]:

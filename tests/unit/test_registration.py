@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Callable, Optional
 
-from ebpftrace.kernel.registration import register
-from ebpftrace.process.procfs import task_ids
-from ebpftrace.process.tasks import Task, list_tasks
+import pytest
+
+from ebpftrace.kernel import registration
+from ebpftrace.kernel.registration import Registered, confirm, meet, register
+from ebpftrace.process.tasks import Listed, Task, find_task, list_tasks, listed_tasks
 
 PID = os.getpid()
+NOBODY: Mapping[Listed, Task] = MappingProxyType({})
 
 
 class Table:
@@ -26,8 +30,8 @@ class Table:
         self.forgotten: list[int] = []
         self._meanwhile = meanwhile
 
-    def register(self) -> bool:
-        return register(find, lambda: set(self.tids), self.add, self.forget)
+    def register(self, met: Mapping[Listed, Task] = NOBODY) -> Registered:
+        return register(find, lambda: set(self.tids), self.add, self.forget, met)
 
     def add(self, tasks: Iterable[Task]) -> list[Task]:
         self.looks.append([])
@@ -40,9 +44,9 @@ class Table:
         self.tids.update(task.id.tid for task in new)
         return new
 
-    def forget(self, tid: int) -> None:
-        self.tids.discard(tid)
-        self.forgotten.append(tid)
+    def forget(self, task: Task) -> None:
+        self.tids.discard(task.id.tid)
+        self.forgotten.append(task.id.tid)
 
 
 class Sleeper:
@@ -75,15 +79,15 @@ def sleeper() -> Iterator[Sleeper]:
         thread.end()
 
 
-def find() -> dict[int, int]:
-    return dict.fromkeys(task_ids(PID), PID)
+def find() -> list[Listed]:
+    return listed_tasks(PID)
 
 
 def test_all_threads_are_added_and_read_once() -> None:
     with ExitStack() as held:
         tids = {held.enter_context(sleeper()).tid for _ in range(20)}
         table = Table()
-        assert table.register()
+        assert table.register().complete
         assert {task.id for task in list_tasks(PID)} <= {task.id for task in table.looks[0]}
         ours = tids | {PID}
         assert ours <= table.tids
@@ -95,7 +99,7 @@ def test_a_thread_born_unseen_while_others_are_added_is_found() -> None:
     born: list[Sleeper] = []
     table = Table(lambda: born.append(Sleeper()))
     try:
-        assert table.register()
+        assert table.register().complete
         assert born[0].tid in table.tids
         second = {task.id.tid for task in table.looks[1]}
         assert born[0].tid in second
@@ -113,7 +117,7 @@ def test_a_thread_that_ends_before_it_is_added_is_forgotten() -> None:
         thread.end()
         return table.add(read)
 
-    assert register(find, lambda: set(table.tids), add_late, table.forget)
+    assert register(find, lambda: set(table.tids), add_late, table.forget, NOBODY).complete
     assert thread.tid in table.forgotten
     assert PID in table.tids
 
@@ -122,10 +126,73 @@ def test_a_thread_that_the_kernel_side_has_dropped_does_not_pass_for_known() -> 
     """Its tid is listed again: another thread has got it since."""
     with sleeper() as thread:
         table = Table()
-        assert table.register()
+        assert table.register().complete
         table.tids.discard(thread.tid)
-        assert table.register()
+        assert table.register().complete
         assert thread.tid in table.tids
+
+
+def test_who_was_met_is_added_without_another_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the leader: it stays listed after its exit."""
+    read: list[int] = []
+
+    def note(tgid: int, tid: int) -> Optional[Task]:
+        read.append(tid)
+        return find_task(tgid, tid)
+
+    with sleeper() as known_before, sleeper() as leaves:
+        met = meet(find())
+        leaves.end()
+        with sleeper() as born_since, monkeypatch.context() as patched:
+            patched.setattr(registration, "find_task", note)
+            table = Table()
+            assert table.register(met).complete
+            assert {known_before.tid, born_since.tid, PID} <= table.tids
+            assert leaves.tid not in table.tids
+            assert {born_since.tid, PID} <= set(read)
+            assert known_before.tid not in read
+
+
+def test_another_thread_with_the_number_of_one_that_was_met_is_read() -> None:
+    with sleeper() as thread:
+        (listed,) = (one for one in find() if one.tid == thread.tid)
+        former = meet([listed])[listed]._replace(name="former")
+        table = Table()
+        assert table.register({listed._replace(inode=listed.inode + 1): former}).complete
+        assert "former" not in {task.name for task in table.looks[0]}
+        table = Table()
+        assert table.register({listed: former}).complete
+        assert "former" in {task.name for task in table.looks[0]}
+
+
+def test_each_thread_keeps_its_place_in_the_list_and_none_has_that_of_a_former() -> None:
+    with sleeper() as thread:
+        before = {one for one in find() if one.tid == thread.tid}
+        assert before
+        assert before == {one for one in find() if one.tid == thread.tid}
+    with ExitStack() as held:
+        for _ in range(20):
+            held.enter_context(sleeper())
+        assert not before.intersection(find())
+
+
+def test_who_had_exited_but_was_still_listed_is_forgotten_later() -> None:
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    try:
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        zombie = find_task(child, child)
+        assert zombie is not None
+        with sleeper() as thread:
+            sleeping = find_task(PID, thread.tid)
+            assert sleeping is not None
+            table = Table()
+            table.tids = {thread.tid, child}
+            confirm([sleeping, zombie], table.forget)
+        assert table.forgotten == [child]
+    finally:
+        os.waitpid(child, 0)
 
 
 def test_threads_that_never_end_to_be_born_are_told() -> None:
@@ -136,7 +203,7 @@ def test_threads_that_never_end_to_be_born_are_told() -> None:
         return list(tasks)
 
     try:
-        assert not register(find, set, add, lambda _: None)
+        assert not register(find, set, add, lambda _: None, NOBODY).complete
     finally:
         for thread in born:
             thread.end()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -89,10 +88,9 @@ class CallTracer:
         """Tids of all that are traced now."""
         return tables.u32_keys(self._fds["threads"], TracedT)
 
-    def forget_thread(self, tid: int) -> None:
+    def forget_thread(self, task: Task) -> None:
         """Drop a task that exited before it was added: nobody will tell us of its end."""
-        with contextlib.suppress(KeyError):
-            del self._bpf["threads"][ctypes.c_uint32(tid)]
+        tables.delete(self._fds["threads"], ctypes.c_uint32(task.id.tid))
 
     def has_threads(self) -> bool:
         """Whether any traced task is left."""

@@ -54,9 +54,11 @@ def test_only_who_exited_before_it_was_added_can_be_forgotten() -> None:
     with Target("namesakes") as target, watched(target) as (tracer, _):
         target.run()
         before = read(tracer)
-        (exited,) = {run.thread for run in before.runs if run.exited_at and run.stack_size}
+        exited = {run.thread for run in before.runs if run.exited_at and run.stack_size}
+        assert exited
         (task,) = (task for task in list_tasks(target.pid) if task.id.tid == target.pid)
-        tracer.forget_thread(task._replace(id=exited))  # the kernel side saw it exit
+        for thread in exited:
+            tracer.forget_thread(task._replace(id=thread))  # the kernel side saw it exit
         tracer.forget_thread(task._replace(id=task.id._replace(born=task.id.born + 1)))  # has its number only
         assert set(read(tracer).runs) == set(before.runs)
         assert target.pid in tracer.known_threads()

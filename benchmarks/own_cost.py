@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
@@ -20,8 +20,10 @@ _SIZE = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
 _LOOK_SECONDS = 0.02
 _END_SECONDS = 120.0
 _SITES_MAPPINGS = 8000
-_ATTACHES = 3
-"""One alone may meet a moment at which the machine is busy; their median is shown."""
+_TRACES = 3
+"""Of these the quickest times are shown: what else the machine does only adds to them."""
+_PAUSE_SECONDS = 3.0
+"""Before the report of a trace that is made for its times only."""
 _SETTLE_SECONDS = 15.0
 """What the tracer does once, when it has attached or met new sites and mappings, is not its usual share.
 It goes on for about ten seconds."""
@@ -55,21 +57,30 @@ CASES = (
 
 
 def measure(case: Case) -> OwnCost:
-    """Trace one process.  Raises CannotRun, LoadDied, OSError."""
+    """Trace processes, one after the other.  Raises CannotRun, LoadDied, OSError."""
+    traces = [_trace(case, is_last=turn == _TRACES - 1) for turn in range(_TRACES)]
+    return replace(
+        traces[-1],
+        attach_seconds=min(trace.attach_seconds for trace in traces),
+        report_seconds=min(trace.report_seconds for trace in traces),
+        detach_seconds=min(trace.detach_seconds for trace in traces),
+    )
+
+
+def _trace(case: Case, is_last: bool) -> OwnCost:
+    """Trace one process; only the last one for so long that its share of a core can be told."""
     with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name, Process(case.load) as load:
         if case.before:
             _do(load, *case.before)
-        attach_seconds = [_attach_and_end(load, Path(name)) for _ in range(_ATTACHES - 1)]
         tracer = Attached(tool_named(OURS), load.pid, Path(name))
-        attach_seconds.append(tracer.attach_seconds)
         try:
             if case.traced:
                 _do(load, *case.traced)
-            if case.rate >= 0:
+            if case.rate >= 0 and is_last:
                 load.command(1000 * (_SETTLE_SECONDS + _CPU_SECONDS), case.rate)
-            time.sleep(_SETTLE_SECONDS)
-            share = _cpu_share(tracer.process.pid)
-            if case.rate >= 0:
+            time.sleep(_SETTLE_SECONDS if is_last else _PAUSE_SECONDS)
+            share = _cpu_share(tracer.process.pid) if is_last else math.nan
+            if case.rate >= 0 and is_last:
                 load.answer()
             files = _file_bytes(tracer.process.pid)
             most = _anonymous_bytes(tracer.process.pid)
@@ -94,21 +105,13 @@ def measure(case: Case) -> OwnCost:
     return OwnCost(
         what=case.what,
         amount=case.amount,
-        attach_seconds=statistics.median(attach_seconds),
+        attach_seconds=tracer.attach_seconds,
         cpu_share=share,
         anonymous_bytes=most,
         pss_bytes=most + files,
         report_seconds=reported - asked,
         detach_seconds=ended - reported,
     )
-
-
-def _attach_and_end(load: Process, directory: Path) -> float:
-    """How long it took until the tracer had attached."""
-    tracer = Attached(tool_named(OURS), load.pid, directory)
-    tracer.end()
-    tracer.output.unlink(missing_ok=True)  # the next one's report is told by the file
-    return tracer.attach_seconds
 
 
 def _do(load: Process, first: float, second: float) -> None:

@@ -16,6 +16,7 @@ from ebpftrace.kernel.layout import CallKind
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import RawCopy, Tracer
 from ebpftrace.model import Clock, EndedBy, Stack, TargetInfo, Thread, ThreadId
+from ebpftrace.process.maps import read_maps
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.status import read_memory_use
 from ebpftrace.process.target import Target
@@ -67,7 +68,7 @@ class GrowthWatch(Watch):
 
     def meet(self) -> None:
         """Read who the target is, before anything is attached.  Raises CannotTrace."""
-        self._meet()
+        self._meet(read_maps(self.pid))
 
     def keep_copy(self, copy: RawCopy) -> None:
         """Take in the stack of a call."""

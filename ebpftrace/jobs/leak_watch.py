@@ -77,8 +77,9 @@ class LeakWatch(Watch):
 
     def look(self) -> None:
         """Take in what glibc's books say before tracing begins.  Raises CannotTrace."""
-        self._meet()
-        self._books = read_books_of(self.pid, read_maps(self.pid))
+        vmas = read_maps(self.pid)
+        self._meet(vmas)
+        self._books = read_books_of(self.pid, vmas)
 
     def verdict(self) -> Report:
         """Say what has leaked already, by glibc's books alone.  Raises CannotTrace.
@@ -218,9 +219,9 @@ class LeakWatch(Watch):
             notes=self.notes(snapshot),
         )
 
-    def _meet(self) -> None:
+    def _meet(self, vmas: Vmas) -> None:
         self._memory = read_memory_use(self.pid)
-        super()._meet()
+        super()._meet(vmas)
         self._arena_limit = arena_limit(read_environment(self.pid))
 
     def _peek(self) -> float:

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Optional, TypeVar
 
 from ebpftrace.jobs.threads import register_threads
+from ebpftrace.kernel.images import code_ranges
 from ebpftrace.kernel.registration import confirm, meet
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import CodeMapped, Executed, KernelEvent, RawCopy, Tracer
 from ebpftrace.ledger.replay import Ledger
-from ebpftrace.model import (
-    EndedBy,
-    TargetInfo,
-)
+from ebpftrace.model import EndedBy, Interval, TargetInfo
 from ebpftrace.process.clock import read_clock
-from ebpftrace.process.maps import read_maps
+from ebpftrace.process.maps import read_heap_end, read_maps
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.status import read_target_info
 from ebpftrace.process.target import Target, refuse_32_bit
@@ -27,6 +25,7 @@ from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
 from ebpftrace.stacks.shortfalls import Shortfalls
 from ebpftrace.stacks.sites import SiteStacks
+from ebpftrace.vmas import Vmas
 
 _COMPACT_AT = 100_000
 """Ledger events kept before they are folded: bounds memory and the work of a report."""
@@ -63,6 +62,8 @@ class Watch:
         self._notes: list[str] = []
         self._stacks = SiteStacks()
         self._shortfalls = Shortfalls()
+        self._code: list[Interval] = []
+        """Where code lay when we met."""
         self._met: dict[Listed, Task] = {}
         self._unconfirmed: list[Task] = []
         """Who was registered, and may have exited just before."""
@@ -99,7 +100,7 @@ class Watch:
 
         Raises CannotTrace, ProcessGone where it exits meanwhile.
         """
-        self.space = tracer.add_space(read_maps(self.pid))
+        self.space = tracer.add_space(read_heap_end(self.pid), self._code)
         registered, notes = register_threads(self.pid, self.space, tracer, self._met)
         self._met = {}
         self._unconfirmed = registered.added
@@ -113,7 +114,7 @@ class Watch:
         tracer.baseline_read(self.space, vmas)
         self._ledger = Ledger(vmas)
         if self._resolver is None:  # a COMMAND that has only begun
-            self._meet()
+            self._meet(vmas)
 
     def handle(self, event: KernelEvent, tracer: Tracer) -> None:
         """Take in one event of the kernel side."""
@@ -179,8 +180,9 @@ class Watch:
         dropped = snapshot.dropped_copy_bytes + self._stacks.dropped_bytes
         return (*self._notes, *self._shortfalls.notes(dropped))
 
-    def _meet(self) -> None:
+    def _meet(self, vmas: Vmas) -> None:
         """Read who the target is, before much changes."""
+        self._code = code_ranges(vmas)
         self._info = read_target_info(self.pid)
         self._resolver = self._held.enter_context(StackResolver(self.pid, self._engine, self._shortfalls))
 

@@ -135,11 +135,13 @@ class Tracer:
         self._events.close()
         self._copies.close()
 
-    def add_space(self, vmas: Vmas) -> int:
-        """Prepare one more address space and return its number.  Raises CannotTrace beyond MAX_SPACES."""
-        heap = max((end for end, kind in zip(vmas.ends, vmas.kinds) if kind.path == "[heap]"), default=0)
-        space = self._new_space(SpaceT(brk=heap))
-        self._tell(space, code_ranges(vmas), _NEVER)
+    def add_space(self, heap_end: int, code: Sequence[Interval]) -> int:
+        """Prepare one more address space and return its number.  Raises CannotTrace beyond MAX_SPACES.
+
+        ``code`` as ``code_ranges`` returns it; it may be of a while ago.
+        """
+        space = self._new_space(SpaceT(brk=heap_end))
+        self._tell(space, code, _NEVER)
         return space
 
     def add_pending_space(self, pid: int) -> int:

@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Callable, Optional
+from typing import Callable, Optional, TypeVar
 
 from ebpftrace.model import Vma
 from ebpftrace.process.procfs import read_chunks, require_address_space, task_dir, through_live_task
@@ -30,8 +30,11 @@ _CHUNKS_AHEAD = 4
 _KINDS_KEPT = 1024
 """But for the addresses, the text of most records is that of another one, letter by letter."""
 _NO_ACCESS = "---"
+_HEAP = "[heap]"
 _KIB = 1024
 _MAX_DIGITS = 20
+
+Found = TypeVar("Found")
 
 
 def read_maps(pid: int) -> Vmas:
@@ -42,6 +45,14 @@ def read_maps(pid: int) -> Vmas:
     Raises ``ProcessGone`` or ``CannotTrace``.
     """
     return _read(pid, "maps", parse_maps)
+
+
+def read_heap_end(pid: int) -> int:
+    """Where the break stands (brk(2)), 0 where there is no heap; reads no further than up to there.
+
+    Raises ``ProcessGone`` or ``CannotTrace``.
+    """
+    return _read(pid, "maps", heap_end)
 
 
 def read_smaps(pid: int) -> Vmas:
@@ -56,6 +67,23 @@ def read_smaps(pid: int) -> Vmas:
 def parse_maps(chunks: Iterable[bytes]) -> Vmas:
     """Mappings from the text of a ``maps`` file, in chunks cut anywhere."""
     return _parse(chunks, _MAPS_RECORD_END)
+
+
+def heap_end(chunks: Iterable[bytes]) -> int:
+    """End of the heap from the text of a ``maps`` file, in chunks cut anywhere; 0 where it has none.
+
+    The kernel calls all heap that lies between the first and the last break, but for mapped files.
+    """
+    end = 0
+    name = _HEAP.encode()
+    for block in _blocks(chunks, _MAPS_RECORD_END):
+        heap = [line for line in block.split(_MAPS_RECORD_END) if line.endswith(name)]
+        areas = parse_maps([_MAPS_RECORD_END.join(heap)])
+        ends = [area_end for area_end, kind in zip(areas.ends, areas.kinds) if kind.path == _HEAP]
+        if end and not ends:
+            break
+        end = max(ends, default=end)
+    return end
 
 
 def parse_smaps(chunks: Iterable[bytes]) -> Vmas:
@@ -75,12 +103,12 @@ def _parse(chunks: Iterable[bytes], record_end: bytes) -> Vmas:
     return vmas
 
 
-def _read(pid: int, name: str, parse: Callable[[Iterator[bytes]], Vmas]) -> Vmas:
-    def use(tid: int) -> Vmas:
-        vmas = parse(read_chunks(f"{task_dir(pid, tid)}/{name}"))
+def _read(pid: int, name: str, parse: Callable[[Iterator[bytes]], Found]) -> Found:
+    def use(tid: int) -> Found:
+        found = parse(read_chunks(f"{task_dir(pid, tid)}/{name}"))
         # The text of a task that exits meanwhile just ends, without an error.
         require_address_space(pid, tid)
-        return vmas
+        return found
 
     return through_live_task(pid, "memory map", use)
 

@@ -12,10 +12,11 @@ import pytest
 from harness import Program, Target, fact_areas, kernel_skips_runs
 
 from ebpftrace.jobs.tracing import begin_loading
+from ebpftrace.kernel.images import code_ranges
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import KernelEvent, Tracer
 from ebpftrace.model import Row
-from ebpftrace.process.maps import read_maps
+from ebpftrace.process.maps import read_heap_end, read_maps
 from ebpftrace.process.tasks import list_tasks
 
 pytestmark = pytest.mark.filterwarnings("ignore:not a bytes object:DeprecationWarning:bcc")
@@ -35,7 +36,7 @@ def watched(target: Program) -> Iterator[tuple[Tracer, list[KernelEvent]]]:
         Tracer(loading, lambda _, event: events.append(event), lambda *_: None) as tracer,
     ):
         vmas = read_maps(target.pid)
-        space = tracer.add_space(vmas)
+        space = tracer.add_space(read_heap_end(target.pid), code_ranges(vmas))
         tracer.add_threads(space, list_tasks(target.pid))
         tracer.baseline_read(space, vmas)
         yield tracer, events

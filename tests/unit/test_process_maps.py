@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ebpftrace.model import Vma
-from ebpftrace.process.maps import parse_maps, parse_smaps, read_maps, read_smaps
+from ebpftrace.process.maps import heap_end, parse_maps, parse_smaps, read_heap_end, read_maps, read_smaps
 from ebpftrace.vmas import Vmas
 
 PAGE = 4096
@@ -101,12 +103,43 @@ def test_smaps_come_out_as_they_went_in_however_the_text_is_cut(vmas: list[Vma],
     assert list(parse_smaps(cut(text, places))) == vmas
 
 
+@given(vma_lists(), st.lists(st.integers(0, 1 << 20), max_size=5))
+def test_the_heap_ends_where_its_last_area_does_however_the_text_is_cut(
+    vmas: list[Vma], places: list[int]
+) -> None:
+    text = b"".join(map(line, vmas))
+    ends = [vma.end for vma in vmas if vma.path == "[heap]"]
+    assert heap_end(cut(text, places)) == max(ends, default=0)
+
+
+def test_the_text_is_read_no_further_than_to_the_end_of_the_heap() -> None:
+    def area(number: int, path: str) -> bytes:
+        return line(Vma(number * PAGE, (number + 1) * PAGE, "rw-p", 0, "00:00", 0, path))
+
+    def chunks() -> Iterator[bytes]:
+        yield b"".join(area(number, "/tmp/x [heap]") for number in range(2000))
+        yield b"".join(area(number, "[heap]") for number in range(2000, 4000))
+        yield b"".join(area(number, "[heap]") for number in range(4000, 4001))
+        yield b"".join(area(number, "") for number in range(4001, 6000))
+        yield b"".join(area(number, "") for number in range(6000, 8000))
+        pytest.fail("it is read to its end")
+
+    assert heap_end(chunks()) == 4001 * PAGE
+
+
+def test_our_own_heap_is_where_our_break_is() -> None:
+    libc = ctypes.CDLL(None)
+    libc.sbrk.restype = ctypes.c_void_p
+    assert read_heap_end(os.getpid()) == libc.sbrk(0)
+
+
 @given(st.binary(max_size=2000))
 @example(b"7f-")
 @example(b"9-1 rw-p 0 0:0 0 \n")
 @example(b"1-2 rw-p 0 0:0 " + b"9" * 5000 + b" \nRss: x\nSwap:\nVmFlags:")
 @example(b"1-2 rw-p 0 0:0 9 \nRss: " + b"9" * 5000 + b" kB\nSwap:\nVmFlags:")
 def test_any_bytes_are_survived(text: bytes) -> None:
+    heap_end([text])
     for vmas in (parse_maps([text]), parse_smaps([text])):
         assert_disjoint(vmas)
 

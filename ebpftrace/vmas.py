@@ -8,6 +8,9 @@ from typing import Union, overload
 
 from ebpftrace.model import Vma
 
+HEAP = "[heap]"
+"""How the kernel calls what brk(2) made (fs/proc/task_mmu.c)."""
+
 
 class Vmas(Sequence[Vma]):
     """Ascending, disjoint mappings, a sixth as large as a list of them.

@@ -9,6 +9,7 @@ from typing import NamedTuple, Optional
 from ebpftrace.anatomy.areas import Area, Kind, Sight
 from ebpftrace.anatomy.claims import MAX_GUARD, Claim, claim_all
 from ebpftrace.model import Vma
+from ebpftrace.vmas import HEAP
 
 _VSYSCALL = "[vsyscall]"
 _KERNEL_NAMES = re.compile(r"\[(vdso|vvar|vvar_vclock|vectors|sigpage|uprobes|timens_vvar)\]$")
@@ -150,7 +151,7 @@ def _kind(vma: Vma, size: int, images: set[tuple[str, int]]) -> Kind:
     path, perms = vma.path, vma.perms
     if vma.huge or path.startswith(_HUGE_PATH):
         return Kind.HUGE
-    if path == "[heap]":
+    if path == HEAP:
         return Kind.HEAP
     if path == "[stack]":
         return Kind.MAIN_STACK

@@ -19,7 +19,7 @@ from ebpftrace.kernel.registration import register
 from ebpftrace.model import NO_STACK, Stack
 from ebpftrace.process.clock import read_clock
 from ebpftrace.process.target import Target, open_target
-from ebpftrace.process.tasks import Listed, listed_tasks
+from ebpftrace.process.tasks import listed_tasks
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
 from ebpftrace.stacks.shortfalls import Shortfalls
@@ -110,11 +110,10 @@ def run(
 
 def _register(tracer: CallTracer, target: Target) -> None:
     pid = target.pid
-
-    def find() -> list[Listed]:
-        return listed_tasks(pid)
-
-    if not register(find, tracer.known_threads, tracer.add_threads, tracer.forget_thread, {}).complete:
+    registered = register(
+        lambda: listed_tasks(pid), tracer.known_threads, tracer.add_threads, tracer.forget_thread, {}
+    )
+    if not registered.complete:
         raise CannotTrace(f"process {pid} creates threads faster than they can be listed", "try again")
 
 

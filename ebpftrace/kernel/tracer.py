@@ -181,7 +181,7 @@ class Tracer:
         life = record.life
         for task in tasks:
             tid.value = life.tid = task.id.tid
-            life.born = max(task.id.born, 0)
+            life.born = _born(task)
             life.tgid = task.tgid
             life.name = task.name.encode("utf-8", "surrogateescape")[: NAME_BYTES - 1]
             if insert() or self._succeeds_exited(tid, record):
@@ -206,7 +206,7 @@ class Tracer:
         """
         record, tid = ThreadT(), ctypes.c_uint32(task.id.tid)
         is_there = tables.lookup(self._fds["threads"], tid, record)
-        if is_there and record.life.born == max(task.id.born, 0) and not record.life.exited_at:
+        if is_there and record.life.born == _born(task) and not record.life.exited_at:
             tables.delete(self._fds["threads"], tid)
 
     def fileno(self) -> int:
@@ -308,3 +308,8 @@ class Tracer:
                 is_cut=bool(head.is_cut),
             ),
         )
+
+
+def _born(task: Task) -> int:
+    """When a task began, as the table holds it: where the machine slept the time may come out negative."""
+    return max(task.id.born, 0)

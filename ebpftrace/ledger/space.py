@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional
 from ebpftrace.ledger.events import Move
 from ebpftrace.ledger.intervals import IntervalMap, extend
 from ebpftrace.model import Interval, Mapping, Row, ThreadId, Vma
+from ebpftrace.vmas import HEAP
 
 RowKey = tuple[int, int]
 """What names a row of the kernel's ledger for good: (start, since)."""
@@ -17,7 +18,7 @@ RowKey = tuple[int, int]
 BEFORE_ALL = -1
 """``since`` of the baseline: older than any event, so that each of them acts on it."""
 
-SPECIAL_NAMES = ("[heap]", "[stack", "[vdso]", "[vvar", "[vsyscall]", "[vectors]", "[sigpage]", "[uprobes]")
+SPECIAL_NAMES = (HEAP, "[stack", "[vdso]", "[vvar", "[vsyscall]", "[vectors]", "[sigpage]", "[uprobes]")
 """How names start that the kernel gives to areas no mmap call made (fs/proc/task_mmu.c, arch vdso code)."""
 
 

@@ -15,7 +15,7 @@ from typing import Callable, Optional, TypeVar
 
 from ebpftrace.model import Vma
 from ebpftrace.process.procfs import read_chunks, require_address_space, task_dir, through_live_task
-from ebpftrace.vmas import Vmas
+from ebpftrace.vmas import HEAP, Vmas
 
 # In smaps, lines of figures begin with a capital letter and lines of mappings never do.
 _RANGE = re.compile(rb"^([0-9a-f]{1,16})-([0-9a-f]{1,16})(?= )", re.MULTILINE)
@@ -30,7 +30,6 @@ _CHUNKS_AHEAD = 4
 _KINDS_KEPT = 1024
 """But for the addresses, the text of most records is that of another one, letter by letter."""
 _NO_ACCESS = "---"
-_HEAP = "[heap]"
 _KIB = 1024
 _MAX_DIGITS = 20
 
@@ -75,11 +74,11 @@ def heap_end(chunks: Iterable[bytes]) -> int:
     The kernel calls all heap that lies between the first and the last break, but for mapped files.
     """
     end = 0
-    name = _HEAP.encode()
+    name = HEAP.encode()
     for block in _blocks(chunks, _MAPS_RECORD_END):
         heap = [line for line in block.split(_MAPS_RECORD_END) if line.endswith(name)]
         areas = parse_maps([_MAPS_RECORD_END.join(heap)])
-        ends = [area_end for area_end, kind in zip(areas.ends, areas.kinds) if kind.path == _HEAP]
+        ends = [area_end for area_end, kind in zip(areas.ends, areas.kinds) if kind.path == HEAP]
         if end and not ends:
             break
         end = max(ends, default=end)

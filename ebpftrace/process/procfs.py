@@ -116,17 +116,6 @@ def task_ids(pid: int) -> list[int]:
         return sorted(numbers_in(f"/proc/{pid}/task"), key=lambda tid: (tid != pid, tid))
 
 
-def task_inodes(pid: int) -> dict[int, int]:
-    """Tids of the threads of a process, with the inodes of their directories in /proc.
-
-    The kernel gives each task a number of its own (fs/proc/base.c, proc_pid_make_inode): one that has the
-    tid of a former has another inode.  A task's may change too, when memory is short.
-    Raises ``ProcessGone`` or ``CannotTrace``.
-    """
-    with reading(pid, "threads"), os.scandir(f"/proc/{pid}/task") as entries:
-        return {int(entry.name): entry.inode() for entry in entries}
-
-
 def task_dir(pid: int, tid: int) -> str:
     """The /proc directory of one thread."""
     return f"/proc/{pid}/task/{tid}"

@@ -7,15 +7,7 @@ from typing import NamedTuple, Optional
 
 from ebpftrace.model import ThreadId
 from ebpftrace.process.clock import monotonic_from_ticks
-from ebpftrace.process.procfs import (
-    VANISHED,
-    ProcessGone,
-    explain,
-    reading,
-    task_dir,
-    task_ids,
-    task_inodes,
-)
+from ebpftrace.process.procfs import VANISHED, ProcessGone, explain, reading, task_dir, task_ids
 
 _PF_EXITING = 0x00000004
 _PF_KTHREAD = 0x00200000
@@ -32,7 +24,11 @@ class Listed(NamedTuple):
     tgid: int
     tid: int
     inode: int
-    """See ``task_inodes``."""
+    """Of its directory in /proc.
+
+    The kernel gives each task a number of its own (fs/proc/base.c, proc_pid_make_inode): one that has the
+    tid of a former has another inode.  A task's may change too, when memory is short.
+    """
 
 
 class Task(NamedTuple):
@@ -109,7 +105,8 @@ def list_tasks(pid: int) -> list[Task]:
 
 def listed_tasks(pid: int) -> list[Listed]:
     """The threads of a process, without a look at each.  Raises ``ProcessGone`` or ``CannotTrace``."""
-    return [Listed(pid, tid, inode) for tid, inode in task_inodes(pid).items()]
+    with reading(pid, "threads"), os.scandir(f"/proc/{pid}/task") as entries:
+        return [Listed(pid, int(entry.name), entry.inode()) for entry in entries]
 
 
 def find_task(tgid: int, tid: int) -> Optional[Task]:

@@ -306,6 +306,85 @@ class Books:
     """Such as "glibc 2.36", "musl", "static glibc"."""
 
 
+# --- the search for handles and pointers ---------------------------------------
+
+
+class Where(Enum):
+    """What kind of memory a holder is, as the JSON contract names it."""
+
+    GLOBAL = "global"
+    """Data of a program or library (.data, .bss)."""
+    STACK = "stack"
+    """The used part of a live thread's stack."""
+    TLS = "tls"
+    """Thread-local storage or the descriptor of a live thread."""
+    HEAP = "heap"
+    """Memory of malloc: the brk heap and arenas."""
+    MAPPING = "mapping"
+    """Other private memory, such as a large block of malloc or the heap of a runtime."""
+    SHARED = "shared"
+    REGISTER = "register"
+    """A register that a thread had when it last entered the kernel."""
+    KERNEL = "kernel"
+    """The kernel itself holds it, such as an alternate signal stack or a ring of io_uring."""
+
+
+class Holder(NamedTuple):
+    """A place in the process where a handle, or a pointer into a mapping, is still stored."""
+
+    where: Where
+    address: Optional[int] = None
+    """Where the word lies; None for a register and the kernel."""
+    symbol: str = ""
+    """Such as ``workers+0x10 in app_server`` for a global, ``rbx`` for a register; empty where unknown."""
+    thread: Optional[int] = None
+    """Tid of the thread whose stack, thread-local storage or register it is."""
+    thread_name: str = ""
+
+
+class Suspect(NamedTuple):
+    """Memory that may be lost: the search asks what still refers to it."""
+
+    pieces: tuple[Interval, ...]
+    """The memory itself, ascending and disjoint; what is stored there keeps nothing, itself included."""
+    handle: Optional[int] = None
+    """The ``pthread_t`` of an exited thread: only this exact value keeps its stack.  None: any pointer into
+    ``pieces`` or ``reservation`` does."""
+    reservation: Optional[Interval] = None
+    """A larger reservation that the memory is a part of, where one is known."""
+
+
+class Reach(NamedTuple):
+    """What the search says of one suspect."""
+
+    lost: bool
+    """No holder was found by any of the searches."""
+    holders: tuple[Holder, ...] = ()
+    """At most a few of those that were found, the most telling first."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the searches of one process found, all in all."""
+
+    reach: dict[Suspect, Reach] = field(default_factory=dict)
+    """A suspect that is missing here was not searched for."""
+    complete: bool = False
+    """Everything that can hold a pointer was searched; only then is ``lost`` proof."""
+    gaps: tuple[str, ...] = ()
+    """What was not searched, a sentence each, such as ``"12.0 MiB are in swap and were not searched"``."""
+    hidden: str = ""
+    """Why pointers to mappings may be stored in a form that can't be recognised; empty where none is known.
+    It does not concern handles."""
+    searches: int = 0
+    bytes_searched: int = 0
+    """Bytes that one search reads."""
+    cpu_seconds: float = 0.0
+
+
+NOT_SEARCHED = Search()
+
+
 # --- findings ----------------------------------------------------------------
 
 

@@ -392,11 +392,51 @@ class Verdict(Enum):
     """The verdicts of design.md, as the JSON contract names them."""
 
     NEVER_JOINED = "never-joined-thread"
+    JOINED_LATER = "joined-later"
+    NOT_JOINED_YET = "not-joined-yet"
     ABANDONED_STACK = "abandoned-stack"
     ORPHANED_MAPPING = "orphaned-mapping"
+    HANDED_OVER = "handed-over"
+    LOST_MAPPING = "lost-mapping"
+    GROWING_THREADS = "growing-threads"
     STACK_CACHE = "stack-cache"
     MALLOC_ARENA = "malloc-arena"
     JUST_EXITED = "just-exited"
+
+    @property
+    def of_stacks(self) -> bool:
+        """It speaks of the stacks of threads, not of other mappings."""
+        return self in (
+            Verdict.NEVER_JOINED,
+            Verdict.JOINED_LATER,
+            Verdict.NOT_JOINED_YET,
+            Verdict.ABANDONED_STACK,
+            Verdict.GROWING_THREADS,
+            Verdict.STACK_CACHE,
+        )
+
+
+class Certainty(Enum):
+    """How sure a verdict is, as the JSON contract names it."""
+
+    PROVED = "proved"
+    """It can't become false: nobody can free the memory any more, or the process has ended."""
+    LIKELY = "likely"
+    POSSIBLE = "possible"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What the search says of the orphans of one finding, all in all."""
+
+    checked: int
+    """How many of them were searched for."""
+    lost: int
+    kept: int
+    complete: bool
+    """Everything that can hold a pointer was searched."""
+    holders: tuple[Holder, ...] = ()
+    """At most a few, each kind of place once."""
 
 
 class Orphan(NamedTuple):
@@ -424,7 +464,14 @@ class Finding:
     """Who made the mappings; for a thread's stack, who created the thread."""
     start_routine: Optional[Frame] = None
     period: Optional[float] = None
-    """Seconds between one orphan and the next where they come regularly."""
+    """Seconds between one orphan, or batch of orphans, and the next where they come regularly."""
+    batch: int = 1
+    """Orphans that come together each time, where they come regularly."""
+    certainty: Certainty = Certainty.LIKELY
+    reach: Optional[Reached] = None
+    """None where nothing was searched for."""
+    undecided: bool = False
+    """Whether this is a leak can't be told."""
 
     @property
     def count(self) -> int:
@@ -580,5 +627,5 @@ class Report:
     notes: tuple[str, ...] = field(default_factory=tuple)
     """Lines the user must know to read the report: what could not be proved, and why."""
     undecided: int = 0
-    """Stacks of exited threads that the target's end kept from being judged."""
+    """Mappings of exited threads of which it can't be told whether they are leaked."""
     cost: Optional[TracerCost] = None

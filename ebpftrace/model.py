@@ -376,6 +376,8 @@ class Search:
     hidden: str = ""
     """Why pointers to mappings may be stored in a form that can't be recognised; empty where none is known.
     It does not concern handles."""
+    unsearched_bytes: int = 0
+    """Bytes that can hold a pointer and were not searched: in swap, unreadable or beyond the limit."""
     searches: int = 0
     bytes_searched: int = 0
     """Bytes that one search reads."""

@@ -22,7 +22,9 @@ from ebpftrace.model import (
     Orphan,
     Outstanding,
     OwnedBy,
+    Reach,
     Stack,
+    Suspect,
     Thread,
 )
 from ebpftrace.text import plural
@@ -64,6 +66,19 @@ class Case(NamedTuple):
     facts: Facts
     began_at: Optional[int]
     """When it became what it is: mapped, or for a stack from before attach, taken by its last owner."""
+    reach: Optional[Reach] = None
+    """What the search found; None where it was not searched for."""
+
+    @property
+    def suspect(self) -> Optional[Suspect]:
+        """What the search is asked; None where it could not tell anything.
+
+        A cached stack and one of a detached thread are judged by glibc's lists alone.
+        """
+        booked = self.facts.booked
+        if self.facts.cached or (booked is not None and booked.detached):
+            return None
+        return Suspect(self.mapping.pieces, booked.descriptor if booked is not None else None)
 
     @property
     def mapping(self) -> Mapping:

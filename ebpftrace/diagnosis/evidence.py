@@ -7,7 +7,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Callable, Optional
 
-from ebpftrace.model import NO_STACK, Books, Finding, Frame, Outstanding, Stack, Thread
+from ebpftrace.diagnosis.history import History
+from ebpftrace.model import (
+    NO_STACK,
+    NOT_SEARCHED,
+    Books,
+    Finding,
+    Frame,
+    Outstanding,
+    Search,
+    Stack,
+    Suspect,
+    Thread,
+)
 from ebpftrace.vmas import Vmas
 
 NS = 1_000_000_000
@@ -22,6 +34,11 @@ def no_stack_of(_site: int) -> Stack:
 def no_name_of(_address: int) -> Optional[Frame]:
     """The ``name_of`` of a caller that has no names."""
     return None
+
+
+def no_search(_suspects: Sequence[Suspect]) -> Search:
+    """The ``search`` of a caller that can't or must not search the memory of the target."""
+    return NOT_SEARCHED
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,14 @@ class Evidence:
     """When the target began to exit; threads that ended with it left nothing behind."""
     books_read_at: Optional[int] = None
     """When the books were read, where that was before the target's end; None: at the report."""
+    books_final: bool = False
+    """The books are those of the moment at which the target died: who is on them will not be joined."""
+    history: History = field(default_factory=History)
+    """All readings of the books, those of the window and the last one included."""
+    search: Callable[[Sequence[Suspect]], Search] = no_search
+    """Searches the target for what still refers to these; it takes its time, and is called once."""
+    virt_growth: Optional[int] = None
+    """What VIRT grew by over the window, negative where it shrank; None where that is not known."""
 
     @cached_property
     def judged_at(self) -> int:
@@ -73,4 +98,5 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     undecided: int = 0
-    """Stacks that the target's end kept from being judged: leaks, or kept by glibc for reuse."""
+    """Mappings of exited threads of which it can't be told whether they are leaked."""
+    search: Search = NOT_SEARCHED

@@ -9,10 +9,8 @@ from rich.cells import cell_len
 
 from ebpftrace.model import Frame, Stack
 from ebpftrace.text import escape, shorten
+from ebpftrace.wrappers import is_of_libc, users_frame
 
-_RUNTIME_MODULES = ("libc.so", "libc-", "libc.musl", "ld-", "libpthread", "libstdc++", "libc++", "[vdso]")
-_RUNTIME_SOURCES = ("/include/c++/", "/library/std/src/", "/library/core/src/", "/library/alloc/src/")
-"""In the path of what the C++ and Rust libraries have inlined into, or instantiated in, an application."""
 _LEAST_NAME = 40
 """Cells of a function's name beside its place: where there are fewer it stands above."""
 
@@ -96,16 +94,17 @@ def site(frame: Frame, width: int) -> str:
     return f"{function}  {file}"
 
 
-def is_runtime(frame: Frame) -> bool:
-    """Whether a frame is of the C library or another run-time library, by its file or its source."""
-    module = posixpath.basename(frame.module or "")
-    source_file = frame.file or ""
-    return module.startswith(_RUNTIME_MODULES) or any(part in source_file for part in _RUNTIME_SOURCES)
+def called(frame: Frame) -> str:
+    """The function, else module+0xoffset, as a sentence names it; not escaped, since sentences are later."""
+    if frame.function:
+        return frame.function
+    return f"{posixpath.basename(frame.module)}{_offset(frame)}" if frame.module else "??"
 
 
 def culprit(stack: Stack) -> Optional[Frame]:
-    """The innermost frame outside run-time libraries: with a name where one has, else any in a module."""
-    own = [frame for frame in stack.frames if not is_runtime(frame)]
-    named = next((frame for frame in own if frame.function), None)
-    placed = next((frame for frame in own if frame.module), None)
-    return named or placed or (stack.frames[0] if stack.frames else None)
+    """The frame to name a stack by: the user's own, else the innermost beyond what makes threads and maps."""
+    own = users_frame(stack.frames)
+    if own is not None:
+        return own
+    beyond = (frame for frame in stack.frames if not is_of_libc(frame))
+    return next(beyond, stack.frames[0] if stack.frames else None)

@@ -23,6 +23,7 @@ from ebpftrace.diagnosis.origin import (
 )
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.stack_cache import cache_limit
+from ebpftrace.frames import called
 from ebpftrace.model import Verdict
 from ebpftrace.text import plural, size
 
@@ -103,7 +104,7 @@ def _overflow(cases: Sequence[Case], context: Context) -> str:
 
 def _advice(case: Case, context: Context) -> str:
     creator = creator_frame(case.facts.stack)
-    where = f" in {creator.function}" if creator is not None else ""
+    where = f" in {called(creator)}" if creator is not None else ""
     if raw_clone(case.outstanding, context.evidence.tgid):
         return f"munmap the stack{where} once waitpid has returned for the task cloned on it"
     return f"munmap the stack{where} after the thread was joined, or give it to the next one"

@@ -15,6 +15,7 @@ from ebpftrace.diagnosis.evidence import NS
 from ebpftrace.diagnosis.just_exited import BEFORE_ITS_END
 from ebpftrace.diagnosis.origin import Libc, Origin, creator_frame, fills_mapping
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
+from ebpftrace.frames import called
 from ebpftrace.model import Verdict
 from ebpftrace.text import duration, plural
 
@@ -60,7 +61,7 @@ def _judge_ended(cases: Sequence[Case], context: Context, books_read_at: int) ->
 
 def _advice(cases: Sequence[Case]) -> str:
     creator = creator_frame(cases[0].facts.stack)
-    where = f" the threads that {creator.function} creates" if creator is not None else " these threads"
+    where = f" the threads that {called(creator)} creates" if creator is not None else " these threads"
     return f"join{where} (pthread_join), or detach them: pthread_detach or PTHREAD_CREATE_DETACHED"
 
 

@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
 from enum import Enum
 from itertools import islice
 from typing import Optional
 
 from ebpftrace.callflags import MAP_STACK, PRIVATE_ANONYMOUS, has_all
 from ebpftrace.diagnosis.evidence import NS
-from ebpftrace.frames import is_runtime
 from ebpftrace.ledger.owners import UNKNOWN_TGID
 from ebpftrace.model import Books, BooksState, Frame, Outstanding, OwnedBy, Stack, StackSource
 from ebpftrace.vmas import Vmas
+from ebpftrace.wrappers import MALLOC_NAMES, MMAP_NAMES, THREAD_MAKERS, plain, users_frame
 
-_MMAP_NAMES = frozenset({"mmap", "mmap64", "__mmap", "__mmap64", "__GI___mmap", "__GI___mmap64", "syscall"})
-_THREAD_MAKERS = ("allocate_stack", "pthread_create", "thrd_create")
-"""Without leading underscores, of which versions and libraries have different numbers."""
 _DEPTH_IN_LIBC = 3
 """glibc: mmap <- allocate_stack (often inlined) <- pthread_create (nptl/allocatestack.c)."""
-_DEPTH_TO_MAKER = 4
-"""glibc: clone3 <- __clone_internal <- create_thread <- pthread_create (nptl/pthread_create.c)."""
-
-_CLONE_NAMES = frozenset({"clone", "__clone", "clone3", "__clone3", "__clone_internal", "create_thread"})
-_MALLOC_NAMES = frozenset(
-    {"malloc", "calloc", "realloc", "memalign", "aligned_alloc", "posix_memalign", "libc_malloc"}
-    | {"libc_calloc", "libc_realloc", "int_malloc", "int_memalign", "mid_memalign", "libc_memalign"}
-    | {"sysmalloc", "sysmalloc_mmap"}
-)
-"""Without leading underscores."""
-_NOT_OWN = _MMAP_NAMES | _CLONE_NAMES
-
 _AT_ONCE = NS
 """Who maps a stack for one thread starts that thread sooner."""
 
 _LEAST_DESCRIPTOR = 128
 """Less than any ``struct pthread``: about 200 bytes in musl, 2304 in glibc, both on x86-64."""
-
-_WRAPPERS = (
-    *_THREAD_MAKERS,
-    *("std::thread", "std::jthread", "std::__future", "std::async", "std::sys::", "gthread", "operator new"),
-)
-"""Functions between an application and clone or mmap: not the place where a join is missing."""
 
 _ALLOCATOR_LIBRARIES = (
     "libjemalloc",
@@ -118,8 +96,8 @@ def stack_origin(outstanding: Outstanding, stack: Stack, libc: Libc, tgid: int) 
 
 
 def _origin_by_frames(stack: Stack) -> Origin:
-    callers = [frame for frame in stack.frames if frame.function not in _MMAP_NAMES][:_DEPTH_IN_LIBC]
-    if any(_begins(frame, _THREAD_MAKERS) for frame in callers):
+    callers = [frame for frame in stack.frames if frame.function not in MMAP_NAMES][:_DEPTH_IN_LIBC]
+    if any(plain(frame).startswith(THREAD_MAKERS) for frame in callers):
         return Origin.LIBC
     # A walk by frame pointers often misses the direct caller of mmap, so it can't show who that is not.
     exact = stack.source in (StackSource.COPIED, StackSource.SIGNATURE)
@@ -144,36 +122,14 @@ def used_late(outstanding: Outstanding) -> bool:
 
 
 def creator_frame(stack: Stack) -> Optional[Frame]:
-    """The innermost named frame that is the application's own, not of a library around clone or mmap."""
-    for frame in _past_maker(stack.frames):
-        name = frame.function
-        if not name or name in _NOT_OWN or _plain(frame) in _MALLOC_NAMES:
-            continue
-        if not _begins(frame, _WRAPPERS) and not is_runtime(frame):
-            return frame
-    return None
+    """The frame to be named as the creator: the user's own, perhaps by module and offset alone; else None."""
+    return users_frame(stack.frames)
 
 
 def by_malloc(stack: Stack) -> bool:
     """Whether malloc mapped it for one block, as glibc does from M_MMAP_THRESHOLD on (mallopt(3))."""
-    callers = (frame for frame in stack.frames if frame.function not in _MMAP_NAMES)
-    return any(_plain(frame) in _MALLOC_NAMES for frame in islice(callers, _DEPTH_IN_LIBC))
-
-
-def _past_maker(frames: Sequence[Frame]) -> Sequence[Frame]:
-    """The callers of what makes threads: in a stripped C library its own callees have others' names."""
-    for depth, frame in enumerate(frames[:_DEPTH_TO_MAKER]):
-        if _begins(frame, _THREAD_MAKERS):
-            return frames[depth + 1 :]
-    return frames
-
-
-def _begins(frame: Frame, names: tuple[str, ...]) -> bool:
-    return _plain(frame).startswith(names)
-
-
-def _plain(frame: Frame) -> str:
-    return (frame.function or "").lstrip("_")
+    callers = (frame for frame in stack.frames if frame.function not in MMAP_NAMES)
+    return any(plain(frame) in MALLOC_NAMES for frame in islice(callers, _DEPTH_IN_LIBC))
 
 
 def allocator_of(stack: Stack) -> Optional[str]:
@@ -182,7 +138,7 @@ def allocator_of(stack: Stack) -> Optional[str]:
     What such an allocator maps serves the whole process, whichever thread happened to ask.
     """
     for frame in stack.frames:
-        if frame.function in _MMAP_NAMES or (frame.function is None and is_libc(frame.module)):
+        if frame.function in MMAP_NAMES or (frame.function is None and is_libc(frame.module)):
             continue
         library = _allocator_library(frame.module)
         if library:

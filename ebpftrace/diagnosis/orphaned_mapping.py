@@ -11,6 +11,7 @@ from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import NS
 from ebpftrace.diagnosis.origin import allocator_of, by_malloc, creator_frame
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
+from ebpftrace.frames import called
 from ebpftrace.model import OwnedBy, Verdict
 from ebpftrace.text import duration, plural
 
@@ -45,7 +46,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
         doubt = f"no stack tells whether {loaded} mapped them for the whole process: not called a leak"
         return Judgement(False, (growth, doubt), "look with the allocator's own statistics")
     creator = creator_frame(first.facts.stack)
-    what = creator.function if creator is not None else None
+    what = called(creator) if creator is not None else None
     if by_malloc(first.facts.stack):
         block = f"what {what} allocates" if what else "them"
         blocks = "each is one large block of malloc, which is unmapped when it is freed"

@@ -319,7 +319,7 @@ def test_a_program_without_names_is_named_by_its_file_not_by_the_c_library():
     made = Stack(frames, True, StackSource.COPIED)
     stack = pthread_stack(1, site=OWN_SITE)
     finding = only(judge([stack], books(booked(span(stack))), stack_of=lambda _: made))
-    assert finding.advice.startswith("join these threads")
+    assert finding.advice.startswith("join the threads that app+0x1234 creates")
     assert culprit(made) == nameless
 
 

@@ -1,0 +1,182 @@
+"""Whose function is it: the user's own, or one of a library or runtime that stands between.
+
+A thread's stack is mapped by the C library, for a thread library, for a language's runtime, for the code
+that wanted a thread.  Where a report names one function it is that last one.  ``_LIBRARIES`` is the one table
+of what stands between; a library that is missing from it is one entry.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+from ebpftrace.model import Frame
+
+MMAP_NAMES = frozenset({"mmap", "mmap64", "__mmap", "__mmap64", "__GI___mmap", "__GI___mmap64", "syscall"})
+MALLOC_NAMES = frozenset(
+    {"malloc", "calloc", "realloc", "memalign", "aligned_alloc", "posix_memalign", "libc_malloc"}
+    | {"libc_calloc", "libc_realloc", "int_malloc", "int_memalign", "mid_memalign", "libc_memalign"}
+    | {"sysmalloc", "sysmalloc_mmap"}
+)
+"""Without leading underscores."""
+THREAD_MAKERS = ("allocate_stack", "pthread_create", "thrd_create")
+"""Beginnings of names, without leading underscores: versions and libraries have different numbers of them."""
+
+_OF_LIBC = frozenset(
+    {name.lstrip("_") for name in MMAP_NAMES}
+    | MALLOC_NAMES
+    | {"mremap", "brk", "sbrk", "morecore", "clone", "clone3", "clone_internal", "create_thread"}
+)
+"""Also where the C library is linked into the program: whole names, without leading underscores."""
+_DEPTH_TO_MAKER = 4
+"""glibc: clone3 <- __clone_internal <- create_thread <- pthread_create (nptl/pthread_create.c)."""
+_LONGEST_NAME = 4096
+"""Characters of a name that are looked at."""
+_OPERATOR = "operator"
+
+
+class _Library(NamedTuple):
+    """How the frames of one library are known; any one of the three will do."""
+
+    modules: tuple[str, ...] = ()
+    """Beginnings of file names."""
+    functions: tuple[str, ...] = ()
+    """Beginnings of names with their namespaces, without leading underscores and what is returned."""
+    sources: tuple[str, ...] = ()
+    """Parts of the path of a source file: of code that is compiled into the program that uses it."""
+
+
+_LIBC = _Library(
+    modules=("libc.so", "libc-", "libc.musl", "ld-", "libpthread", "[vdso]"),
+    functions=(*THREAD_MAKERS, "libc_start_"),
+)
+_LIBRARIES = {
+    "C": _LIBC,
+    "allocators": _Library(
+        modules=("libjemalloc", "libtcmalloc", "libmimalloc"),
+        functions=("je_", "rjem_", "tcmalloc::"),
+    ),
+    "sanitizers": _Library(
+        modules=("libasan.so", "liblsan.so", "libtsan.so", "libubsan.so"),
+        functions=("interceptor_", "sanitizer::", "asan::", "tsan::", "lsan::"),
+    ),
+    "C++": _Library(
+        modules=("libstdc++", "libc++"),
+        functions=("std::", "gthread_", "gnu_cxx::", "operator new"),
+        sources=("/include/c++/",),
+    ),
+    "Boost": _Library(modules=("libboost_",), functions=("boost::",)),
+    "Rust": _Library(
+        functions=("std::", "core::", "alloc::"),
+        sources=("/library/std/src/", "/library/core/src/", "/library/alloc/src/"),
+    ),
+    "CPython": _Library(
+        modules=("python3", "libpython", "_ctypes.", "libffi.so"),
+        functions=(
+            *("PyThread_", "thread_PyThread_", "ThreadHandle_start", "PyEval_", "PyObject_", "ffi_call"),
+            *("do_start_joinable_thread", "do_start_new_thread"),
+        ),
+        sources=("/threading.py", "/concurrent/futures/", "/multiprocessing/", "/ctypes/__init__.py"),
+    ),
+    "Go": _Library(
+        functions=(
+            *("runtime.", "runtime/", "syscall.", "internal/", "golang.org/x/sys/"),
+            *("x_cgo_", "cgo_", "crosscall"),
+        )
+    ),
+    "libuv and V8": _Library(modules=("libuv.so",), functions=("uv_", "v8::", "Builtins_")),
+    "GLib": _Library(
+        modules=("libglib-2.0", "libgobject-2.0", "libgio-2.0", "libgthread-2.0"),
+        functions=("g_thread_", "g_system_thread_"),
+    ),
+    "Qt": _Library(
+        modules=("libQt5Core", "libQt6Core", "libQt5Concurrent", "libQt6Concurrent"),
+        functions=("QThread", "QtConcurrent::"),
+    ),
+    "SDL": _Library(modules=("libSDL2", "libSDL3"), functions=("SDL_CreateThread", "SDL_SYS_CreateThread")),
+    "OpenMP": _Library(modules=("libgomp.so", "libomp.so"), functions=("GOMP_", "gomp_", "kmp")),
+    "D": _Library(
+        modules=("libgphobos", "libgdruntime", "libphobos2", "libdruntime"),
+        functions=("core.", "std.", "rt."),
+    ),
+    "Java": _Library(
+        modules=("libjvm.so", "libjli.so"),
+        functions=("java.lang.", "java.util.concurrent.", "jdk.internal.", "sun.misc."),
+    ),
+}
+
+_MODULES = tuple(name for library in _LIBRARIES.values() for name in library.modules)
+_FUNCTIONS = tuple(name for library in _LIBRARIES.values() for name in library.functions)
+_SOURCES = tuple(part for library in _LIBRARIES.values() for part in library.sources)
+
+
+def users_frame(frames: Sequence[Frame]) -> Optional[Frame]:
+    """The innermost frame of the user's code; None where there is none, or nobody can say.
+
+    A frame that has no name, in a file that is none of a known library, ends the search: it may be that of
+    the user's function, and so its caller is not.
+    """
+    for frame in past_thread_maker(frames):
+        if not is_wrapper(frame):
+            return frame if frame.function or frame.module else None
+    return None
+
+
+def is_wrapper(frame: Frame) -> bool:
+    """Whether a frame is of a library or runtime between the user's code and the system call."""
+    if posixpath.basename(frame.module or "").startswith(_MODULES):
+        return True
+    if frame.file and any(part in frame.file for part in _SOURCES):
+        return True
+    if not frame.function:
+        return False
+    if plain(frame) in _OF_LIBC:
+        return True
+    return qualified(frame.function).lstrip("_<&*").startswith(_FUNCTIONS)
+
+
+def is_of_libc(frame: Frame) -> bool:
+    """Whether a frame is of the C library, or of the part of it that makes threads and maps."""
+    module = posixpath.basename(frame.module or "")
+    name = plain(frame)
+    return module.startswith(_LIBC.modules) or name in _OF_LIBC or name.startswith(_LIBC.functions)
+
+
+def past_thread_maker(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """The callers of what makes threads: in a stripped C library its own callees have others' names."""
+    for depth, frame in enumerate(frames[:_DEPTH_TO_MAKER]):
+        if plain(frame).startswith(THREAD_MAKERS):
+            return frames[depth + 1 :]
+    return frames
+
+
+def plain(frame: Frame) -> str:
+    """The function's name without leading underscores; empty where it has none."""
+    return (frame.function or "").lstrip("_")
+
+
+def qualified(name: str) -> str:
+    """A demangled name without result and arguments: ``void a::f<int>(int)`` is ``a::f<int>``.
+
+    C++ tells the result of what is made of a template (Itanium C++ ABI 5.1.5), D and Java of any function.
+    """
+    text = name[:_LONGEST_NAME].partition(" [clone ")[0]
+    depth, begin = 0, 0
+    for at, letter in enumerate(text):
+        if letter in "<([{":
+            if letter == "(" and depth == 0 and _takes_arguments(text, begin, at):
+                return text[begin:at]
+            depth += 1
+        elif letter in ">)]}":
+            depth = max(depth - 1, 0)
+        elif letter == " " and depth == 0:
+            begin = at + 1
+        elif depth == 0 and text.startswith(_OPERATOR, at) and text[at - 1 : at] in ("", " ", ":"):
+            # What follows may look like a bracket: operator<, operator(), operator new.
+            return text[begin:]
+    return text[begin:]
+
+
+def _takes_arguments(text: str, begin: int, at: int) -> bool:
+    return at > begin and not text.startswith("(anonymous ", at) and text[begin:at] != "decltype"

@@ -1,0 +1,111 @@
+"""Whose function a stack is named by: of each runtime a stack as it was seen, and the user's frame in it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebpftrace.frames import called, culprit
+from ebpftrace.model import Frame, Stack
+from ebpftrace.wrappers import is_wrapper, qualified, users_frame
+
+LIBC = "/usr/lib/x86_64-linux-gnu/libc.so.6"
+STDCXX = "/usr/lib/x86_64-linux-gnu/libstdc++.so.6.0.30"
+PYTHON = "/usr/bin/python3.11"
+APP = "/opt/app"
+
+
+def stack(*frames: tuple[str | None, str]) -> tuple[Frame, ...]:
+    return tuple(Frame(name, module=module, offset=0x1000) for name, module in frames)
+
+
+IN_LIBC = stack(("__clone3", LIBC), (None, LIBC), ("pthread_create", LIBC))
+
+
+@pytest.mark.parametrize(
+    ("library", "users"),
+    [
+        ([(None, STDCXX), ("std::thread::_M_start_thread", STDCXX), ("serve", APP)], "serve"),
+        ([("std::thread::thread<void (&)(), , void>(void (&)())", APP), ("serve()", APP)], "serve()"),
+        ([("std::enable_if<!x, T>::type std::async<f()::{lambda()#1}>(f)", APP), ("go()", APP)], "go()"),
+        ([("boost::thread::start_thread_noexcept()", APP), ("run(int)", APP)], "run(int)"),
+        ([("std::sys::unix::thread::Thread::new", APP), ("leak::spawn", APP)], "leak::spawn"),
+        ([("<F as core::ops::function::FnOnce<A>>::call_once", APP), ("a::b", APP)], None),
+        ([("<alloc::boxed::Box<F> as core::ops::FnOnce<A>>::call_once", APP), ("a::b", APP)], "a::b"),
+        ([("uv_thread_create_ex", "/usr/bin/node"), ("NSFW::fire()", "/x/nsfw.node")], "NSFW::fire()"),
+        ([("g_system_thread_new", "/usr/lib/libglib-2.0.so.0"), ("work", APP)], "work"),
+        ([("QThread::start(int)", "/usr/lib/libQt5Core.so.5"), ("Poll::go()", APP)], "Poll::go()"),
+        ([("SDL_CreateThread_REAL", "/usr/lib/libSDL2-2.0.so.0"), ("sound", APP)], "sound"),
+        (
+            [
+                ("core.thread.osthread.Thread core.thread.osthread.Thread.start()", APP),
+                ("void app.spawn()", APP),
+            ],
+            "void app.spawn()",
+        ),
+        ([("runtime.newosproc", APP), ("syscall.Mmap", APP), ("main.fill", APP)], "main.fill"),
+        ([("JVM_StartThread", "/usr/lib/jvm/libjvm.so"), ("void java.lang.Thread.start()", "[jit]"),
+          ("void Job.go(int)", "[jit]")], "void Job.go(int)"),
+        ([("do_start_joinable_thread", PYTHON), (None, PYTHON), ("ext_spawn", "/x/ext.so")], "ext_spawn"),
+        ([("ffi_call_unix64", "/usr/lib/libffi.so.8"), (None, "/x/_ctypes.cpython-311.so"),
+          ("caller", APP)], "caller"),
+        ([("pthread_create", "/usr/lib/libasan.so.8"), ("start_job", APP)], "start_job"),
+        ([("GOMP_parallel", "/usr/lib/libgomp.so.1"), ("solve", APP)], "solve"),
+    ],
+)  # fmt: skip
+def test_what_stands_between_is_passed_over(library: list[tuple[str | None, str]], users: str | None) -> None:
+    found = users_frame((*IN_LIBC, *stack(*library, ("main", APP))))
+    assert found is not None
+    assert found.function == (users or library[0][0])
+
+
+def test_a_frame_without_a_name_ends_the_search() -> None:
+    """Every call of a Perl extension passes through Perl_pp_entersub: it creates nothing (perl -Mthreads)."""
+    frames = (*IN_LIBC, *stack((None, "/usr/lib/perl/threads.so"), ("Perl_pp_entersub", "/usr/bin/perl")))
+    found = users_frame(frames)
+    assert found is frames[3]
+    assert called(found) == "threads.so+0x1000"
+    assert culprit(Stack(frames)) is found
+
+
+def test_where_no_frame_is_the_users_nobody_is_named_as_creator() -> None:
+    frames = (*IN_LIBC, *stack(("do_start_new_thread", PYTHON), ("Py_BytesMain", PYTHON), (None, LIBC)))
+    assert users_frame(frames) is None
+    assert culprit(Stack(frames)) is frames[3]
+
+
+def test_a_call_from_nowhere_names_nobody() -> None:
+    assert users_frame((*IN_LIBC, Frame(None, offset=0xDEAD), Frame("main", module=APP))) is None
+
+
+@pytest.mark.parametrize(
+    "own",
+    ["start_job", "stdlib_start", "uvula", "app::std::thread", "my_pthread_create", "qt::go()", "coreloop"],
+)
+def test_names_that_only_resemble_a_librarys_are_the_users(own: str) -> None:
+    assert not is_wrapper(Frame(own, module=APP))
+
+
+@pytest.mark.parametrize(
+    ("name", "bare"),
+    [
+        ("void a::f<int>(int)", "a::f<int>"),
+        ("std::enable_if<(x>3), T>::type std::async<void (&)()>(int)", "std::async<void (&)()>"),
+        ("operator new(unsigned long)", "operator new(unsigned long)"),
+        ("main::{lambda()#1}::operator()() const", "main::{lambda()#1}::operator()() const"),
+        ("a::(anonymous namespace)::f(int)", "a::(anonymous namespace)::f"),
+        ("a::b [clone .cold]", "a::b"),
+        ("decltype(auto) foo::bar<int>(int)", "foo::bar<int>"),
+        ("<F as core::ops::function::FnOnce>::call_once", "<F as core::ops::function::FnOnce>::call_once"),
+        ("void java.lang.Thread.start()", "java.lang.Thread.start"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_a_name_without_what_the_function_returns_and_takes(name: str, bare: str) -> None:
+    assert qualified(name) == bare
+
+
+@given(st.text(alphabet="ab:<>()[]{} _operator~&", max_size=60))
+def test_any_text_is_taken_for_a_name(name: str) -> None:
+    assert qualified(name) in name

@@ -85,6 +85,19 @@ class Memory:
             content += part
         return bytes(content)
 
+    def read_into(self, buffer: memoryview, address: int) -> int:
+        """Fill the buffer from ``address`` on, up to the first byte that cannot be read; how many were."""
+        count = 0
+        while count < len(buffer):
+            try:
+                part = os.preadv(self._fd, [buffer[count:]], address + count)
+            except (OSError, OverflowError):
+                break
+            if not part:
+                break
+            count += part
+        return count
+
     def _pread(self, size: int, address: int) -> bytes:
         # A forged pointer may be past what an offset can hold, where no user memory is.
         if self._fd < 0 or not 0 <= address < _ADDRESS_LIMIT - size:

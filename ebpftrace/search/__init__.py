@@ -1,0 +1,46 @@
+"""The search: is a handle of an exited thread, or a pointer into a mapping, still stored in a process?
+
+It reads what the process has in memory, and judges nothing: who is a leak, the diagnosis says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Callable, Optional
+
+from ebpftrace.model import Books, Search, Suspect
+
+NO_NUMPY = "numpy is not installed: handles and pointers were not searched"
+
+
+def ignore(_: float) -> None:
+    """No progress is shown."""
+
+
+def search(
+    pid: int,
+    suspects: Sequence[Suspect],
+    books: Books,
+    *,
+    groups: Sequence[int] = (),
+    limit: Optional[int] = None,
+    deadline_cpu: Optional[float] = None,
+    progress: Callable[[float], None] = ignore,
+) -> Search:
+    """Say what in process ``pid`` still refers to each of the suspects.
+
+    ``groups``: other thread groups of the address space; ``limit``: bytes to search at most;
+    ``deadline_cpu``: seconds of CPU after which it stops, incomplete; ``progress`` is called often, with the
+    fraction that is done.
+    The process is not stopped and not written to, and no page is brought into memory.
+    Raises ``ProcessGone`` or ``CannotTrace``, and nothing for what the process holds.
+    """
+    if not suspects:
+        return Search(complete=True)
+    try:
+        import numpy as np  # noqa: F401 - takes 0.1 s, and may be missing
+    except ImportError:
+        return Search(gaps=(NO_NUMPY,))
+    from ebpftrace.search.searching import Searching
+
+    return Searching(pid, suspects, books, groups, limit, deadline_cpu, progress).run()

@@ -1,0 +1,129 @@
+"""Which parts of an address space can hold a pointer that counts, and which can't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Optional
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebpftrace.model import Books, Interval, Vma
+from ebpftrace.search.runs import Addresses, Runs, merged, no_runs, runs_of
+from ebpftrace.vmas import HEAP, Vmas
+
+STACK = "[stack]"
+_KERNELS_OWN = ("[vvar", "[vdso]", "[vsyscall]", "[uprobes]", "[vectors]", "[sigpage]")
+_MEMORY_FILES = ("/memfd:", "/dev/shm/", "/SYSV", "/dev/zero", "/anon_hugepage", "/dev/hugepages/")
+"""What the kernel calls shared memory (mm/shmem.c, ipc/shm.c, fs/hugetlbfs/inode.c).
+
+Any file may be named so, which does no harm."""
+RINGS = ("anon_inode:[io_uring]", "/[aio]")
+"""Rings that the kernel shares with the process (io_uring/memmap.c, fs/aio.c)."""
+RED_ZONE = 128
+"""Bytes below the stack pointer that are in use (System V ABI, x86-64 supplement, 3.2.2)."""
+
+
+class Areas(NamedTuple):
+    """Where memory is searched, by the test that its pages have to pass."""
+
+    private: Runs
+    """Pages of private mappings count when they are no page of a file: nothing at run time wrote those."""
+    shared: Runs
+    """Pages of shared mappings count when they belong to a file: others are a device's, not to be read."""
+    rings: Runs
+    """All present pages count."""
+    telling: Runs
+    """What of it is searched first, since it names what it holds: data of programs, stacks."""
+
+
+def areas_of(vmas: Vmas, stacks: Iterable[Interval]) -> Areas:
+    """The areas of an address space with these mappings and stacks of live threads."""
+    roles: dict[int, int] = {}
+    chosen = np.fromiter((_role_of(kind, roles) for kind in vmas.kinds), np.int8, len(vmas.kinds))
+    starts, ends = np.array(vmas.starts, np.uint64), np.array(vmas.ends, np.uint64)
+    private, shared, rings = (_part(starts, ends, chosen == role) for role in (_PRIVATE, _SHARED, _RING))
+    return Areas(private, shared, rings, runs_of([*_telling(vmas), *stacks]))
+
+
+_NONE, _PRIVATE, _SHARED, _RING = range(4)
+
+
+def _role_of(kind: Vma, roles: dict[int, int]) -> int:
+    role = roles.get(id(kind))
+    if role is None:
+        role = roles[id(kind)] = _role(kind)
+    return role
+
+
+def _role(kind: Vma) -> int:
+    path = kind.path
+    if path.startswith(RINGS):
+        return _RING
+    is_memory = path.startswith(_MEMORY_FILES)
+    if path.startswith(_KERNELS_OWN) or (path.startswith("/dev/") and not is_memory):
+        return _NONE
+    if kind.perms.endswith("p"):
+        return _PRIVATE
+    return _SHARED if is_memory or "w" in kind.perms else _NONE
+
+
+def _part(starts: Addresses, ends: Addresses, which: NDArray[np.bool_]) -> Runs:
+    return merged(starts[which], ends[which]) if which.any() else no_runs()
+
+
+def _telling(vmas: Vmas) -> Iterable[tuple[int, int]]:
+    """Data of loaded files with the zeroed memory behind it, the heap, the initial stack."""
+    file_end = 0
+    for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds):
+        is_file = bool(kind.inode)
+        if kind.perms.endswith("p") and (
+            is_file or kind.path in (STACK, HEAP) or (start == file_end and not kind.path)
+        ):
+            yield start, end
+        file_end = end if is_file else 0
+
+
+def dead_stacks(books: Books, in_use: Sequence[int]) -> Runs:
+    """Stacks of exited threads and of glibc's cache: what they hold nobody will read.
+
+    Not those that one of the addresses ``in_use`` (stack pointers, thread pointers of live threads) lies in:
+    they serve another thread by now.
+    """
+    stacks = [thread.stack for thread in books.threads if thread.exited and thread.stack is not None]
+    stacks += books.stack_cache
+    if not stacks or not in_use:
+        return runs_of(stacks)
+    used = sorted(in_use)
+    at = np.searchsorted(np.array(used, np.uint64), np.array(stacks, np.uint64))
+    return runs_of([stack for stack, (low, high) in zip(stacks, at.tolist()) if low == high])
+
+
+def live_stacks(books: Books, vmas: Vmas) -> list[Interval]:
+    """Stacks of live threads whose bounds are known: glibc's, and the initial one."""
+    stacks = [thread.stack for thread in books.threads if not thread.exited and thread.stack is not None]
+    for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds):
+        if kind.path == STACK:
+            stacks.append(Interval(start, end))
+    return sorted(stacks)
+
+
+def unused_parts(
+    stacks: Sequence[Interval], pointers: Sequence[Optional[int]], red_zone: int = RED_ZONE
+) -> Runs:
+    """What of the stacks lies below their thread's stack pointer.
+
+    ``pointers``: the stack pointer of each thread, None where it is unknown.  A stack without a pointer in it
+    counts whole: its thread is on another one (a signal's, a coroutine's), or runs.  One in which two threads
+    seem to run counts down to the lower pointer.
+    """
+    known = np.array(sorted(pointer for pointer in pointers if pointer is not None), np.uint64)
+    if not stacks or not len(known):
+        return no_runs()
+    bounds = np.array(stacks, np.uint64)
+    at = np.searchsorted(known, bounds[:, 0])
+    unused = []
+    for stack, first in zip(stacks, at.tolist()):
+        if first < len(known) and int(known[first]) < stack.end:
+            unused.append((stack.start, int(known[first]) - red_zone))
+    return runs_of(unused)

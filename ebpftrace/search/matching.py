@@ -1,0 +1,248 @@
+"""Which words of memory refer to a suspect: vector work on copies of memory.
+
+A word counts at every address that is a multiple of 4: compilers align pointers to 8 bytes, packed structs
+(such as epoll_event) do not.  A word is taken apart at its middle: the upper half of every pointer into the
+suspects is one of few numbers, so one comparison of all 32-bit numbers finds the candidates at either
+alignment, at the cost of one comparison of all 64-bit words.
+
+Tags are not part of an address: the low 3 bits; the top byte (arm64 TBI, x86 LAM); and where the word is a
+handle or the very beginning of a suspect, all 16 bits above the address, as NaN boxing and lock-free lists
+use them.  Elsewhere those 16 bits would make a pointer of every ten-millionth random word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Optional
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebpftrace.model import Suspect
+from ebpftrace.search.runs import Addresses
+
+Halves = NDArray[np.uint32]
+"""Memory as 32-bit numbers, low half first (little endian, as all machines that can be traced)."""
+
+_WORD = 8
+_CHUNK_HEADER = 16
+"""What malloc keeps before a large block, which begins so far into its mapping (glibc malloc/malloc.c)."""
+_HALF = 1 << 32
+_MOST_GRANULES = 1 << 22
+_LEAST_GRANULE = 12
+_MOST_LAYERS = 8
+_BITS = 48
+"""Of an address, in user space with page tables of four levels."""
+_BITS_LA57 = 56
+_IS_TAG_OF_TOP_BYTE = 0xFF
+"""Bits 48 to 55, which no tag of the top byte touches."""
+
+
+Counts = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+"""Which of the words at these positions count, wherever they point to."""
+
+
+class Hits(NamedTuple):
+    """Words that count and refer to suspects: each suspect at most once in one piece of memory."""
+
+    positions: NDArray[np.int64]
+    """Of the low half of the word, in 32-bit numbers from the beginning of the memory."""
+    suspects: NDArray[np.int32]
+    """Positions in the list of suspects."""
+
+
+class _Range(NamedTuple):
+    start: int
+    end: int
+    members: tuple[int, ...]
+
+
+class _Layer:
+    """Disjoint ranges, ascending, and the suspects that a value in each refers to."""
+
+    def __init__(self, ranges: Sequence[_Range], any_tag: bool) -> None:
+        self.any_tag = any_tag
+        self.starts = np.array([one.start for one in ranges], np.uint64)
+        self.ends = np.array([one.end for one in ranges], np.uint64)
+        counts = np.array([len(one.members) for one in ranges], np.int64)
+        self._first = np.cumsum(counts) - counts
+        self._counts = counts
+        self._members = np.array([member for one in ranges for member in one.members], np.int32)
+
+    def find(self, values: Addresses, tags: Halves) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Positions in ``values`` and the suspects referred to, each range once."""
+        at = np.searchsorted(self.starts, values, "right") - 1
+        inside = (at >= 0) & (values < self.ends[at])
+        if not self.any_tag:
+            inside &= (tags & np.uint32(_IS_TAG_OF_TOP_BYTE)) == 0
+        chosen = np.flatnonzero(inside)
+        hit, first = np.unique(at[chosen], return_index=True)
+        places = chosen[first]
+        counts = self._counts[hit]
+        if len(counts) and counts.max() > 1:
+            offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            return np.repeat(places, counts), self._members[np.repeat(self._first[hit], counts) + offsets]
+        return places, self._members[self._first[hit]]
+
+
+class _Window:
+    """The ranges on one side of 4 GiB, and the first test that a word has to pass."""
+
+    def __init__(self, layers: Sequence[_Layer], low: bool, bits: int) -> None:
+        self._layers = layers
+        self._low = low
+        self._bits = bits
+        self._start = min(int(layer.starts[0]) for layer in layers)
+        end = max(int(layer.ends[-1]) for layer in layers)
+        span = end - self._start
+        self._span = np.uint64(span)
+        self._shift = np.uint64(max(_LEAST_GRANULE, (span // _MOST_GRANULES).bit_length()))
+        steps = np.zeros((span >> int(self._shift)) + 2, np.int32)
+        for layer in layers:
+            np.add.at(steps, self._granules(layer.starts), 1)
+            np.add.at(steps, self._granules(layer.ends - np.uint64(1)) + 1, -1)
+        self._occupied = np.cumsum(steps) > 0
+        first, last = self._start, end - 1
+        self._first_half = np.uint32(first if low else first // _HALF)
+        self._half_span = np.uint32(last - first if low else last // _HALF - first // _HALF)
+        self._mask = np.uint32((1 << (bits - 32)) - 1)
+        self._numbers = np.empty(0, np.uint32)
+        self._passes = np.empty(0, np.bool_)
+
+    def _granules(self, values: Addresses) -> NDArray[np.int64]:
+        return ((values - np.uint64(self._start)) >> self._shift).astype(np.int64)
+
+    def find(self, memory: Halves, counts: Counts) -> Optional[Hits]:
+        """What in it refers to a suspect; None for nothing."""
+        count = len(memory) - 1
+        if len(self._numbers) < count:
+            self._numbers = np.empty(count, np.uint32)
+            self._passes = np.empty(count, np.bool_)
+        numbers, passes = self._numbers[:count], self._passes[:count]
+        if self._low:
+            np.subtract(memory[:-1], self._first_half, out=numbers)
+        else:
+            np.bitwise_and(memory[1:], self._mask, out=numbers)
+            np.subtract(numbers, self._first_half, out=numbers)
+        np.less_equal(numbers, self._half_span, out=passes)
+        positions = np.flatnonzero(passes)
+        if not len(positions):
+            return None
+        return self._sift(memory, positions, counts)
+
+    def _sift(self, memory: Halves, positions: NDArray[np.int64], counts: Counts) -> Optional[Hits]:
+        upper = memory[positions + 1]
+        values = memory[positions].astype(np.uint64) | (upper & self._mask).astype(np.uint64) << np.uint64(32)
+        distance = values - np.uint64(self._start)
+        chosen = np.flatnonzero(distance < self._span)
+        chosen = chosen[self._occupied[(distance[chosen] >> self._shift).astype(np.int64)]]
+        if len(chosen):
+            chosen = chosen[counts(positions[chosen])]
+        if not len(chosen):
+            return None
+        positions, values = positions[chosen], values[chosen]
+        tags = upper[chosen] >> np.uint32(_BITS - 32) if self._bits == _BITS else np.zeros_like(upper[chosen])
+        found = [layer.find(values, tags) for layer in self._layers]
+        places = np.concatenate([at for at, _ in found])
+        if not len(places):
+            return None
+        suspects, first = np.unique(np.concatenate([who for _, who in found]), return_index=True)
+        return Hits(positions[places[first]], suspects)
+
+
+class _Narrow(_Window):
+    """In a 32-bit process: a word is one 32-bit number."""
+
+    def find(self, memory: Halves, counts: Counts) -> Optional[Hits]:
+        return super().find(np.append(memory, np.uint32(0)), counts)
+
+    def _sift(self, memory: Halves, positions: NDArray[np.int64], counts: Counts) -> Optional[Hits]:
+        spread = np.zeros(2 * len(positions), np.uint32)
+        spread[0::2] = memory[positions]
+        places = np.arange(0, len(spread), 2)
+        hits = super()._sift(spread, places, lambda at: counts(positions[at // 2]))
+        return None if hits is None else Hits(positions[hits.positions // 2], hits.suspects)
+
+
+def all_count(positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Every word counts."""
+    return np.ones(len(positions), np.bool_)
+
+
+class Matcher:
+    """Finds what refers to some of the suspects."""
+
+    def __init__(
+        self, suspects: Sequence[Suspect], wanted: Iterable[int], highest: int = (1 << 47) - 1
+    ) -> None:
+        """``wanted`` are positions in ``suspects``; ``highest``, the highest address of the process."""
+        bits = _BITS_LA57 if highest >> 47 else _BITS
+        exact: dict[tuple[int, int], list[int]] = {}
+        within: dict[tuple[int, int], list[int]] = {}
+        for index in wanted:
+            suspect = suspects[index]
+            if suspect.handle is not None:
+                exact.setdefault((suspect.handle, suspect.handle + _WORD), []).append(index)
+                continue
+            for piece in suspect.pieces:
+                within.setdefault((piece.start, piece.end), []).append(index)
+                for begin in (piece.start, piece.start + _CHUNK_HEADER):
+                    exact.setdefault((begin, begin + _WORD), []).append(index)
+            if suspect.reservation is not None:
+                start, end = suspect.reservation
+                within.setdefault((start, end), []).append(index)
+        self._windows: list[_Window] = []
+        narrow = highest < _HALF
+        for low in (True, False):
+            layers = [
+                layer
+                for ranges, any_tag in ((exact, True), (within, False))
+                for layer in _layers(_side(ranges, low, 1 << bits), any_tag)
+            ]
+            if layers:
+                self._windows.append((_Narrow if narrow and low else _Window)(layers, low, bits))
+
+    def find(self, memory: Halves, counts: Counts = all_count) -> Optional[Hits]:
+        """Which words refer to which suspects; None for nothing.  The memory may be of any length."""
+        found = [
+            hits for hits in (window.find(memory, counts) for window in self._windows) if hits is not None
+        ]
+        if len(found) == 2:
+            return Hits(*(np.concatenate(both) for both in zip(*found)))
+        return found[0] if found else None
+
+    def find_words(self, words: Sequence[int]) -> dict[int, list[int]]:
+        """Suspect -> positions of the words, each by itself, that refer to it."""
+        found: dict[int, list[int]] = {}
+        for position, word in enumerate(words):
+            halves = np.array([word & _HALF - 1, word >> 32 & _HALF - 1], np.uint32)
+            hits = self.find(halves)
+            for suspect in hits.suspects.tolist() if hits is not None else ():
+                found.setdefault(suspect, []).append(position)
+        return found
+
+
+def _side(ranges: dict[tuple[int, int], list[int]], low: bool, limit: int) -> list[_Range]:
+    """The parts of the ranges that lie below 4 GiB, or those above."""
+    first, last = (0, _HALF) if low else (_HALF, limit)
+    cut = [_Range(max(start, first), min(end, last), tuple(who)) for (start, end), who in ranges.items()]
+    return sorted(one for one in cut if one.start < one.end)
+
+
+def _layers(ranges: Sequence[_Range], any_tag: bool) -> list[_Layer]:
+    """The same ranges in few lists, none of which overlap in a list.
+
+    Ranges of mappings do not overlap; only what somebody made up is so deep that the last list has to join
+    ranges: then a pointer into one refers to all of them.
+    """
+    lists: list[list[_Range]] = []
+    for one in ranges:
+        free = next((layer for layer in lists if layer[-1].end <= one.start), None)
+        if free is not None:
+            free.append(one)
+        elif len(lists) < _MOST_LAYERS:
+            lists.append([one])
+        else:
+            last = lists[-1][-1]
+            lists[-1][-1] = _Range(last.start, max(last.end, one.end), last.members + one.members)
+    return [_Layer(layer, any_tag) for layer in lists]

@@ -1,0 +1,152 @@
+"""Reads pages of a process in large pieces, and says where each word of a piece lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebpftrace.process.memory import Memory
+from ebpftrace.search.matching import Halves
+from ebpftrace.search.presence import PAGE
+from ebpftrace.search.runs import Addresses, Runs, runs_of
+
+BATCH = 1 << 19
+"""Bytes read before they are looked at: they stay in the processor's cache until then."""
+_RETRIES = 16
+_HALF_BYTES = 4
+
+
+class Batch(NamedTuple):
+    """Copies of runs of pages, one after the other."""
+
+    halves: Halves
+    """Of the reader's own buffer: gone with the next batch."""
+    offsets: NDArray[np.int64]
+    """Where each run begins, in bytes from the beginning of the batch."""
+    starts: Addresses
+    """Its address."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.halves.nbytes
+
+    def addresses(self, positions: NDArray[np.int64]) -> tuple[Addresses, NDArray[np.bool_]]:
+        """Where the words at these positions (of 32-bit numbers) lie, and which of them lie in one run."""
+        at = positions * _HALF_BYTES
+        run = np.searchsorted(self.offsets, at, "right") - 1
+        next_run = np.searchsorted(self.offsets, at + _HALF_BYTES, "right") - 1
+        return self.starts[run] + (at - self.offsets[run]).astype(np.uint64), run == next_run
+
+    def page_addresses(self) -> Addresses:
+        """The address of each page in it."""
+        offsets = np.arange(0, self.size, PAGE)
+        run = np.searchsorted(self.offsets, offsets, "right") - 1
+        return self.starts[run] + (offsets - self.offsets[run]).astype(np.uint64)
+
+
+class Reader:
+    """Reads pages of one process."""
+
+    def __init__(self, memory: Memory, still_present: Callable[[Runs], Runs]) -> None:
+        """``still_present`` says which pages of some runs are in memory now."""
+        self._memory = memory
+        self._still_present = still_present
+        self._buffer = np.empty(BATCH // _HALF_BYTES, np.uint32)
+        self._bytes = self._buffer.data.cast("B")
+        self.unreadable = 0
+        """Bytes that are in memory and could not be read."""
+
+    def batches(self, runs: Runs, backwards: bool = False) -> Iterator[Batch]:
+        """Copies of these pages; what is not in memory any more is left out.
+
+        A run that goes on in the next batch does so a page earlier: no word is cut.
+        """
+        offsets: list[int] = []
+        starts: list[int] = []
+        filled = 0
+        pieces = zip(runs.starts.tolist(), runs.ends.tolist())
+        for start, end in reversed(list(pieces)) if backwards else pieces:
+            while start < end:
+                count = min(end - start, BATCH - filled)
+                for at, size in self._read(start, count, filled):
+                    offsets.append(filled)
+                    starts.append(at)
+                    filled += size
+                goes_on = start + count < end
+                start += count
+                if filled > BATCH - 2 * PAGE:
+                    yield self._batch(filled, offsets, starts)
+                    offsets, starts, filled = [], [], 0
+                    if goes_on:
+                        start -= PAGE
+        if filled:
+            yield self._batch(filled, offsets, starts)
+
+    def _batch(self, filled: int, offsets: list[int], starts: list[int]) -> Batch:
+        halves = self._buffer[: filled // _HALF_BYTES]
+        return Batch(halves, np.array(offsets, np.int64), np.array(starts, np.uint64))
+
+    def _read(self, start: int, size: int, offset: int) -> Iterator[tuple[int, int]]:
+        """Read into the buffer; yields (address, bytes) of each run that was read."""
+        end = start + size
+        for _ in range(_RETRIES):
+            got = self._memory.read_into(self._bytes[offset : offset + end - start], start) // PAGE * PAGE
+            if got:
+                yield start, got
+                start, offset = start + got, offset + got
+            if start >= end:
+                return
+            left = self._still_present(runs_of([(start, end)]))
+            if not left.pieces:
+                return
+            first = int(left.starts[0])
+            if first == start and not got:
+                # It is there and can't be read: a poisoned page, a device, memory of the hypervisor.
+                self.unreadable += PAGE
+                first += PAGE
+            start = first
+        self.unreadable += end - start
+
+
+class Sums:
+    """A sum of the words of each page: tells which pages have changed.
+
+    The order of the words in a page does not count: what moves within a page is in it all the same.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Addresses, NDArray[np.uint32]]] = []
+        self._addresses = np.empty(0, np.uint64)
+        self._sums = np.empty(0, np.uint32)
+
+    def add(self, batch: Batch) -> None:
+        """Note the pages of a batch."""
+        self._parts.append((batch.page_addresses(), _sums(batch)))
+
+    def done(self) -> None:
+        """All pages are noted."""
+        if self._parts:
+            addresses = np.concatenate([part for part, _ in self._parts])
+            self._addresses, first = np.unique(addresses, return_index=True)
+            self._sums = np.concatenate([sums for _, sums in self._parts])[first]
+            self._parts = []
+
+    def changed(self, batch: Batch) -> Addresses:
+        """Addresses of the pages that differ from what was noted, or were not noted."""
+        pages, sums = batch.page_addresses(), _sums(batch)
+        if not len(self._addresses):
+            return pages
+        at = np.minimum(np.searchsorted(self._addresses, pages), len(self._addresses) - 1)
+        differs: Addresses = pages[(self._addresses[at] != pages) | (self._sums[at] != sums)]
+        return differs
+
+
+def _sums(batch: Batch) -> NDArray[np.uint32]:
+    words = batch.halves.view(np.uint64).reshape(-1, PAGE // 8)
+    sums = np.add.reduce(words, axis=1)
+    folded: NDArray[np.uint32] = (sums ^ sums >> np.uint64(32)).astype(np.uint32)
+    return folded

@@ -1,0 +1,118 @@
+"""Which words refer to which suspects, against a loop over every word."""
+
+from __future__ import annotations
+
+import struct
+from typing import Optional
+
+import numpy as np
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ebpftrace.model import Interval, Suspect
+from ebpftrace.search.matching import Matcher
+
+PAGE = 4096
+BASES = st.sampled_from([0x10000, 0xFFFFF000, 0x100000000, 0x7F3A_0000_0000, 0x7F3B_FFFF_E000])
+NARROW = (1 << 32) - 1
+WIDE = (1 << 47) - 1
+
+
+@st.composite
+def suspects(draw: st.DrawFn) -> list[Suspect]:
+    found = []
+    for _ in range(draw(st.integers(1, 5))):
+        start = draw(BASES) + PAGE * draw(st.integers(0, 6))
+        piece = Interval(start, start + PAGE * draw(st.integers(1, 3)))
+        kind = draw(st.sampled_from(["handle", "mapping", "pieces", "reserved"]))
+        far = Interval(piece.end + PAGE, piece.end + 2 * PAGE)
+        found.append(
+            Suspect(
+                (piece, far) if kind == "pieces" else (piece,),
+                piece.end - 2368 if kind == "handle" else None,
+                Interval(piece.start - PAGE, piece.end + PAGE) if kind == "reserved" else None,
+            )
+        )
+    return found
+
+
+@st.composite
+def memories(draw: st.DrawFn, about: list[Suspect]) -> bytes:
+    """Words near the edges of suspects, at any alignment of 4 bytes, with and without tags."""
+    edges = [
+        edge + offset
+        for suspect in about
+        for edge in (
+            suspect.handle or suspect.pieces[0].start,
+            *suspect.pieces[-1],
+            *(suspect.reservation or suspect.pieces[0]),
+        )
+        for offset in (-8, -1, 0, 1, 4, 8, 16, 24)
+    ]
+    memory = bytearray()
+    for _ in range(draw(st.integers(0, 12))):
+        memory += bytes(4 * draw(st.integers(0, 2)))
+        tag = draw(st.sampled_from([0, 0, 0, 1 << 56, 0xFF << 56, 1 << 48, 0xFFFA << 48]))
+        memory += struct.pack("<Q", draw(st.sampled_from(edges)) | tag)
+    return bytes(memory)
+
+
+def refers(suspect: Suspect, word: int) -> bool:
+    address, tag = word & (1 << 48) - 1, word >> 48
+    if suspect.handle is not None:
+        return address & ~7 == suspect.handle
+    beginnings = [piece.start + offset for piece in suspect.pieces for offset in (0, 16)]
+    if address & ~7 in beginnings:
+        return True
+    ranges = [*suspect.pieces, *([suspect.reservation] if suspect.reservation else [])]
+    return not tag & 0xFF and any(start <= address < end for start, end in ranges)
+
+
+@given(st.data())
+def test_every_word_that_refers_is_found(data: st.DataObject) -> None:
+    about = data.draw(suspects())
+    memory = data.draw(memories(about))
+    halves = np.frombuffer(memory, np.uint32)
+    counted = data.draw(st.sets(st.integers(0, max(0, len(halves) - 1))))
+
+    def counts(positions: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        return np.array([position not in counted for position in positions.tolist()], np.bool_)
+
+    expected: dict[int, set[int]] = {}
+    for position in range(len(halves) - 1):
+        (word,) = struct.unpack_from("<Q", memory, 4 * position)
+        for index, suspect in enumerate(about):
+            if position not in counted and refers(suspect, word):
+                expected.setdefault(index, set()).add(position)
+    hits = Matcher(about, range(len(about)), WIDE).find(halves, counts)
+    found = {} if hits is None else dict(zip(hits.suspects.tolist(), hits.positions.tolist()))
+    assert found.keys() == expected.keys()
+    assert all(position in expected[index] for index, position in found.items())
+
+
+@given(st.integers(1, 20), st.data())
+@example(1, None)
+def test_in_a_process_of_32_bits_a_word_has_4_bytes(start: int, data: Optional[st.DataObject]) -> None:
+    about = [Suspect((Interval(start * PAGE, (start + 1) * PAGE),))]
+    value = start * PAGE + (0 if data is None else data.draw(st.integers(-8, PAGE + 8)))
+    halves = np.array([0xFFFFFFFF, value, 0xFFFFFFFF], np.uint32)
+    hits = Matcher(about, [0], NARROW).find(halves)
+    assert (hits is not None) == (start * PAGE <= value < (start + 1) * PAGE)
+    if hits is not None:
+        assert hits.positions.tolist() == [1]
+
+
+def test_suspects_that_lie_in_each_other_are_all_referred_to() -> None:
+    base = 0x7F00_0000_0000
+    about = [Suspect((Interval(base, base + PAGE * (size + 1)),)) for size in range(40)]
+    hits = Matcher(about, range(40), WIDE).find(np.array([base & NARROW, base >> 32], np.uint32))
+    assert hits is not None
+    assert sorted(hits.suspects.tolist()) == list(range(40))
+
+
+def test_addresses_of_57_bits_have_a_tag_in_the_top_byte_only() -> None:
+    base = 0x00AB_7F00_0000_0000
+    about = [Suspect((Interval(base, base + PAGE),))]
+    for word, refers_to_it in ((base, True), (base | 5 << 56, True), (base ^ 1 << 48, False)):
+        halves = np.array([word & NARROW, word >> 32], np.uint32)
+        assert (Matcher(about, [0], base + PAGE).find(halves) is not None) == refers_to_it

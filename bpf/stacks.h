@@ -92,6 +92,10 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
     id = signature(told, cpu, call, USER_IP(registers), USER_SP(registers));
     if (!id)
         return 0;
+    /* Processes forked from one have the same addresses: each has copies of its own. */
+    id = mix(id, thread->life.space + 1);
+    if (!id)
+        return 0;
     if (now - cpu->second_from > NS_PER_SECOND) {
         cpu->second_from = now;
         cpu->copies = 0;

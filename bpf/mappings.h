@@ -22,20 +22,6 @@ static __always_inline u64 mapped_length(u64 length, u64 flags)
     return (length + huge - 1) & ~(huge - 1);
 }
 
-/* A reader that was told a moment ago looks again a moment later (jobs/watch.py). */
-static __always_inline void code_mapped(struct thread_t *thread, struct space_t *space, u64 at)
-{
-    struct event_t event = {.kind = EVENT_CODE,
-                            .space = thread->life.space,
-                            .tid = thread->life.tid,
-                            .call = {.at = at}};
-
-    if (at - space->code_at < CODE_REST_NS)
-        return;
-    space->code_at = at;
-    emit(space, &event);
-}
-
 static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
 {
     struct space_t *space = space_at(thread->life.space);
@@ -57,6 +43,7 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     row.since = bpf_ktime_get_ns();
     row.made_at = row.since;
     row.site = record_stack(thread, registers, CALL_MMAP, row.made_at, 0);
+    note_stand(thread, USER_SP(registers), row.since);
     if ((row.flags & MAP_FIXED) && !(row.flags & MAP_FIXED_NOREPLACE)) {
         old = find_row(thread, key);
         if (old && old->length == row.length && is_clean(thread, space, old)) {
@@ -69,8 +56,12 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     __sync_fetch_and_add(&thread->life.outstanding, 1);
     keep(thread, space, key, &row);
     if (row.prot & PROT_EXEC) {
-        image_mapped(thread, registers, row.since, start, row.length, row.flags);
-        code_mapped(thread, space, row.since);
+        struct event_t event = {.kind = EVENT_CODE,
+                                .space = thread->life.space,
+                                .tid = thread->life.tid,
+                                .call = {.at = row.since, .start = start, .length = row.length}};
+
+        emit(space, &event);
     }
     return 0;
 }

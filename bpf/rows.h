@@ -68,7 +68,7 @@ static __always_inline void count_outstanding(struct thread_t *thread, struct ma
         return;
     __sync_fetch_and_add(&life->outstanding, change);
     /* Nothing is left to say of it: make room. */
-    if (life->outstanding <= 0 && !life->brk_growth && !life->stack)
+    if (life->outstanding <= 0 && !life->brk_growth && !life->stack && !life->stood)
         drop_exited(&key);
 }
 

@@ -3,7 +3,11 @@
 
 #define CLONE_VM 0x100
 #define CLONE_VFORK 0x4000
+#define CLONE_UNTRACED 0x800000
 #define CLONE_THREAD 0x10000
+
+/* Where only the top of a stack is known, what is so near below it is taken for that stack. */
+#define CLONE_STACK_BYTES (1 << 20)
 
 /* struct clone_args, include/uapi/linux/sched.h: the part that every clone3 caller passes. */
 struct clone_args_t {
@@ -26,6 +30,24 @@ static __always_inline u64 stack_of_child(const struct pt_regs *registers, u64 *
         return 0;
     *size = arguments.stack_size;
     return arguments.stack;
+}
+
+/*
+ * A thread may leave the stack that it was given for one of its own choice.  Where it stood last is told
+ * together with when: what lies there may be another mapping by then.
+ */
+static __always_inline void note_stand(struct thread_t *thread, u64 sp, u64 at)
+{
+    u64 size = thread->life.stack_size;
+    u64 depth = size ? sp - thread->life.stack : thread->life.stack - sp;
+
+    /* Given none, or it is gone: a vfork child, and who unmaps his stack before he exits. */
+    if (!thread->life.stack && thread->life.creator_tid)
+        return;
+    if (thread->life.stack && depth < (size ? size : CLONE_STACK_BYTES))
+        return;
+    thread->life.stood = sp;
+    thread->life.stood_at = at;
 }
 
 /*
@@ -57,6 +79,7 @@ static __always_inline void give_stack(struct thread_t *parent, struct thread_t 
     child->life.stack = stack_of_child(registers, &child->life.stack_size);
     if (!child->life.stack)
         return;
+    child->life.creator_sp = USER_SP(registers);
     child->life.site = record_stack(parent, registers, CALL_CLONE, child->life.born, 0);
     row = find_row(parent, key_of(child->life.space, child->life.stack));
     if (row)
@@ -86,6 +109,15 @@ static __always_inline void keep_exited(struct thread_t *thread)
         __sync_fetch_and_add(&space->lost_threads, 1);
 }
 
+/*
+ * A task that shares the memory and lives a life of its own.  Those that the kernel makes for itself (io_uring's
+ * workers: kernel/fork.c, create_io_thread()) run no code of the program.
+ */
+static __always_inline int makes_thread(u64 clone_flags)
+{
+    return (clone_flags & CLONE_VM) && !(clone_flags & (CLONE_VFORK | CLONE_UNTRACED));
+}
+
 static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clone_flags)
 {
     struct space_t *space = space_at(parent->life.space);
@@ -93,7 +125,10 @@ static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clo
     struct thread_t *child;
     struct thread_t *former;
 
-    count_call(parent, CALL_CLONE);
+    if (makes_thread(clone_flags))
+        count_call(parent, CALL_CLONE);
+    else if (!(clone_flags & CLONE_UNTRACED))
+        count_call(parent, CALL_FORK);
     if (!space || !cpu || !(clone_flags & CLONE_VM))
         return 0;
     child = &cpu->child;
@@ -102,13 +137,12 @@ static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clo
     child->life.tid = tid;
     child->life.tgid = clone_flags & CLONE_THREAD ? parent->life.tgid : tid;
     child->life.space = parent->life.space;
+    child->life.is_thread = makes_thread(clone_flags);
     child->life.creator_tid = parent->life.tid;
     child->life.creator_born = parent->life.born;
     bpf_get_current_comm(child->life.name, NAME_BYTES);
     __builtin_memcpy(child->life.creator_name, child->life.name, NAME_BYTES);
-    /* A vfork child only borrows: musl's runs on a piece of its parent's own stack. */
-    if (!(clone_flags & CLONE_VFORK))
-        give_stack(parent, child);
+    give_stack(parent, child);
     if (!add_thread(tid, child))
         return 0;
     former = find_thread(tid);
@@ -129,14 +163,15 @@ static __always_inline int thread_left(struct thread_t *thread)
     bpf_get_current_comm(thread->life.name, NAME_BYTES);
     thread->life.exited_at = bpf_ktime_get_ns();
     if (space) {
-        __sync_fetch_and_add(&space->calls[CALL_THREAD_EXIT], 1);
+        if (thread->life.is_thread)
+            __sync_fetch_and_add(&space->calls[CALL_THREAD_EXIT], 1);
         if (thread->has_called) {
 #pragma unroll
-            for (int i = 0; i < CALL_THREAD_EXIT; i++)
+            for (int i = 0; i < CALLS; i++)
                 if (thread->calls[i])
                     __sync_fetch_and_add(&space->calls[i], thread->calls[i]);
         }
-        if (thread->life.outstanding > 0 || thread->life.brk_growth) {
+        if (thread->life.outstanding > 0 || thread->life.brk_growth || thread->life.stood) {
             left = thread->life;
             /* That is told by the entry among the threads. */
             left.stack = 0;
@@ -157,7 +192,6 @@ static __always_inline int thread_executed(struct thread_t *thread, u32 tid)
                             .tid = tid,
                             .call = {.at = bpf_ktime_get_ns()}};
 
-    program_executed(thread->life.space, tid, event.call.at);
     if (space)
         emit(space, &event);
     /* Rare: what a vfork child mapped in its parent's memory. */

@@ -76,15 +76,26 @@ class Run(NamedTuple):
     """Site of the clone call (who created the thread), 0 where none was recorded."""
     tgid: int = 0
     """Thread group of the thread, 0 where it is not known."""
+    creator_stack_pointer: int = 0
+    """Where the creator stood: if on the same stack, that was only lent (vfork).  0: not known."""
 
     @property
     def stack_byte(self) -> int:
-        """A byte of the stack.
+        """The byte of the stack that the thread begins on, its highest.
 
-        clone3 names the lowest one; clone a pointer near the top, which for an empty stack is the first byte
-        above it (clone(2)).
+        clone3 names the lowest one, which may be a guard's, and the size; clone a pointer near the top, which
+        for an empty stack is the first byte above it (clone(2)).
         """
-        return self.stack if self.stack_size else self.stack - 1
+        return self.stack + self.stack_size - 1
+
+
+class Stand(NamedTuple):
+    """A thread stood on a stack that no clone call had put it on: it had switched by itself."""
+
+    thread: ThreadId
+    address: int
+    """Its stack pointer, the last that was seen there."""
+    at: int
 
 
 class Row(NamedTuple):
@@ -118,6 +129,10 @@ class Mapping(NamedTuple):
     site: int
     since: Optional[int] = None
     """When it came to lie where it is: ``made_at``, or later after mremap; None if before attach."""
+    made: Optional[Interval] = None
+    """What the call made or moved, of which ``pieces`` are left; None for a mapping of the baseline."""
+    runners: tuple[ThreadId, ...] = ()
+    """Threads that were put on a part of it that is gone by now."""
 
     @property
     def start(self) -> int:
@@ -148,6 +163,8 @@ class OwnedBy(Enum):
     """Why a thread owns a mapping."""
 
     RUNS_ON_IT = "runs on it"
+    STOOD_ON_IT = "stood on it"
+    """It had switched to it by itself: no clone call says so, its stack pointer does."""
     MAPPED_IT = "mapped it"
 
 
@@ -520,7 +537,11 @@ class Calls:
     mremap: int = 0
     brk: int = 0
     clone: int = 0
+    """Tasks that share the memory and live a life of their own: threads."""
     thread_exit: int = 0
+    """Ends of such."""
+    fork: int = 0
+    """Processes made by fork, or by vfork and posix_spawn, which share the memory until they execute."""
 
 
 @dataclass(frozen=True)

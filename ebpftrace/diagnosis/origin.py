@@ -90,7 +90,8 @@ def stack_origin(outstanding: Outstanding, stack: Stack, libc: Libc, tgid: int) 
         wanted = PRIVATE_ANONYMOUS | (MAP_STACK if libc is Libc.GLIBC else 0)
         if not has_all(mapping.flags, wanted):
             return Origin.APPLICATION
-        if libc is Libc.GLIBC and run and run.stack_size and run.stack != mapping.start:
+        begins = mapping.made.start if mapping.made else mapping.start
+        if libc is Libc.GLIBC and run and run.stack_size and run.stack != begins:
             return Origin.APPLICATION
     return _origin_by_frames(stack)
 

@@ -25,10 +25,11 @@ class Attribution:
     def number(self, mappings: list[Mapping]) -> None:
         """Give the mappings the numbers of their stacks for sites; in place, since they may be many."""
         site_of = self._site
-        for index, (pieces, made_at, mapper, prot, flags, signature, since) in enumerate(mappings):
+        for index, one in enumerate(mappings):
+            pieces, made_at, mapper, prot, flags, signature, since, made, runners = one
             if mapper is not None and made_at is not None:
                 site = site_of(signature, (mapper.tid, made_at))
-                mappings[index] = Mapping(pieces, made_at, mapper, prot, flags, site, since)
+                mappings[index] = Mapping(pieces, made_at, mapper, prot, flags, site, since, made, runners)
 
     def runs(self, runs: Iterable[Run]) -> list[Run]:
         """Return the clone calls with the numbers of their stacks for sites."""

@@ -102,7 +102,6 @@ class LeakWatch(Watch):
         It may well end before the report, so its books are read now and then.
         """
         self.space = tracer.add_pending_space(self.pid)
-        self._resolver = self._resolve(will_execute=True)
         self._peek_at = 0.0
 
     def tend(self, tracer: Tracer, crowded: bool) -> bool:
@@ -120,7 +119,7 @@ class LeakWatch(Watch):
         if self._resolver is not None:
             self._stacks.work(self._resolver)
         give_back_memory()  # that reading and the stacks took; the mappings take more
-        standing = self._ledger.outstanding(snapshot.rows)
+        standing = self._ledger.outstanding(snapshot.rows, snapshot.runs)
         snapshot.rows = no_rows()
         give_back_memory()
         if self.keeps_standing:
@@ -132,7 +131,9 @@ class LeakWatch(Watch):
         del standing
         attribution = Attribution(self._stacks)
         attribution.number(verified.mappings)
-        outstanding = assign(verified.mappings, attribution.runs(snapshot.runs), snapshot.threads)
+        outstanding = assign(
+            verified.mappings, attribution.runs(snapshot.runs), snapshot.threads, snapshot.stands
+        )
         verified.mappings.clear()
         diagnosis = diagnose(
             Evidence(
@@ -172,7 +173,7 @@ class LeakWatch(Watch):
         rows = [whole_mapping(row) for row in snapshot.rows]
         orphans = [
             one.mapping.size
-            for one in assign(rows, snapshot.runs, snapshot.threads)
+            for one in assign(rows, snapshot.runs, snapshot.threads, snapshot.stands)
             if one.owner is not None and not one.owner.alive
         ]
         try:

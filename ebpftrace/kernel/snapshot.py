@@ -17,7 +17,7 @@ from ebpftrace.kernel.layout import (
     ThreadT,
 )
 from ebpftrace.kernel.rows import NewestRow, Rows, newest_row, no_rows, read_rows
-from ebpftrace.model import Calls, Losses, Run, Thread, ThreadId
+from ebpftrace.model import Calls, Losses, Run, Stand, Thread, ThreadId
 
 _READINGS = 100
 """Of a row that its thread writes meanwhile: one in a thousand or so is half written."""
@@ -32,6 +32,8 @@ class Snapshot:
     """Live threads, and exited ones that have mappings left."""
     runs: list[Run] = field(default_factory=list)
     """Of live threads, and of exited ones whose stacks may stand."""
+    stands: list[Stand] = field(default_factory=list)
+    """Where threads stood that were on no stack they were given; one may be told twice."""
     brk_growth: dict[ThreadId, int] = field(default_factory=dict)
     calls: Calls = Calls()
     losses: Losses = Losses()
@@ -111,6 +113,8 @@ def _add_life(snapshot: Snapshot, life: LifeT) -> None:
     snapshot.threads[thread.id] = thread
     if life.brk_growth:
         snapshot.brk_growth[thread.id] = life.brk_growth
+    if life.stood:
+        snapshot.stands.append(Stand(thread.id, life.stood, life.stood_at))
 
 
 def _add_run(snapshot: Snapshot, life: LifeT) -> None:
@@ -146,4 +150,5 @@ def _run(life: LifeT) -> Run:
         creator_name=decode_name(life.creator_name),
         site=life.site,
         tgid=life.tgid,
+        creator_stack_pointer=life.creator_sp,
     )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
+from heapq import merge
 from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, Optional, Union
 
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
 from ebpftrace.ledger.intervals import apart
-from ebpftrace.ledger.space import BEFORE_ALL, RowKey, Space, row_key, whole_mapping
-from ebpftrace.model import Interval, Mapping, Row, Run, Thread, ThreadId, Vma
+from ebpftrace.ledger.space import BEFORE_ALL, Origin, RowKey, Space, row_key, whole_mapping
+from ebpftrace.model import Interval, Mapping, Row, Run, Stand, Thread, ThreadId, Vma
 
-Step = tuple[int, Union[Row, Hole, Move]]
+Step = tuple[int, Union[Row, Hole, Move, Run]]
 """One change of the address space: when, as time * KINDS + kind, and what."""
 
-HOLE, LEAVE, INSERT, ARRIVE = range(4)
-KINDS = 4
+HOLE, LEAVE, INSERT, ARRIVE, BIRTH = range(5)
+KINDS = 5
 
 
 class Leftovers(NamedTuple):
@@ -52,6 +53,8 @@ class Ledger:
         self._events: list[Event] = []
         self._idle: set[ThreadId] = set()
         """Exited threads of whose mappings ``leftovers`` found none."""
+        self._begun_on: dict[ThreadId, Origin] = {}
+        """What stood in the checkpoint and a thread was put on by then."""
 
     @property
     def pending(self) -> int:
@@ -62,19 +65,26 @@ class Ledger:
         """Take in an event, in any order."""
         self._events.append(event)
 
-    def compact(self, rows: Iterable[Row], now: int) -> None:
+    def compact(self, rows: Iterable[Row], now: int, runs: Iterable[Run] = ()) -> None:
         """Fold what happened up to ``now`` into a checkpoint, so that memory and work stay bounded.
 
-        ``now`` is a time before the reading of ``rows`` began, and the events sent until that reading
-        ended have been applied.  A ``Hole`` older than ``now`` may still arrive later (an munmap that
+        ``now`` is a time before the reading of ``rows`` and ``runs`` began, and the events sent until that
+        reading ended have been applied.  A ``Hole`` older than ``now`` may still arrive later (an munmap that
         was under way is told at its exit) and acts as if it had come in time.  A late ``Move`` does so
         unless something else was mapped at its ``old`` place before ``now``: let ``now`` lie about a
         second back, and no mremap that was under way then still is.
         """
         now = self._folded_until = max(now, self._folded_until)
         alone: list[Row] = []
-        self._replay(self._folded, rows, now, alone.append)
+        runs = [run for run in runs if run.thread.born <= now]
+        begun = {**self._begun_on, **self._replay(self._folded, rows, now, alone.append, runs)}
         self._folded.insert_apart(alone)
+        standing = self._folded.origins()
+        self._begun_on = {}
+        for run in runs:
+            origin = begun.get(run.thread) or self._folded.origin_at(run.stack_byte, run.thread.born)
+            if origin in standing:
+                self._begun_on[run.thread] = origin
         self._events = [event for event in self._events if _ends_at(event) > now]
         self._folded_rows = {row_key(row) for row in rows if row.since <= now}
 
@@ -84,12 +94,13 @@ class Ledger:
         threads: Iterable[Thread],
         runs: Iterable[Run],
         moved_break: Container[ThreadId],
+        stands: Iterable[Stand] = (),
     ) -> Leftovers:
         """Return what the kernel may forget, by what the last ``compact`` of these rows found.
 
-        ``threads`` and ``runs`` were read together with the rows.  Who exited after the ``now`` of that
-        ``compact`` is left in peace, and so is who moved the break: that is told of a thread for good.  A
-        thread must be found twice: the row of its mapping is away while a mremap moves it.
+        The others were read together with the rows.  Who exited after the ``now`` of that ``compact`` is left
+        in peace, and so is who moved the break: that is told of a thread for good.  A thread must be found
+        twice: the row of its mapping is away while a mremap moves it.
         """
         standing = self._folded.rows()
         gone = [row for row in rows if row_key(row) in self._folded_rows and row_key(row) not in standing]
@@ -103,17 +114,21 @@ class Ledger:
             return exited_at is not None and exited_at <= self._folded_until
 
         threads, runs = list(threads), list(runs)
-        latest: dict[int, ThreadId] = {}
+        latest: dict[tuple[int, Optional[Origin]], ThreadId] = {}
+        begun_on = self._begun_on
         for run in sorted(runs, key=lambda run: (run.thread.born, run.thread.tid)):
-            latest[run.stack_byte] = run.thread
-        gone_runs = [
-            run
-            for run in runs
-            if ended(run.exited_at)
-            and not (latest[run.stack_byte] == run.thread and self._folded.holds(run.stack_byte))
-        ]
+            latest[run.stack_byte, begun_on.get(run.thread)] = run.thread
+
+        def stands_still(run: Run) -> bool:
+            origin = begun_on.get(run.thread)
+            if latest[run.stack_byte, origin] != run.thread:
+                return False
+            return origin is not None or self._folded.holds(run.stack_byte)
+
+        gone_runs = [run for run in runs if ended(run.exited_at) and not stands_still(run)]
         # Whose stack stands must be named, too.
         mappers.update({run.thread for run in runs}.difference(run.thread for run in gone_runs))
+        mappers.update(stand.thread for stand in stands if self._folded.origin_at(stand.address, stand.at))
         idle_before = self._idle
         self._idle = {
             thread.id
@@ -131,19 +146,32 @@ class Ledger:
             and all(row_key(row) in self._folded_rows for row in rows),
         )
 
-    def outstanding(self, rows: Iterable[Row]) -> list[Mapping]:
-        """Return what is mapped according to the rows and all events so far, by address; changes nothing."""
+    def outstanding(self, rows: Iterable[Row], runs: Iterable[Run] = ()) -> list[Mapping]:
+        """Return what is mapped according to the rows and all events so far, by address; changes nothing.
+
+        ``runs``: who was put on a stack, to be told with what is left of it (``Mapping.runners``).
+        """
         space = self._folded.copy()
         whole: list[Mapping] = []
-        self._replay(space, rows, None, lambda row: whole.append(whole_mapping(row)))
-        return sorted([*whole, *space.mappings()], key=itemgetter(0))
+        begun = dict(self._begun_on)
+        begun.update(self._replay(space, rows, None, lambda row: whole.append(whole_mapping(row)), runs))
+        runners: dict[Origin, list[ThreadId]] = {}
+        for thread, origin in begun.items():
+            runners.setdefault(origin, []).append(thread)
+        return sorted([*whole, *space.mappings(runners)], key=itemgetter(0))
 
     def _replay(
-        self, space: Space, rows: Iterable[Row], until: Optional[int], leave: Callable[[Row], object]
-    ) -> None:
+        self,
+        space: Space,
+        rows: Iterable[Row],
+        until: Optional[int],
+        leave: Callable[[Row], object],
+        runs: Iterable[Run],
+    ) -> dict[ThreadId, Origin]:
         """Let happen what did up to ``until``, but leave to the caller the rows that nothing else touches.
 
-        They are most, and no order matters to them; they ascend.
+        They are most, and no order matters to them; they ascend.  Returns what the threads of ``runs`` were
+        put on, as far as it is not one of those.
         """
         displaced = {event.row for event in self._events if isinstance(event, Displaced)}
         keys = set(map(row_key, displaced))
@@ -169,10 +197,16 @@ class Ledger:
                 steps.append((event.at * KINDS + LEAVE, event))
                 steps.append((event.done_at * KINDS + ARRIVE, event))
         steps.sort()
-        for when, subject in steps:
+        births = sorted(((run.thread.born * KINDS + BIRTH, run) for run in runs), key=itemgetter(0))
+        begun: dict[ThreadId, Origin] = {}
+        for when, subject in merge(steps, births, key=itemgetter(0)):
             if until is not None and when // KINDS > until:
                 break
-            if isinstance(subject, Hole):
+            if isinstance(subject, Run):
+                origin = space.origin_at(subject.stack_byte, subject.thread.born)
+                if origin is not None:
+                    begun[subject.thread] = origin
+            elif isinstance(subject, Hole):
                 space.dig(*subject.interval, subject.at)
             elif isinstance(subject, Row):
                 space.insert(subject, subject not in displaced)
@@ -180,6 +214,7 @@ class Ledger:
                 space.leave(subject)
             else:
                 space.arrive(subject)
+        return begun
 
 
 def _unknown(rows: Iterable[Row], known: set[RowKey], until: Optional[int]) -> Iterable[Row]:

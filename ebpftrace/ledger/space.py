@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple, Optional
@@ -42,6 +43,7 @@ class Origin:
     prot: Optional[int] = None
     flags: Optional[int] = None
     site: int = 0
+    made: Optional[Interval] = None
 
 
 class Piece(NamedTuple):
@@ -60,7 +62,8 @@ Found = list[tuple[int, int, Piece]]
 def whole_mapping(row: Row) -> Mapping:
     """Return the mapping of a row of which nothing has been unmapped."""
     start, length, since, made_at, mapper, prot, flags, site = row
-    return Mapping((Interval(start, start + length),), made_at, mapper, prot, flags, site, since)
+    made = Interval(start, start + length)
+    return Mapping((made,), made_at, mapper, prot, flags, site, since, made)
 
 
 def row_key(row: Row) -> RowKey:
@@ -69,7 +72,8 @@ def row_key(row: Row) -> RowKey:
 
 
 def _piece_of(row: Row, kernel_keeps_it: bool) -> Piece:
-    origin = Origin(row.since, row.made_at, row.mapper, row.prot, row.flags, row.site)
+    made = Interval(row.start, row.start + row.length)
+    origin = Origin(row.since, row.made_at, row.mapper, row.prot, row.flags, row.site, made)
     return Piece(origin, row.since, row_key(row) if kernel_keeps_it else None)
 
 
@@ -121,6 +125,10 @@ class Space:
         """Return the rows of the kernel that stand for something here."""
         return {piece.row for _, _, piece in self._pieces if piece.row is not None}
 
+    def origins(self) -> set[Origin]:
+        """Return whatever something is left of here."""
+        return {piece.origin for _, _, piece in self._pieces}
+
     def mappers(self) -> set[ThreadId]:
         """Return who mapped what is here or on its way."""
         found = chain(self._pieces, *self._in_transit.values())
@@ -129,6 +137,11 @@ class Space:
     def holds(self, address: int) -> bool:
         """Say whether something is mapped at ``address``."""
         return self._pieces.at(address) is not None
+
+    def origin_at(self, address: int, at: int) -> Optional[Origin]:
+        """Return what lies at ``address`` and came there no later than ``at``."""
+        piece = self._pieces.at(address)
+        return piece.origin if piece is not None and piece.since <= at else None
 
     def dig(self, start: int, end: int, at: int) -> Found:
         """Remove and return what came to lie in [start, end) strictly before ``at``."""
@@ -171,21 +184,32 @@ class Space:
         if not found:
             self._put(new.start, new.end, Piece(Origin(move.done_at), move.done_at, None))
             return
-        moved = {piece.origin: replace(piece.origin, since=move.done_at) for _, _, piece in found}
+        moved = {
+            piece.origin: replace(piece.origin, since=move.done_at, made=new if piece.origin.made else None)
+            for _, _, piece in found
+        }
         shift = new.start - old.start
         for start, end, piece in found:
             self._put(start + shift, end + shift, Piece(moved[piece.origin], move.done_at, None))
         grown_from = max(new.start + old.size, found[-1][1] + shift)
         self._put(grown_from, new.end, Piece(moved[found[-1][2].origin], move.done_at, None))
 
-    def mappings(self) -> list[Mapping]:
-        """Return what is mapped, one mapping for each origin, by address."""
+    def mappings(self, runners: AnyMapping[Origin, Sequence[ThreadId]]) -> list[Mapping]:
+        """Return what is mapped, one mapping for each origin, by address; ``runners`` were put on them."""
         pieces: dict[Origin, list[Interval]] = {}
         for start, end, piece in self._pieces:
             extend(pieces.setdefault(piece.origin, []), start, end)
         return [
             Mapping(
-                tuple(of), origin.made_at, origin.mapper, origin.prot, origin.flags, origin.site, origin.since
+                tuple(of),
+                origin.made_at,
+                origin.mapper,
+                origin.prot,
+                origin.flags,
+                origin.site,
+                origin.since,
+                origin.made,
+                tuple(runners.get(origin, ())),
             )
             for origin, of in pieces.items()
         ]

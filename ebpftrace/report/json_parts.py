@@ -44,6 +44,7 @@ def calls_object(calls: Calls) -> dict[str, Any]:
         "mremap": calls.mremap,
         "brk": calls.brk,
         "clone": calls.clone,
+        "fork": calls.fork,
         "thread_exit": calls.thread_exit,
     }
 

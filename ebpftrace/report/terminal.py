@@ -171,6 +171,8 @@ def _calls(calls: Calls) -> str:
         (calls.clone, "clone"),
     )
     seen = [f"{count(number)} {name}" for number, name in kinds]
+    if calls.fork:
+        seen.append(f"{count(calls.fork)} fork")
     return ", ".join([*seen, plural(calls.thread_exit, "thread exit")])
 
 

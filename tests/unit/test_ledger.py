@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -124,19 +125,19 @@ class Tracer:
         return pages_of(self.ledger.outstanding(rows))
 
 
-def perform(target: Target, twin: Target, call: tuple[Any, ...]) -> None:
-    """Make the same call in both; which row a call is about is told by the first one's."""
+def perform(targets: Sequence[Target], call: tuple[Any, ...]) -> None:
+    """Make the same call in all; which row a call is about is told by the first one's."""
     name, *arguments = call
     if name.endswith("_row"):
         caller, which, head, tail, *arguments = arguments
-        rows = target.ledger()
+        rows = targets[0].ledger()
         if not rows:
             return
         row = rows[which % len(rows)]
         start = max(row.start + head, 0)
         size = max(row.start + row.length + tail - start, 1)
         arguments = [caller or row.mapper, start, size, *arguments]
-    for each in (target, twin):
+    for each in targets:
         getattr(each, name.removesuffix("_row"))(*arguments)
 
 
@@ -155,7 +156,7 @@ def test_ledger_equals_the_page_model(
             unswept.finish_all()
             assert folding.pages() == target.pages
         else:
-            perform(target, unswept, call)
+            perform((target, unswept), call)
     target.finish_all()
     unswept.finish_all()
     assert waiting.pages() == target.pages
@@ -168,6 +169,53 @@ def test_ledger_equals_the_page_model(
     once_more = folding.compact(0)
     assert set(once_more.rows) <= set(target.newest.values())
     assert once_more.threads == found.threads
+
+
+plain_calls = st.one_of(
+    *[st.tuples(st.just("mmap"), threads, places, sizes, st.booleans())] * 2,
+    st.tuples(st.just("munmap"), threads, places, sizes),
+    *[st.tuples(st.just("munmap_row"), callers, rows, nearly, nearly, st.just(False))] * 2,
+    st.tuples(st.just("birth"), places),
+    st.tuples(st.just("compact")),
+)
+
+
+@given(baselines, st.lists(plain_calls, max_size=60), st.randoms(use_true_random=False))
+def test_a_thread_is_told_with_what_is_left_of_the_mapping_it_began_on(
+    baseline: list[Interval], sequence: list[tuple[Any, ...]], shuffle: random.Random
+) -> None:
+    target = Target(baseline)
+    tracer = Tracer(target, shuffle)
+    runs: list[Run] = []
+    began_on: dict[ThreadId, Page] = {}
+    for call in sequence:
+        if call[0] == "compact":
+            read = tracer.rows()
+            tracer.drain()
+            tracer.ledger.compact(read, target.now, runs)
+            forgotten = tracer.ledger.leftovers(read, [], runs, {}).runs
+            assert all(began_on[run.thread] not in target.pages.values() for run in forgotten)
+            continue
+        if call[0] == "birth":
+            target.now += 1
+            thread = ThreadId(100 + len(runs), target.now)
+            page = target.pages.get(call[1])
+            if page is not None and page.made_at is not None:
+                runs.append(Run(thread, "", call[1], 1, target.now, THREADS[0], ""))
+                began_on[thread] = page
+        else:
+            perform((target,), call)
+        target.finish_all()
+    tracer.drain()
+    found: dict[ThreadId, Page] = {}
+    for mapping in tracer.ledger.outstanding(tracer.rows(), runs):
+        on_it = {run.thread for run in runs if any(run.stack in range(*piece) for piece in mapping.pieces)}
+        for thread in on_it.union(mapping.runners):
+            if mapping.since is not None and mapping.since <= thread.born:
+                assert thread not in found, "it began on one mapping"
+                found[thread] = Page(mapping.mapper, mapping.made_at)
+    standing = set(target.pages.values())
+    assert found == {thread: page for thread, page in began_on.items() if page in standing}
 
 
 def test_what_is_too_young_is_looked_for_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Optional
 
 import pytest
@@ -11,7 +12,19 @@ from hypothesis import strategies as st
 from ebpftrace.ledger.owners import assign
 from ebpftrace.ledger.replay import Ledger
 from ebpftrace.ledger.totals import totals
-from ebpftrace.model import NO_STACK, Frame, Interval, Mapping, OwnedBy, Row, Run, Stack, Thread, ThreadId
+from ebpftrace.model import (
+    NO_STACK,
+    Frame,
+    Interval,
+    Mapping,
+    OwnedBy,
+    Row,
+    Run,
+    Stack,
+    Stand,
+    Thread,
+    ThreadId,
+)
 
 CREATOR = ThreadId(10, 1)
 
@@ -36,14 +49,16 @@ def known(*threads: Thread) -> dict[ThreadId, Thread]:
         (1000, 64, True),
         (1999, 1, True),
         (2000, 64, False),
-        (999, 64, False),
+        (930, 64, False),
+        (900, 1100, True),
+        (1900, 200, False),
         (1000, 0, False),
         (1001, 0, True),
         (2000, 0, True),
         (2001, 0, False),
     ],
 )
-def test_clone3_names_the_lowest_byte_and_clone_the_top(stack: int, size: int, owns: bool) -> None:
+def test_a_thread_begins_at_the_top_of_what_its_clone_call_names(stack: int, size: int, owns: bool) -> None:
     [owned] = assign([mapping(1000, 2000)], [run(200, stack, size)], known())
     assert owned.owned_by is (OwnedBy.RUNS_ON_IT if owns else OwnedBy.MAPPED_IT)
     assert owned.mapper is not None
@@ -96,6 +111,49 @@ def test_baseline_has_an_owner_only_once_a_thread_runs_on_it() -> None:
     assert used.owned_by is OwnedBy.RUNS_ON_IT
 
 
+def test_the_guard_that_is_left_of_a_stack_is_its_threads() -> None:
+    on_it = run(200, 2000, exited_at=300)
+    guard = mapping(1000, 1100)._replace(made=Interval(1000, 2000), runners=(on_it.thread,))
+    other = mapping(1500, 1900, made_at=250)
+    first, second = assign([guard, other], [on_it], known())
+    assert (first.owned_by, first.run) == (OwnedBy.RUNS_ON_IT, on_it)
+    assert second.owned_by is OwnedBy.MAPPED_IT
+
+
+def test_a_piece_of_its_creators_stack_is_only_lent() -> None:
+    lent = run(200, 1500, exited_at=300)._replace(creator_stack_pointer=1400)
+    [owned] = assign([mapping(1000, 2000)], [lent], known())
+    assert owned.owned_by is OwnedBy.MAPPED_IT
+    [owned] = assign([mapping(1000, 2000)], [lent._replace(exited_at=None)], known())
+    assert owned.run is not None, "while it lives, it is on it"
+    [owned] = assign([mapping(1000, 2000)], [lent._replace(creator_stack_pointer=2400)], known())
+    assert owned.run == lent._replace(creator_stack_pointer=2400)
+
+
+def test_who_stood_on_a_mapping_owns_it_where_nobody_was_put() -> None:
+    gone = Thread(ThreadId(30, 120), "gone", 10, exited_at=400)
+    living = Thread(ThreadId(31, 130), "living", 10)
+    threads = known(gone, living)
+
+    def owner(
+        *stands: Stand, area: Optional[Mapping] = None, runs: Sequence[Run] = ()
+    ) -> tuple[int, OwnedBy]:
+        [one] = assign([area or mapping(1000, 2000)], runs, threads, stands)
+        assert one.owner is not None
+        assert one.owned_by is not None
+        return one.owner.id.tid, one.owned_by
+
+    stood = Stand(gone.id, 1500, 300)
+    assert owner(stood) == (30, OwnedBy.STOOD_ON_IT)
+    assert owner(stood, Stand(living.id, 1600, 200)) == (31, OwnedBy.STOOD_ON_IT)
+    assert owner(Stand(gone.id, 2000, 300)) == (10, OwnedBy.MAPPED_IT)
+    assert owner(Stand(ThreadId(77, 1), 1500, 300)) == (10, OwnedBy.MAPPED_IT)
+    assert owner(stood, area=mapping(1000, 2000, made_at=350)) == (10, OwnedBy.MAPPED_IT), "it came later"
+    assert owner(stood, runs=[run(200, 1100, 800)]) == (20, OwnedBy.RUNS_ON_IT)
+    [old] = assign([mapping(1000, 2000, None)], [], threads, [stood])
+    assert old.owner is None, "of the baseline nobody knows whose it was"
+
+
 @pytest.mark.parametrize("told_by", ["run", "thread"])
 def test_an_exit_counts_whichever_source_knows_it(told_by: str) -> None:
     on_it = run(200, 1100, 800, exited_at=300 if told_by == "run" else None)
@@ -140,8 +198,7 @@ def test_assign_equals_the_nested_loop(areas: list[Mapping], runs: list[Run]) ->
         on_it = [
             each
             for each in runs
-            if each.thread.born >= 50
-            and (start <= each.stack < end if each.stack_size else start < each.stack <= end)
+            if each.thread.born >= 50 and start <= each.stack + each.stack_size - 1 < end
         ]
         best = max(
             on_it, key=lambda each: (each.exited_at is None, each.thread.born, each.thread.tid), default=None

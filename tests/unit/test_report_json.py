@@ -80,7 +80,15 @@ def test_contract_of_the_design_is_there_member_by_member() -> None:
     assert loaded["target"].items() >= {"pid": 4242, "comm": "cloner", "exe": "/home/me/reproducer"}.items()
     assert loaded["window"].items() >= {"seconds": 30.0, "ended_by": "interrupt"}.items()
     assert set(loaded["memory"]) == {"virt_start", "virt_end", "rss_start", "rss_end"}
-    assert loaded["calls"] == {"mmap": 3, "munmap": 0, "mremap": 0, "brk": 0, "clone": 3, "thread_exit": 3}
+    assert loaded["calls"] == {
+        "mmap": 3,
+        "munmap": 0,
+        "mremap": 0,
+        "brk": 0,
+        "clone": 3,
+        "fork": 0,
+        "thread_exit": 3,
+    }
     assert not any(loaded["losses"].values())
     assert {"tid", "name", "alive", "mappings", "bytes"} <= set(loaded["threads"][0])
     finding = loaded["findings"][0]

@@ -8,12 +8,13 @@
 #define PASS_ON 1
 
 /*
- * bpf_probe_read_user(), _kernel() and _user_str() by number: by their names, bcc would make older helpers
- * of them, as it is shown no symbols of the kernel (ebpftrace/kernel/sources.py).
+ * bpf_probe_read_user(), _kernel(), _user_str() and _kernel_str() by number: by their names, bcc would make
+ * older helpers of them, as it is shown no symbols of the kernel (ebpftrace/kernel/sources.py).
  */
 static long (*read_user)(void *to, u32 size, const void *from) = (void *)112;
 static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 static long (*read_user_string)(void *to, u32 size, const void *from) = (void *)114;
+static long (*read_kernel_string)(void *to, u32 size, const void *from) = (void *)115;
 
 #ifdef TASK_STACK_OFFSET
 /*

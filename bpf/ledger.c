@@ -31,7 +31,10 @@ BPF_PERCPU_ARRAY(cpus, struct cpu_t, RECORDED_CALLS);
 BPF_PERCPU_ARRAY(copy_buffers, struct copy_t, RECORDED_CALLS);
 BPF_RINGBUF_OUTPUT(events, EVENT_PAGES);
 BPF_RINGBUF_OUTPUT(copies, COPY_PAGES);
-BPF_PERCPU_ARRAY(unannounced, u64, 2);
+BPF_PERCPU_ARRAY(unannounced, u64, 3);
+/* For an mmap call and for an exec. */
+BPF_PERCPU_ARRAY(image_buffers, struct image_t, 2);
+BPF_RINGBUF_OUTPUT(images, IMAGE_PAGES);
 
 static __always_inline struct space_t *space_at(u32 space)
 {
@@ -176,11 +179,22 @@ static __always_inline long send_copy(struct copy_t *copy, u64 size)
     return copies.ringbuf_output(copy, size, wake_up_after(1, size, COPY_PAGES));
 }
 
+static __always_inline struct image_t *image_buffer(u32 program)
+{
+    return image_buffers.lookup(&program);
+}
+
+static __always_inline long send_image(struct image_t *image, u64 size)
+{
+    return images.ringbuf_output(image, size, wake_up_after(2, size, IMAGE_PAGES));
+}
+
 #include "call.h"
 #include "pids.h"
 #include "sending.h"
 #include "space.h"
 #include "stacks.h"
+#include "images.h"
 #include "rows.h"
 #include "threads.h"
 #include "mappings.h"

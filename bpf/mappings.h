@@ -22,6 +22,20 @@ static __always_inline u64 mapped_length(u64 length, u64 flags)
     return (length + huge - 1) & ~(huge - 1);
 }
 
+/* A reader that was told a moment ago looks again a moment later (jobs/watch.py). */
+static __always_inline void code_mapped(struct thread_t *thread, struct space_t *space, u64 at)
+{
+    struct event_t event = {.kind = EVENT_CODE,
+                            .space = thread->life.space,
+                            .tid = thread->life.tid,
+                            .call = {.at = at}};
+
+    if (at - space->code_at < CODE_REST_NS)
+        return;
+    space->code_at = at;
+    emit(space, &event);
+}
+
 static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
 {
     struct space_t *space = space_at(thread->life.space);
@@ -56,12 +70,8 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     __sync_fetch_and_add(&thread->life.outstanding, 1);
     keep(thread, space, key, &row);
     if (row.prot & PROT_EXEC) {
-        struct event_t event = {.kind = EVENT_CODE,
-                                .space = thread->life.space,
-                                .tid = thread->life.tid,
-                                .call = {.at = row.since, .start = start, .length = row.length}};
-
-        emit(space, &event);
+        image_mapped(thread, registers, row.since, start, row.length, row.flags);
+        code_mapped(thread, space, row.since);
     }
     return 0;
 }

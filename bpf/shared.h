@@ -121,8 +121,9 @@ struct space_t {
     u64 hard_at;  /* last call that a start match could not settle */
     u64 moved_at; /* last mremap of that kind */
     u64 brk;      /* current break, 0: not known yet */
+    u64 code_at;  /* last time that the reader was told of executable memory */
     /* An exit writes what follows, a munmap on another CPU reads the above: a cache line for each. */
-    u64 reserved[5];
+    u64 reserved[4];
     u64 calls[CALLS]; /* of threads that have exited */
     u64 lost_events;
     u64 lost_mappings;
@@ -175,6 +176,24 @@ struct copy_t {
     u32 reserved;
     u64 registers[REGISTER_WORDS];
     u8 memory[STACK_BYTES + PAGE_BYTES];
+};
+
+/* A file that is executed from here on: which one, and where it lies. */
+struct image_t {
+    u64 at;
+    u64 start; /* of an mmap call */
+    u64 length;
+    u64 offset; /* in the file */
+    u64 inode;
+    u32 device; /* as the kernel numbers it (include/linux/kdev_t.h) */
+    u32 tid;
+    u32 space;
+    u32 is_program; /* an exec: auxv says where it and its interpreter lie */
+    u32 slots;      /* of names[] that are used */
+    u32 reserved;
+    u64 auxv[AUXV_WORDS];
+    /* From the file up to the root; empty ones are no part of the path. */
+    char names[PATH_NAMES][NAME_SLOT];
 };
 
 /*

@@ -192,6 +192,7 @@ static __always_inline int thread_executed(struct thread_t *thread, u32 tid)
                             .tid = tid,
                             .call = {.at = bpf_ktime_get_ns()}};
 
+    program_executed(thread->life.space, tid, event.call.at);
     if (space)
         emit(space, &event);
     /* Rare: what a vfork child mapped in its parent's memory. */

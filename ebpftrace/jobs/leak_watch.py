@@ -102,6 +102,7 @@ class LeakWatch(Watch):
         It may well end before the report, so its books are read now and then.
         """
         self.space = tracer.add_pending_space(self.pid)
+        self._resolver = self._resolve(will_execute=True)
         self._peek_at = 0.0
 
     def tend(self, tracer: Tracer, crowded: bool) -> bool:

@@ -9,11 +9,20 @@ from typing import Optional, TypeVar
 
 from ebpftrace.jobs.threads import register_threads
 from ebpftrace.kernel.images import code_ranges
+from ebpftrace.kernel.layout import CODE_REST_NS
 from ebpftrace.kernel.registration import confirm, meet
 from ebpftrace.kernel.snapshot import Snapshot
-from ebpftrace.kernel.tracer import CodeMapped, Executed, KernelEvent, RawCopy, Tracer
+from ebpftrace.kernel.tracer import (
+    CodeMapped,
+    Executed,
+    ImageExecuted,
+    ImageMapped,
+    KernelEvent,
+    RawCopy,
+    Tracer,
+)
 from ebpftrace.ledger.replay import Ledger
-from ebpftrace.model import EndedBy, Interval, TargetInfo
+from ebpftrace.model import EndedBy, Interval, TargetInfo, Vma
 from ebpftrace.process.clock import read_clock
 from ebpftrace.process.maps import read_heap_end, read_maps
 from ebpftrace.process.procfs import ProcessGone
@@ -35,6 +44,9 @@ _LONGEST_CALL = 1_000_000_000
 
 _LONGEST_EXIT = 500_000_000
 """ns that a thread may still be listed after the kernel side would have seen its exit."""
+
+_CODE_SHARE = 100
+"""Readings of which code is mapped take no more than one in so many seconds of CPU."""
 
 _COPIES_AT_ONCE = 200
 """Stacks unwound between two polls; the rest waits."""
@@ -58,7 +70,10 @@ class Watch:
         self._info = TargetInfo(target.pid, Path(program).name, program)
         self._ended_at: Optional[int] = None
         self._compact_at = _COMPACT_AT
-        self._code_changed = False
+        self._code_at: Optional[int] = None
+        """When executable memory was mapped of which no reading has been made; in ns of CLOCK_MONOTONIC."""
+        self._read_code_at = 0.0
+        """Not sooner, in seconds of CLOCK_MONOTONIC."""
         self._notes: list[str] = []
         self._stacks = SiteStacks()
         self._shortfalls = Shortfalls()
@@ -113,15 +128,23 @@ class Watch:
         vmas = read_maps(self.pid)
         tracer.baseline_read(self.space, vmas)
         self._ledger = Ledger(vmas)
-        if self._resolver is None:  # a COMMAND that has only begun
+        if not self._code:  # a COMMAND that has only begun
             self._meet(vmas)
+        if self._resolver is not None:
+            self._resolver.refresh(self.began_at, vmas)
 
     def handle(self, event: KernelEvent, tracer: Tracer) -> None:
         """Take in one event of the kernel side."""
         if isinstance(event, Executed):
             self._executed(event, tracer)
         elif isinstance(event, CodeMapped):
-            self._code_changed = True
+            self._code_at = event.at
+        elif isinstance(event, ImageExecuted):
+            if self._resolver is not None and event.tid == self.pid:
+                self._resolver.executed(event.file, event.auxv, event.at)
+        elif isinstance(event, ImageMapped):
+            if self._resolver is not None:
+                self._resolver.mapped(_vma_of(event), event.at)
         else:
             self._ledger.apply(event)
 
@@ -150,17 +173,27 @@ class Watch:
             self._unconfirmed = []
         if crowded or self._ledger.pending > self._compact_at:
             self._compact(tracer)
-        if self._code_changed and self.ended_by is None:
-            self._code_changed = False
-            try:
-                tracer.code_read(self.space, read_maps(self.pid))
-            except ProcessGone:
-                self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
-            if self._resolver is not None:
-                self._resolver.refresh()
+        if self._code_at is not None and self.ended_by is None and time.monotonic() >= self._read_code_at:
+            self._read_code(tracer, self._code_at)
         if self._resolver is not None:
             self._stacks.work(self._resolver, _COPIES_AT_ONCE)
-        return self._stacks.waiting > 0
+        return self._stacks.waiting > 0 or self._code_at is not None
+
+    def _read_code(self, tracer: Tracer, mapped_at: int) -> None:
+        """Read which code is mapped; again later, if the kernel side may have kept silent of more."""
+        used, began_at = time.thread_time(), time.monotonic_ns()
+        self._code_at = mapped_at if began_at - mapped_at < CODE_REST_NS else None
+        try:
+            vmas = read_maps(self.pid)
+        except ProcessGone:
+            self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
+            return
+        tracer.code_read(self.space, vmas)
+        if self._resolver is not None:
+            self._resolver.refresh(began_at, vmas)
+        # CPU time: a JIT in a process of many mappings would have us read them all the time.
+        rest = max(CODE_REST_NS / 1e9, (time.thread_time() - used) * _CODE_SHARE)
+        self._read_code_at = time.monotonic() + rest
 
     def _compact(self, tracer: Tracer) -> None:
         """Fold the events of the past, and have the kernel forget what nothing is left of."""
@@ -184,7 +217,11 @@ class Watch:
         """Read who the target is, before much changes."""
         self._code = code_ranges(vmas)
         self._info = read_target_info(self.pid)
-        self._resolver = self._held.enter_context(StackResolver(self.pid, self._engine, self._shortfalls))
+        if self._resolver is None:
+            self._resolver = self._resolve(will_execute=False)
+
+    def _resolve(self, will_execute: bool) -> StackResolver:
+        return self._held.enter_context(StackResolver(self.pid, self._engine, self._shortfalls, will_execute))
 
     def _executed(self, event: Executed, tracer: Tracer) -> None:
         if event.tid != self.pid:
@@ -202,3 +239,9 @@ class Watch:
     def _end(self, ended_by: EndedBy, at: int) -> None:
         self.ended_by = ended_by
         self._ended_at = at
+
+
+def _vma_of(event: ImageMapped) -> Vma:
+    start, end = event.interval
+    device, inode, path = event.file
+    return Vma(start, end, "r-xp", event.offset, device, inode, path)

@@ -6,8 +6,10 @@ Format: Documentation/bpf/btf.rst of the kernel.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from array import array
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Optional
 
 from ebpftrace.errors import CannotTrace
 
@@ -16,7 +18,9 @@ _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
 _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
-_STRUCT = 4
+_STRUCT, _UNION = 4, 5
+_MOST_NESTED = 8
+"""Structs and unions without a name, one in the other."""
 # Bytes that follow a type of each kind: (fixed, for each of its vlen elements).
 _TAILS = {
     0: (0, 0),
@@ -89,19 +93,74 @@ class Btf:
                     return int(bits & 0xFFFFFF if info >> 31 else bits) // 8
         raise CannotTrace(f"the kernel's type information lacks {struct_name}.{member}")
 
+    def offsets(self, wanted: Mapping[str, Collection[str]]) -> dict[tuple[str, str], int]:
+        """Return the offsets of members, in bytes, by (struct, member), also of members of unnamed members.
+
+        All in one go, which takes a tenth of a second.  What the kernel does not have is left out.
+        """
+        positions = array("I", [0])  # type ids count from 1
+        structs: dict[str, int] = {}
+        name_of = {self._find(name): name for name in wanted}
+        for position, name, kind in self._all_types():
+            positions.append(position)
+            if kind == _STRUCT and name in name_of:
+                structs.setdefault(name_of[name], position)
+        found = {}
+        for struct_name, position in structs.items():
+            for member in wanted[struct_name]:
+                offset = self._member(positions, position, self._find(member), 0)
+                if offset is not None:
+                    found[struct_name, member] = offset
+        return found
+
+    def _member(
+        self, positions: array[int], position: int, wanted: Optional[int], depth: int
+    ) -> Optional[int]:
+        """Offset in bytes of the member whose name stands at ``wanted``; None where there is none."""
+        _, info, _ = _TYPE.unpack_from(self._content, position)
+        for index in range(info & 0xFFFF):
+            at = position + _TYPE.size + index * _MEMBER.size
+            name, kind, bits = _MEMBER.unpack_from(self._content, at)
+            offset = int(bits & 0xFFFFFF if info >> 31 else bits) // 8
+            if name:
+                if name == wanted:
+                    return offset
+            elif depth < _MOST_NESTED and kind < len(positions) and self._has_members(positions[kind]):
+                inside = self._member(positions, positions[kind], wanted, depth + 1)
+                if inside is not None:
+                    return offset + inside
+        return None
+
+    def _has_members(self, position: int) -> bool:
+        _, info, _ = _TYPE.unpack_from(self._content, position)
+        return info >> 24 & 0x1F in (_STRUCT, _UNION)
+
+    def _find(self, name: str) -> Optional[int]:
+        """Where a name stands among the strings, of which no two are equal."""
+        at = self._content.find(b"\0" + name.encode() + b"\0", *self._strings)
+        return None if at < 0 else at + 1 - self._strings[0]
+
     def _structs(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield of each struct where its name is, its info word, its size, and where its members are."""
+        for position, name, kind in self._all_types():
+            if kind == _STRUCT:
+                _, info, size = _TYPE.unpack_from(self._content, position)
+                yield name, info, size, position + _TYPE.size
+
+    def _all_types(self) -> Iterator[tuple[int, int, int]]:
+        """Yield of each type where it is, where its name is, and its kind; ends before one that is cut."""
         position, end = self._types
         while position + _TYPE.size <= end:
-            name, info, size = _TYPE.unpack_from(self._content, position)
+            name, info, _ = _TYPE.unpack_from(self._content, position)
             kind, count = info >> 24 & 0x1F, info & 0xFFFF
             if kind not in _TAILS:
                 break
             fixed, each = _TAILS[kind]
-            members = position + _TYPE.size
-            position = members + fixed + each * count
-            if kind == _STRUCT and position <= end:
-                yield name, info, size, members
+            begin = position
+            position += _TYPE.size + fixed + each * count
+            if position > end:
+                break
+            yield begin, name, kind
 
     def _string(self, offset: int) -> str:
         start = self._strings[0] + offset

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, Optional
 
@@ -28,6 +29,15 @@ RUNNERS = 8192
 """Stacks of which the kernel side can tell whom they were given to; a power of two."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 288}
 """Size of ``struct pt_regs`` in ``bpf/include/uapi/linux/ptrace.h``."""
+AUXV_WORDS = 32
+"""Of the auxiliary vector of a program: what says where it lies is among the first twelve entries
+(fs/binfmt_elf.c, create_elf_tables)."""
+PATH_NAMES = 24
+"""How deep a file may lie, mount points included, for its path to be told."""
+NAME_SLOT = 256
+"""NAME_MAX (include/uapi/linux/limits.h) and the zero byte."""
+CODE_REST_NS = 100_000_000
+"""The kernel side tells of executable memory no more often than this."""
 _MAX_PID_LEVEL = 32
 """How deep PID namespaces nest (include/linux/pid_namespace.h)."""
 
@@ -159,7 +169,8 @@ class SpaceT(ctypes.Structure):
         ("hard_at", _u64),
         ("moved_at", _u64),
         ("brk", _u64),
-        ("reserved", _u64 * 5),
+        ("code_at", _u64),
+        ("reserved", _u64 * 4),
         ("calls", _u64 * len(CALLS)),
         ("lost_events", _u64),
         ("lost_mappings", _u64),
@@ -224,6 +235,53 @@ class CopyHead(NamedTuple):
 COPY_HEAD = struct.Struct("=QQ6I")
 
 
+class ImageHead(NamedTuple):
+    """``struct image_t`` up to the auxiliary vector, which the names follow."""
+
+    at: int
+    start: int
+    length: int
+    offset: int
+    inode: int
+    device: int
+    tid: int
+    space: int
+    is_program: int
+    slots: int
+    reserved: int
+
+
+IMAGE_HEAD = struct.Struct("=5Q6I")
+IMAGE_AUXV = struct.Struct(f"={AUXV_WORDS}Q")
+
+IMAGE_OFFSETS = {
+    "TASK_MM": ("task_struct", "mm"),
+    "TASK_FILES": ("task_struct", "files"),
+    "TASK_FS": ("task_struct", "fs"),
+    "FS_ROOT": ("fs_struct", "root"),
+    "FILES_FDT": ("files_struct", "fdt"),
+    "FDTABLE_FD": ("fdtable", "fd"),
+    "FDTABLE_MAX_FDS": ("fdtable", "max_fds"),
+    "FILE_PATH": ("file", "f_path"),
+    "PATH_MNT": ("path", "mnt"),
+    "PATH_DENTRY": ("path", "dentry"),
+    "DENTRY_PARENT": ("dentry", "d_parent"),
+    "DENTRY_NAME": ("dentry", "d_name"),
+    "DENTRY_INODE": ("dentry", "d_inode"),
+    "QSTR_NAME": ("qstr", "name"),
+    "INODE_INO": ("inode", "i_ino"),
+    "INODE_SB": ("inode", "i_sb"),
+    "SUPER_BLOCK_DEV": ("super_block", "s_dev"),
+    "MOUNT_MNT": ("mount", "mnt"),
+    "MOUNT_PARENT": ("mount", "mnt_parent"),
+    "MOUNT_MOUNTPOINT": ("mount", "mnt_mountpoint"),
+    "VFSMOUNT_ROOT": ("vfsmount", "mnt_root"),
+    "MM_EXE_FILE": ("mm_struct", "exe_file"),
+    "MM_AUXV": ("mm_struct", "saved_auxv"),
+}
+"""Members whose offsets ``bpf/images.h`` must know, by the names that it has for them."""
+
+
 @dataclass(frozen=True)
 class PidNamespaces:
     """How the kernel side finds what a PID namespace calls a task; offsets in bytes."""
@@ -267,6 +325,8 @@ class Machine:
     """Where ``struct pt_regs`` lies in that stack."""
     pids: Optional[PidNamespaces] = None
     """Where the tracer is in a PID namespace of its own; None: the kernel's own numbers are ours."""
+    image_offsets: Mapping[str, int] = field(default_factory=dict)
+    """``IMAGE_OFFSETS`` of this kernel; empty where it lacks one: then /proc alone says what is executed."""
 
     def definitions(self) -> dict[str, int]:
         """The constants of ``bpf/{call,pids}.h`` by name."""
@@ -276,6 +336,7 @@ class Machine:
             constants["REGISTERS_OFFSET"] = self.registers_offset
         if self.pids is not None:
             constants.update(self.pids.definitions())
+        constants.update(self.image_offsets)
         return constants
 
 
@@ -294,6 +355,8 @@ class Sizes:
     """Ring buffer of events, in pages; a power of two.  80 bytes an event."""
     copy_pages: int = 1024
     """Ring buffer of stack copies, in pages; a power of two."""
+    image_pages: int = 128
+    """Ring buffer of executed files, in pages; a power of two.  1.5 KiB a file of four directories."""
     fresh_copies_per_second: int = 1000
     """First copies of new sites, for each CPU."""
     site_copies: int = 4
@@ -320,6 +383,11 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "RUNNERS": RUNNERS,
         "EVENT_PAGES": sizes.event_pages,
         "COPY_PAGES": sizes.copy_pages,
+        "IMAGE_PAGES": sizes.image_pages,
+        "AUXV_WORDS": AUXV_WORDS,
+        "PATH_NAMES": PATH_NAMES,
+        "NAME_SLOT": NAME_SLOT,
+        "CODE_REST_NS": CODE_REST_NS,
         "STACK_BYTES": sizes.stack_bytes,
         "SIGNATURE_WORDS": SIGNATURE_WORDS,
         "CLONE_SIGNATURE_WORDS": CLONE_SIGNATURE_WORDS,

@@ -21,8 +21,11 @@ from ebpftrace.kernel.images import code_ranges
 from ebpftrace.kernel.layout import (
     CALL_EVENT,
     COPY_HEAD,
+    IMAGE_AUXV,
+    IMAGE_HEAD,
     MAX_SPACES,
     NAME_BYTES,
+    NAME_SLOT,
     REGISTER_BYTES,
     ROW_EVENT,
     SPACE_SHIFT,
@@ -30,6 +33,7 @@ from ebpftrace.kernel.layout import (
     CallKind,
     CopyHead,
     EventKind,
+    ImageHead,
     LifeKeyT,
     LifeT,
     RangeT,
@@ -46,6 +50,7 @@ from ebpftrace.kernel.sweeper import Sweeper
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
 from ebpftrace.ledger.replay import Leftovers
 from ebpftrace.model import Interval, Row, ThreadId
+from ebpftrace.process.files import FileKey
 from ebpftrace.process.tasks import Task
 from ebpftrace.vmas import Vmas
 
@@ -53,6 +58,7 @@ _MOST_WAITING_BYTES = 64 << 20
 """Events, and likewise stack copies, that may wait in Python; what comes beyond is lost and counted."""
 
 _MREMAP_DONTUNMAP = 4  # include/uapi/linux/mman.h
+_MINOR_BITS = 20  # include/linux/kdev_t.h
 _NEVER = (1 << 64) - 1
 _EVERYWHERE = Interval(0, 1 << SPACE_SHIFT)
 
@@ -67,9 +73,34 @@ class Executed:
 
 @dataclass(frozen=True)
 class CodeMapped:
-    """Executable memory was mapped: a library was loaded, or a JIT works."""
+    """Executable memory was mapped: a library was loaded, or a JIT works.
 
+    Told once in CODE_REST_NS only: more may be mapped within that time.
+    """
+
+    at: int
+
+
+@dataclass(frozen=True)
+class ImageMapped:
+    """A file was mapped to be executed."""
+
+    file: FileKey
+    """Its path is as its task sees it, from its own root."""
     interval: Interval
+    offset: int
+    """In the file, of the first byte mapped."""
+    at: int
+
+
+@dataclass(frozen=True)
+class ImageExecuted:
+    """A task began to execute a program; told before ``Executed``."""
+
+    file: FileKey
+    tid: int
+    auxv: dict[int, int]
+    """What is of use of its auxiliary vector: values by type (getauxval(3))."""
     at: int
 
 
@@ -89,7 +120,7 @@ class RawCopy:
     """The copy ended at its size limit, not at the end of the stack."""
 
 
-KernelEvent = Union[Event, Executed, CodeMapped]
+KernelEvent = Union[Event, Executed, CodeMapped, ImageMapped, ImageExecuted]
 
 
 class Tracer:
@@ -117,10 +148,12 @@ class Tracer:
         self._programs = {name.decode(): function.fd for name, function in self._bpf.funcs.items()}
         self._skipped_before = skipped_runs(self._programs.values())
         page = os.sysconf("SC_PAGE_SIZE")
-        events, copies = self._bpf["events"].map_fd, self._bpf["copies"].map_fd
+        events, copies, images = (self._bpf[name].map_fd for name in ("events", "copies", "images"))
         self._events = RingBuffer(events, sizes.event_pages * page, _MOST_WAITING_BYTES)
         self._copies = RingBuffer(copies, sizes.copy_pages * page, _MOST_WAITING_BYTES)
-        self._drainer = Drainer([self._events, self._copies], [events, copies])
+        self._images = RingBuffer(images, sizes.image_pages * page, _MOST_WAITING_BYTES)
+        # In this order: when a copy is read, what it runs through has been read.
+        self._drainer = Drainer([self._copies, self._images, self._events], [copies, images, events])
         self._sweeper = Sweeper(self._fds, sizes)
 
     def __enter__(self) -> Tracer:
@@ -134,6 +167,7 @@ class Tracer:
         self._drainer.stop()
         self._events.close()
         self._copies.close()
+        self._images.close()
 
     def add_space(self, heap_end: int, code: Sequence[Interval]) -> int:
         """Prepare one more address space and return its number.  Raises CannotTrace beyond MAX_SPACES.
@@ -216,10 +250,14 @@ class Tracer:
     def poll(self) -> None:
         """Handle all events and copies that have come; does not wait."""
         self._drainer.drain()
+        copies = list(self._copies.take())  # first, and looked at last: see where the drainer is made
+        for piece in self._images.take():
+            for record in records(piece):
+                self._image(record)
         for piece in self._events.take():
             for record in records(piece):
                 self._event(record)
-        for piece in self._copies.take():
+        for piece in copies:
             for record in records(piece):
                 self._copy(record)
 
@@ -290,8 +328,21 @@ class Tracer:
         elif call.kind == EventKind.EXEC:
             event = Executed(call.tid, call.at)
         else:
-            event = CodeMapped(Interval(call.start, call.start + call.length), call.at)
+            event = CodeMapped(call.at)
         self._on_event(call.space, event)
+
+    def _image(self, record: memoryview) -> None:
+        head = ImageHead(*IMAGE_HEAD.unpack_from(record))
+        device = f"{head.device >> _MINOR_BITS:02x}:{head.device & (1 << _MINOR_BITS) - 1:02x}"
+        names = bytes(record[IMAGE_HEAD.size + IMAGE_AUXV.size :])
+        file = FileKey(device, head.inode, image_path(names))
+        event: KernelEvent
+        if head.is_program:
+            words = IMAGE_AUXV.unpack_from(record, IMAGE_HEAD.size)
+            event = ImageExecuted(file, head.tid, dict(zip(words[::2], words[1::2])), head.at)
+        else:
+            event = ImageMapped(file, Interval(head.start, head.start + head.length), head.offset, head.at)
+        self._on_event(head.space, event)
 
     def _copy(self, record: memoryview) -> None:
         head = CopyHead(*COPY_HEAD.unpack_from(record))
@@ -308,6 +359,13 @@ class Tracer:
                 is_cut=bool(head.is_cut),
             ),
         )
+
+
+def image_path(slots: bytes) -> str:
+    """Path of the file whose names ``struct image_t`` has, as /proc/PID/maps would print it."""
+    names = [slots[at : slots.index(0, at)] for at in range(0, len(slots), NAME_SLOT)]
+    path = b"/" + b"/".join(name for name in reversed(names) if name)
+    return path.replace(b"\n", b"\\012").decode("utf-8", "surrogateescape")
 
 
 def _born(task: Task) -> int:

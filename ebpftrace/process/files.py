@@ -11,11 +11,11 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Vma
-from ebpftrace.process.procfs import through_live_task
+from ebpftrace.process.procfs import read_small, through_live_task
 
 _ESCAPED_NEWLINE = "\\012"
 
@@ -48,18 +48,49 @@ def open_mapped_file(pid: int, vma: Vma) -> int:
     return through_live_task(pid, "mapped files", lambda tid: _open(tid, vma))
 
 
+def is_file(handle: int, key: FileKey) -> bool:
+    """Whether an open file is the one that a mapping is of.
+
+    On btrfs and overlayfs stat tells another device than /proc/PID/maps: there the mount tells.
+    """
+    try:
+        status = os.fstat(handle)
+        if status.st_ino != key.inode or not stat.S_ISREG(status.st_mode):
+            return False
+        major, _, minor = key.device.partition(":")
+        number = (int(major, 16), int(minor, 16))
+        return status.st_dev == os.makedev(*number) or _device_of_mount(handle) == number
+    except (OSError, ValueError):
+        return False
+
+
+def _device_of_mount(handle: int) -> Optional[tuple[int, int]]:
+    """The device of the mount that a file was opened through, as mappings have it (proc(5), mountinfo)."""
+    mounts = [
+        line.split()[1]
+        for line in read_small(f"/proc/self/fdinfo/{handle}").splitlines()
+        if line.startswith(b"mnt_id:")
+    ]
+    for line in read_small("/proc/self/mountinfo").splitlines():
+        fields = line.split(b" ", 3)
+        if len(fields) > 3 and fields[:1] == mounts:
+            major, _, minor = fields[2].partition(b":")
+            return int(major), int(minor)
+    return None
+
+
 def _open(tid: int, vma: Vma) -> int:
     try:
         return _open_checked(f"/proc/{tid}/map_files/{vma.start:x}-{vma.end:x}", vma, _same_link)
     except OSError as error:
         problem = error.strerror
-    for name in _names(vma.path):
+    for name in names(vma.path):
         with suppress(OSError):
             return _open_checked(f"/proc/{tid}/root{name}", vma, _same_file)
     raise CannotOpen(f"cannot open {vma.path!a}, mapped at {vma.start:#x}: {problem}")
 
 
-def _names(path: str) -> list[str]:
+def names(path: str) -> list[str]:
     """The names a path of /proc/PID/maps may stand for: it may hold a newline or the text for one."""
     if not path.startswith("/"):
         return []

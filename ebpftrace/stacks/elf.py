@@ -15,7 +15,7 @@ Read = Callable[[int, int], bytes]
 """(file offset, count) -> at most count bytes."""
 
 ET_EXEC, ET_DYN = 2, 3
-PT_LOAD, PT_NOTE, PT_GNU_EH_FRAME = 1, 4, 0x6474E550
+PT_LOAD, PT_INTERP, PT_NOTE, PT_GNU_EH_FRAME = 1, 3, 4, 0x6474E550
 PF_X = 1
 SHT_PROGBITS, SHT_NOBITS, SHT_X86_64_UNWIND = 1, 8, 0x70000001
 EM_X86_64, EM_AARCH64 = 62, 183

@@ -89,6 +89,16 @@ class FileStore:
             self._by_key[key] = stored
         return stored
 
+    def add_open(self, fd: int) -> Optional[StoredFile]:
+        """The file that is open as ``fd``, which is closed; None if it is of no use.  Raises OSError."""
+        try:
+            status = os.fstat(fd)
+            device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+            path = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - as /proc/PID/maps has it
+            return self.add(FileKey(device, status.st_ino, path), lambda: os.dup(fd))
+        finally:
+            os.close(fd)
+
     def why_refused(self, path: str) -> str:
         """Why there is no use of the code mapped from ``path``."""
         return self._refused.get(path, "the file does not tell what of it is code")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Optional
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.model import Frame, Stack, StackSource
+from ebpftrace.model import Frame, Stack, StackSource, Vma
+from ebpftrace.process.files import FileKey
 from ebpftrace.process.procfs import read_small, through_live_task
 from ebpftrace.stacks import goroots
 from ebpftrace.stacks.copies import Pc, StackCopy, Walk
@@ -39,16 +40,20 @@ class StackResolver:
     the stack's note, or in ``shortfalls``, which several resolvers may share.
     """
 
-    def __init__(self, pid: int, engine: Engine, shortfalls: Optional[Shortfalls] = None) -> None:
+    def __init__(
+        self, pid: int, engine: Engine, shortfalls: Optional[Shortfalls] = None, will_execute: bool = False
+    ) -> None:
+        """``will_execute``: what it runs now is not wanted, but what it will from ``executed`` on."""
         self.shortfalls = Shortfalls() if shortfalls is None else shortfalls
         self._pid = pid
         self._engine = engine
-        self._history = ModuleHistory(pid, engine.files)
         self._handle = _pidfd(pid)
         self._root = _root(pid)
         self._own_root = _own_root()
+        self._history = ModuleHistory(pid, engine.files, self._root)
         self._jit = None if self._root is None else JitNames(self._root, *_identity(pid))
-        self.refresh()
+        if not will_execute:
+            self.refresh()
 
     def __enter__(self) -> StackResolver:
         return self
@@ -66,7 +71,7 @@ class StackResolver:
         for fd in (self._handle, self._root, self._own_root):
             if fd is not None:
                 os.close(fd)
-        self._handle = self._root = self._own_root = None
+        self._handle = self._root = self._own_root = self._history.root = None
 
     @property
     def alive(self) -> bool:
@@ -77,12 +82,27 @@ class StackResolver:
         poll.register(self._handle, select.POLLIN)
         return not poll.poll(0)
 
-    def refresh(self, at: Optional[int] = None) -> bool:
+    def refresh(self, at: Optional[int] = None, vmas: Optional[Sequence[Vma]] = None) -> bool:
         """Read which code is mapped, open new files; True if it changed.
 
         ``at`` (CLOCK_MONOTONIC ns): when the change happened, such as the time of an exec; default now.
+        ``vmas``: a reading that has been made already.
         """
-        return self.alive and self._history.refresh(at)
+        return self.alive and self._history.refresh(at, vmas)
+
+    def mapped(self, vma: Vma, at: int) -> None:
+        """Take in what was mapped to be executed, at a time (CLOCK_MONOTONIC ns), by the kernel's word."""
+        self._history.mapped(vma, at)
+
+    def executed(self, file: FileKey, auxv: Mapping[int, int], at: int) -> None:
+        """Take in that the process began to execute a program; see ``ModuleHistory.executed``."""
+        root = _root(self._pid) if self.alive else None
+        if root is not None:  # it may have been changed in between (chroot(2))
+            if self._root is not None:
+                os.close(self._root)
+            self._root = self._history.root = root
+            self._jit = JitNames(root, *_identity(self._pid))
+        self._history.executed(file, auxv, at)
 
     def resolve(self, copy: StackCopy) -> Stack:
         """The named stack of a copy; without frames, but with a note, where it could not be unwound.

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebpftrace.process.files import FileKey
+from ebpftrace.model import Vma
+from ebpftrace.process.files import FileKey, file_key
 from ebpftrace.process.maps import read_maps
 from ebpftrace.stacks import debugfiles, modules
 from ebpftrace.stacks import files as files_module
@@ -109,6 +110,96 @@ def test_refresh_of_a_process_that_is_gone_changes_nothing() -> None:
     history = ModuleHistory(pid, FileStore())
     assert not history.refresh()
     assert history.at(0) == Layout(())
+
+
+def own_auxv() -> dict[int, int]:
+    words = struct.iter_unpack("=QQ", Path("/proc/self/auxv").read_bytes())
+    return dict(words)
+
+
+def own_root() -> int:
+    return os.open("/", os.O_PATH | os.O_DIRECTORY)
+
+
+def executed_ranges(history: ModuleHistory) -> list[CodeRange]:
+    read = [r for r in history.at(None).ranges if r.file is not None]
+    interpreters = ("/ld-", "/ld.", "[vdso]", os.path.realpath(sys.executable))
+    return [r for r in read if any(name in r.path for name in interpreters)]
+
+
+def test_where_a_program_lies_is_the_same_by_its_auxiliary_vector_and_by_its_maps() -> None:
+    files, root = FileStore(), own_root()
+    read, told = ModuleHistory(os.getpid(), files), ModuleHistory(os.getpid(), files, root)
+    assert read.refresh()
+    (program,) = {
+        r for r in read_maps(os.getpid()) if r.path == os.path.realpath(sys.executable) and "x" in r.perms
+    }
+    told.executed(file_key(program), own_auxv(), 5)
+    assert list(told.at(7).ranges) == executed_ranges(read)
+    os.close(root)
+    files.close()
+
+
+def test_a_library_is_known_from_when_it_was_mapped_until_it_is_read_to_be_gone() -> None:
+    files, root = FileStore(), own_root()
+    history = ModuleHistory(os.getpid(), files, root)
+    library = next(vma for vma in read_maps(os.getpid()) if "libc.so" in vma.path and "x" in vma.perms)
+    elsewhere = library._replace(start=1 << 40, end=(1 << 40) + library.size)
+    assert history.refresh(10)
+    history.mapped(elsewhere, 20)
+    assert [bool(history.at(at).find(1 << 40)) for at in (5, 20, 25)] == [False, True, True]
+    assert history.at(20).find(library.start) == history.at(5).find(library.start)
+    # It was mapped before a reading that has been made, and is not in it: it was unmapped again.
+    assert history.refresh(40)
+    assert not history.at(40).find(1 << 40)
+    history.mapped(elsewhere, 30)
+    assert history.at(35).find(1 << 40)
+    assert not history.at(40).find(1 << 40)
+    os.close(root)
+    files.close()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6)), min_size=2, max_size=8).flatmap(
+        lambda places: st.tuples(st.just(places), st.permutations(range(len(places))))
+    )
+)
+def test_what_is_told_in_any_order_is_known_in_the_order_of_time(
+    case: tuple[list[tuple[int, int]], list[int]],
+) -> None:
+    places, order = case
+    history, model = (ModuleHistory(os.getpid(), FileStore()) for _ in range(2))
+    vmas = [
+        Vma(start << 12, start + pages << 12, "r-xp", 0, "00:00", 1, f"/{index}")
+        for index, (start, pages) in enumerate(places)
+    ]
+    for index in order:
+        history.mapped(vmas[index], 10 * index)
+    for index, vma in enumerate(vmas):
+        model.mapped(vma, 10 * index)
+    for index, vma in enumerate(vmas):
+        found = history._layouts[index].find(vma.start)
+        assert found is not None
+        assert found.path == vma.path
+        # What was covered never comes back; what was not stays.
+        assert history._layouts[index] == model._layouts[index]
+
+
+def test_a_file_that_has_another_ones_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    files, root = FileStore(), own_root()
+    library = next(vma for vma in read_maps(os.getpid()) if "libc.so" in vma.path and "x" in vma.perms)
+    copy = tmp_path / "libc.so"
+    copy.write_bytes(Path(library.path).read_bytes())
+    history = ModuleHistory(os.getpid(), files, root)
+    history.mapped(library._replace(path=str(copy)), 1)
+    assert [r.file for r in history.at(1).ranges] == [None]
+    status = copy.stat()
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    history.mapped(library._replace(path=str(copy), inode=status.st_ino, device=device), 2)
+    (found,) = history.at(2).ranges
+    assert found.file is not None
+    os.close(root)
+    files.close()
 
 
 def test_files_beyond_the_limit_are_told() -> None:

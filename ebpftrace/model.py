@@ -616,6 +616,25 @@ class Clock:
 
 
 @dataclass(frozen=True)
+class CommandEnd:
+    """What became of a COMMAND that was started to be traced."""
+
+    argv: tuple[str, ...]
+    pid: int
+    exit_status: Optional[int] = None
+    """None where a signal ended it, it still runs, or its status went to somebody else."""
+    signal: Optional[int] = None
+    """Number of the signal that ended it."""
+    runs: bool = False
+    """It has not ended yet."""
+
+    @property
+    def status(self) -> int:
+        """What a shell would say of it: its exit status, or 128 and the signal; 0 where nothing is known."""
+        return 128 + self.signal if self.signal is not None else self.exit_status or 0
+
+
+@dataclass(frozen=True)
 class TracerCost:
     """What tracing cost, told to the user after each run."""
 
@@ -652,3 +671,5 @@ class Report:
     undecided: int = 0
     """Mappings of exited threads of which it can't be told whether they are leaked."""
     cost: Optional[TracerCost] = None
+    command: Optional[CommandEnd] = None
+    """Of a target that was started to be traced: what had become of it at this report."""

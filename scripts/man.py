@@ -54,11 +54,16 @@ _OVERHEAD = {
 }
 _STATUS = {
     "mmap-leaks": (
-        ("0", "The report was made, whether it shows a leak or not."),
-        ("3", "--fail-on-leak was given, and there is a leak."),
+        (
+            "0",
+            "The report was made, whether it shows a leak or not, and COMMAND, if any, ended with 0; "
+            "else its status, or 128 and the signal.",
+        ),
+        ("3", "--fail-on-leak was given, and there is a leak, however COMMAND ended; see --leak-status."),
+        ("4", "--fail-on-leak was given, and something could not be judged."),
     ),
     "growth": (("0", "The process was watched, whether it grew or not."),),
-    "trace": (("0", "The trace was made."),),
+    "trace": (("0", "The trace was made, and COMMAND, if any, ended with 0; else its status."),),
     "maps": (("0", "The report was made."),),
     "scan": (("0", "The report was made."),),
     "doctor": (("0", "This machine can trace."), ("1", "It cannot.")),

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Optional
 import click
 
 from ebpftrace.cli import options
+from ebpftrace.cli.gate import STATUS_LEAK, STATUS_UNDECIDED, Floor, FloorType, Gate, GateCommand
 from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 
 if TYPE_CHECKING:
     from ebpftrace.jobs.leak_watch import LeakWatch
     from ebpftrace.kernel.tracer import Tracer
-    from ebpftrace.model import Report
+    from ebpftrace.model import CommandEnd, Report
     from ebpftrace.report.live import LiveView
     from ebpftrace.report.output import Growing
     from ebpftrace.report.view import View
 
-STATUS_LEAK = 3
-"""Exit status with --fail-on-leak where a leak was found."""
-
 _NS = 1_000_000_000
+_DURATION = 30.0
+"""Seconds that a running process is traced for."""
 
 _LIVE_SECONDS = 1.0
 """Between two drawings of the live view ..."""
@@ -44,9 +44,9 @@ Examples:
 """
 
 
-@click.command("mmap-leaks", epilog=_EXAMPLES)
+@click.command("mmap-leaks", epilog=_EXAMPLES, cls=GateCommand)
 @options.pids
-@options.duration("How long to trace.", default=30.0, zero=True)
+@options.duration(f"How long to trace; default: {_DURATION:g}, COMMAND until it has ended.", zero=True)
 @click.option("--until-interrupt", is_flag=True, help="Trace until Ctrl-C or SIGTERM instead.")
 @click.option(
     "-i",
@@ -81,7 +81,21 @@ Examples:
     purpose="Also write the leaked bytes as a profile for speedscope.",
 )
 @options.output(options.WHOLE)
-@click.option("--fail-on-leak", is_flag=True, help=f"Exit with status {STATUS_LEAK} where a leak was found.")
+@click.option(
+    "--fail-on-leak",
+    type=FloorType(),
+    metavar="[=N|=SIZE]",
+    help=f"Exit with status {STATUS_LEAK} where there is a leak (of at least N threads or mappings, or SIZE "
+    f"bytes), with {STATUS_UNDECIDED} where something could not be judged.",
+)
+@click.option(
+    "--leak-status",
+    type=click.IntRange(1, 255),
+    default=STATUS_LEAK,
+    show_default=True,
+    metavar="N",
+    help="What --fail-on-leak exits with on a leak.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but the report.")
 @click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR=1).")
 @click.option(
@@ -117,7 +131,7 @@ Examples:
 def mmap_leaks(
     context: click.Context,
     pids: tuple[int, ...],
-    duration: float,
+    duration: Optional[float],
     until_interrupt: bool,
     interval: Optional[float],
     min_age: float,
@@ -129,7 +143,8 @@ def mmap_leaks(
     flamegraph: Optional[Path],
     speedscope: Optional[Path],
     output: Optional[Path],
-    fail_on_leak: bool,
+    fail_on_leak: Optional[Floor],
+    leak_status: int,
     quiet: bool,
     no_color: bool,
     max_mappings: Optional[int],
@@ -144,14 +159,19 @@ def mmap_leaks(
     Traces the address space of a running process, or of COMMAND from its first instruction, and
     detaches; the process is never stopped.
 
-    COMMAND goes on when the trace ends, and its exit status is told on stderr, not passed on.
+    The exit status is that of COMMAND, 128 and the signal where one ended it.  With -d, COMMAND goes on when
+    the trace ends before it.
     """
     options.check_target(pids, command)
     options.check_duration(context, until_interrupt)
     options.check_files(output=output, flamegraph=flamegraph, speedscope=speedscope, dump_ledger=dump_ledger)
     if json_output and folded:
         raise click.UsageError("--json and --folded exclude each other: give one of them")
-    is_traced = bool(command) or until_interrupt or duration > 0
+    if until_interrupt:
+        duration = None
+    elif duration is None and not command:
+        duration = _DURATION
+    is_traced = bool(command) or duration != 0
     if interval is not None and not is_traced:
         raise click.UsageError("-d 0 traces nothing, so there is no -i SECONDS: give one of them")
     if len(pids) > 1 and (flamegraph or speedscope):
@@ -164,7 +184,7 @@ def mmap_leaks(
     settings = Settings(
         pids=pids,
         command=command,
-        duration=None if until_interrupt else duration,
+        duration=duration,
         interval=interval,
         min_age=round(min_age * _NS),
         max_mappings=max_mappings,
@@ -178,10 +198,14 @@ def mmap_leaks(
     if is_traced:
         require_tracing()
     form = "json" if json_output else "folded" if folded else "text"
-    with _Narrator(form, view, files, quiet, no_color, several=len(pids) > 1) as narrator:
+    gate = Gate(fail_on_leak, leak_status)
+    with _Narrator(form, view, files, quiet, no_color, gate, several=len(pids) > 1) as narrator:
         run(settings, narrator)
-    if fail_on_leak and narrator.found_leak:
-        raise click.exceptions.Exit(STATUS_LEAK)
+    if gate.fails_by_earlier and not quiet:
+        click.echo("ebpftrace: an earlier report of this trace shows a leak", err=True)
+    status = gate.status(narrator.command)
+    if status:
+        raise click.exceptions.Exit(status)
 
 
 @dataclass(frozen=True)
@@ -206,9 +230,19 @@ class _Narrator:
     """Tells the user how the session goes: the session's observer, a context manager."""
 
     def __init__(
-        self, form: str, view: View, files: _Files, quiet: bool, no_color: bool, *, several: bool
+        self,
+        form: str,
+        view: View,
+        files: _Files,
+        quiet: bool,
+        no_color: bool,
+        gate: Gate,
+        *,
+        several: bool,
     ) -> None:
-        self.found_leak = False
+        self.command: Optional[CommandEnd] = None
+        """What became of COMMAND, once it is known."""
+        self._gate = gate
         self._form = form
         self._view = view
         self._files = files
@@ -246,11 +280,15 @@ class _Narrator:
             for line in leak_lines(report):
                 click.echo(f"{whose}{line}", err=True)
 
-    def command_ended(self, fate: str) -> None:
+    def command_ended(self, end: CommandEnd) -> None:
         """Say what became of COMMAND."""
+        from ebpftrace.jobs.command import fate
+
         self._end_live()
-        if not self._quiet:
-            click.echo(f"ebpftrace: {fate}", err=True)
+        self.command = end
+        told = fate(end)
+        if told and not self._quiet:
+            click.echo(f"ebpftrace: {told}", err=True)
 
     def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Draw the live view, now and then."""
@@ -274,7 +312,7 @@ class _Narrator:
 
         if report.ended_by is not EndedBy.INTERVAL:
             self._end_live()
-        self.found_leak |= any(finding.leak for finding in report.findings)
+        self._gate.add(watch.space if watch.space >= 0 else report.target.pid, report)
         if self._files.output is None:
             output.write_stream(sys.stdout, self._render(report))
         else:

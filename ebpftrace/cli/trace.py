@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import click
 
 from ebpftrace.cli import options
+
+if TYPE_CHECKING:
+    from ebpftrace.model import CommandEnd
 
 _EXAMPLES = """
 \b
@@ -69,7 +72,8 @@ def trace(
 
     A line is printed when its call has returned, so it is always whole.  Its time is when the call began.
 
-    COMMAND goes on when the trace ends, and its exit status is told on stderr, not passed on.
+    The exit status is that of COMMAND, 128 and the signal where one ended it.  COMMAND goes on when the
+    trace ends before it.
     """
     options.check_target(pids, command)
     if successful_only and failed_only:
@@ -77,6 +81,7 @@ def trace(
     if summary and summary_only:
         raise click.UsageError("give either -c or -C")
 
+    from ebpftrace.jobs.command import fate
     from ebpftrace.jobs.trace import Settings, run
     from ebpftrace.kernel.calls.layout import Filters
     from ebpftrace.kernel.checks.features import require_tracing
@@ -111,9 +116,13 @@ def trace(
         if not quiet:
             click.echo("attached", err=True)
 
-    def command_ended(fate: str) -> None:
-        if not quiet:
-            click.echo(f"ebpftrace: {fate}", err=True)
+    ends: list[CommandEnd] = []
+
+    def command_ended(end: CommandEnd) -> None:
+        ends.append(end)
+        told = fate(end)
+        if told and not quiet:
+            click.echo(f"ebpftrace: {told}", err=True)
 
     require_tracing()
     with Stream(sys.stdout, None if output is None else str(output)) as stream:
@@ -126,3 +135,5 @@ def trace(
     told = summary_of_losses(*lost)
     for line in (*([told] if told else []), *map(escape, notes)):
         click.echo(f"ebpftrace: {line}", err=True)
+    if ends and ends[0].status:
+        raise click.exceptions.Exit(ends[0].status)

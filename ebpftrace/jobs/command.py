@@ -6,15 +6,22 @@ import contextlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Optional
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.model import CommandEnd
 from ebpftrace.process.target import refuse_32_bit_file
 from ebpftrace.text import escape
 
 _NOT_STARTED = 127
 """What a shell reports for a command that can't be executed."""
+
+_LONGEST_END = 5.0
+"""Seconds that a process whose memory is gone may take until it can be waited for ..."""
+_LOOK_SECONDS = 0.005
+"""... which is asked this often."""
 
 
 class Command:
@@ -24,8 +31,8 @@ class Command:
     to end a program.  One that was never told to go ends at once.
     """
 
-    def __init__(self, arguments: Sequence[str], tell: Callable[[str], None]) -> None:
-        """Start the child; ``tell`` is given a line in the end, unless it has simply exited with 0.
+    def __init__(self, arguments: Sequence[str], tell: Callable[[CommandEnd], None]) -> None:
+        """Start the child; ``tell`` is given what became of it in the end, if it was told to go.
 
         Raises CannotTrace where there is no such program, or none that can be traced.
         """
@@ -33,6 +40,9 @@ class Command:
         self._arguments = list(arguments)
         self._tell = tell
         self._runs = False
+        self._code: Optional[int] = None
+        self._is_lost = False
+        """It has ended, and its status was told to nobody."""
         go_read, self._go = os.pipe()
         self._failed, failed_write = os.pipe()
         # Until the child is nothing but a COMMAND: a Ctrl-C would unwind our own calls in it.
@@ -70,18 +80,24 @@ class Command:
         os.close(self._failed)
         if cause is not None:
             raise cause from None
-        fate = self._fate()
-        if self._runs and fate:
-            self._tell(fate)
+        if self._runs:
+            self._tell(self.end())
 
-    def _fate(self) -> str:
-        """What became of the child, whose status is its own: ours says how the trace went."""
+    def end(self, has_ended: bool = False) -> CommandEnd:
+        """What has become of the child; of one that ``has_ended`` its status is waited for."""
+        argv = tuple(self._arguments)
         code = self._exit_code()
+        until = time.monotonic() + _LONGEST_END
+        while has_ended and code is None and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+            code = self._exit_code()
         if code is None:
-            return f"COMMAND still runs: PID {self.pid}"
+            return CommandEnd(argv, self.pid, runs=True)
+        if self._is_lost:
+            return CommandEnd(argv, self.pid)
         if code < 0:
-            return _killed(-code)
-        return f"COMMAND exited with {code}" if code else ""
+            return CommandEnd(argv, self.pid, signal=-code)
+        return CommandEnd(argv, self.pid, exit_status=code)
 
     def _end_before_go(self) -> Optional[BaseException]:
         """What ended the child while it waited: a terminal's signals go to it as they come to us."""
@@ -94,16 +110,29 @@ class Command:
 
     def _exit_code(self) -> Optional[int]:
         """The child's exit status, negative for a signal; None while it runs, 0 where nobody is told it."""
-        try:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:  # whoever started us ignores SIGCHLD
-            return 0
-        return os.waitstatus_to_exitcode(status) if ended else None
+        if self._code is None:
+            try:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # whoever started us ignores SIGCHLD
+                self._is_lost = True
+                self._code = 0
+            else:
+                self._code = os.waitstatus_to_exitcode(status) if ended else None
+        return self._code
 
     def _close_go(self) -> None:
         if self._go >= 0:
             os.close(self._go)
             self._go = -1
+
+
+def fate(end: CommandEnd) -> str:
+    """What became of a COMMAND in one line; empty where it has simply exited with 0."""
+    if end.runs:
+        return f"COMMAND still runs: PID {end.pid}"
+    if end.signal is not None:
+        return _killed(end.signal)
+    return f"COMMAND exited with {end.exit_status}" if end.exit_status else ""
 
 
 def _killed(number: int) -> str:

@@ -19,7 +19,7 @@ from ebpftrace.jobs.tracing import (
 )
 from ebpftrace.jobs.waiting import readable
 from ebpftrace.kernel.cost import measured_runs
-from ebpftrace.model import EndedBy, Report
+from ebpftrace.model import CommandEnd, EndedBy, Report
 from ebpftrace.process.sharing import one_of_each_space
 from ebpftrace.process.target import open_target
 
@@ -58,8 +58,8 @@ class Observer(Protocol):
     def looked(self, report: Report) -> None:
         """What was wrong with a process before it was traced; told right after ``attached``."""
 
-    def command_ended(self, fate: str) -> None:
-        """The trace is over: what became of COMMAND, unless it has simply exited with 0."""
+    def command_ended(self, end: CommandEnd) -> None:
+        """The trace is over: what became of COMMAND."""
 
     def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Some time has passed."""
@@ -134,7 +134,10 @@ def run(settings: Settings, observer: Observer) -> None:
 
         def report(watch: LeakWatch, ended_by: EndedBy) -> None:
             with collector_off():
-                observer.report(replace(watch.report(tracer, ended_by), cost=cost.now()), watch)
+                made = replace(watch.report(tracer, ended_by), cost=cost.now())
+                if command:
+                    made = replace(made, command=command.end(has_ended=watch.ended_by is EndedBy.TARGET_EXIT))
+                observer.report(made, watch)
 
         def due(living: Sequence[LeakWatch]) -> None:
             for watch in living:

@@ -16,7 +16,7 @@ from ebpftrace.kernel.calls.layout import Filters
 from ebpftrace.kernel.calls.records import CopiedStack, Recorded
 from ebpftrace.kernel.calls.tracer import CallTracer, Lost
 from ebpftrace.kernel.registration import register
-from ebpftrace.model import NO_STACK, Stack
+from ebpftrace.model import NO_STACK, CommandEnd, Stack
 from ebpftrace.process.clock import read_clock
 from ebpftrace.process.target import Target, open_target
 from ebpftrace.process.tasks import listed_tasks
@@ -73,7 +73,10 @@ class Outcome(NamedTuple):
 
 
 def run(
-    settings: Settings, output: Output, attached: Callable[[], None], command_ended: Callable[[str], None]
+    settings: Settings,
+    output: Output,
+    attached: Callable[[], None],
+    command_ended: Callable[[CommandEnd], None],
 ) -> Outcome:
     """Trace and print; return what is missing.  Ended by the duration, a signal, or the targets' end.
 

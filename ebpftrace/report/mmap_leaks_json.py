@@ -106,8 +106,20 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
             "bytes": sum(finding.size for finding in selection.hidden),
             "threads": len(selection.hidden_threads),
         },
+        "undecided": report.undecided,
+        "command": _command(report),
         "notes": [without_surrogates(note) for note in report.notes],
         "cost": _cost(report),
+    }
+
+
+def _command(report: Report) -> Optional[dict[str, Any]]:
+    if report.command is None:
+        return None
+    return {
+        "argv": [without_surrogates(argument) for argument in report.command.argv],
+        "exit_status": report.command.exit_status,
+        "signal": report.command.signal,
     }
 
 

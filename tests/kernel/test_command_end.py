@@ -25,9 +25,22 @@ def sleeper() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_exit_status_is_told_and_not_passed_on(job: str) -> None:
+def test_exit_status_is_passed_on(job: str) -> None:
     result = run(*JOBS[job], "-o", "/dev/null", "--", "sh", "-c", "exit 7")
-    assert (result.returncode, result.stderr) == (0, "attached\nebpftrace: COMMAND exited with 7\n")
+    assert (result.returncode, result.stderr) == (7, "attached\nebpftrace: COMMAND exited with 7\n")
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_signal_is_passed_on_as_a_shell_does(job: str) -> None:
+    result = run(*JOBS[job], "-q", "-o", "/dev/null", "--", "sh", "-c", "kill -TERM $$")
+    assert result.returncode == 128 + signal.SIGTERM
+
+
+def test_the_report_says_how_it_ended() -> None:
+    result = run_tracer("--json", "--fail-on-leak", "--", "sh", "-c", "exit 7")
+    assert result.status == 7
+    assert result.report["command"] == {"argv": ["sh", "-c", "exit 7"], "exit_status": 7, "signal": None}
+    assert result.report["undecided"] == 0
 
 
 @pytest.mark.parametrize("job", JOBS)

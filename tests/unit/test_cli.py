@@ -15,6 +15,7 @@ from reports import production
 
 from ebpftrace import __version__
 from ebpftrace.cli import COMMANDS, LazyGroup, main, options
+from ebpftrace.cli.gate import Gate
 from ebpftrace.cli.mmap_leaks import _Files, _Narrator
 from ebpftrace.errors import CannotTrace
 from ebpftrace.report.view import View
@@ -315,7 +316,9 @@ def test_pages_of_several_processes_stand_apart() -> None:
 def test_what_leaked_before_a_trace_of_several_processes_is_told_of_whom(
     several: bool, begins: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    narrator = _Narrator("text", View(), _Files(None, None, None, None), False, True, several=several)
+    narrator = _Narrator(
+        "text", View(), _Files(None, None, None, None), False, True, Gate(None, 3), several=several
+    )
     narrator.looked(production())
     told = capsys.readouterr().err.splitlines()
     assert told

@@ -6,54 +6,82 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.jobs.command import Command
+from ebpftrace.jobs.command import Command, fate
+from ebpftrace.model import CommandEnd
 
 
-def fate(script: str) -> list[str]:
+def end_of(script: str) -> CommandEnd:
     """What is told of a shell that runs a script to its end."""
-    told: list[str] = []
+    told: list[CommandEnd] = []
     with Command(["sh", "-c", script], told.append) as command:
         command.go()
         os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOWAIT)
-    return told
+    (end,) = told
+    assert end.argv == ("sh", "-c", script)
+    return end
 
 
 def refusal(name: str) -> str:
     with pytest.raises(CannotTrace) as refused:
-        Command([name], print)
+        Command([name], lambda _: None)
     return str(refused.value)
 
 
-def test_success_is_not_told() -> None:
-    assert fate("exit 0") == []
-
-
-def test_failure_is_told() -> None:
-    assert fate("exit 7") == ["COMMAND exited with 7"]
-
-
-def test_a_signal_is_told() -> None:
-    assert fate("kill -KILL $$") == ["COMMAND was killed by signal 9 (Killed)"]
+@pytest.mark.parametrize(
+    ("script", "status", "signal_number", "passed_on", "line"),
+    [
+        ("exit 0", 0, None, 0, ""),
+        ("exit 7", 7, None, 7, "COMMAND exited with 7"),
+        ("kill -KILL $$", None, 9, 137, "COMMAND was killed by signal 9 (Killed)"),
+    ],
+)
+def test_what_became_of_it(
+    script: str, status: Optional[int], signal_number: Optional[int], passed_on: int, line: str
+) -> None:
+    end = end_of(script)
+    assert (end.exit_status, end.signal, end.runs) == (status, signal_number, False)
+    assert (end.status, fate(end)) == (passed_on, line)
 
 
 def test_one_that_still_runs_is_told() -> None:
-    told: list[str] = []
+    told: list[CommandEnd] = []
     with Command(["sleep", "600"], told.append) as command:
         command.go()
     os.kill(command.pid, signal.SIGKILL)
     os.waitpid(command.pid, 0)
-    assert told == [f"COMMAND still runs: PID {command.pid}"]
+    assert [(end.runs, end.status, fate(end)) for end in told] == [
+        (True, 0, f"COMMAND still runs: PID {command.pid}")
+    ]
 
 
 def test_one_that_was_never_told_to_go_is_not_told() -> None:
-    told: list[str] = []
+    told: list[CommandEnd] = []
     with Command(["false"], told.append):
         pass
     assert told == []
+
+
+def test_whoever_ignores_its_children_is_not_told_how_they_ended() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with Command(["sh", "-c", "exit 7"], lambda _: None) as command:
+            command.go()
+            end = command.end(has_ended=True)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert (end.exit_status, end.signal, end.runs, end.status) == (None, None, False, 0)
+
+
+def test_of_one_that_has_ended_the_status_is_waited_for() -> None:
+    with Command(["sh", "-c", "sleep 0.2; exit 7"], lambda _: None) as command:
+        command.go()
+        assert command.end().runs
+        assert command.end(has_ended=True).exit_status == 7
 
 
 @pytest.mark.parametrize(
@@ -65,7 +93,7 @@ def test_one_that_was_never_told_to_go_is_not_told() -> None:
 )
 def test_one_that_a_signal_ends_before_it_begins(number: int, raised: type[BaseException], said: str) -> None:
     """As Ctrl-C in a terminal does while the tracer attaches: it goes to both."""
-    with pytest.raises(raised) as refused, Command(["true"], print) as command:  # noqa: PT012
+    with pytest.raises(raised) as refused, Command(["true"], lambda _: None) as command:  # noqa: PT012
         os.kill(command.pid, number)
         os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOWAIT)
         command.go()
@@ -73,7 +101,7 @@ def test_one_that_a_signal_ends_before_it_begins(number: int, raised: type[BaseE
 
 
 def test_a_failure_of_ours_stays_one() -> None:
-    with pytest.raises(CannotTrace, match="no tracefs"), Command(["true"], print):
+    with pytest.raises(CannotTrace, match="no tracefs"), Command(["true"], lambda _: None):
         raise CannotTrace("no tracefs")
 
 
@@ -95,7 +123,7 @@ def test_what_the_kernel_cannot_execute_is_told(tmp_path: Path) -> None:
     program = tmp_path / "no\udcffprogram"
     program.write_text("neither a binary nor a script")
     program.chmod(0o755)
-    with Command([str(program)], print) as command, pytest.raises(CannotTrace) as refused:
+    with Command([str(program)], lambda _: None) as command, pytest.raises(CannotTrace) as refused:
         command.go()
     assert str(refused.value) == f"cannot execute '{tmp_path}/no\\xffprogram': Exec format error"
 

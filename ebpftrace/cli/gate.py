@@ -1,0 +1,125 @@
+"""``--fail-on-leak``: what the exit status says of the reports and of COMMAND."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Optional
+
+import click
+
+if TYPE_CHECKING:
+    from ebpftrace.model import CommandEnd, Report
+
+STATUS_LEAK = 3
+"""A leak was found; --leak-status changes it."""
+STATUS_UNDECIDED = 4
+"""There may be one: something could not be judged."""
+
+_OPTION = "--fail-on-leak"
+_FLOOR = re.compile(r"([1-9][0-9]{0,17})\s*(?:([KMGT])(?:i?B)?|(B))?", re.ASCII | re.IGNORECASE)
+_UNITS = "KMGT"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least leak that counts: so many threads or mappings, or so many bytes."""
+
+    count: int = 1
+    size: int = 0
+
+    def reached(self, count: int, size: int) -> bool:
+        """Whether a leak of so many mappings, so many bytes in all, counts."""
+        return count > 0 and count >= self.count and size >= self.size
+
+
+class FloorType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """``20`` (mappings) or ``64MiB`` (bytes)."""
+
+    name = "N|SIZE"
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> Any:
+        """As click asks for it; powers of 1024, whatever the unit is called."""
+        if isinstance(value, Floor):
+            return value
+        match = _FLOOR.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!a} is neither a number of threads nor a size such as 64MiB.", param, ctx)
+        number, unit, is_bytes = int(match[1]), match[2], match[3]
+        if unit:
+            return Floor(size=number << 10 * (1 + _UNITS.index(unit.upper())))
+        return Floor(size=number) if is_bytes else Floor(count=number)
+
+
+class GateCommand(click.Command):
+    """A command whose --fail-on-leak needs no value, and takes one only behind ``=``.
+
+    click would take the next word, which may be COMMAND.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click asks for it."""
+        end = args.index("--") if "--" in args else len(args)
+        options = [f"{_OPTION}=1" if word == _OPTION else word for word in args[:end]]
+        return super().parse_args(ctx, options + args[end:])
+
+
+@dataclass(frozen=True, order=True)
+class _Found:
+    count: int
+    size: int
+
+
+@dataclass(frozen=True)
+class _Last:
+    found: _Found
+    undecided: int
+    may_hide: bool
+
+
+class Gate:
+    """Takes in the reports, and says what the exit status is."""
+
+    def __init__(self, floor: Optional[Floor], leak_status: int) -> None:
+        """``floor`` None: a leak is no failure."""
+        self._floor = floor
+        self._leak_status = leak_status
+        self._most: dict[int, _Found] = {}
+        """The largest leak of each target: what an earlier report told is not taken back by a later one."""
+        self._last: dict[int, _Last] = {}
+
+    def add(self, target: int, report: Report) -> None:
+        """Take in one report; ``target`` is any number that names the traced process."""
+        leaks = [finding for finding in report.findings if finding.leak]
+        found = _Found(sum(finding.count for finding in leaks), sum(finding.size for finding in leaks))
+        self._most[target] = max(self._most.get(target, found), found)
+        self._last[target] = _Last(found, report.undecided, report.losses.may_hide)
+
+    @property
+    def fails(self) -> bool:
+        """There is a leak that counts."""
+        return self._reached(list(self._most.values()))
+
+    @property
+    def fails_by_earlier(self) -> bool:
+        """The leak that counts was in earlier reports of --interval, and is not in the last ones."""
+        return self.fails and not self._reached([last.found for last in self._last.values()])
+
+    @property
+    def is_unsure(self) -> bool:
+        """Something could not be judged."""
+        return any(last.undecided or last.may_hide for last in self._last.values())
+
+    def _reached(self, found: Sequence[_Found]) -> bool:
+        count, size = sum(one.count for one in found), sum(one.size for one in found)
+        return self._floor is not None and self._floor.reached(count, size)
+
+    def status(self, command: Optional[CommandEnd]) -> int:
+        """A leak outranks how COMMAND ended; what could not be judged outranks only its success."""
+        if self.fails:
+            return self._leak_status
+        status = command.status if command is not None else 0
+        if not status and self._floor is not None and self.is_unsure:
+            return STATUS_UNDECIDED
+        return status

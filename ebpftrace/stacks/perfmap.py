@@ -14,6 +14,7 @@ from collections.abc import Collection
 from typing import NamedTuple, Optional
 
 from ebpftrace.stacks.rooted import open_in_root
+from ebpftrace.text import count, plural
 
 MAX_BYTES = 64 << 20
 MAX_LINES = 1 << 19
@@ -21,7 +22,9 @@ MAX_LINES = 1 << 19
 MAX_NAME = 512
 MAX_READINGS = 16
 SECONDS_BETWEEN_READINGS = 2.0
-_LINE = re.compile(rb"(?:0x)?([0-9a-fA-F]{1,16}) (?:0x)?([0-9a-fA-F]{1,8}) (.+)")
+_LINE = re.compile(rb"(?:0x)?([0-9a-fA-F]{1,16}) +(?:0x)?([0-9a-fA-F]{1,16}) +(.+)")
+"""OpenJDK writes sizes of 16 digits (codeCache.cpp, CodeCache::write_perf_map)."""
+_END = 1 << 64
 
 
 class Region(NamedTuple):
@@ -40,12 +43,18 @@ class PerfMap:
         lines = text.split(b"\n", MAX_LINES)
         self.is_cut = any(lines[MAX_LINES:])
         """There are more than ``MAX_LINES``; those are left out."""
-        for found in filter(None, map(_LINE.match, lines[:MAX_LINES])):
-            start_hex, size_hex, name = found.groups()
-            start = int(start_hex, 16)
-            region = Region(
-                start, start + int(size_hex, 16), name[:MAX_NAME].decode("utf-8", "surrogateescape")
-            )
+        self.lines = 0
+        """Lines that are not empty ..."""
+        self.unread = 0
+        """... and those of them that are not of the format."""
+        for line in filter(None, lines[:MAX_LINES]):
+            self.lines += 1
+            found = _LINE.match(line)
+            start, size = (int(found[1], 16), int(found[2], 16)) if found else (0, 0)
+            if found is None or start + size > _END:
+                self.unread += 1
+                continue
+            region = Region(start, start + size, found[3][:MAX_NAME].decode("utf-8", "surrogateescape"))
             # The last line for a start wins and counts as written last.
             newest.pop(start, None)
             newest[start] = region
@@ -118,9 +127,18 @@ def read_perf_map(root: int, pid: int, owners: Collection[int]) -> tuple[Optiona
             text += chunk
         names = PerfMap(bytes(text))
         is_cut = names.is_cut or len(text) == MAX_BYTES
-        most = f"{MAX_BYTES >> 20} MiB or {MAX_LINES:,} lines"
-        return names, f"only the first {most} of perf map {path} read" if is_cut else ""
+        return names, _limits(names, path, is_cut)
     except OSError as error:
         return None, f"perf map {path} not read: {error.strerror}"
     finally:
         os.close(fd)
+
+
+def _limits(names: PerfMap, path: str, is_cut: bool) -> str:
+    notes = []
+    if is_cut:
+        notes.append(f"only the first {MAX_BYTES >> 20} MiB or {MAX_LINES:,} lines of perf map {path} read")
+    if names.unread:
+        unread = f"{count(names.unread)} of {plural(names.lines, 'line')}"
+        notes.append(f"{unread} of perf map {path} not read: not START SIZE NAME in hexadecimal numbers")
+    return "; ".join(notes)

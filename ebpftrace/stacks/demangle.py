@@ -1,14 +1,27 @@
-"""Names as their programmers wrote them: C++ by the C++ run-time library, Rust by its few rules.
+"""Names as their programmers wrote them, each by a library of those who define or maintain the scheme.
 
-Sources: Itanium C++ ABI 5.1 and ``__cxa_demangle``; Rust RFC 2603 (v0) and rustc's legacy mangling.
+* C++ (Itanium C++ ABI 5.1): ``__cxa_demangle`` of the C++ run-time library.
+* Rust v0 (RFC 2603): LLVM's demangler (pycxxfilt), else binutils' ``c++filt``.
+* Rust before it: names as of C++, with a few escapes of their own.
+* D (its ABI, "Name Mangling"): binutils' ``c++filt``.
+
+A name that nothing here can read stays as it is.  Names come from a target's files: where a library can crash
+or hang on one, that is the worker's process, which is made to bear it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import re
+import subprocess
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Optional
+
+try:
+    import pycxxfilt
+except ImportError:  # has no build for Python before 3.11
+    pycxxfilt = None  # type: ignore[assignment]
 
 MAX_NAME = 4096
 """Longer mangled names are left as they are; demangling can grow a name exponentially."""
@@ -19,7 +32,11 @@ _RUST_ESCAPES = {
     "$SP$": "@", "$BP$": "*", "$RF$": "&", "$LT$": "<", "$GT$": ">", "$LP$": "(", "$RP$": ")", "$C$": ",",
 }  # fmt: skip
 _RUST_UNICODE = re.compile(r"\$u([0-9a-f]{1,6})\$")
-_V0_IDENTIFIER = re.compile(r"(?:s[0-9a-zA-Z]*_)?(u?)([1-9][0-9]*)_?")
+_RUST_CRATE_HASH = re.compile(r"\[[0-9a-f]{1,16}\]")
+"""What binutils writes behind the name of a crate, of which there may be two of one name."""
+_D = re.compile(r"_D[0-9]|_Dmain$")
+_SECONDS = 5.0
+"""For one name; c++filt takes milliseconds."""
 
 
 def demangle(name: str) -> str:
@@ -27,7 +44,9 @@ def demangle(name: str) -> str:
     if len(name) > MAX_NAME:
         return name
     if name.startswith("_R"):
-        return _rust_v0(name) or name
+        return _rust_v0(name)
+    if _D.match(name):
+        return _by_binutils("dlang", name) or name
     if not name.startswith("_Z"):
         return name
     plain = _cxa_demangle(name)
@@ -37,8 +56,8 @@ def demangle(name: str) -> str:
 
 
 def is_mangled(name: str) -> bool:
-    """The symbol is of C++ or Rust, so it says more than the bare name in the debug info."""
-    return name.startswith(("_Z", "_R"))
+    """The symbol is of C++, Rust or D, so it says more than the bare name in the debug info."""
+    return name.startswith(("_Z", "_R")) or _D.match(name) is not None
 
 
 def _rust_legacy(name: str) -> str:
@@ -54,23 +73,25 @@ def _character(match: re.Match[str]) -> str:
     return chr(code) if 32 <= code < 0xD800 else match.group(0)
 
 
-def _rust_v0(name: str) -> Optional[str]:
-    """The path of a v0 symbol, without generic arguments: its identifiers in order.
+def _rust_v0(name: str) -> str:
+    mangled = name.partition(".")[0]  # behind the dot is what a linker or optimizer added
+    if pycxxfilt is not None:
+        try:
+            return pycxxfilt.rust_demangle(mangled) or name
+        except ValueError:
+            return name
+    found = _by_binutils("rust", mangled)
+    return name if found is None else _RUST_CRATE_HASH.sub("", found)
 
-    Enough to know the function; the full grammar of RFC 2603 is not worth its size here.
-    """
-    parts: list[str] = []
-    at = name.find("C", 2)
-    while 0 <= at < len(name) and len(parts) < 32:
-        match = _V0_IDENTIFIER.search(name, at)
-        if match is None:
-            break
-        size, start = int(match.group(2)[:4]), match.end()
-        word = name[start : start + size]
-        if match.group(1) == "" and word.isidentifier():
-            parts.append(word)
-        at = start + size
-    return "::".join(parts) or None
+
+@lru_cache(maxsize=1 << 12)
+def _by_binutils(language: str, name: str) -> Optional[str]:
+    command = ["c++filt", f"--format={language}", "--", name]
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        told = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_SECONDS)
+        plain = told.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
+        return plain if told.returncode == 0 and plain != name else None
+    return None
 
 
 @lru_cache(maxsize=1)

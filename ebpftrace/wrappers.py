@@ -98,7 +98,7 @@ _LIBRARIES = {
     "OpenMP": _Library(modules=("libgomp.so", "libomp.so"), functions=("GOMP_", "gomp_", "kmp")),
     "D": _Library(
         modules=("libgphobos", "libgdruntime", "libphobos2", "libdruntime"),
-        functions=("core.", "std.", "rt."),
+        functions=("core.", "std.", "rt.", "D4core", "D3std", "D2rt"),
     ),
     "Java": _Library(
         modules=("libjvm.so", "libjli.so"),

@@ -70,6 +70,7 @@ missing_things() {
         has c++ || echo c++
         has clang || echo clang
         has ld.lld || echo lld
+        has llvm-symbolizer || echo llvm
         has strace || echo strace
         has objcopy || echo binutils
     fi

@@ -6,7 +6,9 @@ made-up address, so its debug info is indexed once and names are cached by file 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, Optional
@@ -14,7 +16,10 @@ from typing import Any, NamedTuple, Optional
 import drgn
 
 from ebpftrace.stacks.copies import Name
+from ebpftrace.stacks.debuginfo import DebugInfo, libdw
 from ebpftrace.stacks.demangle import demangle, is_mangled
+from ebpftrace.stacks.elf import NotElfError
+from ebpftrace.stacks.symtab import SymbolTables
 
 _FIRST_BASE = 1 << 32
 _GAP = 1 << 21
@@ -37,6 +42,7 @@ class _File:
     bias: int
     sections: Sections
     has_all_symbols: bool
+    debug: Optional[DebugInfo] = None
 
 
 class _Symbol(NamedTuple):
@@ -56,7 +62,11 @@ class Symbolizer:
         # The default would also ask a server on the network (debuginfod).
         self._program.set_enabled_debug_info_finders([])
         self._files: dict[int, _File] = {}
+        self._tables = SymbolTables()
+        """Of what drgn does not take: files without section headers, and debug files without DWARF."""
         self._next_base = _FIRST_BASE
+        with suppress(OSError):
+            libdw()  # while this process may still read where it is loaded
 
     def add_file(
         self, file: int, path: str, fd: int, start: int, end: int, sections: Sections, has_all_symbols: bool
@@ -71,7 +81,16 @@ class Symbolizer:
         module = self._program.extra_module(path, file, create=True)
         module.address_range = (base, base + end - start)
         self._files[file] = _File(module, base - start, sections, has_all_symbols)
-        module.try_file(path, fd=fd, force=True)
+        if not sections:
+            with suppress(NotElfError, OSError):
+                self._tables.add_file(file, path, os.dup(fd), start, end, sections, has_all_symbols)
+        own = os.dup(fd)
+        try:
+            module.try_file(path, fd=fd, force=True)
+            if not self.wants_debug_file(file):
+                self._files[file].debug = _debug_info(own)
+        finally:
+            os.close(own)
 
     def wants_debug_file(self, file: int) -> bool:
         """The file itself has no debug info."""
@@ -83,7 +102,23 @@ class Symbolizer:
         drgn takes it only with the same build id, unless the caller ``checked`` that it belongs to the
         file.  Raises what drgn raises on bad data.
         """
-        self._files[file].module.try_file(path, fd=fd, force=checked)
+        known = self._files[file]
+        supplemented = known.debug if self.wanted_supplement(file) is not None else None
+        own = os.dup(fd)
+        try:
+            known.module.try_file(path, fd=fd, force=checked)
+            if supplemented is not None:
+                if not self.wants_debug_file(file):
+                    supplemented.add_supplement(os.dup(own))
+            elif not self.wants_debug_file(file) or self.wanted_supplement(file) is not None:
+                known.debug = _debug_info(own)
+            else:
+                # drgn takes none without DWARF; it may have the symbols that were stripped all the same.
+                with suppress(NotElfError, OSError):
+                    build_id = known.module.build_id
+                    self._tables.add_debug_file(file, path, os.dup(own), checked, build_id)
+        finally:
+            os.close(own)
 
     def wanted_supplement(self, file: int) -> Optional[Supplement]:
         """What dwz(1) moved out of the debug file just offered, if that is missing."""
@@ -103,7 +138,9 @@ class Symbolizer:
         if symbol is None and not exact:
             # Signal return (__restore_rt) is entered by a pushed address: nothing of it lies before.
             symbol = self._symbol(file, at)
-        frames = self._frames(at + 1 if exact else at)
+        frames = self._frames(file, at if exact else at - 1)
+        if symbol is None and not frames:
+            return self._tables.names(file, address, exact)
         if symbol is None:
             return frames
         start = symbol.start - self._files[file].bias
@@ -138,9 +175,15 @@ class Symbolizer:
         first, second = start - file.bias, address - file.bias
         return any(begin <= first <= second < end for begin, end in file.sections)
 
-    def _frames(self, address: int) -> list[Name]:
+    def _frames(self, file: int, address: int) -> list[Name]:
+        debug = self._files[file].debug
+        found = [] if debug is None else debug.names(address - self._files[file].bias)
+        return found or self._frames_by_drgn(address)
+
+    def _frames_by_drgn(self, address: int) -> list[Name]:
         frames = []
-        for frame in islice(self._program.stack_trace_from_pcs([address]), MAX_INLINED):
+        # A return address is looked up in the call before it.
+        for frame in islice(self._program.stack_trace_from_pcs([address + 1]), MAX_INLINED):
             try:
                 source = frame.source()
                 file, line = source.filename or None, source.line or None
@@ -151,3 +194,9 @@ class Symbolizer:
                 continue
             frames.append(Name(name[:MAX_NAME] if name else None, file, line, frame.is_inline))
         return frames
+
+
+def _debug_info(fd: int) -> Optional[DebugInfo]:
+    with suppress(OSError):
+        return DebugInfo(os.dup(fd))
+    return None

@@ -1,6 +1,6 @@
 """Function names from ELF symbol tables alone, for machines where drgn cannot be had.
 
-Runs in the worker process, in the place of ``symbols``.
+Runs in the worker process, in the place of ``symbols``; and for ``symbols``, of files that drgn cannot read.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Optional
 
 from ebpftrace.stacks.copies import Name
 from ebpftrace.stacks.demangle import demangle
@@ -49,12 +50,22 @@ class SymbolTables:
         """A separate debug file has the full table where the file itself is stripped."""
         return True
 
-    def add_debug_file(self, file: int, path: str, fd: int, checked: bool) -> None:  # noqa: ARG002
-        """Add the symbols of a debug file with the same build id; takes ownership of ``fd``."""
+    def add_debug_file(
+        self,
+        file: int,
+        path: str,  # noqa: ARG002
+        fd: int,
+        checked: bool,
+        build_id: Optional[bytes] = None,
+    ) -> None:
+        """Add the symbols of a debug file with the same build id; takes ownership of ``fd``.
+
+        ``build_id`` is that of a file that was not added here itself.
+        """
         try:
             headers = read_headers(reader(fd))
-            if checked or headers.build_id == self._build_ids[file]:
-                merged = {*self._tables[file], *_functions(reader(fd), headers)}
+            if checked or headers.build_id == (build_id or self._build_ids.get(file)):
+                merged = {*self._tables.get(file, ()), *_functions(reader(fd), headers)}
                 self._tables[file] = sorted(merged)
         finally:
             os.close(fd)
@@ -64,7 +75,7 @@ class SymbolTables:
 
     def names(self, file: int, address: int, exact: bool) -> Sequence[Name]:
         """The function that holds a file address, empty if none does."""
-        table = self._tables[file]
+        table = self._tables.get(file, [])
         inside = address if exact else address - 1
         at = bisect_right(table, (inside, 1 << 64, ""))
         for start, size, name in reversed(table[max(at - 8, 0) : at]):

@@ -18,7 +18,7 @@ _HEADER = struct.Struct("<HBBIIIII")
 _MAGIC = 0xEB9F
 _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
-_STRUCT, _UNION = 4, 5
+_STRUCT, _UNION, _FUNC = 4, 5, 12
 _MOST_NESTED = 8
 """Structs and unions without a name, one in the other."""
 # Bytes that follow a type of each kind: (fixed, for each of its vlen elements).
@@ -112,6 +112,14 @@ class Btf:
                 if offset is not None:
                     found[struct_name, member] = offset
         return found
+
+    def function_id(self, function: str) -> int:
+        """Return the number of a function's type.  Raises CannotTrace where there is none."""
+        wanted = self._find(function)
+        for number, (_, name, kind) in enumerate(self._all_types(), 1):
+            if kind == _FUNC and name == wanted:
+                return number
+        raise CannotTrace(f"the kernel's type information lacks the function {function}")
 
     def _member(
         self, positions: array[int], position: int, wanted: Optional[int], depth: int

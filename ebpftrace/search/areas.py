@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,7 @@ def _telling(vmas: Vmas) -> Iterable[tuple[int, int]]:
         file_end = end if is_file else 0
 
 
-def dead_stacks(books: Books, in_use: Sequence[int]) -> Runs:
+def dead_stacks(books: Books, in_use: Addresses) -> Runs:
     """Stacks of exited threads and of glibc's cache: what they hold nobody will read.
 
     Not those that one of the addresses ``in_use`` (stack pointers, thread pointers of live threads) lies in:
@@ -92,11 +92,12 @@ def dead_stacks(books: Books, in_use: Sequence[int]) -> Runs:
     """
     stacks = [thread.stack for thread in books.threads if thread.exited and thread.stack is not None]
     stacks += books.stack_cache
-    if not stacks or not in_use:
-        return runs_of(stacks)
-    used = sorted(in_use)
-    at = np.searchsorted(np.array(used, np.uint64), np.array(stacks, np.uint64))
-    return runs_of([stack for stack, (low, high) in zip(stacks, at.tolist()) if low == high])
+    if not stacks:
+        return no_runs()
+    bounds = np.array(stacks, np.uint64)
+    first, after = np.searchsorted(np.sort(in_use), bounds.ravel()).reshape(-1, 2).T
+    free = bounds[first == after]
+    return merged(free[:, 0], free[:, 1]) if len(free) else no_runs()
 
 
 def live_stacks(books: Books, vmas: Vmas) -> list[Interval]:
@@ -108,22 +109,16 @@ def live_stacks(books: Books, vmas: Vmas) -> list[Interval]:
     return sorted(stacks)
 
 
-def unused_parts(
-    stacks: Sequence[Interval], pointers: Sequence[Optional[int]], red_zone: int = RED_ZONE
-) -> Runs:
-    """What of the stacks lies below their thread's stack pointer.
+def unused_parts(stacks: Sequence[Interval], pointers: Addresses, red_zone: int = RED_ZONE) -> Runs:
+    """What of the stacks lies below the stack pointers in them.
 
-    ``pointers``: the stack pointer of each thread, None where it is unknown.  A stack without a pointer in it
-    counts whole: its thread is on another one (a signal's, a coroutine's), or runs.  One in which two threads
-    seem to run counts down to the lower pointer.
+    A stack without a pointer in it counts whole: its thread is on another one (a signal's, a coroutine's), or
+    runs.  One in which two threads seem to run counts down to the lower pointer.
     """
-    known = np.array(sorted(pointer for pointer in pointers if pointer is not None), np.uint64)
-    if not stacks or not len(known):
+    if not stacks or not len(pointers):
         return no_runs()
-    bounds = np.array(stacks, np.uint64)
-    at = np.searchsorted(known, bounds[:, 0])
-    unused = []
-    for stack, first in zip(stacks, at.tolist()):
-        if first < len(known) and int(known[first]) < stack.end:
-            unused.append((stack.start, int(known[first]) - red_zone))
-    return runs_of(unused)
+    bounds, known = np.array(stacks, np.uint64), np.sort(pointers)
+    lowest = known[np.minimum(np.searchsorted(known, bounds[:, 0]), len(known) - 1)]
+    ends = np.maximum(lowest, np.uint64(red_zone)) - np.uint64(red_zone)
+    used = (bounds[:, 0] < ends) & (lowest < bounds[:, 1])
+    return merged(bounds[used, 0], ends[used]) if used.any() else no_runs()

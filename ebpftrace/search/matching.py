@@ -211,14 +211,18 @@ class Matcher:
             return Hits(*(np.concatenate(both) for both in zip(*found)))
         return found[0] if found else None
 
-    def find_words(self, words: Sequence[int]) -> dict[int, list[int]]:
-        """Suspect -> positions of the words, each by itself, that refer to it."""
+    def find_words(self, words: Addresses, most: int) -> dict[int, list[int]]:
+        """Suspect -> positions of words, each by itself, that refer to it: at most so many of each."""
         found: dict[int, list[int]] = {}
-        for position, word in enumerate(words):
-            halves = np.array([word & _HALF - 1, word >> 32 & _HALF - 1], np.uint32)
-            hits = self.find(halves)
-            for suspect in hits.suspects.tolist() if hits is not None else ():
-                found.setdefault(suspect, []).append(position)
+        halves = np.ascontiguousarray(words).view(np.uint32)
+        for _ in range(most if len(halves) else 0):
+            hits = self.find(halves, lambda at: at % 2 == 0)
+            if hits is None:
+                break
+            for position, suspect in zip(hits.positions.tolist(), hits.suspects.tolist()):
+                found.setdefault(suspect, []).append(position // 2)
+            halves = halves.copy()
+            halves[hits.positions] = halves[hits.positions + 1] = 0
         return found
 
 

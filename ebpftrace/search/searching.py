@@ -21,16 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebpftrace.model import Books, Holder, Interval, Reach, Search, Suspect, Where
+from ebpftrace.process.malloc import find_heaps
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.memory import Memory
 from ebpftrace.process.procfs import ProcessGone, require_address_space
 from ebpftrace.search.areas import areas_of, dead_stacks, live_stacks, unused_parts
+from ebpftrace.search.holders import Places, most_telling
+from ebpftrace.search.kernelheld import kernel_words
 from ebpftrace.search.matching import Matcher
 from ebpftrace.search.presence import PAGE, Presence
 from ebpftrace.search.reading import Batch, Reader, Sums
 from ebpftrace.search.runs import Addresses, Runs, difference, intersection, merged, no_runs, runs_of, union
 from ebpftrace.search.threads import Moment, Threads
 from ebpftrace.text import size as size_text
+from ebpftrace.vmas import Vmas
 
 LOOKS = 32
 """Passes in which a handle that moves has to be overlooked before it is called lost: 2 ** -32 at worst."""
@@ -69,13 +73,13 @@ class Searching:
         self._deadline = deadline_cpu
         self._progress = progress
         self._began = time.process_time()
-        self._threads = Threads(pid, groups)
+        self._vmas = Vmas()
+        self._groups = groups
         count = len(self._suspects)
         self._kept: NDArray[np.bool_] = np.zeros(count, np.bool_)
         self._followed: NDArray[np.bool_] = np.zeros(count, np.bool_)
         """Kept ones that were searched for what they keep; in later passes they are as other memory."""
         self._found: list[list[Holder]] = [[] for _ in range(count)]
-        self._has_registers = True
         self._changing = no_runs()
         self._known = no_runs()
         self._sums = Sums()
@@ -92,13 +96,15 @@ class Searching:
             self._memory = held.enter_context(Memory(self._pid))
             self._presence = Presence(self._pid)
             held.callback(self._presence.close)
+            self._threads = Threads(self._pid, self._groups)
+            held.callback(self._threads.close)
             self._reader = Reader(self._memory, self._still_present)
             try:
                 self._passes()
             except OutOfBudgetError as reached:
                 self._cut_short = str(reached)
             self._require_same_process()
-        return self._result()
+            return self._result()
 
     # --- passes -------------------------------------------------------------------------------
 
@@ -127,23 +133,25 @@ class Searching:
 
     def _full_pass(self) -> bool:
         """Search everything; whether no thread has run meanwhile."""
+        moment = self._moment = self._threads.look()
         vmas = read_maps(self._pid)
         self._vmas = vmas
         stacks = live_stacks(self._books, vmas)
         self._areas = areas_of(vmas, stacks)
         self._stacks = stacks
-        self._highest = max(vmas.ends, default=1) - 1
+        # All but the page of [vsyscall], which lies in the kernel's half.
+        self._highest = max((end for end in vmas.ends if not end >> 63), default=1) - 1
         is_first = self._looks == 0
-        moment = self._threads.look()
         present = self._presence.look(self._areas, runs_of([_EVERYWHERE]))
         self._swapped, self._unknown = present.swapped.size, present.unknown
         if is_first:
             self._planned_bytes = 2 * present.pages.size + 1
+        self._look_at_kernel()
         self._pass(moment, present.pages, full=True, note=is_first)
         self._known = present.pages
-        after = self._threads.look()
+        after = self._moment = self._threads.look()
         self._look_at_registers(after)
-        return moment.activity is not None and moment.activity == after.activity
+        return moment.no_thread_ran_until(after)
 
     def _hot_pass(self) -> None:
         """Search what changes, what is new, and the stacks."""
@@ -157,7 +165,6 @@ class Searching:
 
     def _pass(self, moment: Moment, pages: Runs, full: bool, note: bool) -> None:
         self._looks += 1
-        self._has_registers = self._has_registers and moment.has_registers
         self._look_at_registers(moment)
         matcher = self._matcher()
         if matcher is None:
@@ -245,22 +252,25 @@ class Searching:
         return runs_of(piece for index in indices for piece in self._suspects[index].pieces)
 
     def _dead(self, moment: Moment) -> Runs:
-        pointers = [thread.stack_pointer for thread in moment.threads]
-        in_use = [pointer for pointer in pointers if pointer is not None]
-        in_use += [value for thread in moment.threads for name, value in thread.words if name == "fs_base"]
-        dead = dead_stacks(self._books, in_use)
-        return union(dead, unused_parts(self._stacks, pointers))
+        dead = dead_stacks(self._books, moment.in_use)
+        return union(dead, unused_parts(self._stacks, moment.unused_below))
 
     def _look_at_registers(self, moment: Moment) -> None:
         matcher = self._matcher()
-        if matcher is None:
-            return
-        for thread in moment.threads:
-            for where, named in ((Where.REGISTER, thread.words), (Where.KERNEL, thread.kernel)):
-                hits = matcher.find_words([value for _, value in named])
-                for suspect, positions in hits.items():
-                    for position in positions:
-                        self._keep(suspect, Holder(where, None, named[position][0], thread.tid, thread.name))
+        if matcher is not None and moment.words.size:
+            columns = moment.words.shape[1]
+            for suspect, positions in matcher.find_words(moment.words.ravel(), _HOLDERS).items():
+                for position in positions:
+                    self._keep(suspect, moment.holder(*divmod(position, columns)))
+
+    def _look_at_kernel(self) -> None:
+        matcher = self._matcher()
+        if matcher is not None:
+            words = kernel_words(self._pid)
+            values = np.array([value for _, value in words], np.uint64)
+            for suspect, positions in matcher.find_words(values, _HOLDERS).items():
+                for position in positions:
+                    self._keep(suspect, Holder(Where.KERNEL, None, words[position][0]))
 
     def _keep(self, suspect: int, holder: Holder) -> None:
         self._kept[suspect] = True
@@ -280,10 +290,18 @@ class Searching:
             except OSError:
                 raise ProcessGone(self._pid) from None
 
+    def _named(self) -> dict[Holder, Holder]:
+        heaps = find_heaps(self._vmas, self._memory) if "glibc" in self._books.libc else []
+        places = Places(self._pid, self._vmas, self._books, heaps, self._moment.places)
+        try:
+            return places.named(holder for found in self._found for holder in found)
+        finally:
+            places.close()
+
     def _result(self) -> Search:
         gaps = []
-        if not self._has_registers:
-            gaps.append(REGISTERS_GAP)
+        if self._threads.no_registers:
+            gaps.append(f"{REGISTERS_GAP}: {self._threads.no_registers}")
         for size, what in (
             (self._swapped, "are in swap and were not searched"),
             (self._reader.unreadable, "could not be read"),
@@ -293,9 +311,10 @@ class Searching:
                 gaps.append(f"{size_text(size)} {what}")
         if self._cut_short:
             gaps.append(self._cut_short)
+        named = self._named()
         reach = {
-            suspect: Reach(not self._kept[index], tuple(self._found[index]))
-            for index, suspect in enumerate(self._suspects)
+            suspect: Reach(not kept, most_telling(named[holder] for holder in found))
+            for suspect, kept, found in zip(self._suspects, self._kept.tolist(), self._found)
         }
         return Search(
             reach=reach,

@@ -1,45 +1,183 @@
-"""The threads of an address space at one moment: their stack pointers and registers."""
+"""The threads of an address space at one moment: where their stacks are in use, and their registers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple, Optional, Union, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.kernel.taskstates import States, TaskStates
+from ebpftrace.model import Holder, Where
 from ebpftrace.process.livethreads import read_live_threads
+from ebpftrace.process.namespaces import own_pid_namespace
+from ebpftrace.search.runs import Addresses
+
+_LOOKS_TO_KNOW = 6
+"""After so many looks it is known which threads hardly ever wait."""
+_KERNELS = (("alternate_stack", "sigaltstack"), ("clear_child_tid", "set_tid_address"))
+_RUNS = ("tid", "started", "voluntary", "involuntary")
 
 
-class ThreadState(NamedTuple):
-    """One thread as it last entered the kernel."""
+class ThreadPlace(NamedTuple):
+    """Where a thread is."""
 
     tid: int
+    """0 where the number in our own PID namespace is not known."""
+    inner_tid: int
+    """As its own PID namespace numbers it: what glibc's lists note."""
     name: str
-    stack_pointer: Optional[int]
-    """None where it is not known: the thread runs, or nothing tells."""
-    words: tuple[tuple[str, int], ...] = ()
-    """Its registers, by name."""
-    kernel: tuple[tuple[str, int], ...] = ()
-    """Addresses that the kernel keeps for it, by what for."""
+    stack_pointer: int
+    """0 where it is not known."""
+    thread_pointer: int
+    """Around it lie its descriptor and its thread-local storage; 0 where it is not known."""
 
 
 class Moment(NamedTuple):
     """All threads at one moment."""
 
-    threads: tuple[ThreadState, ...]
-    has_registers: bool
-    activity: Optional[frozenset[tuple[int, ...]]] = None
-    """Equal at two moments only if no thread has run between them; None where that can't be told."""
+    places: Sequence[ThreadPlace]
+    unused_below: Addresses
+    """Stack pointers below which nothing is in use: one a thread, but for threads where that is not known."""
+    in_use: Addresses
+    """Stack pointers and thread pointers: the stacks that they lie in are in use."""
+    words: Addresses
+    """Registers, and what the kernel keeps for the thread: a row a thread, a column a register."""
+    columns: Sequence[tuple[Where, str]]
+    """What the columns are."""
+    waiting: Optional[NDArray[np.void]]
+    """How often each thread has run; None where one runs now, or that can't be told."""
+
+    def no_thread_ran_until(self, later: Moment) -> bool:
+        """Whether all threads waited from this moment to a later one; False where that can't be told."""
+        if self.waiting is None or later.waiting is None or not len(self.waiting):
+            return False
+        return bool(np.array_equal(self.waiting, later.waiting))
+
+    def holder(self, row: int, column: int) -> Holder:
+        """Whose and what a word is."""
+        place, (where, what) = self.places[row], self.columns[column]
+        return Holder(where, None, what, place.tid or None, place.name)
 
 
 class Threads:
-    """Looks at the threads of one address space."""
+    """Looks at the threads of one address space.  ``close`` it."""
 
     def __init__(self, pid: int, groups: Sequence[int]) -> None:
         self._pid = pid
         self._groups = groups
+        self._states: Optional[TaskStates] = None
+        self.no_registers = ""
+        """Why registers can't be read; empty where they can."""
+        try:
+            self._states = TaskStates(pid, groups)
+        except CannotTrace as refusal:
+            self.no_registers = refusal.what
+        self._looks = 0
+        self._ran: Counter[int] = Counter()
+        self._waited_at: dict[int, int] = {}
+        self._own_tids: Optional[dict[int, int]] = None
+
+    def close(self) -> None:
+        """Let the kernel forget the program."""
+        if self._states is not None:
+            self._states.close()
 
     def look(self) -> Moment:
         """How they are now.  Raises ``ProcessGone`` or ``CannotTrace``."""
+        if self._states is not None:
+            try:
+                return self._with_registers(self._states)
+            except CannotTrace as refusal:
+                self.no_registers = refusal.what
+                self._states.close()
+                self._states = None
         threads = read_live_threads(self._pid, self._groups)
+        places = [
+            ThreadPlace(thread.tid, thread.inner_tid, thread.name, thread.stack_pointer or 0, 0)
+            for thread in threads
+        ]
+        pointers = np.array([place.stack_pointer for place in places if place.stack_pointer], np.uint64)
+        return Moment(places, pointers, pointers, np.empty((0, 0), np.uint64), (), None)
+
+    def _with_registers(self, source: TaskStates) -> Moment:
+        states = source.read()
+        registers = states["registers"]
+        pointers = registers[:, source.stack_pointer]
+        running = states["running"] != 0
+        self._looks += 1
+        known = [
+            pointer
+            for pointer in map(self._of_running, states["tid"][running].tolist(), pointers[running].tolist())
+            if pointer is not None
+        ]
+        self._waited_at = dict(zip(states["tid"][~running].tolist(), pointers[~running].tolist()))
+        named = [(at, (Where.REGISTER, name)) for at, name in enumerate(source.names) if name]
+        columns = [what for _, what in named]
+        columns += [(Where.REGISTER, source.thread_pointer), *((Where.KERNEL, what) for _, what in _KERNELS)]
+        words = [registers[:, at] for at, _ in named]
+        words += [states["thread_pointer"], *(states[field] for field, _ in _KERNELS)]
         return Moment(
-            tuple(ThreadState(thread.tid, thread.name, thread.stack_pointer) for thread in threads), False
+            places=_Places(states, pointers, self._own_tid),
+            unused_below=np.concatenate((pointers[~running], np.array(known, np.uint64))),
+            in_use=np.concatenate((pointers, states["thread_pointer"])),
+            words=np.column_stack(words),
+            columns=columns,
+            waiting=None if running.any() else states[list(_RUNS)],
+        )
+
+    def _of_running(self, tid: int, pointer: int) -> Optional[int]:
+        """Of a thread on a CPU we know where it entered the kernel last; it may be deeper by now.
+
+        It waits again soon, most likely, and what is in use then lies above where it waits.  But if it hardly
+        ever waits, all of its stack counts, with what earlier calls left there.
+        """
+        self._ran[tid] += 1
+        if self._looks >= _LOOKS_TO_KNOW and 2 * self._ran[tid] > self._looks:
+            return None
+        return min(pointer, self._waited_at.get(tid, pointer))
+
+    def _own_tid(self, tid: int, inner_tid: int) -> int:
+        if own_pid_namespace().initial:
+            return tid
+        if self._own_tids is None:
+            self._own_tids = {}
+            with suppress(CannotTrace):
+                threads = read_live_threads(self._pid, self._groups)
+                self._own_tids = {thread.inner_tid: thread.tid for thread in threads}
+        return self._own_tids.get(inner_tid, 0)
+
+
+class _Places(Sequence[ThreadPlace]):
+    """Made one by one, as they are wanted: there may be tens of thousands, at each look."""
+
+    def __init__(self, states: States, pointers: Addresses, own_tid: Callable[[int, int], int]) -> None:
+        self._states = states
+        self._pointers = pointers
+        self._own_tid = own_tid
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    @overload
+    def __getitem__(self, row: int) -> ThreadPlace: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[ThreadPlace]: ...
+
+    def __getitem__(self, row: Union[int, slice]) -> Union[ThreadPlace, Sequence[ThreadPlace]]:
+        if isinstance(row, slice):
+            return [self[at] for at in range(*row.indices(len(self)))]
+        state = self._states[row]
+        tid, inner = int(state["tid"]), int(state["inner_tid"])
+        return ThreadPlace(
+            self._own_tid(tid, inner),
+            inner,
+            state["name"].decode("utf-8", "surrogateescape"),
+            int(self._pointers[row]),
+            int(state["thread_pointer"]),
         )

@@ -46,6 +46,7 @@ package_of() {
     apt-get:musl) echo musl-tools ;;
     dnf:musl) echo musl-gcc ;;
     *:pidstat) echo sysstat ;;
+    dnf:debuginfod) echo elfutils-debuginfod-client ;;
     apt-get:qemu) echo qemu-system-x86 ;;
     apt-get:busybox) echo busybox-static ;;
     apt-get:perf) echo linux-perf ;;
@@ -73,6 +74,7 @@ missing_things() {
         has llvm-symbolizer || echo llvm
         has strace || echo strace
         has objcopy || echo binutils
+        has debuginfod-find || echo debuginfod
     fi
     if [ "$purpose" = kernels ]; then
         has qemu-system-x86_64 || echo qemu

@@ -41,6 +41,7 @@ Examples:
 @click.option("--json", "json_output", is_flag=True, help="One JSON object a line; the last one sums up.")
 @options.output(options.LINE_BY_LINE)
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr.")
+@options.debuginfod
 @click.pass_context
 def growth(
     context: click.Context,
@@ -51,6 +52,7 @@ def growth(
     json_output: bool,
     output: Optional[Path],
     quiet: bool,
+    debuginfod: bool,
 ) -> None:
     """Watch VIRT and RSS, and say which calls, threads and places make them grow.
 
@@ -66,7 +68,7 @@ def growth(
     require_tracing()
     with Stream(sys.stdout, None if output is None else str(output)) as stream:
         teller = _Teller(stream, json_output, quiet, output)
-        run(Settings(pid, interval, None if until_interrupt else duration), teller)
+        run(Settings(pid, interval, None if until_interrupt else duration, debuginfod), teller)
 
 
 def _draws() -> bool:

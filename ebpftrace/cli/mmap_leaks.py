@@ -125,6 +125,7 @@ Examples:
     is_flag=True,
     help="Also tell how long our programs ran in the kernel; measuring makes each run a little longer.",
 )
+@options.debuginfod
 @click.option("--dump-ledger", type=click.Path(path_type=Path), hidden=True)
 @options.command_line
 @click.pass_context
@@ -151,6 +152,7 @@ def mmap_leaks(
     stack_bytes: int,
     stack_rate: int,
     cost: bool,
+    debuginfod: bool,
     dump_ledger: Optional[Path],
     command: tuple[str, ...],
 ) -> None:
@@ -191,6 +193,7 @@ def mmap_leaks(
         stack_bytes=stack_bytes,
         copies_per_second=stack_rate,
         measure_cost=cost,
+        debuginfod=debuginfod,
     )
     view = View(top=top, show_all=show == "all", min_bytes=min_bytes)
     files = _Files(output, flamegraph, speedscope, dump_ledger)

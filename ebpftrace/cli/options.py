@@ -66,6 +66,15 @@ def command_line(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("command", nargs=-1, type=click.UNPROCESSED)(command)
 
 
+def debuginfod(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--debuginfod``: fetch debug information."""
+    return click.option(
+        "--debuginfod",
+        is_flag=True,
+        help="Fetch missing debug information by build id from the servers in DEBUGINFOD_URLS.",
+    )(command)
+
+
 class Seconds(click.FloatRange):
     """A finite number of seconds, up to a year."""
 

@@ -49,6 +49,7 @@ Examples:
 @options.output(options.LINE_BY_LINE)
 @options.duration("How long to trace.  Default: until Ctrl-C, or until all targets have exited.")
 @click.option("-q", "quiet", count=True, help="Do not say when it has attached; -qq: nor when a task exits.")
+@options.debuginfod
 @options.command_line
 def trace(
     pids: tuple[int, ...],
@@ -66,6 +67,7 @@ def trace(
     output: Optional[Path],
     duration: Optional[float],
     quiet: int,
+    debuginfod: bool,
     command: tuple[str, ...],
 ) -> None:
     """Print memory and process calls as strace prints them, without stopping the target.
@@ -127,7 +129,14 @@ def trace(
     require_tracing()
     with Stream(sys.stdout, None if output is None else str(output)) as stream:
         lost, notes = run(
-            Settings(filters=filters, style=style, pids=pids, command=command, duration=duration),
+            Settings(
+                filters=filters,
+                style=style,
+                pids=pids,
+                command=command,
+                duration=duration,
+                debuginfod=debuginfod,
+            ),
             stream,
             attached,
             command_ended,

@@ -30,6 +30,8 @@ class Settings:
     """Seconds."""
     duration: Optional[float]
     """Seconds; None: until interrupted, or until the target's end."""
+    debuginfod: bool = False
+    """Ask its servers for debug information that is not on this host."""
 
 
 class Observer(Protocol):
@@ -58,7 +60,7 @@ def run(settings: Settings, observer: Observer) -> None:
         from ebpftrace.jobs.growth_watch import GrowthWatch, Record
         from ebpftrace.stacks.engine import Engine
 
-        engine = held.enter_context(Engine())
+        engine = held.enter_context(Engine(debuginfod=settings.debuginfod))
         watch = GrowthWatch(target, engine)
         held.enter_context(watch)
         watch.meet()

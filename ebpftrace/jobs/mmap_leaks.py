@@ -47,6 +47,8 @@ class Settings:
     copies_per_second: int = COPIES_PER_SECOND
     measure_cost: bool = False
     """Have the kernel measure how long our programs run, which makes each run a little longer."""
+    debuginfod: bool = False
+    """Ask its servers for debug information that is not on this host."""
 
 
 class Observer(Protocol):
@@ -93,7 +95,7 @@ def run(settings: Settings, observer: Observer) -> None:
         from ebpftrace.jobs.leak_watch import LeakWatch
         from ebpftrace.stacks.engine import Engine
 
-        engine = held.enter_context(Engine())
+        engine = held.enter_context(Engine(debuginfod=settings.debuginfod))
         program = command.program if command else ""
         watches = [
             held.enter_context(LeakWatch(target, engine, settings.min_age, settings.stack_bytes > 0, program))

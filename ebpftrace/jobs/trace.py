@@ -52,6 +52,8 @@ class Settings:
     """Program and arguments to start and trace instead of running processes."""
     duration: Optional[float] = None
     """Seconds; None: until interrupted, or until all targets have exited."""
+    debuginfod: bool = False
+    """Ask its servers for debug information that is not on this host."""
 
 
 class Output(Protocol):
@@ -88,7 +90,7 @@ def run(
             command = held.enter_context(Command(settings.command, command_ended))
         pids = [command.pid] if command else settings.pids
         targets = [held.enter_context(open_target(pid)) for pid in dict.fromkeys(pids)]
-        stacks = held.enter_context(_Stacks()) if settings.filters.stacks else None
+        stacks = held.enter_context(_Stacks(settings.debuginfod)) if settings.filters.stacks else None
         interrupts = held.enter_context(Interrupts())
         tracer = held.enter_context(CallTracer(settings.filters))
         printer = _Printer(tracer, Transcript(settings.style, read_clock()), output, stacks)
@@ -203,8 +205,8 @@ class _Printer:
 class _Stacks:
     """Names the stacks of all traced processes; a context manager."""
 
-    def __init__(self) -> None:
-        self._engine = Engine()
+    def __init__(self, debuginfod: bool) -> None:
+        self._engine = Engine(debuginfod=debuginfod)
         self._shortfalls = Shortfalls()
         self._resolvers: dict[int, StackResolver] = {}
 

@@ -28,6 +28,7 @@ from ebpftrace.model import Frame
 from ebpftrace.stacks import wire
 from ebpftrace.stacks.copies import REGISTERS_SIZE, TABLES_OF, Pc, StackCopy, Walk
 from ebpftrace.stacks.debugfiles import DebugFile, debug_files, supplements
+from ebpftrace.stacks.debuginfod import Debuginfod
 from ebpftrace.stacks.files import FileStore, StoredFile
 from ebpftrace.stacks.modules import Layout
 
@@ -64,7 +65,9 @@ class _DiedError(Exception):
 class Engine:
     """One worker for all targets.  Use as a context manager, or ``close`` it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, debuginfod: bool = False) -> None:
+        """``debuginfod``: also ask its servers.  Raises CannotTrace where that is not possible."""
+        self._debuginfod = Debuginfod() if debuginfod else None
         self.files = FileStore()
         self.crashes = 0
         """Workers that died or had to be killed."""
@@ -83,6 +86,7 @@ class Engine:
         self._seconds: Counter[object] = Counter()
         self._frames: dict[tuple[int, Pc], tuple[Frame, ...]] = {}
         self._unnamed: dict[int, str] = {}
+        self._without_debug_info: set[int] = set()
 
     def __enter__(self) -> Engine:
         self.start()
@@ -236,6 +240,28 @@ class Engine:
                         break
             if not answer.get("wants", True):
                 return
+        fetched = self._fetched(file)
+        if fetched is None or self._offer(file, fetched).get("wants", True):
+            self._without_debug_info.add(file.id)
+
+    def _fetched(self, file: StoredFile) -> Optional[DebugFile]:
+        if self._debuginfod is None or file.headers.build_id is None:
+            return None
+        return self._debuginfod.find(file.headers.build_id)
+
+    def lacks_debug_info(self, file: int) -> bool:
+        """Neither the file nor a separate one has any, as far as names of it were asked for."""
+        return file in self._without_debug_info
+
+    @property
+    def asks_debuginfod(self) -> bool:
+        """What is not on this host was asked of its servers."""
+        return self._debuginfod is not None
+
+    @property
+    def fetching_note(self) -> str:
+        """Why nothing more is asked of them, in one line; else empty."""
+        return "" if self._debuginfod is None else self._debuginfod.note
 
     def _offer(self, file: StoredFile, debug: DebugFile) -> dict[str, Any]:
         request = {"do": "debug", "file": file.id, "path": debug.path, "checked": debug.checked}

@@ -39,6 +39,12 @@ class StoredFile:
     headers: ElfHeaders
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Device and inode."""
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
+
+    @property
     def read(self) -> Read:
         """Positioned reads of this file."""
         return reader(self.fd)

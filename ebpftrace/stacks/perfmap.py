@@ -7,10 +7,11 @@ belongs to whoever may write the target's /tmp, so it is opened and read with ca
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import time
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple, Optional
 
 from ebpftrace.stacks.rooted import open_in_root
@@ -25,6 +26,16 @@ SECONDS_BETWEEN_READINGS = 2.0
 _LINE = re.compile(rb"(?:0x)?([0-9a-fA-F]{1,16}) +(?:0x)?([0-9a-fA-F]{1,16}) +(.+)")
 """OpenJDK writes sizes of 16 digits (codeCache.cpp, CodeCache::write_perf_map)."""
 _END = 1 << 64
+
+
+_WRITERS = (
+    ("libjvm.so", "jcmd {pid} Compiler.perfmap writes it (JDK 17)"),
+    ("node", "node --perf-basic-prof writes it"),
+    ("libnode.so", "node --perf-basic-prof writes it"),
+    ("python3", "python -X perf writes it (Python 3.12)"),
+    ("libpython3", "python -X perf writes it (Python 3.12)"),
+)
+"""Beginnings of the names of runtimes' files, and how each is made to write a map."""
 
 
 class Region(NamedTuple):
@@ -83,18 +94,23 @@ class JitNames:
 
     def __init__(self, root: int, pid: int, owners: Collection[int]) -> None:
         """Arguments as in ``read_perf_map``; ``root`` stays the caller's."""
-        self._root, self._pid, self._owners = root, pid, owners
+        self._root, self.pid, self._owners = root, pid, owners
         self._map: Optional[PerfMap] = None
         self._readings = 0
         self._next_reading = 0.0
         self.note = ""
         """Why the map was not, or not wholly, read: one line."""
 
+    @property
+    def is_missing(self) -> bool:
+        """There is no map at all, as far as it was asked for."""
+        return self._readings > 0 and self._map is None
+
     def find(self, address: int) -> Optional[Region]:
         """The JIT function at ``address``, None if unknown."""
         found = self._map.find(address) if self._map is not None else None
         if found is None and self._readings < MAX_READINGS and time.monotonic() >= self._next_reading:
-            self._map, self.note = read_perf_map(self._root, self._pid, self._owners)
+            self._map, self.note = read_perf_map(self._root, self.pid, self._owners)
             self._readings += 1
             self._next_reading = time.monotonic() + SECONDS_BETWEEN_READINGS
             found = self._map.find(address) if self._map is not None else None
@@ -132,6 +148,14 @@ def read_perf_map(root: int, pid: int, owners: Collection[int]) -> tuple[Optiona
         return None, f"perf map {path} not read: {error.strerror}"
     finally:
         os.close(fd)
+
+
+def how_to_get(pid: int, paths: Iterable[str]) -> str:
+    """One line: there is no map of a process, and what would write one; ``paths`` of the code in it."""
+    names = {posixpath.basename(path) for path in paths}
+    ways = (way for start, way in _WRITERS if any(name.startswith(start) for name in names))
+    way = next((way.format(pid=pid) for way in ways), "")
+    return f"no names of JIT code: there is no perf map /tmp/perf-{pid}.map{'; ' + way if way else ''}"
 
 
 def _limits(names: PerfMap, path: str, is_cut: bool) -> str:

@@ -19,8 +19,8 @@ from ebpftrace.stacks.copies import Pc, StackCopy, Walk
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.framepointers import frame_pointer_walk
 from ebpftrace.stacks.modules import Layout, ModuleHistory
-from ebpftrace.stacks.perfmap import JitNames
-from ebpftrace.stacks.shortfalls import Shortfalls
+from ebpftrace.stacks.perfmap import JitNames, how_to_get
+from ebpftrace.stacks.shortfalls import Bare, Shortfalls
 from ebpftrace.stacks.startroutines import with_library_routine
 
 JIT = "[jit]"
@@ -155,6 +155,8 @@ class StackResolver:
             why = self._engine.why_unnamed(file)
             if why:
                 self.shortfalls.no_names(self._engine.files[file].path, why)
+            elif self._engine.lacks_debug_info(file):
+                self._tell_bare(file, named[file])
         frames: list[Frame] = []
         for pc, place in zip(pcs, places):
             if place is None:
@@ -165,14 +167,26 @@ class StackResolver:
                 self.shortfalls.no_names(place.path, self._engine.files.why_refused(place.path))
                 frames.append(Frame(None, module=place.path, offset=pc.address - place.bias))
             else:
-                frames.append(self._jit_frame(pc))
+                frames.append(self._jit_frame(pc, layout))
         return tuple(frames)
 
-    def _jit_frame(self, pc: Pc) -> Frame:
+    def _tell_bare(self, file: int, named: dict[Pc, tuple[Frame, ...]]) -> None:
+        bare = sum(frame.function is None for frames in named.values() for frame in frames)
+        if bare:
+            stored = self._engine.files[file]
+            self.shortfalls.bare(
+                Bare(stored.path, stored.headers.build_id, *stored.place), bare, self._engine.asks_debuginfod
+            )
+        self.shortfalls.fetching(self._engine.fetching_note)
+
+    def _jit_frame(self, pc: Pc, layout: Layout) -> Frame:
         region = None
         if self._jit is not None:
             region = self._jit.find(pc.address - (not pc.exact))
-            self.shortfalls.perf_map(self._pid, self._jit.note)
+            note = self._jit.note
+            if region is None and self._jit.is_missing:
+                note = note or how_to_get(self._jit.pid, (place.path for place in layout.ranges))
+            self.shortfalls.perf_map(self._pid, note)
         return Frame(None if region is None else region.name, module=JIT, offset=pc.address)
 
 

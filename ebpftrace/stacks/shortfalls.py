@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
+from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple, Optional
 
+from ebpftrace.stacks.packages import debug_package
 from ebpftrace.text import count, plural, shorten, size
 
 _MOST_FILES = 10_000
@@ -14,6 +18,15 @@ _SHOWN_FILES = 3
 _PATH_WIDTH = 80
 
 
+class Bare(NamedTuple):
+    """A file without debug information."""
+
+    path: str
+    build_id: Optional[bytes]
+    device: int
+    inode: int
+
+
 class Shortfalls:
     """Collected by the resolvers of one report."""
 
@@ -21,6 +34,9 @@ class Shortfalls:
         self._failed = 0
         self._unnamed: dict[str, dict[str, None]] = {}
         self._perf_maps: dict[int, str] = {}
+        self._bare: Counter[Bare] = Counter()
+        self._was_asked = False
+        self._fetching = ""
 
     def stack_failed(self) -> None:
         """A copy has no frames."""
@@ -32,15 +48,39 @@ class Shortfalls:
         if len(files) < _MOST_FILES:
             files[path] = None
 
+    def bare(self, file: Bare, frames: int, was_asked: bool) -> None:
+        """So many frames in a file show module and offset only, for want of its debug information.
+
+        ``was_asked``: debuginfod has none either.
+        """
+        if file in self._bare or len(self._bare) < _MOST_FILES:
+            self._bare[file] += frames
+        self._was_asked = was_asked
+
+    def fetching(self, note: str) -> None:
+        """Why no more debug information is fetched; empty where that is not so."""
+        self._fetching = note
+
     def perf_map(self, pid: int, note: str) -> None:
         """The last reading of a process's perf map lacks something, or nothing (empty)."""
         self._perf_maps.pop(pid, None)
         if note and len(self._perf_maps) < _MOST_PERF_MAPS:
             self._perf_maps[pid] = note
 
+    def _without_debug_info(self) -> str:
+        files = [file for file, _ in self._bare.most_common()]
+        shown = ", ".join(map(_wanted, files[:_SHOWN_FILES]))
+        more = len(files) - _SHOWN_FILES
+        others = f" and {count(more)} more" if more > 0 else ""
+        ways = "install it" if self._was_asked else "install it, or fetch it with --debuginfod"
+        return f"functions without names for want of debug information: {shown}{others}; {ways}"
+
     def notes(self, dropped_bytes: int = 0) -> list[str]:
         """One line each; ``dropped_bytes`` of copies were never looked at."""
         lines = [f"no function names in {_listed(files)}: {why}" for why, files in self._unnamed.items()]
+        if self._bare:
+            lines.append(self._without_debug_info())
+        lines += filter(None, [self._fetching])
         lines += self._perf_maps.values()
         if self._failed:
             lines.append(
@@ -53,6 +93,13 @@ class Shortfalls:
                 "their calls have the stack of others with the same signature, or none"
             )
         return lines
+
+
+def _wanted(file: Bare) -> str:
+    """A file, and what would name its functions."""
+    package = debug_package(file.path, file.device, file.inode)
+    has = package or ("no build id" if file.build_id is None else f"build id {file.build_id.hex()}")
+    return f"{shorten(posixpath.basename(file.path), _PATH_WIDTH)} ({has})"
 
 
 def _listed(files: Iterable[str]) -> str:

@@ -104,7 +104,7 @@ def test_stacks_of_aarch64_are_what_frame_pointers_tell(monkeypatch: pytest.Monk
         assert stack.source is StackSource.FRAME_POINTER
         assert not stack.complete
         assert "frame pointers" in stack.note
-        assert resolver.shortfalls.notes() == []
+        assert not [note for note in resolver.shortfalls.notes() if "debug information" not in note]
 
 
 @pytest.mark.parametrize("machine", ["aarch64", "x86_64"])

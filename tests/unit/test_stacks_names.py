@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.stacks.demangle import demangle
-from ebpftrace.stacks.perfmap import MAX_LINES, PerfMap, read_perf_map
+from ebpftrace.stacks.perfmap import MAX_LINES, PerfMap, how_to_get, read_perf_map
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,20 @@ def test_perf_map_of_openjdk_is_read() -> None:
 def test_lines_of_a_perf_map_that_cannot_be_read_are_counted() -> None:
     found = PerfMap(b"1000 10 one\nnonsense\n\n2000 two\nffffffffffffffff 2 beyond\n")
     assert (len(found), found.lines, found.unread) == (1, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "way"),
+    [
+        ("/usr/lib/jvm/java-17/lib/server/libjvm.so", "; jcmd 7 Compiler.perfmap writes it (JDK 17)"),
+        ("/usr/bin/node", "; node --perf-basic-prof writes it"),
+        ("/usr/bin/python3.12", "; python -X perf writes it (Python 3.12)"),
+        ("/opt/app", ""),
+    ],
+)
+def test_how_to_get_a_perf_map_is_told(path: str, way: str) -> None:
+    told = how_to_get(7, ["/usr/lib/libc.so.6", path])
+    assert told == f"no names of JIT code: there is no perf map /tmp/perf-7.map{way}"
 
 
 def test_perf_map_code_written_later_wins() -> None:

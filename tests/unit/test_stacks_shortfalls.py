@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -12,8 +13,9 @@ from ebpftrace.stacks import shortfalls as shortfalls_module
 from ebpftrace.stacks.copies import REGISTERS_SIZE, Pc, StackCopy
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.modules import CodeRange, Layout
+from ebpftrace.stacks.packages import debug_package
 from ebpftrace.stacks.resolve import StackResolver
-from ebpftrace.stacks.shortfalls import Shortfalls
+from ebpftrace.stacks.shortfalls import Bare, Shortfalls
 from ebpftrace.stacks.sites import SiteStacks
 from ebpftrace.text import size
 
@@ -72,3 +74,54 @@ def test_frames_in_files_of_no_use_are_told(tmp_path: Path) -> None:
         for _ in range(2):
             resolver._frames([Pc(0x1008, True)], layout)
         assert resolver.shortfalls.notes() == ["no function names in /a: no ELF file that can be read"]
+
+
+def program(directory: Path, name: str, script: str) -> None:
+    (directory / name).write_text(f"#!/bin/sh\n{script}\n")
+    (directory / name).chmod(0o755)
+
+
+def bare(path: Path, build_id: Optional[bytes] = None) -> Bare:
+    status = path.stat()
+    return Bare(str(path), build_id, status.st_dev, status.st_ino)
+
+
+def test_the_package_that_would_name_functions_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = (
+        'case "$3" in *libc.so.6) echo "libc6:amd64: $3";; *lib?.so) echo "one, two: $3";; *) exit 1;; esac'
+    )
+    program(tmp_path, "dpkg-query", listing)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    lacking = Shortfalls()
+    for number, name in enumerate(("libc.so.6", "libx.so", "own")):
+        (tmp_path / name).touch()
+        lacking.bare(bare(tmp_path / name, b"\xab" if name == "own" else None), 9 - number, was_asked=False)
+    assert lacking.notes() == [
+        "functions without names for want of debug information: libc.so.6 (libc6-dbg), libx.so (one-dbgsym), "
+        "own (build id ab); install it, or fetch it with --debuginfod"
+    ]
+
+
+def test_a_file_of_another_root_is_no_package_of_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "dpkg-query", 'echo "libc6:amd64: $3"')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "libc.so.6").touch()
+    other = bare(tmp_path / "libc.so.6")._replace(inode=1)
+    lacking = Shortfalls()
+    lacking.bare(other, 1, was_asked=True)
+    assert lacking.notes() == [
+        "functions without names for want of debug information: libc.so.6 (no build id); install it"
+    ]
+
+
+def test_packages_of_rpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "rpm", "echo glibc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "libc.so.6").touch()
+    status = (tmp_path / "libc.so.6").stat()
+    found = debug_package(str(tmp_path / "libc.so.6"), status.st_dev, status.st_ino)
+    assert found == "glibc-debuginfo"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 DRGN = "drgn>=0.1,<0.4"
+NUMPY = "numpy>=1.22"
 """What pyproject.toml asks for."""
 
 

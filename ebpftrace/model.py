@@ -395,6 +395,11 @@ class Search:
     It does not concern handles."""
     unsearched_bytes: int = 0
     """Bytes that can hold a pointer and were not searched: in swap, unreadable or beyond the limit."""
+    overlooked: float = 0.0
+    """Chance that a suspect called lost was overlooked, at worst: if what keeps it moves all the time,
+    through pages that do not change otherwise.  0 where no thread ran during a search.  That several were
+    all overlooked has the chance of a power of this.
+    """
     searches: int = 0
     bytes_searched: int = 0
     """Bytes that one search reads."""

@@ -11,6 +11,7 @@ import os
 import platform
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -45,6 +46,8 @@ _FIELDS = (
     ("clear_child_tid", "<u8"), ("thread_pointer", "<u8"), ("name", f"S{_NAME_BYTES}"),
 )  # fmt: skip
 _HEAD_BYTES = np.dtype(list(_FIELDS)).itemsize
+_UPID_BYTES = 16
+"""struct upid: a number, a pointer (include/linux/pid.h)."""
 _READ = 1 << 16
 _AGAIN = 64
 
@@ -105,7 +108,7 @@ class TaskStates:
         self.thread_pointer = _THREAD_POINTER[machine][1]
         """The name of the register that is the thread pointer."""
         self._type = np.dtype([*_FIELDS, ("registers", "<u8", (len(self.names),))])
-        layout = _layout(Btf.of_running_kernel(), _THREAD_POINTER[machine][0])
+        layout = _layout(_THREAD_POINTER[machine][0])
         self._links: list[int] = []
         try:
             if own_pid_namespace().initial:
@@ -146,7 +149,9 @@ class TaskStates:
         return np.frombuffer(content, self._type)
 
 
-def _layout(btf: Btf, thread_pointer: str) -> _Layout:
+@lru_cache(maxsize=1)
+def _layout(thread_pointer: str) -> _Layout:
+    btf = Btf.of_running_kernel()
     if not btf.has_name("bpf_task_pt_regs"):
         raise CannotTrace("registers can be read since Linux 5.15")
     wanted = {
@@ -180,7 +185,7 @@ def _layout(btf: Btf, thread_pointer: str) -> _Layout:
         thread_pid=offset("task_struct", "thread_pid"),
         level=offset("pid", "level"),
         numbers=offset("pid", "numbers") + offset("upid", "nr"),
-        number_size=btf.struct_size("upid"),
+        number_size=_UPID_BYTES,
     )
 
 

@@ -5,11 +5,16 @@ It reads what the process has in memory, and judges nothing: who is a leak, the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Callable, Optional
 
 from ebpftrace.model import Books, Search, Suspect
+from ebpftrace.search.hidden import KeptWithoutPointer, disguised_pointers
 
+__all__ = ["KeptWithoutPointer", "disguised_pointers", "search"]
+
+_THREADS = "OPENBLAS_NUM_THREADS"
 NO_NUMPY = "numpy is not installed: handles and pointers were not searched"
 
 
@@ -37,10 +42,24 @@ def search(
     """
     if not suspects:
         return Search(complete=True)
-    try:
-        import numpy as np  # noqa: F401 - takes 0.1 s, and may be missing
-    except ImportError:
+    if not _has_numpy():
         return Search(gaps=(NO_NUMPY,))
     from ebpftrace.search.searching import Searching
 
     return Searching(pid, suspects, books, groups, limit, deadline_cpu, progress).run()
+
+
+def _has_numpy() -> bool:
+    """Import numpy, which takes 0.1 s and may be missing, without the threads of its linear algebra."""
+    before = os.environ.get(_THREADS)
+    os.environ[_THREADS] = "1"
+    try:
+        import numpy  # noqa: F401
+    except ImportError:
+        return False
+    finally:
+        if before is None:
+            del os.environ[_THREADS]
+        else:
+            os.environ[_THREADS] = before
+    return True

@@ -9,17 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebpftrace.model import Books, Interval, Vma
+from ebpftrace.search.kinds import KERNELS_OWN, MEMORY_FILES, RINGS, STACK
 from ebpftrace.search.runs import Addresses, Runs, merged, no_runs, runs_of
 from ebpftrace.vmas import HEAP, Vmas
 
-STACK = "[stack]"
-_KERNELS_OWN = ("[vvar", "[vdso]", "[vsyscall]", "[uprobes]", "[vectors]", "[sigpage]")
-_MEMORY_FILES = ("/memfd:", "/dev/shm/", "/SYSV", "/dev/zero", "/anon_hugepage", "/dev/hugepages/")
-"""What the kernel calls shared memory (mm/shmem.c, ipc/shm.c, fs/hugetlbfs/inode.c).
-
-Any file may be named so, which does no harm."""
-RINGS = ("anon_inode:[io_uring]", "/[aio]")
-"""Rings that the kernel shares with the process (io_uring/memmap.c, fs/aio.c)."""
 RED_ZONE = 128
 """Bytes below the stack pointer that are in use (System V ABI, x86-64 supplement, 3.2.2)."""
 
@@ -60,8 +53,8 @@ def _role(kind: Vma) -> int:
     path = kind.path
     if path.startswith(RINGS):
         return _RING
-    is_memory = path.startswith(_MEMORY_FILES)
-    if path.startswith(_KERNELS_OWN) or (path.startswith("/dev/") and not is_memory):
+    is_memory = path.startswith(MEMORY_FILES)
+    if path.startswith(KERNELS_OWN) or (path.startswith("/dev/") and not is_memory):
         return _NONE
     if kind.perms.endswith("p"):
         return _PRIVATE

@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional
 
 from ebpftrace.model import Books, Heap, Holder, Vma, Where
 from ebpftrace.process.files import file_key, open_mapped_file
-from ebpftrace.search.areas import RINGS, STACK
+from ebpftrace.search.kinds import RINGS, STACK
 from ebpftrace.search.symbols import section_at, variables_at
 from ebpftrace.search.threads import ThreadPlace
 from ebpftrace.stacks.debugfiles import DebugFile, debug_files

@@ -12,14 +12,14 @@ use them.  Elsewhere those 16 bits would make a pointer of every ten-millionth r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Optional
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebpftrace.model import Suspect
 from ebpftrace.search.runs import Addresses
+from ebpftrace.search.suspected import Chosen, Suspected
 
 Halves = NDArray[np.uint32]
 """Memory as 32-bit numbers, low half first (little endian, as all machines that can be traced)."""
@@ -51,23 +51,36 @@ class Hits(NamedTuple):
     """Positions in the list of suspects."""
 
 
-class _Range(NamedTuple):
-    start: int
-    end: int
-    members: tuple[int, ...]
+class _Ranges(NamedTuple):
+    """Ranges that may overlap, each with a suspect that a value in it refers to."""
+
+    starts: Addresses
+    ends: Addresses
+    owners: NDArray[np.int64]
+
+    def only(self, which: NDArray[np.bool_]) -> _Ranges:
+        """Some of them."""
+        return _Ranges(self.starts[which], self.ends[which], self.owners[which])
+
+    def between(self, first: int, end: int) -> _Ranges:
+        """The parts of them that lie there."""
+        starts = np.maximum(self.starts, np.uint64(first))
+        ends = np.minimum(self.ends, np.uint64(end))
+        some = starts < ends
+        return _Ranges(starts[some], ends[some], self.owners[some])
 
 
 class _Layer:
     """Disjoint ranges, ascending, and the suspects that a value in each refers to."""
 
-    def __init__(self, ranges: Sequence[_Range], any_tag: bool) -> None:
+    def __init__(self, ranges: _Ranges, any_tag: bool) -> None:
+        """Ranges with equal starts are equal."""
         self.any_tag = any_tag
-        self.starts = np.array([one.start for one in ranges], np.uint64)
-        self.ends = np.array([one.end for one in ranges], np.uint64)
-        counts = np.array([len(one.members) for one in ranges], np.int64)
-        self._first = np.cumsum(counts) - counts
-        self._counts = counts
-        self._members = np.array([member for one in ranges for member in one.members], np.int32)
+        self.starts, self._first, self._counts = np.unique(
+            ranges.starts, return_index=True, return_counts=True
+        )
+        self.ends = ranges.ends[self._first]
+        self._members = ranges.owners.astype(np.int32)
 
     def find(self, values: Addresses, tags: Halves) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Positions in ``values`` and the suspects referred to, each range once."""
@@ -102,10 +115,11 @@ class _Window:
             np.add.at(steps, self._granules(layer.starts), 1)
             np.add.at(steps, self._granules(layer.ends - np.uint64(1)) + 1, -1)
         self._occupied = np.cumsum(steps) > 0
-        first, last = self._start, end - 1
-        self._first_half = np.uint32(first if low else first // _HALF)
-        self._half_span = np.uint32(last - first if low else last // _HALF - first // _HALF)
         self._mask = np.uint32((1 << (bits - 32)) - 1)
+        first, last = self._start, end - 1
+        self._first_half = np.uint32(first if low else 0)
+        self._half_span = np.uint32(last - first if low else 0)
+        self._prefix_mask, self._prefix = _common(first // _HALF, last // _HALF, bits - 32)
         self._numbers = np.empty(0, np.uint32)
         self._passes = np.empty(0, np.bool_)
 
@@ -121,10 +135,10 @@ class _Window:
         numbers, passes = self._numbers[:count], self._passes[:count]
         if self._low:
             np.subtract(memory[:-1], self._first_half, out=numbers)
+            np.less_equal(numbers, self._half_span, out=passes)
         else:
-            np.bitwise_and(memory[1:], self._mask, out=numbers)
-            np.subtract(numbers, self._first_half, out=numbers)
-        np.less_equal(numbers, self._half_span, out=passes)
+            np.bitwise_and(memory[1:], self._prefix_mask, out=numbers)
+            np.equal(numbers, self._prefix, out=passes)
         positions = np.flatnonzero(passes)
         if not len(positions):
             return None
@@ -172,33 +186,24 @@ def all_count(positions: NDArray[np.int64]) -> NDArray[np.bool_]:
 class Matcher:
     """Finds what refers to some of the suspects."""
 
-    def __init__(
-        self, suspects: Sequence[Suspect], wanted: Iterable[int], highest: int = (1 << 47) - 1
-    ) -> None:
-        """``wanted`` are positions in ``suspects``; ``highest``, the highest address of the process."""
+    def __init__(self, suspected: Suspected, wanted: Chosen, highest: int = (1 << 47) - 1) -> None:
+        """``highest`` is the highest address of the process."""
         bits = _BITS_LA57 if highest >> 47 else _BITS
-        exact: dict[tuple[int, int], list[int]] = {}
-        within: dict[tuple[int, int], list[int]] = {}
-        for index in wanted:
-            suspect = suspects[index]
-            if suspect.handle is not None:
-                exact.setdefault((suspect.handle, suspect.handle + _WORD), []).append(index)
-                continue
-            for piece in suspect.pieces:
-                within.setdefault((piece.start, piece.end), []).append(index)
-                for begin in (piece.start, piece.start + _CHUNK_HEADER):
-                    exact.setdefault((begin, begin + _WORD), []).append(index)
-            if suspect.reservation is not None:
-                start, end = suspect.reservation
-                within.setdefault((start, end), []).append(index)
+        handles = np.flatnonzero(wanted & suspected.has_handle)
+        some = (wanted & ~suspected.has_handle)[suspected.owners]
+        starts, ends, owners = suspected.starts[some], suspected.ends[some], suspected.owners[some]
+        words = np.concatenate((suspected.handles[handles], starts, starts + np.uint64(_CHUNK_HEADER)))
+        exact = _Ranges(words, words + np.uint64(_WORD), np.concatenate((handles, owners, owners)))
+        reserved = wanted[suspected.reserved_owners]
+        within = _Ranges(
+            np.concatenate((starts, suspected.reserved_starts[reserved])),
+            np.concatenate((ends, suspected.reserved_ends[reserved])),
+            np.concatenate((owners, suspected.reserved_owners[reserved])),
+        )
         self._windows: list[_Window] = []
         narrow = highest < _HALF
-        for low in (True, False):
-            layers = [
-                layer
-                for ranges, any_tag in ((exact, True), (within, False))
-                for layer in _layers(_side(ranges, low, 1 << bits), any_tag)
-            ]
+        for low, first, end in ((True, 0, _HALF), (False, _HALF, 1 << bits)):
+            layers = _layers(exact.between(first, end), True) + _layers(within.between(first, end), False)
             if layers:
                 self._windows.append((_Narrow if narrow and low else _Window)(layers, low, bits))
 
@@ -226,27 +231,53 @@ class Matcher:
         return found
 
 
-def _side(ranges: dict[tuple[int, int], list[int]], low: bool, limit: int) -> list[_Range]:
-    """The parts of the ranges that lie below 4 GiB, or those above."""
-    first, last = (0, _HALF) if low else (_HALF, limit)
-    cut = [_Range(max(start, first), min(end, last), tuple(who)) for (start, end), who in ranges.items()]
-    return sorted(one for one in cut if one.start < one.end)
+def _common(first: int, last: int, bits: int) -> tuple[np.uint32, np.uint32]:
+    """A mask under which all numbers from first to last are the same, and what they are."""
+    mask = (1 << bits) - 1 & ~((1 << (first ^ last).bit_length()) - 1)
+    return np.uint32(mask), np.uint32(first & mask)
 
 
-def _layers(ranges: Sequence[_Range], any_tag: bool) -> list[_Layer]:
-    """The same ranges in few lists, none of which overlap in a list.
+def _layers(ranges: _Ranges, any_tag: bool) -> list[_Layer]:
+    """The same ranges in few layers.
 
-    Ranges of mappings do not overlap; only what somebody made up is so deep that the last list has to join
-    ranges: then a pointer into one refers to all of them.
+    Mappings do not overlap, and share reservations at most; only what somebody made up is so deep that the
+    last layer has to join ranges: then a pointer into one refers to all of them.
     """
-    lists: list[list[_Range]] = []
-    for one in ranges:
-        free = next((layer for layer in lists if layer[-1].end <= one.start), None)
-        if free is not None:
-            free.append(one)
-        elif len(lists) < _MOST_LAYERS:
-            lists.append([one])
+    order = np.lexsort((ranges.owners, ranges.ends, ranges.starts))
+    left = _Ranges(ranges.starts[order], ranges.ends[order], ranges.owners[order])
+    layers: list[_Layer] = []
+    while len(left.starts):
+        first = np.ones(len(left.starts), np.bool_)
+        first[1:] = (left.starts[1:] != left.starts[:-1]) | (left.ends[1:] != left.ends[:-1])
+        number = np.cumsum(first) - 1
+        if len(layers) == _MOST_LAYERS - 1:
+            chosen = np.ones(len(left.starts), np.bool_)
+            left = _joined(left)
         else:
-            last = lists[-1][-1]
-            lists[-1][-1] = _Range(last.start, max(last.end, one.end), last.members + one.members)
-    return [_Layer(layer, any_tag) for layer in lists]
+            chosen = _apart(left.starts[first], left.ends[first])[number]
+        layers.append(_Layer(left.only(chosen), any_tag))
+        left = left.only(~chosen)
+    return layers
+
+
+def _apart(starts: Addresses, ends: Addresses) -> NDArray[np.bool_]:
+    """Some of these distinct, ascending ranges that do not overlap: all, where none do."""
+    apart = np.ones(len(starts), np.bool_)
+    if (starts[1:] >= ends[:-1]).all():
+        return apart
+    reached = 0
+    for at, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
+        apart[at] = start >= reached
+        if apart[at]:
+            reached = end
+    return apart
+
+
+def _joined(ranges: _Ranges) -> _Ranges:
+    """The same with those that overlap as large as all of them together."""
+    reach = np.maximum.accumulate(ranges.ends)
+    begins = np.ones(len(reach), np.bool_)
+    begins[1:] = ranges.starts[1:] >= reach[:-1]
+    group = np.cumsum(begins) - 1
+    last = np.append(np.flatnonzero(begins)[1:], len(reach)) - 1
+    return _Ranges(ranges.starts[begins][group], reach[last][group], ranges.owners)

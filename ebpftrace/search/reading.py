@@ -13,7 +13,7 @@ from ebpftrace.search.matching import Halves
 from ebpftrace.search.presence import PAGE
 from ebpftrace.search.runs import Addresses, Runs, runs_of
 
-BATCH = 1 << 19
+BATCH = 1 << 20
 """Bytes read before they are looked at: they stay in the processor's cache until then."""
 _RETRIES = 16
 _HALF_BYTES = 4
@@ -41,10 +41,26 @@ class Batch(NamedTuple):
         next_run = np.searchsorted(self.offsets, at + _HALF_BYTES, "right") - 1
         return self.starts[run] + (at - self.offsets[run]).astype(np.uint64), run == next_run
 
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each run."""
+        return np.diff(self.offsets, append=self.size)
+
+    def only(self, pages: NDArray[np.bool_]) -> Batch:
+        """A batch of some of its pages; those that lie side by side still do."""
+        chosen = np.flatnonzero(pages)
+        addresses = self.page_addresses()[chosen]
+        begins = np.ones(len(chosen), np.bool_)
+        begins[1:] = (np.diff(chosen) > 1) | (np.diff(addresses) != PAGE)
+        halves = self.halves.reshape(-1, PAGE // _HALF_BYTES)[chosen].ravel()
+        return Batch(halves, np.flatnonzero(begins) * PAGE, addresses[begins])
+
     def page_addresses(self) -> Addresses:
         """The address of each page in it."""
         offsets = np.arange(0, self.size, PAGE)
-        run = np.searchsorted(self.offsets, offsets, "right") - 1
+        if len(self.starts) == 1:
+            run = np.zeros(len(offsets), np.int64)
+        else:
+            run = np.searchsorted(self.offsets, offsets, "right") - 1
         return self.starts[run] + (offsets - self.offsets[run]).astype(np.uint64)
 
 
@@ -119,29 +135,37 @@ class Sums:
     """
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Addresses, NDArray[np.uint32]]] = []
-        self._addresses = np.empty(0, np.uint64)
+        self._parts: list[tuple[Addresses, NDArray[np.int64], NDArray[np.uint32]]] = []
+        self._starts = self._ends = np.empty(0, np.uint64)
+        self._first = np.empty(0, np.int64)
         self._sums = np.empty(0, np.uint32)
 
     def add(self, batch: Batch) -> None:
         """Note the pages of a batch."""
-        self._parts.append((batch.page_addresses(), _sums(batch)))
+        self._parts.append((batch.starts, batch.sizes() // PAGE, _sums(batch)))
 
     def done(self) -> None:
         """All pages are noted."""
         if self._parts:
-            addresses = np.concatenate([part for part, _ in self._parts])
-            self._addresses, first = np.unique(addresses, return_index=True)
-            self._sums = np.concatenate([sums for _, sums in self._parts])[first]
+            starts = np.concatenate([part for part, _, _ in self._parts])
+            counts = np.concatenate([part for _, part, _ in self._parts])
+            self._sums = np.concatenate([part for _, _, part in self._parts])
             self._parts = []
+            order = np.argsort(starts, kind="stable")
+            self._starts = starts[order]
+            self._ends = self._starts + counts[order].astype(np.uint64) * np.uint64(PAGE)
+            self._first = (np.cumsum(counts) - counts)[order]
 
-    def changed(self, batch: Batch) -> Addresses:
-        """Addresses of the pages that differ from what was noted, or were not noted."""
+    def changed(self, batch: Batch) -> NDArray[np.bool_]:
+        """Which pages of the batch differ from what was noted, or were not noted."""
         pages, sums = batch.page_addresses(), _sums(batch)
-        if not len(self._addresses):
-            return pages
-        at = np.minimum(np.searchsorted(self._addresses, pages), len(self._addresses) - 1)
-        differs: Addresses = pages[(self._addresses[at] != pages) | (self._sums[at] != sums)]
+        if not len(self._starts):
+            return np.ones(len(pages), np.bool_)
+        run = np.maximum(np.searchsorted(self._starts, pages, "right") - 1, 0)
+        known = (self._starts[run] <= pages) & (pages < self._ends[run])
+        at = self._first[run] + ((pages - self._starts[run]) // np.uint64(PAGE)).astype(np.int64)
+        differs: NDArray[np.bool_] = ~known
+        differs[known] = self._sums[at[known]] != sums[known]
         return differs
 
 

@@ -1,56 +1,83 @@
-"""The search of one process: passes over its memory, until what was not found is absent for sure.
+"""The search of one process: passes over its memory, until what was not found is absent.
 
-The process runs on.  What moves while a pass reads may be overlooked by it, so one pass proves nothing,
-unless no thread ran meanwhile.  A handle that is always somewhere, but moves between places all the time, is
-overlooked by one pass with a chance below one half, and by each further one anew.  So passes are made at
-irregular intervals until that is out of the question.  They need not read everything: what has not changed
-between two passes over all memory (a sum of each page tells) is not where things move; all that has, what
-has come since, stacks and registers are read again and again.
+The process runs on.  If no thread of it has run while a pass read, that pass is exact, and one is enough.
+Else what moves may be overlooked: a handle that is always somewhere, but moves all the time, by one pass over
+all memory with a chance below one half, and by each further one anew.  So passes are made, at irregular
+intervals, until that is out of the question, or until they have taken enough CPU time: then ``overlooked``
+says how large the chance is, at worst.  Between those over all memory others read what things move through:
+pages that have changed (a sum of each tells) or have come since, stacks and registers.  They find all that
+moves through pages in which anything else changes too, as nearly all does, but prove nothing of the rest.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebpftrace.model import Books, Holder, Interval, Reach, Search, Suspect, Where
+from ebpftrace.model import Books, BooksState, Holder, Interval, Reach, Search, Suspect, Where
+from ebpftrace.process.books import read_books
 from ebpftrace.process.malloc import find_heaps
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.memory import Memory
-from ebpftrace.process.procfs import ProcessGone, require_address_space
-from ebpftrace.search.areas import areas_of, dead_stacks, live_stacks, unused_parts
+from ebpftrace.process.procfs import ProcessGone
+from ebpftrace.search.areas import Areas, areas_of, dead_stacks, live_stacks, unused_parts
+from ebpftrace.search.hidden import disguised_pointers
 from ebpftrace.search.holders import Places, most_telling
 from ebpftrace.search.kernelheld import kernel_words
 from ebpftrace.search.matching import Matcher
 from ebpftrace.search.presence import PAGE, Presence
 from ebpftrace.search.reading import Batch, Reader, Sums
 from ebpftrace.search.runs import Addresses, Runs, difference, intersection, merged, no_runs, runs_of, union
+from ebpftrace.search.suspected import Suspected
 from ebpftrace.search.threads import Moment, Threads
 from ebpftrace.text import size as size_text
 from ebpftrace.vmas import Vmas
 
 LOOKS = 32
-"""Passes in which a handle that moves has to be overlooked before it is called lost: 2 ** -32 at worst."""
+"""Passes of either kind in which something that moves has to be overlooked before it is called lost."""
+ENOUGH = 12
+"""Passes over all memory that leave no doubt worth a word: one thing in 4,000 that move is overlooked."""
 _CPU_PER_BYTE = 0.9 / (1 << 30)
-_LEAST_CPU = 0.6
-"""CPU seconds that the search of a small process may take: it need not be satisfied with changed pages."""
+_LEAST_CPU = 0.9
+"""CPU seconds that may be taken in any case."""
 _PAUSE = (0.002, 0.012)
-"""Seconds between two passes, from, to: the timer of the kernel interrupts a running thread every 1 to 10 ms,
-and its registers are then known anew."""
+"""Seconds between two passes, from, to.
+
+The kernel's timer interrupts a running thread every 1 to 10 ms: what it has in registers is then known anew.
+"""
+_LISTS_CPU = 0.02
+"""glibc's lists are read anew at each pass where that takes no longer."""
 _HOLDERS = 3
-_EVERYWHERE = Interval(0, 1 << 63)
+_MANY_SUSPECTS = 1000
+_EVERYWHERE = runs_of([(0, 1 << 63)])
 REGISTERS_GAP = "registers were not searched"
+
+Counts = Callable[[Addresses], NDArray[np.bool_]]
+"""Which of some addresses a word counts at."""
+
+
+Read = Callable[[Runs, Counts], None]
 
 
 class OutOfBudgetError(Exception):
     """The limit of bytes or of CPU time is reached."""
+
+
+class _Look(NamedTuple):
+    """The process as one pass saw it."""
+
+    vmas: Vmas
+    books: Books
+    areas: Areas
+    stacks: Sequence[Interval]
+    """Of live threads."""
 
 
 class Searching:
@@ -67,26 +94,31 @@ class Searching:
         progress: Callable[[float], None],
     ) -> None:
         self._pid = pid
-        self._suspects = list(dict.fromkeys(suspects))
-        self._books = books
+        self._groups = [group for group in groups if group != pid]
         self._limit = limit
         self._deadline = deadline_cpu
         self._progress = progress
         self._began = time.process_time()
-        self._vmas = Vmas()
-        self._groups = groups
-        count = len(self._suspects)
+        self._suspected = Suspected(suspects)
+        count = len(self._suspected)
         self._kept: NDArray[np.bool_] = np.zeros(count, np.bool_)
         self._followed: NDArray[np.bool_] = np.zeros(count, np.bool_)
         """Kept ones that were searched for what they keep; in later passes they are as other memory."""
         self._found: list[list[Holder]] = [[] for _ in range(count)]
+        self._most_holders = _HOLDERS if count <= _MANY_SUSPECTS else 1
+        self._books = books
+        self._lists_cpu = 0.0
+        self._matcher: Optional[Matcher] = None
+        self._matched: NDArray[np.bool_] = np.zeros(count, np.bool_)
         self._changing = no_runs()
+        """Pages that have changed since they were first read, or have come since."""
         self._known = no_runs()
         self._sums = Sums()
+        self._looks = self._full_looks = 0
+        self._overlooked = 1.0
         self._read_bytes = 0
         self._planned_bytes = 1
         self._pass_bytes = 0
-        self._looks = 0
         self._swapped = self._unknown = 0
         self._cut_short = ""
 
@@ -99,8 +131,11 @@ class Searching:
             self._threads = Threads(self._pid, self._groups)
             held.callback(self._threads.close)
             self._reader = Reader(self._memory, self._still_present)
+            self._moment = self._threads.look()
+            self._look = self._look_around()
             try:
                 self._passes()
+                self._make_sure_of_dead_stacks()
             except OutOfBudgetError as reached:
                 self._cut_short = str(reached)
             self._require_same_process()
@@ -110,23 +145,30 @@ class Searching:
 
     def _passes(self) -> None:
         before = time.process_time()
-        if self._full_pass() or self._kept.all():
+        quiet = self._full_pass()
+        if self._is_done(quiet):
             return
         self._sums.done()
         self._pause()
+        first = time.process_time()
         quiet = self._full_pass()
-        cost = (time.process_time() - before) / 2
-        while not quiet and not self._kept.all() and self._looks < LOOKS:
+        cost = time.process_time() - first
+        other_cost = 0.1 * cost
+        while not self._is_done(quiet):
             self._pause()
-            if self._can_pay(cost):
+            begin = time.process_time()
+            left = max(_LEAST_CPU, _CPU_PER_BYTE * self._pass_bytes) - (begin - before)
+            if cost + other_cost * (LOOKS - self._looks) <= left:
                 quiet = self._full_pass()
+                cost = time.process_time() - begin
             else:
                 self._hot_pass()
+                other_cost = time.process_time() - begin
 
-    def _can_pay(self, full: float) -> bool:
-        """Whether full passes may go on, until enough were made."""
-        budget = max(_LEAST_CPU, _CPU_PER_BYTE * self._pass_bytes)
-        return time.process_time() - self._began + full * (LOOKS - self._looks) <= budget
+    def _is_done(self, quiet: bool) -> bool:
+        """Whether all is found, or the rest is absent; ``quiet``: no thread ran during a pass over all."""
+        self._overlooked = 0.0 if quiet else 0.5**self._full_looks
+        return quiet or self._looks >= LOOKS or bool(self._kept.all())
 
     def _pause(self) -> None:
         time.sleep(random.uniform(*_PAUSE))
@@ -134,20 +176,14 @@ class Searching:
     def _full_pass(self) -> bool:
         """Search everything; whether no thread has run meanwhile."""
         moment = self._moment = self._threads.look()
-        vmas = read_maps(self._pid)
-        self._vmas = vmas
-        stacks = live_stacks(self._books, vmas)
-        self._areas = areas_of(vmas, stacks)
-        self._stacks = stacks
-        # All but the page of [vsyscall], which lies in the kernel's half.
-        self._highest = max((end for end in vmas.ends if not end >> 63), default=1) - 1
-        is_first = self._looks == 0
-        present = self._presence.look(self._areas, runs_of([_EVERYWHERE]))
+        self._look = self._look_around()
+        present = self._presence.look(self._look.areas, _EVERYWHERE)
         self._swapped, self._unknown = present.swapped.size, present.unknown
-        if is_first:
+        if not self._looks:
             self._planned_bytes = 2 * present.pages.size + 1
         self._look_at_kernel()
-        self._pass(moment, present.pages, full=True, note=is_first)
+        self._pass(moment, present.pages, partial(self._read_all, note=not self._looks))
+        self._full_looks += 1
         self._known = present.pages
         after = self._moment = self._threads.look()
         self._look_at_registers(after)
@@ -156,82 +192,102 @@ class Searching:
     def _hot_pass(self) -> None:
         """Search what changes, what is new, and the stacks."""
         moment = self._threads.look()
-        present = self._presence.look(self._areas, runs_of([_EVERYWHERE])).pages
+        present = self._presence.look(self._look.areas, _EVERYWHERE).pages
         new = difference(present, self._known)
-        hot = union(union(self._changing, new), runs_of(self._stacks))
         self._changing = union(self._changing, new)
-        self._known = union(self._known, present)
-        self._pass(moment, intersection(present, hot), full=False, note=False)
+        self._known = union(self._known, new)
+        hot = union(self._changing, runs_of(self._look.stacks))
+        self._pass(moment, intersection(present, hot), self._read)
 
-    def _pass(self, moment: Moment, pages: Runs, full: bool, note: bool) -> None:
+    def _look_around(self) -> _Look:
+        vmas = read_maps(self._pid)
+        if self._lists_cpu <= _LISTS_CPU:
+            self._read_lists(vmas)
+        stacks = live_stacks(self._books, vmas)
+        return _Look(vmas, self._books, areas_of(vmas, stacks), stacks)
+
+    def _read_lists(self, vmas: Vmas) -> None:
+        """Ask glibc's lists who has exited now: a stack that was dead may serve another thread."""
+        if self._books.state is not BooksState.ABSENT:
+            before = time.process_time()
+            self._books = read_books(self._pid, vmas, self._memory, self._groups)
+            self._lists_cpu = time.process_time() - before
+
+    def _pass(self, moment: Moment, pages: Runs, read: Read) -> None:
+        is_full = self._looks < 2
+        backwards = self._looks % 2 == 1
         self._looks += 1
         self._look_at_registers(moment)
-        matcher = self._matcher()
-        if matcher is None:
-            return
         dead = self._dead(moment)
-        kept = self._witness(np.flatnonzero(self._kept).tolist(), dead)
-        no_witness = difference(union(dead, self._pieces_of_lost()), kept)
+        no_witness = difference(
+            union(dead, self._suspected.pieces_of(~self._kept)), self._witness(self._kept, dead)
+        )
         todo = difference(pages, _whole_pages(no_witness))
-        if full:
+        if is_full:
             self._pass_bytes = todo.size
-        first = intersection(todo, _covering_pages(self._areas.telling))
-        backwards = self._looks % 2 == 0
-        for part in (first, difference(todo, first)):
-            self._read(part, matcher, lambda at: ~no_witness.holds(at), full, note, backwards)
-        self._follow(pages, dead, full, note)
+        first = intersection(todo, _covering_pages(self._look.areas.telling))
+        parts = [first, difference(todo, first)]
+        for part in reversed(parts) if backwards else parts:
+            read(part, lambda at: ~no_witness.holds(at))
+        self._follow(pages, dead, read)
 
-    def _follow(self, pages: Runs, dead: Runs, full: bool, note: bool) -> None:
+    def _follow(self, pages: Runs, dead: Runs, read: Read) -> None:
         """Search what was found to be kept for what it keeps, until nothing more is found."""
-        done = self._followed.copy()
-        while True:
-            newly = np.flatnonzero(self._kept & ~done)
-            matcher = self._matcher()
-            if not len(newly) or matcher is None:
-                break
-            done[newly] = True
-            witness = self._witness(newly.tolist(), dead)
-            todo = intersection(pages, _covering_pages(witness))
-            self._read(todo, matcher, witness.holds, full, note, False)
-        self._followed = self._kept.copy()
+        while (newly := self._kept & ~self._followed).any():
+            self._followed |= newly
+            witness = self._witness(newly, dead)
+            read(intersection(pages, _covering_pages(witness)), witness.holds)
 
-    def _witness(self, kept: Sequence[int], dead: Runs) -> Runs:
-        """What of kept suspects counts: mappings, and of an exited thread what a join reads."""
-        mappings: list[Interval] = []
-        descriptors: list[tuple[int, int]] = []
-        for index in kept:
-            suspect = self._suspects[index]
-            if suspect.handle is None:
-                mappings += suspect.pieces
-            else:
-                descriptors += [(max(piece.start, suspect.handle), piece.end) for piece in suspect.pieces]
-        return union(difference(runs_of(mappings), dead), runs_of(descriptors))
+    def _witness(self, kept: NDArray[np.bool_], dead: Runs) -> Runs:
+        """What of kept suspects counts."""
+        return union(
+            difference(self._suspected.mappings_of(kept), dead), self._suspected.descriptors_of(kept)
+        )
 
-    def _read(
-        self,
-        runs: Runs,
-        matcher: Matcher,
-        counts: Callable[[Addresses], NDArray[np.bool_]],
-        full: bool,
-        note: bool,
-        backwards: bool,
-    ) -> None:
-        changed: list[Addresses] = []
-        for batch in self._reader.batches(runs, backwards):
-            self._spend(batch.size)
+    def _read_all(self, runs: Runs, counts: Counts, note: bool) -> None:
+        """Search pages, in a pass over all: note each, or find out which have changed.
+
+        What has not changed since the first pass needs no second look, but for stacks: which part of them
+        counts, does change.
+        """
+        stacks = _covering_pages(runs_of(self._look.stacks))
+        changing: list[Addresses] = []
+        for batch in self._batches(runs):
             if note:
                 self._sums.add(batch)
-            elif full:
-                changed.append(self._sums.changed(batch))
-            hits = matcher.find(batch.halves, partial(_counts, batch, counts))
-            if hits is not None:
-                addresses, _ = batch.addresses(hits.positions)
-                for suspect, address in zip(hits.suspects.tolist(), addresses.tolist()):
-                    self._keep(suspect, Holder(Where.MAPPING, address))
-        if changed:
-            pages = np.unique(np.concatenate(changed))
-            if len(pages):
-                self._changing = union(self._changing, merged(pages, pages + np.uint64(PAGE)))
+                self._match(batch, counts)
+                continue
+            changed = self._sums.changed(batch)
+            pages = batch.page_addresses()
+            changing.append(pages[changed])
+            hot = changed | stacks.holds(pages)
+            if hot.all():
+                self._match(batch, counts)
+            elif hot.any():
+                self._match(batch.only(hot), counts)
+        pages = np.concatenate(changing) if changing else np.empty(0, np.uint64)
+        if len(pages):
+            self._changing = union(self._changing, merged(pages, pages + np.uint64(PAGE)))
+
+    def _read(self, runs: Runs, counts: Counts) -> None:
+        """Search pages."""
+        for batch in self._batches(runs):
+            self._match(batch, counts)
+
+    def _batches(self, runs: Runs) -> Iterator[Batch]:
+        for batch in self._reader.batches(runs, backwards=self._looks % 2 == 0):
+            self._spend(batch.size)
+            yield batch
+            if self._wanted() is None:
+                return
+
+    def _match(self, batch: Batch, counts: Counts) -> None:
+        matcher = self._wanted()
+        hits = matcher.find(batch.halves, partial(_counts, batch, counts)) if matcher is not None else None
+        if hits is not None:
+            addresses, _ = batch.addresses(hits.positions)
+            for suspect, address in zip(hits.suspects.tolist(), addresses.tolist()):
+                self._keep(suspect, Holder(Where.MAPPING, address))
 
     def _spend(self, size: int) -> None:
         self._read_bytes += size
@@ -239,60 +295,102 @@ class Searching:
         if self._deadline is not None and time.process_time() - self._began > self._deadline:
             raise OutOfBudgetError("the time for it ran out before everything was searched")
         if self._limit is not None and self._looks == 1 and self._read_bytes > self._limit:
-            raise OutOfBudgetError(f"more than {size_text(self._limit)} were not searched")
+            raise OutOfBudgetError(f"only {size_text(self._limit)} were searched, as asked for")
 
     # --- what counts ----------------------------------------------------------------------------
 
-    def _matcher(self) -> Optional[Matcher]:
-        wanted = np.flatnonzero(~self._kept).tolist()
-        return Matcher(self._suspects, wanted, self._highest) if wanted else None
+    def _wanted(self) -> Optional[Matcher]:
+        """Finds those that are not known to be kept, or that were found in this pass; None where all are.
 
-    def _pieces_of_lost(self) -> Runs:
-        indices = np.flatnonzero(~self._kept).tolist()
-        return runs_of(piece for index in indices for piece in self._suspects[index].pieces)
+        Made anew only when half of its suspects need not be found any more.
+        """
+        kept = self._kept[self._matched]
+        if self._matcher is None or 2 * int(kept.sum()) > len(kept):
+            self._matched = ~self._kept
+            self._matcher = None
+            if self._matched.any():
+                # All but the page of [vsyscall], which lies in the kernel's half.
+                highest = max((end for end in self._look.vmas.ends if not end >> 63), default=1) - 1
+                self._matcher = Matcher(self._suspected, self._matched, highest)
+        return self._matcher
+
+    def _make_sure_of_dead_stacks(self) -> None:
+        """Search what was left out as a dead stack, if something else may lie there by now.
+
+        Needed where the lists are too long to be read anew at each pass.
+        """
+        if self._kept.all() or self._lists_cpu <= _LISTS_CPU:
+            return
+        before = dead_stacks(self._books, self._moment.in_use)
+        self._read_lists(read_maps(self._pid))
+        if difference(before, dead_stacks(self._books, self._moment.in_use)).pieces:
+            self._full_pass()
 
     def _dead(self, moment: Moment) -> Runs:
-        dead = dead_stacks(self._books, moment.in_use)
-        return union(dead, unused_parts(self._stacks, moment.unused_below))
+        dead = dead_stacks(self._look.books, moment.in_use)
+        return union(dead, unused_parts(self._look.stacks, moment.unused_below))
 
     def _look_at_registers(self, moment: Moment) -> None:
-        matcher = self._matcher()
-        if matcher is not None and moment.words.size:
-            columns = moment.words.shape[1]
-            for suspect, positions in matcher.find_words(moment.words.ravel(), _HOLDERS).items():
-                for position in positions:
-                    self._keep(suspect, moment.holder(*divmod(position, columns)))
+        columns = moment.words.shape[1]
+        for suspect, positions in self._find_words(moment.words.ravel()):
+            for position in positions:
+                self._keep(suspect, moment.holder(*divmod(position, columns)))
 
     def _look_at_kernel(self) -> None:
-        matcher = self._matcher()
-        if matcher is not None:
-            words = kernel_words(self._pid)
-            values = np.array([value for _, value in words], np.uint64)
-            for suspect, positions in matcher.find_words(values, _HOLDERS).items():
-                for position in positions:
-                    self._keep(suspect, Holder(Where.KERNEL, None, words[position][0]))
+        words = kernel_words(self._pid)
+        for suspect, positions in self._find_words(np.array([value for _, value in words], np.uint64)):
+            for position in positions:
+                self._keep(suspect, Holder(Where.KERNEL, None, words[position][0]))
+
+    def _find_words(self, words: Addresses) -> list[tuple[int, list[int]]]:
+        matcher = self._wanted()
+        if matcher is None or not len(words):
+            return []
+        return list(matcher.find_words(words, self._most_holders).items())
 
     def _keep(self, suspect: int, holder: Holder) -> None:
         self._kept[suspect] = True
-        if len(self._found[suspect]) < _HOLDERS:
+        if len(self._found[suspect]) < self._most_holders:
             self._found[suspect].append(holder)
 
     def _still_present(self, runs: Runs) -> Runs:
         self._require_same_process()
-        return self._presence.look(self._areas, runs).pages
+        return self._presence.look(self._look.areas, runs).pages
 
     def _require_same_process(self) -> None:
         """Raise ``ProcessGone`` where the process has exited or runs another program."""
-        start = self._vmas.starts[0] if len(self._vmas) else 0
-        if not self._memory.read_partial(start, 1):
-            try:
-                require_address_space(self._pid, self._pid)
-            except OSError:
-                raise ProcessGone(self._pid) from None
+        for vmas in (self._look.vmas, None):
+            if vmas is None:  # what could be read may have been unmapped
+                vmas = read_maps(self._pid)
+            readable = (start for start, kind in zip(vmas.starts, vmas.kinds) if kind.perms[0] == "r")
+            if self._memory.read_partial(next(readable, 0), 1):
+                return
+        raise ProcessGone(self._pid)
+
+    # --- the result -----------------------------------------------------------------------------
+
+    def _gone(self) -> NDArray[np.bool_]:
+        """Which of those that were not found are no suspects any more: joined, or unmapped meanwhile."""
+        lost = ~self._kept
+        gone = np.zeros(len(lost), np.bool_)
+        if (lost & self._suspected.has_handle).any():
+            self._read_lists(read_maps(self._pid))
+            exited = [thread.descriptor for thread in self._books.threads if thread.exited]
+            listed = np.isin(self._suspected.handles, np.array(exited, np.uint64))
+            gone |= lost & self._suspected.has_handle & ~listed
+        if (lost & ~self._suspected.has_handle).any():
+            vmas = read_maps(self._pid)
+            mapped = runs_of(zip(vmas.starts, vmas.ends))
+            at = np.maximum(np.searchsorted(mapped.starts, self._suspected.starts, "right") - 1, 0)
+            whole = mapped.holds(self._suspected.starts) & (self._suspected.ends <= mapped.ends[at])
+            gone[self._suspected.owners[~whole]] = True
+            gone &= lost
+        return gone
 
     def _named(self) -> dict[Holder, Holder]:
-        heaps = find_heaps(self._vmas, self._memory) if "glibc" in self._books.libc else []
-        places = Places(self._pid, self._vmas, self._books, heaps, self._moment.places)
+        look = self._look
+        heaps = find_heaps(look.vmas, self._memory) if "glibc" in look.books.libc else []
+        places = Places(self._pid, look.vmas, look.books, heaps, self._moment.places)
         try:
             return places.named(holder for found in self._found for holder in found)
         finally:
@@ -309,27 +407,38 @@ class Searching:
         ):
             if size:
                 gaps.append(f"{size_text(size)} {what}")
+        left = self._pass_bytes - self._read_bytes if self._cut_short and self._looks == 1 else 0
         if self._cut_short:
             gaps.append(self._cut_short)
+        elif self._overlooked > 0.5**ENOUGH and not self._kept.all():
+            gaps.append(
+                f"the process works all the time: what moves may have been overlooked, with a chance of "
+                f"{self._overlooked:.1%} at worst"
+            )
         named = self._named()
+        # In a pass that was cut short, not to be found means nothing.
+        dropped = ~self._kept if left > 0 else self._gone()
         reach = {
             suspect: Reach(not kept, most_telling(named[holder] for holder in found))
-            for suspect, kept, found in zip(self._suspects, self._kept.tolist(), self._found)
+            for suspect, kept, found, drop in zip(
+                self._suspected.suspects, self._kept.tolist(), self._found, dropped.tolist()
+            )
+            if not drop
         }
         return Search(
             reach=reach,
             complete=not gaps,
             gaps=tuple(gaps),
-            unsearched_bytes=self._swapped + self._reader.unreadable,
+            unsearched_bytes=self._swapped + self._reader.unreadable + max(0, left),
+            hidden=disguised_pointers(self._look.vmas),
+            overlooked=0.0 if self._kept.all() else self._overlooked,
             searches=self._looks,
             bytes_searched=self._pass_bytes,
             cpu_seconds=time.process_time() - self._began,
         )
 
 
-def _counts(
-    batch: Batch, counts: Callable[[Addresses], NDArray[np.bool_]], positions: NDArray[np.int64]
-) -> NDArray[np.bool_]:
+def _counts(batch: Batch, counts: Counts, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
     addresses, whole = batch.addresses(positions)
     return whole & counts(addresses)
 

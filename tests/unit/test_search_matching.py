@@ -11,11 +11,17 @@ from hypothesis import strategies as st
 
 from ebpftrace.model import Interval, Suspect
 from ebpftrace.search.matching import Matcher
+from ebpftrace.search.suspected import Suspected
 
 PAGE = 4096
 BASES = st.sampled_from([0x10000, 0xFFFFF000, 0x100000000, 0x7F3A_0000_0000, 0x7F3B_FFFF_E000])
 NARROW = (1 << 32) - 1
 WIDE = (1 << 47) - 1
+
+
+def matcher(about: list[Suspect], highest: int = WIDE) -> Matcher:
+    suspected = Suspected(about)
+    return Matcher(suspected, np.ones(len(suspected), np.bool_), highest)
 
 
 @st.composite
@@ -33,7 +39,7 @@ def suspects(draw: st.DrawFn) -> list[Suspect]:
                 Interval(piece.start - PAGE, piece.end + PAGE) if kind == "reserved" else None,
             )
         )
-    return found
+    return list(dict.fromkeys(found))
 
 
 @st.composite
@@ -84,7 +90,7 @@ def test_every_word_that_refers_is_found(data: st.DataObject) -> None:
         for index, suspect in enumerate(about):
             if position not in counted and refers(suspect, word):
                 expected.setdefault(index, set()).add(position)
-    hits = Matcher(about, range(len(about)), WIDE).find(halves, counts)
+    hits = matcher(about).find(halves, counts)
     found = {} if hits is None else dict(zip(hits.suspects.tolist(), hits.positions.tolist()))
     assert found.keys() == expected.keys()
     assert all(position in expected[index] for index, position in found.items())
@@ -96,7 +102,7 @@ def test_in_a_process_of_32_bits_a_word_has_4_bytes(start: int, data: Optional[s
     about = [Suspect((Interval(start * PAGE, (start + 1) * PAGE),))]
     value = start * PAGE + (0 if data is None else data.draw(st.integers(-8, PAGE + 8)))
     halves = np.array([0xFFFFFFFF, value, 0xFFFFFFFF], np.uint32)
-    hits = Matcher(about, [0], NARROW).find(halves)
+    hits = matcher(about, NARROW).find(halves)
     assert (hits is not None) == (start * PAGE <= value < (start + 1) * PAGE)
     if hits is not None:
         assert hits.positions.tolist() == [1]
@@ -105,7 +111,7 @@ def test_in_a_process_of_32_bits_a_word_has_4_bytes(start: int, data: Optional[s
 def test_suspects_that_lie_in_each_other_are_all_referred_to() -> None:
     base = 0x7F00_0000_0000
     about = [Suspect((Interval(base, base + PAGE * (size + 1)),)) for size in range(40)]
-    hits = Matcher(about, range(40), WIDE).find(np.array([base & NARROW, base >> 32], np.uint32))
+    hits = matcher(about).find(np.array([base & NARROW, base >> 32], np.uint32))
     assert hits is not None
     assert sorted(hits.suspects.tolist()) == list(range(40))
 
@@ -115,4 +121,4 @@ def test_addresses_of_57_bits_have_a_tag_in_the_top_byte_only() -> None:
     about = [Suspect((Interval(base, base + PAGE),))]
     for word, refers_to_it in ((base, True), (base | 5 << 56, True), (base ^ 1 << 48, False)):
         halves = np.array([word & NARROW, word >> 32], np.uint32)
-        assert (Matcher(about, [0], base + PAGE).find(halves) is not None) == refers_to_it
+        assert (matcher(about, base + PAGE).find(halves) is not None) == refers_to_it

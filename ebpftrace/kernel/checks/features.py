@@ -29,6 +29,7 @@ _OPTIONAL: tuple[Callable[[], Check], ...] = (
     machine.check_kcmp,
     machine.check_target_memory,
     libraries.check_drgn,
+    libraries.check_numpy,
 )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.installation import DRGN, install_command
+from ebpftrace.installation import DRGN, NUMPY, install_command
 from ebpftrace.kernel.checks.check import Check
 from ebpftrace.kernel.checks.machine import DEBUGFS_TRACEFS, holds_tracefs
 from ebpftrace.kernel.sources import bpf_dir
@@ -140,6 +140,21 @@ def check_drgn() -> Check:
             required=False,
         )
     return Check("drgn", True, str(getattr(drgn, "__version__", "unknown version")), required=False)
+
+
+def check_numpy() -> Check:
+    """numpy searches memory for what still refers to a thread or a mapping."""
+    try:
+        numpy = importlib.import_module("numpy")
+    except Exception as error:
+        return Check(
+            "numpy",
+            False,
+            f"cannot be imported ({_one_line(error)}): handles and pointers are not searched, less is proved",
+            install_command(NUMPY),
+            required=False,
+        )
+    return Check("numpy", True, str(getattr(numpy, "__version__", "unknown version")), required=False)
 
 
 def _one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ It reads what the process has in memory, and judges nothing: who is a leak, the 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Callable, Optional
 
@@ -42,11 +43,14 @@ def search(
     """
     if not suspects:
         return Search(complete=True)
+    began = time.process_time()
     if not _has_numpy():
         return Search(gaps=(NO_NUMPY,))
     from ebpftrace.search.searching import Searching
+    from ebpftrace.search.source import Source
 
-    return Searching(pid, suspects, books, groups, limit, deadline_cpu, progress).run()
+    with Source(pid, groups) as source:
+        return Searching(source, suspects, books, limit, deadline_cpu, progress, began).run()
 
 
 def _has_numpy() -> bool:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ebpftrace.process.memory import Memory
 from ebpftrace.search.matching import Halves
 from ebpftrace.search.presence import PAGE
 from ebpftrace.search.runs import Addresses, Runs, runs_of
@@ -67,9 +66,11 @@ class Batch(NamedTuple):
 class Reader:
     """Reads pages of one process."""
 
-    def __init__(self, memory: Memory, still_present: Callable[[Runs], Runs]) -> None:
-        """``still_present`` says which pages of some runs are in memory now."""
-        self._memory = memory
+    def __init__(
+        self, read_into: Callable[[memoryview, int], int], still_present: Callable[[Runs], Runs]
+    ) -> None:
+        """``read_into`` is ``Memory``'s; ``still_present`` says which pages of runs are in memory now."""
+        self._read_into = read_into
         self._still_present = still_present
         self._buffer = np.empty(BATCH // _HALF_BYTES, np.uint32)
         self._bytes = self._buffer.data.cast("B")
@@ -110,7 +111,7 @@ class Reader:
         """Read into the buffer; yields (address, bytes) of each run that was read."""
         end = start + size
         for _ in range(_RETRIES):
-            got = self._memory.read_into(self._bytes[offset : offset + end - start], start) // PAGE * PAGE
+            got = self._read_into(self._bytes[offset : offset + end - start], start) // PAGE * PAGE
             if got:
                 yield start, got
                 start, offset = start + got, offset + got

@@ -14,29 +14,23 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple, Optional
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebpftrace.model import Books, BooksState, Holder, Interval, Reach, Search, Suspect, Where
-from ebpftrace.process.books import read_books
-from ebpftrace.process.malloc import find_heaps
-from ebpftrace.process.maps import read_maps
-from ebpftrace.process.memory import Memory
-from ebpftrace.process.procfs import ProcessGone
+from ebpftrace.model import Books, Holder, Interval, Reach, Search, Suspect, Where
 from ebpftrace.search.areas import Areas, areas_of, dead_stacks, live_stacks, unused_parts
 from ebpftrace.search.hidden import disguised_pointers
-from ebpftrace.search.holders import Places, most_telling
-from ebpftrace.search.kernelheld import kernel_words
+from ebpftrace.search.holders import most_telling
 from ebpftrace.search.matching import Matcher
-from ebpftrace.search.presence import PAGE, Presence
+from ebpftrace.search.presence import PAGE
 from ebpftrace.search.reading import Batch, Reader, Sums
 from ebpftrace.search.runs import Addresses, Runs, difference, intersection, merged, no_runs, runs_of, union
+from ebpftrace.search.source import Source
 from ebpftrace.search.suspected import Suspected
-from ebpftrace.search.threads import Moment, Threads
+from ebpftrace.search.threads import Moment
 from ebpftrace.text import size as size_text
 from ebpftrace.vmas import Vmas
 
@@ -85,20 +79,20 @@ class Searching:
 
     def __init__(
         self,
-        pid: int,
+        source: Source,
         suspects: Sequence[Suspect],
         books: Books,
-        groups: Sequence[int],
         limit: Optional[int],
         deadline_cpu: Optional[float],
         progress: Callable[[float], None],
+        began: float,
     ) -> None:
-        self._pid = pid
-        self._groups = [group for group in groups if group != pid]
+        """``began``: what ``time.process_time`` was when the search began."""
+        self._source = source
         self._limit = limit
         self._deadline = deadline_cpu
         self._progress = progress
-        self._began = time.process_time()
+        self._began = began
         self._suspected = Suspected(suspects)
         count = len(self._suspected)
         self._kept: NDArray[np.bool_] = np.zeros(count, np.bool_)
@@ -114,6 +108,7 @@ class Searching:
         """Pages that have changed since they were first read, or have come since."""
         self._known = no_runs()
         self._sums = Sums()
+        self._reader = Reader(source.read_into, self._still_present)
         self._looks = self._full_looks = 0
         self._overlooked = 1.0
         self._read_bytes = 0
@@ -124,22 +119,15 @@ class Searching:
 
     def run(self) -> Search:
         """Search.  Raises ``ProcessGone`` or ``CannotTrace``."""
-        with ExitStack() as held:
-            self._memory = held.enter_context(Memory(self._pid))
-            self._presence = Presence(self._pid)
-            held.callback(self._presence.close)
-            self._threads = Threads(self._pid, self._groups)
-            held.callback(self._threads.close)
-            self._reader = Reader(self._memory, self._still_present)
-            self._moment = self._threads.look()
-            self._look = self._look_around()
-            try:
-                self._passes()
-                self._make_sure_of_dead_stacks()
-            except OutOfBudgetError as reached:
-                self._cut_short = str(reached)
-            self._require_same_process()
-            return self._result()
+        self._moment = self._source.moment()
+        self._look = self._look_around()
+        try:
+            self._passes()
+            self._make_sure_of_dead_stacks()
+        except OutOfBudgetError as reached:
+            self._cut_short = str(reached)
+        self._source.require_alive(self._look.vmas)
+        return self._result()
 
     # --- passes -------------------------------------------------------------------------------
 
@@ -175,9 +163,9 @@ class Searching:
 
     def _full_pass(self) -> bool:
         """Search everything; whether no thread has run meanwhile."""
-        moment = self._moment = self._threads.look()
+        moment = self._moment = self._source.moment()
         self._look = self._look_around()
-        present = self._presence.look(self._look.areas, _EVERYWHERE)
+        present = self._source.present(self._look.areas, _EVERYWHERE)
         self._swapped, self._unknown = present.swapped.size, present.unknown
         if not self._looks:
             self._planned_bytes = 2 * present.pages.size + 1
@@ -185,14 +173,14 @@ class Searching:
         self._pass(moment, present.pages, partial(self._read_all, note=not self._looks))
         self._full_looks += 1
         self._known = present.pages
-        after = self._moment = self._threads.look()
+        after = self._moment = self._source.moment()
         self._look_at_registers(after)
         return moment.no_thread_ran_until(after)
 
     def _hot_pass(self) -> None:
         """Search what changes, what is new, and the stacks."""
-        moment = self._threads.look()
-        present = self._presence.look(self._look.areas, _EVERYWHERE).pages
+        moment = self._source.moment()
+        present = self._source.present(self._look.areas, _EVERYWHERE).pages
         new = difference(present, self._known)
         self._changing = union(self._changing, new)
         self._known = union(self._known, new)
@@ -200,7 +188,7 @@ class Searching:
         self._pass(moment, intersection(present, hot), self._read)
 
     def _look_around(self) -> _Look:
-        vmas = read_maps(self._pid)
+        vmas = self._source.vmas()
         if self._lists_cpu <= _LISTS_CPU:
             self._read_lists(vmas)
         stacks = live_stacks(self._books, vmas)
@@ -208,10 +196,9 @@ class Searching:
 
     def _read_lists(self, vmas: Vmas) -> None:
         """Ask glibc's lists who has exited now: a stack that was dead may serve another thread."""
-        if self._books.state is not BooksState.ABSENT:
-            before = time.process_time()
-            self._books = read_books(self._pid, vmas, self._memory, self._groups)
-            self._lists_cpu = time.process_time() - before
+        before = time.process_time()
+        self._books = self._source.books(vmas, self._books)
+        self._lists_cpu = time.process_time() - before
 
     def _pass(self, moment: Moment, pages: Runs, read: Read) -> None:
         is_full = self._looks < 2
@@ -290,12 +277,13 @@ class Searching:
                 self._keep(suspect, Holder(Where.MAPPING, address))
 
     def _spend(self, size: int) -> None:
-        self._read_bytes += size
-        self._progress(min(0.99, self._read_bytes / self._planned_bytes))
+        """A batch is about to be searched.  Raises ``OutOfBudgetError``."""
         if self._deadline is not None and time.process_time() - self._began > self._deadline:
             raise OutOfBudgetError("the time for it ran out before everything was searched")
-        if self._limit is not None and self._looks == 1 and self._read_bytes > self._limit:
-            raise OutOfBudgetError(f"only {size_text(self._limit)} were searched, as asked for")
+        if self._limit is not None and self._looks == 1 and self._read_bytes >= self._limit:
+            raise OutOfBudgetError(f"only {size_text(self._read_bytes)} were searched, as asked for")
+        self._read_bytes += size
+        self._progress(min(0.99, self._read_bytes / self._planned_bytes))
 
     # --- what counts ----------------------------------------------------------------------------
 
@@ -322,7 +310,7 @@ class Searching:
         if self._kept.all() or self._lists_cpu <= _LISTS_CPU:
             return
         before = dead_stacks(self._books, self._moment.in_use)
-        self._read_lists(read_maps(self._pid))
+        self._read_lists(self._source.vmas())
         if difference(before, dead_stacks(self._books, self._moment.in_use)).pieces:
             self._full_pass()
 
@@ -337,7 +325,7 @@ class Searching:
                 self._keep(suspect, moment.holder(*divmod(position, columns)))
 
     def _look_at_kernel(self) -> None:
-        words = kernel_words(self._pid)
+        words = self._source.kernel_words()
         for suspect, positions in self._find_words(np.array([value for _, value in words], np.uint64)):
             for position in positions:
                 self._keep(suspect, Holder(Where.KERNEL, None, words[position][0]))
@@ -350,22 +338,13 @@ class Searching:
 
     def _keep(self, suspect: int, holder: Holder) -> None:
         self._kept[suspect] = True
-        if len(self._found[suspect]) < self._most_holders:
-            self._found[suspect].append(holder)
+        found = self._found[suspect]
+        if len(found) < self._most_holders and holder not in found:
+            found.append(holder)
 
     def _still_present(self, runs: Runs) -> Runs:
-        self._require_same_process()
-        return self._presence.look(self._look.areas, runs).pages
-
-    def _require_same_process(self) -> None:
-        """Raise ``ProcessGone`` where the process has exited or runs another program."""
-        for vmas in (self._look.vmas, None):
-            if vmas is None:  # what could be read may have been unmapped
-                vmas = read_maps(self._pid)
-            readable = (start for start, kind in zip(vmas.starts, vmas.kinds) if kind.perms[0] == "r")
-            if self._memory.read_partial(next(readable, 0), 1):
-                return
-        raise ProcessGone(self._pid)
+        self._source.require_alive(self._look.vmas)
+        return self._source.present(self._look.areas, runs).pages
 
     # --- the result -----------------------------------------------------------------------------
 
@@ -374,12 +353,12 @@ class Searching:
         lost = ~self._kept
         gone = np.zeros(len(lost), np.bool_)
         if (lost & self._suspected.has_handle).any():
-            self._read_lists(read_maps(self._pid))
+            self._read_lists(self._source.vmas())
             exited = [thread.descriptor for thread in self._books.threads if thread.exited]
             listed = np.isin(self._suspected.handles, np.array(exited, np.uint64))
             gone |= lost & self._suspected.has_handle & ~listed
         if (lost & ~self._suspected.has_handle).any():
-            vmas = read_maps(self._pid)
+            vmas = self._source.vmas()
             mapped = runs_of(zip(vmas.starts, vmas.ends))
             at = np.maximum(np.searchsorted(mapped.starts, self._suspected.starts, "right") - 1, 0)
             whole = mapped.holds(self._suspected.starts) & (self._suspected.ends <= mapped.ends[at])
@@ -387,19 +366,10 @@ class Searching:
             gone &= lost
         return gone
 
-    def _named(self) -> dict[Holder, Holder]:
-        look = self._look
-        heaps = find_heaps(look.vmas, self._memory) if "glibc" in look.books.libc else []
-        places = Places(self._pid, look.vmas, look.books, heaps, self._moment.places)
-        try:
-            return places.named(holder for found in self._found for holder in found)
-        finally:
-            places.close()
-
     def _result(self) -> Search:
         gaps = []
-        if self._threads.no_registers:
-            gaps.append(f"{REGISTERS_GAP}: {self._threads.no_registers}")
+        if self._source.no_registers:
+            gaps.append(f"{REGISTERS_GAP}: {self._source.no_registers}")
         for size, what in (
             (self._swapped, "are in swap and were not searched"),
             (self._reader.unreadable, "could not be read"),
@@ -415,12 +385,13 @@ class Searching:
                 f"the process works all the time: what moves may have been overlooked, with a chance of "
                 f"{self._overlooked:.1%} at worst"
             )
-        named = self._named()
+        found = dict.fromkeys(holder for holders in self._found for holder in holders)
+        named = self._source.named(found, self._look.vmas, self._look.books, self._moment)
         # In a pass that was cut short, not to be found means nothing.
         dropped = ~self._kept if left > 0 else self._gone()
         reach = {
-            suspect: Reach(not kept, most_telling(named[holder] for holder in found))
-            for suspect, kept, found, drop in zip(
+            suspect: Reach(not kept, most_telling(named[holder] for holder in holders))
+            for suspect, kept, holders, drop in zip(
                 self._suspected.suspects, self._kept.tolist(), self._found, dropped.tolist()
             )
             if not drop

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
 from harness import Json, Target, eventually
 
+from ebpftrace.errors import CannotTrace
+from ebpftrace.kernel.taskstates import TaskStates
 from ebpftrace.model import Books, BooksState, Interval, Reach, Search, Suspect, Where
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.now import read_books_of
-from ebpftrace.search import search
+from ebpftrace.process.procfs import ProcessGone
+from ebpftrace.search import search, threads
+from ebpftrace.search.areas import areas_of
+from ebpftrace.search.presence import PAGE, Presence
+from ebpftrace.search.runs import difference, runs_of
 
 LENGTH = 64 << 10
 INVERTED = (1 << 64) - 1
@@ -37,7 +49,7 @@ def facts_of(program: Target) -> tuple[list[tuple[Json, Suspect]], Books]:
     paired = []
     for fact in facts:
         value = fact["secret"] ^ INVERTED
-        suspect = Suspect((Interval(value, value + LENGTH),))
+        suspect = mapping_at(value)
         paired.append((fact, by_handle[value] if fact["event"] == "handle" else suspect))
     return paired, books
 
@@ -92,3 +104,137 @@ def check_holder(reach: Reach, fact: Json, pid: int) -> None:
 
 def test_nothing_to_search_for() -> None:
     assert search(1, [], Books(BooksState.ABSENT)) == Search(complete=True)
+
+
+class Movers(Target):
+    """A program whose threads move handles and pointers without a pause; see movers.c."""
+
+    def __init__(self, handles: int, mappings: int, threads: int, places: int, mib: int) -> None:
+        super().__init__("movers", handles, mappings, threads, places, mib)
+
+    def begin(self) -> tuple[list[Suspect], Books]:
+        self.run()
+        handles = {fact["secret"] ^ INVERTED for fact in self.facts("handle")}
+        eventually(lambda: handles <= suspects_of(books_of(self.pid)).keys(), "all threads have exited")
+        books = books_of(self.pid)
+        by_handle = suspects_of(books)
+        return [by_handle[handle] for handle in handles] + [
+            mapping_at(fact["secret"] ^ INVERTED) for fact in self.facts("mapping")
+        ], books
+
+    def drop(self) -> int:
+        """One handle or pointer is thrown away; which."""
+        self.run()
+        dropped: int = self.facts("dropped")[-1]["secret"] ^ INVERTED
+        return dropped
+
+
+def mapping_at(start: int) -> Suspect:
+    return Suspect((Interval(start, start + LENGTH),))
+
+
+def key(suspect: Suspect) -> int:
+    return suspect.pieces[0].start if suspect.handle is None else suspect.handle
+
+
+SECONDS = float(os.environ.get("EBPFTRACE_SEARCH_SECONDS", "4"))
+"""Of searching a program that moves what is kept; 600 were tried by hand."""
+
+
+@pytest.mark.parametrize(
+    ("handles", "mappings", "threads", "places", "mib"),
+    [(12, 8, 4, 64, 0), (1, 0, 1, 8, 0), (2, 2, 4, 200, 100)],
+    ids=["many", "one", "few in a large process"],
+)
+def test_what_moves_without_a_pause_is_never_lost(
+    handles: int, mappings: int, threads: int, places: int, mib: int
+) -> None:
+    with Movers(handles, mappings, threads, places, mib) as program:
+        suspects, books = program.begin()
+        until = time.monotonic() + SECONDS
+        searches = 0
+        while searches < 3 or time.monotonic() < until:
+            found = search(program.pid, suspects, books)
+            assert found.reach.keys() == set(suspects)
+            assert [hex(key(one)) for one, reach in found.reach.items() if reach.lost] == []
+            searches += 1
+        print(f"{searches} searches, the last in {found.searches} passes")
+
+
+def test_what_is_dropped_is_lost_within_two_searches() -> None:
+    with Movers(8, 4, 2, 32, 0) as program:
+        suspects, books = program.begin()
+        dropped: set[int] = set()
+        for _ in range(6):
+            dropped.add(program.drop())
+            lost: set[int] = set()
+            for _ in range(2):
+                found = search(program.pid, suspects, books)
+                lost |= {key(one) for one, reach in found.reach.items() if reach.lost}
+                assert lost <= dropped
+            print(f"{len(lost)} of {len(dropped)}")
+        assert lost == dropped
+
+
+def test_without_registers_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise CannotTrace("the kernel lets us read no registers (Operation not permitted)")
+
+    monkeypatch.setattr(threads, "TaskStates", refuse)
+    with Target("search") as program:
+        paired, books = facts_of(program)
+        found = search(program.pid, [suspect for _, suspect in paired], books)
+        assert not found.complete
+        assert "registers were not searched: the kernel lets us read no registers" in found.gaps[0]
+        for fact, suspect in paired:
+            if fact["place"] not in ("rbx", "r12", "r13", "r14", "r15", "sigaltstack"):
+                assert found.reach[suspect].lost != fact["kept"], fact
+
+
+def test_without_numpy_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    found = search(1, [mapping_at(PAGE)], Books(BooksState.ABSENT))
+    assert found.reach == {}
+    assert not found.complete
+    assert "numpy is not installed" in found.gaps[0]
+
+
+def test_a_process_that_has_exited() -> None:
+    with Target("search") as program:
+        paired, books = facts_of(program)
+        program.end()
+    with pytest.raises(ProcessGone):
+        search(program.pid, [suspect for _, suspect in paired], books)
+
+
+def test_the_page_map_says_the_same_in_both_ways() -> None:
+    with Movers(2, 2, 1, 32, 8) as program:
+        program.begin()
+        vmas = read_maps(program.pid)
+        areas = areas_of(vmas, [])
+        everywhere = runs_of([(0, 1 << 47)])
+        presence = Presence(program.pid)
+        scanned = presence.look(areas, everywhere)
+        presence._scans = False
+        read = presence.look(areas, everywhere)
+        presence.close()
+        assert scanned.pages.size > 8 << 20
+        assert difference(scanned.pages, read.pages).pieces == 0
+        # Pages of zeroes that were only read, the file can't tell from others.
+        assert difference(read.pages, scanned.pages).size <= 64 << 10
+        assert scanned.unknown == read.unknown == 0
+
+
+def test_registers_of_every_thread_of_the_address_space() -> None:
+    with Target("search") as program:
+        program.run()
+        states = TaskStates(program.pid)
+        read = states.read()
+        states.close()
+        tids = sorted(int(task.name) for task in Path(f"/proc/{program.pid}/task").iterdir())
+        assert sorted(read["tid"].tolist()) == tids
+        assert read["running"].tolist() == [0] * len(tids)
+        for state in read:
+            fields = Path(f"/proc/{program.pid}/task/{state['tid']}/syscall").read_text().split()
+            assert int(state["registers"][states.stack_pointer]) == int(fields[-2], 16)
+            assert int(state["registers"][states.names.index("rip")]) == int(fields[-1], 16)

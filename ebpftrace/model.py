@@ -640,6 +640,18 @@ class CommandEnd:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Exited threads that nobody had joined when a trace began, by glibc's thread lists."""
+
+    target: TargetInfo
+    threads: int
+    size: int
+    """Bytes of their stacks."""
+    routines: tuple[tuple[Optional[Frame], int], ...]
+    """What they ran, and how many of them, most first."""
+
+
+@dataclass(frozen=True)
 class TracerCost:
     """What tracing cost, told to the user after each run."""
 
@@ -678,3 +690,4 @@ class Report:
     cost: Optional[TracerCost] = None
     command: Optional[CommandEnd] = None
     """Of a target that was started to be traced: what had become of it at this report."""
+    searched: Search = NOT_SEARCHED

@@ -43,6 +43,25 @@ NUMBERS: Mapping[str, Mapping[str, int]] = {
 }
 """By ``platform.machine()``: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h."""
 
+WAITS: Mapping[str, Mapping[int, str]] = {
+    "x86_64": {
+        0: "read", 1: "write", 7: "poll", 23: "select", 34: "pause", 35: "nanosleep", 42: "connect",
+        43: "accept", 44: "sendto", 45: "recvfrom", 46: "sendmsg", 47: "recvmsg", 61: "wait4", 72: "fcntl",
+        73: "flock", 74: "fsync", 128: "rt_sigtimedwait", 130: "rt_sigsuspend",
+        202: "futex", 208: "io_getevents", 230: "clock_nanosleep", 232: "epoll_wait", 247: "waitid",
+        270: "pselect6", 271: "ppoll", 281: "epoll_pwait", 288: "accept4", 426: "io_uring_enter",
+        441: "epoll_pwait2",
+    },
+    "aarch64": {
+        22: "epoll_pwait", 25: "fcntl", 32: "flock", 63: "read", 64: "write", 72: "pselect6", 73: "ppoll",
+        82: "fsync", 95: "waitid", 98: "futex", 101: "nanosleep", 115: "clock_nanosleep", 4: "io_getevents",
+        133: "rt_sigsuspend", 137: "rt_sigtimedwait", 202: "accept", 203: "connect", 206: "sendto",
+        207: "recvfrom", 211: "sendmsg", 212: "recvmsg", 242: "accept4", 260: "wait4", 426: "io_uring_enter",
+        441: "epoll_pwait2",
+    },
+}  # fmt: skip
+"""The calls that threads wait in, by ``platform.machine()`` and number."""
+
 MAX_ERRNO = 4095
 """A failed call returns -errno, down to this one's (include/linux/err.h)."""
 
@@ -53,3 +72,8 @@ CLONE_ARGS_SIZE_VER0 = 64
 def numbers() -> Mapping[str, int]:
     """The numbers of this machine's calls by name; empty on machines that we do not know."""
     return NUMBERS.get(platform.machine(), {})
+
+
+def wait_name(number: int) -> str:
+    """The name of a call that threads wait in, else ``system call 999``."""
+    return WAITS.get(platform.machine(), {}).get(number, f"system call {number}")

@@ -144,6 +144,11 @@ def plural(number: int, singular: str, several: str = "") -> str:
     return f"{count(number)} {singular if number == 1 else several or singular + 's'}"
 
 
+def searches(number: int, searched: int) -> str:
+    """So many searches of so many bytes: ``3 searches of 12.0 MiB``."""
+    return f"{plural(number, 'search', 'searches')} of {size(searched)}"
+
+
 def duration(seconds: float) -> str:
     """A length of time: ``350 us``, ``12.3 ms``, ``1.2 s``, ``2 min 5 s``, ``3 h 12 min``, ``5 d 3 h``."""
     if seconds < 0:

@@ -29,7 +29,9 @@ class Census:
     not_looked: int
     """Processes whose mappings there was no time to read."""
     books_unread: int
-    """Processes whose books were worth a look, but could not be read or there was no time."""
+    """Processes whose thread lists were worth reading, but could not be read or there was no time."""
+    unsearched: int
+    """Processes with exited threads whose memory there was no time to search."""
     memory: HostMemory
     took: float
     """Seconds of looking, without the wait between two looks."""

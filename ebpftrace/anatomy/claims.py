@@ -7,10 +7,11 @@ neighbouring mappings and splits one by access, so a stack or a heap is rarely o
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import NamedTuple, Optional
 
-from ebpftrace.anatomy.areas import Kind, Sight
-from ebpftrace.model import BookedThread, BooksState, LiveThread, Vma
+from ebpftrace.anatomy.areas import Area, Kind, Sight
+from ebpftrace.model import BookedThread, Books, BooksState, Interval, LiveThread, Vma
 
 MAX_GUARD = 1 << 20
 """Most bytes of a guard; what is larger and can't be touched is a reservation.  glibc's default is 4 KiB,
@@ -155,6 +156,13 @@ def _claim_stack(claims: Claims, vma: Vma, below: Optional[Vma], thread: LiveThr
 
 def _guard_of(vma: Vma, below: Optional[Vma]) -> Optional[Vma]:
     return below if below is not None and below.end == vma.start and is_guard(below) else None
+
+
+def stacks_without_thread(books: Books, areas: Iterable[Area]) -> list[Interval]:
+    """Areas shaped like stacks on which no thread runs, where no thread lists say whose they are."""
+    if books.state is not BooksState.ABSENT:
+        return []
+    return [Interval(area.start, area.end) for area in areas if area.kind is Kind.STACK_SHAPED]
 
 
 def is_guard(vma: Vma) -> bool:

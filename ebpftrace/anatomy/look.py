@@ -9,7 +9,7 @@ from typing import Optional
 
 from ebpftrace.anatomy.areas import Area, Kind, Totals, total, totals_by_kind
 from ebpftrace.anatomy.growth import Growth
-from ebpftrace.model import Books, Frame, TargetInfo
+from ebpftrace.model import Books, Finding, Frame, TargetInfo
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Look:
     arenas: int
     """Arenas of glibc's malloc apart from the main one."""
     cores: int
+    findings: tuple[Finding, ...]
+    """Exited threads that nobody joined, and stacks without a thread, judged as ``mmap-leaks -d 0`` does."""
     routines: Mapping[int, Frame]
     """Start routines of exited threads, by address."""
     notes: tuple[str, ...]

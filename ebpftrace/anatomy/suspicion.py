@@ -30,9 +30,11 @@ class Rank(IntEnum):
     ARENAS = 1
     UNTOUCHED = 2
     MANY_AREAS = 3
-    SURPLUS = 4
-    GROWTH = 5
-    NEVER_JOINED = 6
+    NOT_JOINED = 4
+    SURPLUS = 5
+    UNDECIDED = 6
+    GROWTH = 7
+    NEVER_JOINED = 8
 
 
 class Reason(NamedTuple):
@@ -72,8 +74,14 @@ class Figures:
     books: Optional[BooksState] = None
     """None where glibc's books were not looked at."""
     exited: int = 0
-    """Threads that exited and were never joined, by glibc's books."""
+    """Threads that exited and are not joined so far, by glibc's thread lists."""
     exited_size: int = 0
+    leaked: int = 0
+    """Those of them that are leaks, as ``mmap-leaks -d 0`` judges."""
+    leaked_size: int = 0
+    undecided: int = 0
+    """Those of which that can't be told."""
+    undecided_size: int = 0
     arenas: Optional[int] = None
     """By malloc's own headers; None where the memory was not looked at."""
     virt_growth: Optional[int] = None
@@ -104,7 +112,7 @@ class Suspect(NamedTuple):
 def suspect(processes: Iterable[Figures], max_areas: Optional[int]) -> list[Suspect]:
     """All processes, most suspect first; among those without a reason, by VIRT.
 
-    Of those that are proved to leak, who holds most threads comes first: whatever the size of its stack,
+    Of those that leak, who holds most threads comes first: whatever the size of its stack,
     each has taken two areas of vm.max_map_count, and touched about as much memory.
     ``max_areas`` is vm.max_map_count, None where unknown.
     """
@@ -122,8 +130,14 @@ def _weight(suspected: Suspect) -> tuple[int, int, int, int]:
 
 def _reasons(figures: Figures, max_areas: Optional[int]) -> list[Reason]:
     reasons = []
-    if figures.exited and figures.books is BooksState.READ:
-        reasons.append(Reason(Rank.NEVER_JOINED, figures.exited_size, figures.exited))
+    if figures.leaked:
+        reasons.append(Reason(Rank.NEVER_JOINED, figures.leaked_size, figures.leaked))
+    if figures.undecided:
+        reasons.append(Reason(Rank.UNDECIDED, figures.undecided_size, figures.undecided))
+    waiting = figures.exited - figures.leaked - figures.undecided
+    if waiting > 0 and figures.books is BooksState.READ:
+        size = figures.exited_size - figures.leaked_size - figures.undecided_size
+        reasons.append(Reason(Rank.NOT_JOINED, size, waiting))
     if figures.virt_growth is not None and figures.virt_growth >= MIN_GROWTH:
         reasons.append(Reason(Rank.GROWTH, figures.virt_growth, figures.thread_growth or 0))
     if figures.shape is not None:

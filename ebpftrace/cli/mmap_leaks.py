@@ -18,7 +18,7 @@ from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 if TYPE_CHECKING:
     from ebpftrace.jobs.leak_watch import LeakWatch
     from ebpftrace.kernel.tracer import Tracer
-    from ebpftrace.model import CommandEnd, Report
+    from ebpftrace.model import CommandEnd, Report, Standing
     from ebpftrace.report.live import LiveView
     from ebpftrace.report.output import Growing
     from ebpftrace.report.view import View
@@ -31,6 +31,13 @@ _LIVE_SECONDS = 1.0
 """Between two drawings of the live view ..."""
 _LIVE_SHARE = 0.02
 """... which may use at most this share of a core."""
+
+_BAR_AFTER_SECONDS = 2.0
+"""A search that takes longer shows how far it is ..."""
+_BAR_SECONDS = 0.1
+"""... so often ..."""
+_BAR_CELLS = 30
+"""... in so many cells."""
 
 _EXAMPLES = """
 \b
@@ -121,6 +128,17 @@ Examples:
     help="Copies a second of stacks already known, to check them.",
 )
 @click.option(
+    "--search-limit",
+    type=options.Size(),
+    metavar="SIZE",
+    help="Search at most so much memory of the target for who can still free it, such as 4GiB.",
+)
+@click.option(
+    "--no-search",
+    is_flag=True,
+    help="Do not search the memory of the target: then nothing is proved while it runs.",
+)
+@click.option(
     "--cost",
     is_flag=True,
     help="Also tell how long our programs ran in the kernel; measuring makes each run a little longer.",
@@ -151,6 +169,8 @@ def mmap_leaks(
     max_mappings: Optional[int],
     stack_bytes: int,
     stack_rate: int,
+    search_limit: Optional[int],
+    no_search: bool,
     cost: bool,
     debuginfod: bool,
     dump_ledger: Optional[Path],
@@ -192,6 +212,8 @@ def mmap_leaks(
         max_mappings=max_mappings,
         stack_bytes=stack_bytes,
         copies_per_second=stack_rate,
+        search=not no_search,
+        search_limit=search_limit,
         measure_cost=cost,
         debuginfod=debuginfod,
     )
@@ -256,6 +278,9 @@ class _Narrator:
         self._live: Optional[LiveView] = None
         self._next_look = 0.0
         self._pages = 0
+        self._search_began: Optional[float] = None
+        self._next_bar = 0.0
+        self._bar_shown = False
 
     def __enter__(self) -> _Narrator:
         return self
@@ -272,16 +297,37 @@ class _Narrator:
         if not self._quiet:
             click.echo("attached", err=True)
 
-    def looked(self, report: Report) -> None:
-        """Say at once what leaked before tracing."""
-        from ebpftrace.report.headline import leak_lines
+    def standing(self, standing: Standing) -> None:
+        """Say at once who had exited and was not joined before the trace."""
+        from ebpftrace.report.headline import standing_line
         from ebpftrace.text import escape
 
-        if not self._quiet:
-            target = report.target
+        line = standing_line(standing)
+        if line and not self._quiet:
+            target = standing.target
             whose = f"{escape(target.comm)} (PID {target.pid}): " if self._several else ""
-            for line in leak_lines(report):
-                click.echo(f"{whose}{line}", err=True)
+            click.echo(f"{whose}{line}", err=True)
+
+    def searching(self, part: float) -> None:
+        """Draw a progress bar on a terminal, from two seconds on."""
+        now = time.monotonic()
+        if part <= 0 or self._search_began is None:
+            self._end_live()
+            self._search_began = now
+        from ebpftrace.report.output import can_redraw
+
+        if self._quiet or not can_redraw(sys.stderr):
+            return
+        if part >= 1:
+            if self._bar_shown:
+                click.echo("\r\x1b[K", nl=False, err=True)
+            self._bar_shown, self._search_began = False, None
+        elif now - self._search_began >= _BAR_AFTER_SECONDS and now >= self._next_bar:
+            self._next_bar = now + _BAR_SECONDS
+            self._bar_shown = True
+            done = round(part * _BAR_CELLS)
+            bar = "#" * done + "." * (_BAR_CELLS - done)
+            click.echo(f"\rsearching memory [{bar}] {part:4.0%}", nl=False, err=True)
 
     def command_ended(self, end: CommandEnd) -> None:
         """Say what became of COMMAND."""

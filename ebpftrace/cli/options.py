@@ -88,6 +88,25 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?", re.IGNORECASE)
+_POWER = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+class Size(click.types.IntParamType):
+    """A number of bytes such as ``4096``, ``64MiB`` or ``4G``; all units are powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> int:
+        """As click asks for it."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value} is not a size such as 64MiB or 4GiB.", param, ctx)
+        return int(float(match[1]) * 1024 ** _POWER[match[2].upper()])
+
+
 def duration(purpose: str, default: Optional[float] = None, *, zero: bool = False) -> _Decorator:
     """``-d SECONDS``; ``zero`` where no time at all has a meaning."""
     return click.option(

@@ -1,6 +1,7 @@
 """Abandoned stack: the application mapped it, its last owner exited, no task runs on it or took it over.
 
-Only the application can unmap a stack it gave to clone(2) or pthread_attr_setstack(3).
+Only the application can unmap a stack it gave to clone(2) or pthread_attr_setstack(3); it needs its address.
+One that is still referred to may belong to a pool, and serve the next thread.
 
 Nobody can unmap that of a detached thread that ended by a bare exit system call: such a thread frees its
 stack itself, in what pthread_exit and a return from its start routine do before that call
@@ -10,6 +11,7 @@ stack itself, in what pthread_exit and a return from its start routine do before
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from enum import Enum
 
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.origin import (
@@ -21,17 +23,25 @@ from ebpftrace.diagnosis.origin import (
     raw_clone,
     used_late,
 )
+from ebpftrace.diagnosis.reach import State, held_by, searched, state_of, why_unknown
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.stack_cache import cache_limit
 from ebpftrace.frames import called
-from ebpftrace.model import Verdict
-from ebpftrace.text import plural, size
+from ebpftrace.model import Certainty, Verdict
+from ebpftrace.text import count, plural, size
 
-_OVERFLOWING = "overflowing"
-_BOOKED = "booked"
-_BARE_EXIT = "bare exit"
-_SETTLED = "settled"
-_DOUBTFUL = "doubtful"
+
+class _Kind(Enum):
+    """Whose stack it was."""
+
+    BARE_EXIT = "of a detached thread that ended by a bare exit system call"
+    UNJOINED = "given to a pthread that nobody joined"
+    OVERFLOWING = "one of more than a cache can hold"
+    APPLICATION = "given to a thread or to clone"
+    ANY = "of a thread of an unknown library"
+
+
+_LONGER = "trace longer: a leak will show as growth"
 
 
 def _is_applications(case: Case) -> bool:
@@ -45,60 +55,135 @@ def _is_applications(case: Case) -> bool:
 def _claims(case: Case, context: Context) -> bool:
     if _is_applications(case):
         return True
-    return case.facts.is_stack and not case.facts.cached and case.facts.place in context.overflowing
+    if not case.facts.is_stack or case.facts.cached or not fills_mapping(case.outstanding):
+        return False
+    return case.facts.place in context.overflowing or state_of(case, context) is State.LOST
 
 
-def _split(case: Case, context: Context) -> Hashable:
-    """What decides for each orphan: settled by itself, or doubtful unless its place keeps leaving more.
+def kind_of(case: Case) -> Hashable:
+    """Stacks of one kind were given to threads at one place."""
+    return "stack", case.facts.place
 
-    A runtime that makes its threads without a C library (Go) manages its stacks in ways we don't know.
-    """
-    if case.facts.booked is not None:
-        return _BARE_EXIT if case.facts.booked.detached else _BOOKED
-    if not _is_applications(case):
-        return _OVERFLOWING
-    known = context.libc is not Libc.UNKNOWN or foreign(case.outstanding, context.evidence.tgid)
-    return _SETTLED if known and not used_late(case.outstanding) else _DOUBTFUL
+
+def _kind(case: Case) -> _Kind:
+    booked = case.facts.booked
+    if booked is not None:
+        return _Kind.BARE_EXIT if booked.detached else _Kind.UNJOINED
+    return _Kind.APPLICATION if _is_applications(case) else _Kind.ANY
+
+
+def _split(case: Case, context: Context) -> tuple[_Kind, State, bool]:
+    """What decides: whose it was, whether it is lost, and whether it had served an earlier thread."""
+    state = state_of(case, context)
+    if state is State.KEPT and kind_of(case) in context.stale:
+        state = State.LOST
+    kind = _kind(case)
+    if kind is _Kind.ANY and state is not State.LOST:
+        kind = _Kind.OVERFLOWING
+    return kind, state, used_late(case.outstanding) if kind is _Kind.APPLICATION else False
 
 
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:
+    kind, state, late = _split(cases[0], context)
     stacks = plural(len(cases), "stack")
-    kind = _split(cases[0], context)
-    if kind == _BARE_EXIT:
+    if kind is _Kind.BARE_EXIT:
         why = (
             f"{stacks} of detached threads that exited but are on glibc's list of stacks in use: they ended "
             "by a bare exit system call, and so passed over what takes them off that list (proved)"
         )
-        return Judgement(
-            True, (why,), "end these threads by pthread_exit or a return, not by syscall(SYS_exit)"
-        )
-    if kind == _BOOKED:
-        why = (
-            f"{stacks} that the application gave to threads: they exited, and glibc's list of user stacks "
-            "still has them: never joined (proved), so their stacks can't be freed"
-        )
-        return Judgement(True, (why,), "pthread_join the threads, then free their stacks")
-    if kind == _OVERFLOWING:
+        advice = "end these threads by pthread_exit or a return, not by syscall(SYS_exit)"
+        return Judgement(Verdict.ABANDONED_STACK, True, (why,), advice, Certainty.PROVED)
+    if kind is _Kind.UNJOINED:
+        return _judge_unjoined(cases, state, context)
+    if state is State.LOST:
+        return _judge_lost(cases, context)
+    if kind is _Kind.OVERFLOWING:
         evidence = (_overflow(cases, context), "its site left more of them over the whole window")
-        return Judgement(True, evidence, "join or detach the threads; unmap stacks the program maps itself")
-    why = f"{stacks} that the application mapped; the last owner exited, and nobody took over since"
+        advice = "join or detach the threads; unmap stacks the program maps itself"
+        return Judgement(Verdict.ABANDONED_STACK, True, evidence, advice)
+    return _judge_kept(cases, state, late, context)
+
+
+def _judge_unjoined(cases: Sequence[Case], state: State, context: Context) -> Judgement:
+    """Stacks that the application gave to pthreads, which exited and are on glibc's list of user stacks."""
+    stacks = plural(len(cases), "stack")
+    advice = "pthread_join the threads, then free their stacks"
+    listed = f"{stacks} that the application gave to threads: they exited and were not joined"
+    if context.evidence.books_final:
+        why = f"{listed} when the process ended (proved)"
+        return Judgement(Verdict.ABANDONED_STACK, True, (why,), advice, Certainty.PROVED)
+    if state is State.LOST:
+        proved = " (proved)" if context.search.complete else ""
+        why = (
+            f"{listed}; no copy of their pthread_t is left, so nobody can join them any more{proved} "
+            f"({searched(context)})"
+        )
+        return Judgement(Verdict.ABANDONED_STACK, True, (why,), advice, context.lost_is)
+    if context.is_leak_of_kept(cases) or (context.ended and context.keeps_growing(cases)):
+        why = f"{listed}; there were ever more of them over the whole window"
+        return Judgement(Verdict.ABANDONED_STACK, True, (why,), advice)
+    if state is State.KEPT:
+        why = f"{listed} so far; their handles are kept {held_by(cases)}"
+        return Judgement(Verdict.NOT_JOINED_YET, False, (why,), _LONGER, Certainty.POSSIBLE)
+    reason = "the process ended" if context.ended else why_unknown(context.search, cases[0])
+    why = f"{listed} so far; cannot tell whether they will be: {reason}"
+    return Judgement(Verdict.NOT_JOINED_YET, False, (why,), _LONGER, Certainty.POSSIBLE, undecided=True)
+
+
+def _judge_lost(cases: Sequence[Case], context: Context) -> Judgement:
+    kept = [case for case in cases if state_of(case, context) is State.KEPT]
+    proved = " (proved)" if context.search.complete else ""
+    lost = plural(len(cases) - len(kept), "stack")
+    why = [
+        f"{lost} on which the last thread has exited; nothing points there any more, so nobody can unmap "
+        f"{'it' if len(cases) - len(kept) == 1 else 'them'}{proved} ({searched(context)})"
+    ]
+    if kept:
+        more = "1 more was" if len(kept) == 1 else f"{count(len(kept))} more were"
+        why.append(f"{more} left likewise, and an address is still stored {held_by(kept)}: a stale copy")
+    if not context.search.complete:
+        why += [f"not proved: {gap}" for gap in context.search.gaps]
+    return Judgement(Verdict.ABANDONED_STACK, True, tuple(why), _advice(cases[0], context), context.lost_is)
+
+
+def _judge_kept(cases: Sequence[Case], state: State, late: bool, context: Context) -> Judgement:
+    stacks = plural(len(cases), "stack")
     advice = _advice(cases[0], context)
-    if kind == _SETTLED:
-        return Judgement(True, (why,), advice)
-    if context.keeps_growing(cases):
-        return Judgement(True, (why, "its site left more of them over the whole window"), advice)
-    doubt = (
-        "it had served before, or its runtime manages it: perhaps kept for reuse; no growth over the window"
+    why = f"{stacks} that the application mapped; the last owner has exited, and no thread runs on them"
+    if context.ended:
+        # Whoever mapped a stack for one thread and still had it at the end did not unmap it.
+        known = context.libc is not Libc.UNKNOWN or foreign(cases[0].outstanding, context.evidence.tgid)
+        if context.keeps_growing(cases) or (known and not late and _never_joins(cases[0], context)):
+            return Judgement(Verdict.ABANDONED_STACK, True, (why, "they stood at the end"), advice)
+        doubt = "perhaps a pool of stacks: no growth over the window"
+        return Judgement(Verdict.ABANDONED_STACK, False, (why, doubt), _LONGER, Certainty.POSSIBLE)
+    kept = f"their addresses are kept {held_by(cases)}"
+    reuse = "some had served before: a pool" if late else "perhaps a pool of stacks"
+    if context.is_leak_of_kept(cases):
+        growth = "there were ever more of them over the whole window, and none was used again"
+        return Judgement(
+            Verdict.ABANDONED_STACK, True, (why, growth, *((kept,) if state is State.KEPT else ())), advice
+        )
+    if state is State.KEPT:
+        doubt = f"{kept}: {reuse}; no growth over the window"
+        return Judgement(Verdict.ABANDONED_STACK, False, (why, doubt), _LONGER, Certainty.POSSIBLE)
+    doubt = f"cannot tell whether they are used again: {why_unknown(context.search, cases[0])}"
+    return Judgement(
+        Verdict.ABANDONED_STACK, False, (why, doubt), _LONGER, Certainty.POSSIBLE, undecided=True
     )
-    return Judgement(False, (why, doubt), "trace longer: a leak will show as growth")
+
+
+def _never_joins(case: Case, context: Context) -> bool:
+    """Whether no pool of a thread library can hold it: its task was cloned without the library."""
+    return raw_clone(case.outstanding, context.evidence.tgid)
 
 
 def _overflow(cases: Sequence[Case], context: Context) -> str:
     total = size(sum(case.mapping.size for case in cases))
     if context.cache_listed:
-        return f"{total} of stacks of exited threads, neither in use nor cached by glibc's books"
+        return f"{total} of stacks of exited threads, neither in use nor cached by glibc's thread lists"
     limit = size(cache_limit(context))
-    source = "" if context.books_read else f"no books of glibc ({context.evidence.books.why or 'none'}): "
+    source = "" if context.books_read else f"no thread lists ({context.evidence.books.why or 'none'}): "
     return f"{source}{total} of stacks of exited threads, more than glibc's stack cache of {limit} can hold"
 
 
@@ -110,4 +195,4 @@ def _advice(case: Case, context: Context) -> str:
     return f"munmap the stack{where} after the thread was joined, or give it to the next one"
 
 
-ABANDONED_STACK = Rule(Verdict.ABANDONED_STACK, _claims, _judge, _split, only_stacks=True)
+ABANDONED_STACK = Rule(_claims, _judge, _split, only_stacks=True)

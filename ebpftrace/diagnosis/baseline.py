@@ -1,13 +1,14 @@
-"""The verdict before a trace begins: what glibc's books alone prove."""
+"""The verdict without a trace: what glibc's thread lists and the search say of one moment."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Optional
 
-from ebpftrace.diagnosis.evidence import Evidence
+from ebpftrace.diagnosis.evidence import Diagnosis, Evidence, no_search
+from ebpftrace.diagnosis.history import History
 from ebpftrace.diagnosis.verdicts import diagnose
-from ebpftrace.model import Books, Finding, Frame
+from ebpftrace.model import Books, Frame, Interval, Search, Suspect
 from ebpftrace.vmas import Vmas
 
 
@@ -16,13 +17,16 @@ def baseline_verdict(
     vmas: Vmas,
     name_of: Callable[[int], Optional[Frame]],
     earlier: Optional[Books] = None,
-    futex_waits: frozenset[int] = frozenset(),
-) -> list[Finding]:
-    """Exited, never-joined threads by start routine, most bytes first; empty unless the books were READ.
+    search: Callable[[Sequence[Suspect]], Search] = no_search,
+    history: Optional[History] = None,
+    stack_shaped: Sequence[Interval] = (),
+) -> Diagnosis:
+    """Exited, unjoined threads by start routine, leaks first, then by bytes; none unless the books were READ.
 
     ``books`` and ``vmas`` (with RSS where known) are of one moment; ``name_of`` names a start routine.
-    One reading can't tell a thread that is about to be joined: with ``earlier``, a reading at least
-    ``min_age`` before, only who had exited by then is a leak, and later ones are "just exited".
+    ``earlier`` is a reading at least ``min_age`` before: without a search, who had not exited by then is
+    "just exited".  ``history`` has both readings: who left the lists in between was joined.
+    ``stack_shaped`` is as in ``Evidence``.
     """
     evidence = Evidence(
         outstanding=(),
@@ -33,6 +37,8 @@ def baseline_verdict(
         report_at=0,
         name_of=name_of,
         earlier_books=earlier,
-        futex_waits=futex_waits,
+        history=history or History(),
+        search=search,
+        stack_shaped=stack_shaped,
     )
-    return list(diagnose(evidence).findings)
+    return diagnose(evidence)

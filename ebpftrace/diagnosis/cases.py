@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple, Optional, Union
 
+from ebpftrace.callflags import MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_SHARED, MAP_STACK, PROT_NONE
 from ebpftrace.diagnosis.evidence import Evidence
 from ebpftrace.diagnosis.origin import Origin, libc_of, stack_origin
 from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Residence, Resident, subtract
 from ebpftrace.diagnosis.sites import SiteKey, Sites
 from ebpftrace.diagnosis.whole_stacks import whole_stacks
 from ebpftrace.model import (
+    NO_STACK,
     BookedThread,
     Books,
     BooksState,
@@ -30,6 +32,20 @@ from ebpftrace.model import (
 from ebpftrace.text import plural
 
 _NEAR_TOP = 4
+
+
+def may_be_lost(mapping: Mapping) -> bool:
+    """Whether a mapping of the window is one that a pointer must keep.
+
+    Not pieces that are laid into a reservation (MAP_FIXED: segments of libraries, heaps of runtimes), what
+    nothing can touch (reservations, guards), stacks, and files.
+    """
+    flags, prot = mapping.flags, mapping.prot
+    if flags is None or mapping.made_at is None or prot == PROT_NONE:
+        return False
+    if flags & (MAP_FIXED | MAP_STACK | MAP_GROWSDOWN):
+        return False
+    return bool(flags & (MAP_ANONYMOUS | MAP_SHARED))
 
 
 class Facts(NamedTuple):
@@ -73,10 +89,11 @@ class Case(NamedTuple):
     def suspect(self) -> Optional[Suspect]:
         """What the search is asked; None where it could not tell anything.
 
-        A cached stack and one of a detached thread are judged by glibc's lists alone.
+        A cached stack and one of a detached thread are judged by glibc's lists alone, and memory that a live
+        thread runs on is in use.
         """
         booked = self.facts.booked
-        if self.facts.cached or (booked is not None and booked.detached):
+        if self.facts.cached or self.facts.occupant or (booked is not None and booked.detached):
             return None
         return Suspect(self.mapping.pieces, booked.descriptor if booked is not None else None)
 
@@ -101,10 +118,22 @@ class _Older:
     """Positions of the outstanding mappings of the baseline that it covers."""
 
 
-def collect_cases(evidence: Evidence) -> tuple[list[Case], list[str]]:
-    """Every orphan once, whatever told of it, and notes on what could not be placed."""
-    builder = _Builder(evidence)
-    return builder.cases(), builder.notes()
+class Cases(NamedTuple):
+    """What the rules judge."""
+
+    orphans: list[Case]
+    """Every orphan once, whatever showed it."""
+    kept: list[Case]
+    """Mappings of the window whose owner lives, of those that a pointer must keep."""
+    live_stacks: list[Case]
+    """Stacks of live threads that were created in the window."""
+    notes: list[str]
+    """What could not be placed."""
+
+
+def collect_cases(evidence: Evidence) -> Cases:
+    """All that is to be judged, with what the trace, glibc's lists and /proc say of each."""
+    return _Builder(evidence).cases()
 
 
 class _Builder:
@@ -143,18 +172,41 @@ class _Builder:
             for piece in outstanding.mapping.pieces
         )
 
-    def cases(self) -> list[Case]:
+    def cases(self) -> Cases:
         booked_in, elsewhere = self._place_booked()
         older = self._older_stacks(elsewhere)
-        cases = list(map(self._older_case, older))
+        orphans = list(map(self._older_case, older))
         covered = {position for stack in older for position in stack.inside}
+        kept, live_stacks = [], []
         for position, outstanding in enumerate(self._outstanding):
             booked = booked_in.get(position)
-            if position not in covered and _is_orphan(outstanding, booked):
-                cases.append(self._case(outstanding, booked, _exit_seen(outstanding, booked), False))
-        return cases
+            if position in covered:
+                continue
+            if _is_orphan(outstanding, booked):
+                orphans.append(self._case(outstanding, booked, _exit_seen(outstanding, booked), False))
+            elif outstanding.owned_by is OwnedBy.RUNS_ON_IT:
+                if outstanding.run is not None and outstanding.run.thread.born >= self._evidence.attached_at:
+                    live_stacks.append(self._case(outstanding, None, None, False))
+            elif may_be_lost(outstanding.mapping):
+                kept.append(self._case(outstanding, None, None, False))
+        orphans += self._stack_shaped(covered)
+        return Cases(orphans, kept, live_stacks, self._notes())
 
-    def notes(self) -> list[str]:
+    def _stack_shaped(self, covered: set[int]) -> Iterator[Case]:
+        """Areas from before attach that look like stacks, where nothing better says whose they are."""
+        for area in self._evidence.stack_shaped:
+            inside, newer = self._split_by_age(area)
+            owned = any(self._outstanding[position].owner is not None for position in inside)
+            if newer or owned or not covered.isdisjoint(inside):
+                continue
+            mapping = Mapping((area,), None, None, None, None, 0)
+            occupant = self._occupants.first_in((area,)) or ""
+            place: SiteKey = ("stack-shaped", area.size)
+            facts = Facts(None, None, True, True, False, occupant, Origin.UNKNOWN, place, NO_STACK)
+            outstanding = Outstanding(mapping, None, OwnedBy.RUNS_ON_IT, None)
+            yield Case(outstanding, self._residence.of(mapping), facts, None)
+
+    def _notes(self) -> list[str]:
         if not self._unplaced:
             return []
         threads = plural(self._unplaced, "more thread")
@@ -303,7 +355,9 @@ def _read_threads(books: Books) -> list[BookedThread]:
 
 
 def _live_name(thread: BookedThread) -> str:
-    return f"thread {thread.tid} by glibc's books" if thread.tid else "a thread by glibc's books"
+    return (
+        f"thread {thread.tid} by glibc's thread lists" if thread.tid else "a thread by glibc's thread lists"
+    )
 
 
 def _disjoint(stacks: Iterable[Interval]) -> list[Interval]:

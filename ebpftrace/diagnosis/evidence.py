@@ -14,6 +14,7 @@ from ebpftrace.model import (
     Books,
     Finding,
     Frame,
+    Interval,
     Outstanding,
     Search,
     Stack,
@@ -66,8 +67,8 @@ class Evidence:
     """Address of a start routine -> its frame."""
     live_stack_pointers: Mapping[int, int] = field(default_factory=dict)
     """Tid -> stack pointer of live tasks, as far as /proc/PID/task/TID/syscall gave them."""
-    futex_waits: frozenset[int] = frozenset()
-    """Addresses of the futexes that live tasks sleep on; pthread_join sleeps in a thread's descriptor."""
+    stack_shaped: Sequence[Interval] = ()
+    """Areas that are shaped like stacks and that no thread runs on, where no lists say whose they are."""
     threads: Sequence[Thread] = ()
     """Threads that the trace knows; rules look for those from before attach that exited in the window."""
     earlier_books: Optional[Books] = None
@@ -84,6 +85,10 @@ class Evidence:
     """Searches the target for what still refers to these; it takes its time, and is called once."""
     virt_growth: Optional[int] = None
     """What VIRT grew by over the window, negative where it shrank; None where that is not known."""
+    thread_growth: Optional[int] = None
+    """Live threads at the report less those at attach; None where that is not known."""
+    thread_waits: Mapping[int, str] = field(default_factory=dict)
+    """Tid -> name of the system call that a live thread sleeps in."""
 
     @cached_property
     def judged_at(self) -> int:

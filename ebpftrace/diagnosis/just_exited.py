@@ -1,4 +1,7 @@
-"""Just exited: a join may still come, so it is too early to say anything."""
+"""Just exited: a join or an unmap may still come, so it is too early to say anything.
+
+Only of what was not searched for: what nothing refers to is lost at once, and what is kept is judged as such.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import NS
 from ebpftrace.diagnosis.origin import Origin
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
-from ebpftrace.model import Verdict
+from ebpftrace.model import Certainty, Verdict
 from ebpftrace.text import duration
 
 BEFORE_ITS_END = "have the report made while the program runs: a shorter -d, or a pause before it ends"
@@ -22,18 +25,23 @@ class _Reason(Enum):
     ENDED_WITH_TARGET = "the threads ended with the process: nothing was left behind"
     TOO_YOUNG = "the owner exited less than {min_age} before the report: a join or an unmap may still come"
     BOOKS_TOO_OLD = (
-        "the target ended before glibc's books were read again: whether the thread was joined can't be told"
+        "the target ended before glibc's thread lists were read again: whether the thread was joined can't "
+        "be told"
     )
-    UNSEEN = "the thread exited since the first look, but nobody saw when: it may be about to be joined"
+    UNSEEN = "the thread exited since the first reading, but its exit was not seen: a join may still come"
 
 
 def _reason(case: Case, context: Context) -> Optional[_Reason]:
-    if case.facts.exited_at is not None and context.age(case.facts.exited_at) < context.evidence.min_age:
-        ended = context.evidence.target_exited_at is not None
-        return _Reason.ENDED_WITH_TARGET if ended else _Reason.TOO_YOUNG
+    exited_at = case.facts.exited_at
+    if exited_at is not None and context.ended and context.age(exited_at) < 0:
+        return _Reason.ENDED_WITH_TARGET
+    if context.evidence.books_final and case.facts.is_stack:
+        return None
+    if exited_at is not None and not context.ended and context.age(exited_at) < context.evidence.min_age:
+        return _Reason.TOO_YOUNG
     if _is_younger_than_books(case, context):
         return _Reason.BOOKS_TOO_OLD
-    return _Reason.UNSEEN if case.facts.exit_unseen else None
+    return _Reason.UNSEEN if case.facts.exit_unseen and not context.ended else None
 
 
 def _is_younger_than_books(case: Case, context: Context) -> bool:
@@ -49,7 +57,7 @@ def _is_younger_than_books(case: Case, context: Context) -> bool:
 
 
 def _claims(case: Case, context: Context) -> bool:
-    return _reason(case, context) is not None
+    return case.reach is None and not case.facts.cached and _reason(case, context) is not None
 
 
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:
@@ -57,10 +65,13 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     assert reason is not None, "judged only where it claims"
     why = reason.value.format(min_age=duration(context.evidence.min_age / NS))
     if reason is _Reason.ENDED_WITH_TARGET:
-        return Judgement(False, (why,), "nothing to do")
+        return Judgement(Verdict.JUST_EXITED, False, (why,), "nothing to do", Certainty.PROVED)
     if reason is _Reason.BOOKS_TOO_OLD:
-        return Judgement(False, (why,), BEFORE_ITS_END, undecided=True)
-    return Judgement(False, (why,), "trace longer, or look again: what is still there then is judged")
+        return Judgement(
+            Verdict.JUST_EXITED, False, (why,), BEFORE_ITS_END, Certainty.POSSIBLE, undecided=True
+        )
+    advice = "trace longer, or look again: what is still there then is judged"
+    return Judgement(Verdict.JUST_EXITED, False, (why,), advice, Certainty.POSSIBLE)
 
 
-JUST_EXITED = Rule(Verdict.JUST_EXITED, _claims, _judge, _reason)
+JUST_EXITED = Rule(_claims, _judge, _reason)

@@ -22,13 +22,15 @@ from ebpftrace.callflags import (
     has_all,
 )
 from ebpftrace.diagnosis.cases import Case
-from ebpftrace.diagnosis.origin import Libc, allocator_of, fills_mapping
+from ebpftrace.diagnosis.origin import Libc, by_malloc, fills_mapping, is_libc, mmap_caller
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.glibc import ARENAS_PER_CORE, HEAP_MAX_SIZE
-from ebpftrace.model import Mapping, Verdict
+from ebpftrace.model import Mapping, Stack, Verdict
 from ebpftrace.text import plural
 
-_MALLOC_FUNCTIONS = frozenset({"shrink_heap", "heap_trim", "new_heap", "alloc_new_heap"})
+_MALLOC_FUNCTIONS = frozenset(
+    {"shrink_heap", "heap_trim", "new_heap", "alloc_new_heap", "arena_get2", "_int_new_arena"}
+)
 _SHRINKING_DEPTH = 3
 _WITHOUT_NORESERVE = (2, 37)
 """The first that leaves it out (malloc/arena.c of 2.36 and 2.37; seen with 2.36, 2.41 and 2.43)."""
@@ -72,7 +74,18 @@ def _claims(case: Case, context: Context) -> bool:
     if context.libc is Libc.MUSL or (facts.is_stack and (facts.cached or fills_mapping(case.outstanding))):
         return False
     is_shaped = is_heap(case.mapping, context.evidence.books.libc)
-    return (is_shaped and allocator_of(facts.stack) is None) or _is_overlay(case)
+    return (is_shaped and _may_be_mallocs(facts.stack)) or _is_overlay(case)
+
+
+def _may_be_mallocs(stack: Stack) -> bool:
+    """Whether malloc may have called mmap: a caller with a name that is not the C library's shows that not.
+
+    Memory of 64 MiB, aligned to its size, is what other allocators and applications map for themselves too.
+    """
+    caller = mmap_caller(stack)
+    if caller is None or is_libc(caller.module) or by_malloc(stack):
+        return True
+    return any(frame.function in _MALLOC_FUNCTIONS for frame in stack.frames[: _SHRINKING_DEPTH + 1])
 
 
 def _limit(context: Context) -> tuple[int, str]:
@@ -97,7 +110,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
             f"conflicting evidence: {heaps} heaps are more than {limit} arenas; an arena that outgrows its "
             "heap has several, so look at what the program mallocs and keeps"
         )
-    return Judgement(False, tuple(evidence), _GROWING if is_growing else _ADVICE)
+    return Judgement(Verdict.MALLOC_ARENA, False, tuple(evidence), _GROWING if is_growing else _ADVICE)
 
 
-MALLOC_ARENA = Rule(Verdict.MALLOC_ARENA, _claims, _judge, by_place=False)
+MALLOC_ARENA = Rule(_claims, _judge, by_place=False)

@@ -127,6 +127,14 @@ def creator_frame(stack: Stack) -> Optional[Frame]:
     return users_frame(stack.frames)
 
 
+def mmap_caller(stack: Stack) -> Optional[Frame]:
+    """The frame that called mmap; None where it has no name, or the walk may have passed over it."""
+    if stack.source not in (StackSource.COPIED, StackSource.SIGNATURE):
+        return None
+    caller = next((frame for frame in stack.frames if frame.function not in MMAP_NAMES), None)
+    return caller if caller is not None and caller.function else None
+
+
 def by_malloc(stack: Stack) -> bool:
     """Whether malloc mapped it for one block, as glibc does from M_MMAP_THRESHOLD on (mallopt(3))."""
     callers = (frame for frame in stack.frames if frame.function not in MMAP_NAMES)

@@ -16,7 +16,7 @@ from ebpftrace.diagnosis.origin import Libc, Origin, fills_mapping
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.sites import SiteKey
 from ebpftrace.glibc import STACK_CACHE_LIMIT
-from ebpftrace.model import Verdict
+from ebpftrace.model import Certainty, Verdict
 from ebpftrace.text import plural, size
 
 _SLACK = 2
@@ -70,37 +70,37 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     total = sum(case.mapping.size for case in cases)
     stacks = plural(len(cases), "stack")
     limit = f"the limit of glibc's stack cache is {size(cache_limit(context))}"
+    verdict = Verdict.STACK_CACHE
     if cases[0].facts.cached:
         why = (
             f"{stacks}, {size(total)}, on glibc's list of cached stacks: kept for the next threads ({limit})"
         )
-        return Judgement(False, (why,), _ADVICE)
+        return Judgement(verdict, False, (why,), _ADVICE, Certainty.PROVED)
     if context.cache_listed:
         why = (
-            f"{stacks} neither in use nor cached by glibc's books: taken or freed just now, or the "
+            f"{stacks} neither in use nor cached by glibc's thread lists: taken or freed just now, or the "
             "application's own; not enough to call a leak"
         )
-        return Judgement(False, (why,), "trace longer: stacks of the application that pile up will show")
+        longer = "trace longer: stacks of the application that pile up will show"
+        return Judgement(verdict, False, (why,), longer, Certainty.POSSIBLE)
     if context.books_read:
         evidence = [
             f"{stacks} not on glibc's list of stacks in use: joined or detached, kept for reuse; {limit}"
         ]
         if total > _SLACK * cache_limit(context):
             evidence.append(f"conflicting evidence: {size(total)} is far more than that cache may hold")
-        return Judgement(False, tuple(evidence), _ADVICE)
+        return Judgement(verdict, False, tuple(evidence), _ADVICE)
     reason = context.evidence.books.why or "no glibc"
     evidence = [
-        f"cannot tell {stacks} never joined from cached ones: glibc's books could not be read ({reason})"
+        f"cannot tell {stacks} never joined from cached ones: glibc's thread lists could not be read "
+        f"({reason})"
     ]
-    if total <= cache_limit(context):
-        evidence.append(f"{size(total)} fit into a stack cache: {limit}")
-    else:
-        evidence.append(
-            f"{size(total)} are more than a stack cache should hold ({limit}), but no growth was seen"
-        )
-    if context.evidence.target_exited_at is not None:
-        return Judgement(False, tuple(evidence), BEFORE_ITS_END, undecided=True)
-    return Judgement(False, tuple(evidence), "trace longer: more than a cache can hold is then called a leak")
+    fits = total <= cache_limit(context)
+    evidence.append(
+        f"{size(total)} {'fit into a stack cache' if fits else 'are more than a stack cache holds'}: {limit}"
+    )
+    longer = BEFORE_ITS_END if context.ended else "trace longer: more than a cache can hold is called a leak"
+    return Judgement(verdict, False, tuple(evidence), longer, Certainty.POSSIBLE, undecided=True)
 
 
-STACK_CACHE = Rule(Verdict.STACK_CACHE, _claims, _judge, _split, by_place=False, only_stacks=True)
+STACK_CACHE = Rule(_claims, _judge, _split, by_place=False, only_stacks=True)

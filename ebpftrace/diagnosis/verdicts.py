@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Optional
 
+from ebpftrace.diagnosis import orphaned_mapping, unjoined
 from ebpftrace.diagnosis.abandoned_stack import ABANDONED_STACK
+from ebpftrace.diagnosis.abandoned_stack import kind_of as stack_kind
 from ebpftrace.diagnosis.cases import Case, Facts, collect_cases
 from ebpftrace.diagnosis.evidence import NS, Diagnosis, Evidence
-from ebpftrace.diagnosis.joined_in_turn import JOINED_IN_TURN, routines_in_turn
+from ebpftrace.diagnosis.growing_threads import growing_threads
+from ebpftrace.diagnosis.growth import keeps_growing
 from ebpftrace.diagnosis.just_exited import JUST_EXITED
+from ebpftrace.diagnosis.lost_mapping import lost_mappings
 from ebpftrace.diagnosis.malloc_arena import MALLOC_ARENA
-from ebpftrace.diagnosis.never_joined import NEVER_JOINED
 from ebpftrace.diagnosis.origin import libc_of, loaded_allocator
 from ebpftrace.diagnosis.orphaned_mapping import ORPHANED_MAPPING
-from ebpftrace.diagnosis.period import period
+from ebpftrace.diagnosis.period import period, waves
+from ebpftrace.diagnosis.reach import is_overlooked, reached, stale_kinds, state_of
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.sites import SiteKey
 from ebpftrace.diagnosis.stack_cache import STACK_CACHE, overflowing_places
-from ebpftrace.model import NO_STACK, BooksState, Finding, Orphan
+from ebpftrace.diagnosis.unjoined import UNJOINED
+from ebpftrace.model import NO_STACK, BooksState, Finding, Orphan, Search, Stack
 from ebpftrace.text import duration
 from ebpftrace.text import period as in_words
 
 RULES = (
     MALLOC_ARENA,
     JUST_EXITED,
-    JOINED_IN_TURN,
-    NEVER_JOINED,
+    UNJOINED,
     ABANDONED_STACK,
     STACK_CACHE,
     ORPHANED_MAPPING,
@@ -37,14 +41,15 @@ RULES = (
 """Every orphan falls to the first that claims it; the last claims whatever is left.
 
 What needs no age comes first; then what is too young is set aside; what is proved comes before what is
-only possible: a stack is the cache's only when neither the books nor its origin say otherwise.
+only possible: a stack is the cache's only when neither the lists, the search nor its origin say otherwise.
 """
 
 _NUMBERED = tuple(enumerate(RULES))
 _NOT_OF_STACKS = tuple((number, rule) for number, rule in _NUMBERED if not rule.only_stacks)
 
-_SHORT = 10 * NS
-"""A window shorter than this must have seen them come over half of it to tell their rate."""
+_SPREAD = 0.5
+"""Part of the window over which they must have come to show a rate: a burst has none."""
+_LEAST_OF_A_RATE = 3
 
 _PER_MINUTE = 60 * NS
 _MISSED = 2
@@ -56,54 +61,118 @@ _GroupKey = tuple[int, bool, bool, Optional[int], Optional[SiteKey], Hashable]
 
 @dataclass(frozen=True)
 class _Group:
-    rule: Rule
+    by_place: bool
     cases: list[Case]
     conflict: bool
+    judgement: Judgement
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Judge every orphan exactly once; findings come leaks first, then by bytes."""
-    cases, notes = collect_cases(evidence)
-    context = Context(evidence, libc_of(evidence.books), allocator=loaded_allocator(evidence.vmas))
-    context = replace(
-        context,
-        overflowing=overflowing_places(cases, context),
-        in_turn=routines_in_turn(cases, context),
-    )
-    groups = _grouped(cases, context)
-    del cases  # a reference to each of a hundred thousand
-    judged = [(group, group.rule.judge(group.cases, context)) for group in groups]
-    undecided = sum(len(group.cases) for group, judgement in judged if judgement.undecided)
-    findings = [_finding(group, judgement, context) for group, judgement in judged]
+    collected = collect_cases(evidence)
+    orphans, kept = collected.orphans, collected.kept
+    search = _search(evidence, (*orphans, *kept))
+    orphans, kept = _with_reach(orphans, search), _with_reach(kept, search)
+    context = _context(evidence, orphans, search)
+    groups = _grouped(orphans, context)
+    del orphans  # a reference to each of a hundred thousand
+    groups += [_Group(True, cases, False, judgement) for cases, judgement in lost_mappings(kept, context)]
+    growing = growing_threads(collected.live_stacks, context)
+    groups += [_Group(True, cases, False, judgement) for cases, judgement in growing]
+    undecided = sum(len(group.cases) for group in groups if group.judgement.undecided)
+    findings = [_finding(group, context) for group in groups]
     findings.sort(key=lambda finding: (not finding.leak, -finding.size, finding.verdict.value))
-    return Diagnosis(tuple(findings), (*_books_note(evidence), *notes), undecided)
+    notes = (*_books_note(evidence), *collected.notes, *_search_notes(search))
+    return Diagnosis(tuple(findings), notes, undecided, search)
+
+
+def _search(evidence: Evidence, cases: Sequence[Case]) -> Search:
+    suspects = [suspect for suspect in (case.suspect for case in cases) if suspect is not None]
+    if evidence.target_exited_at is not None or not suspects:
+        return Search()
+    return evidence.search(suspects)
+
+
+def _with_reach(cases: list[Case], search: Search) -> list[Case]:
+    if not search.reach:
+        return cases
+    # By the suspect it is of: most are found, and a pointer to each is all that is kept.
+    return [
+        case if case.suspect is None else case._replace(reach=search.reach.get(case.suspect))
+        for case in cases
+    ]
+
+
+def _context(evidence: Evidence, cases: Sequence[Case], search: Search) -> Context:
+    booked = [(case.facts.booked.descriptor, case.facts.exited_at) for case in cases if case.facts.booked]
+    exits = ((descriptor, exited_at) for descriptor, exited_at in booked if exited_at is not None)
+    context = Context(
+        evidence,
+        libc_of(evidence.books),
+        allocator=loaded_allocator(evidence.vmas),
+        search=search,
+        overlooked=is_overlooked(search.reach.values(), search),
+        history=evidence.history.with_exits(exits),
+        only_place=_only_places(cases),
+    )
+    context = replace(context, overflowing=overflowing_places(cases, context))
+    states = [(_kind_of(case, context), state_of(case, context)) for case in cases]
+    return replace(context, stale=stale_kinds(states))
+
+
+def _only_places(cases: Sequence[Case]) -> dict[int, SiteKey]:
+    """By start routine, the place that created the threads, where the trace saw just one."""
+    places: dict[int, set[SiteKey]] = defaultdict(set)
+    for case in cases:
+        if case.facts.booked is not None and case.facts.stack.frames:
+            places[case.facts.booked.start_routine].add(case.facts.place)
+    return {routine: next(iter(seen)) for routine, seen in places.items() if len(seen) == 1}
+
+
+def _kind_of(case: Case, context: Context) -> Hashable:
+    """What belongs together in the eyes of the rule that will judge it."""
+    if unjoined.claims(case, context):
+        return unjoined.kind_of(case, context)
+    return stack_kind(case) if case.facts.is_stack else orphaned_mapping.kind_of(case)
+
+
+def _search_notes(search: Search) -> tuple[str, ...]:
+    return tuple(f"not searched: {gap}" for gap in search.gaps) if search.reach else ()
 
 
 def _books_note(evidence: Evidence) -> tuple[str, ...]:
     books = evidence.books
     if books.state is BooksState.READ:
-        return (f"glibc's books: {books.why}",) if books.why else ()
+        return (f"glibc's thread lists: {books.why}",) if books.why else ()
     reason = f": {books.why}" if books.why else ""
     if books.state is BooksState.UNSTABLE:
-        return (f"glibc's books changed under every reading{reason}; never-joined threads can't be proved",)
-    return (f"no books of glibc to prove never-joined threads by{reason}",)
+        return (f"glibc's thread lists changed under every reading{reason}",)
+    return (f"no thread lists of glibc to tell by who was joined{reason}",)
 
 
 def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
     groups: dict[_GroupKey, list[Case]] = defaultdict(list)
     group: list[Case] = []
-    alike: Optional[tuple[int, Hashable, Facts]] = None
+    same: Optional[tuple[int, Hashable, Facts]] = None
     for case in cases:
         facts = case.facts
         number, rule = _first_claim(case, context)
         split = rule.split(case, context)
-        if alike is None or facts is not alike[2] or number != alike[0] or split != alike[1]:
-            alike = number, split, facts
+        if same is None or facts is not same[2] or number != same[0] or split != same[1]:
+            same = number, split, facts
             routine = facts.booked.start_routine if facts.booked is not None else None
             place = facts.place if rule.by_place else None
-            group = groups[number, bool(facts.occupant), facts.before_attach, routine, place, split]
+            before = facts.before_attach
+            if rule is UNJOINED:
+                # Those from before the trace belong to the traced ones of the same cause.
+                place = unjoined.kind_of(case, context)[1]
+                before = before and place == facts.place
+            group = groups[number, bool(facts.occupant), before, routine, place, split]
         group.append(case)
-    return [_Group(RULES[key[0]], members, key[1]) for key, members in groups.items()]
+    return [
+        _Group(RULES[key[0]].by_place, members, key[1], RULES[key[0]].judge(members, context))
+        for key, members in groups.items()
+    ]
 
 
 def _first_claim(case: Case, context: Context) -> tuple[int, Rule]:
@@ -113,8 +182,8 @@ def _first_claim(case: Case, context: Context) -> tuple[int, Rule]:
     raise AssertionError("the last rule claims whatever is left")
 
 
-def _finding(group: _Group, judgement: Judgement, context: Context) -> Finding:
-    cases = group.cases
+def _finding(group: _Group, context: Context) -> Finding:
+    cases, judgement = group.cases, group.judgement
     evidence = list(judgement.evidence)
     first = cases[0].facts
     leak = judgement.leak
@@ -126,26 +195,40 @@ def _finding(group: _Group, judgement: Judgement, context: Context) -> Finding:
     cases.sort(key=lambda case: case.began_at or -1)
     began = _known(case.began_at for case in cases)
     exits = _known(case.facts.exited_at for case in cases)
+    before = sum(case.facts.before_attach for case in cases)
     interval = _lasting_period(began, exits, context)
-    rate = None if first.before_attach else _rate(cases, began, interval, context)
+    batch = 1 if interval is None else _batch(began)
+    rate = None if before == len(cases) else _rate(cases, began, interval, context)
     if interval is None:
         interval = _lasting_period(exits, exits, context)
+        batch = 1 if interval is None else _batch(exits)
     del began  # as long as the cases
-    evidence += _exited(first, exits, context) + _regularity(interval)
+    evidence += _exited(before, len(cases), exits, context) + _regularity(interval, batch)
+    stack = _stack_of(cases) if group.by_place else NO_STACK
+    reach = reached(cases, context.search)
     return Finding(
-        verdict=group.rule.verdict,
+        verdict=judgement.verdict,
         leak=leak,
         evidence=tuple(evidence),
         advice="look again: threads came or went while it was read" if group.conflict else judgement.advice,
-        before_attach=first.before_attach,
+        before_attach=before == len(cases),
         orphans=_used_up(cases),
         bytes_per_minute=rate,
-        stack=first.stack if group.rule.by_place else NO_STACK,
+        stack=stack,
         start_routine=context.evidence.name_of(first.booked.start_routine)
         if first.booked is not None
         else None,
         period=interval,
+        batch=batch,
+        certainty=judgement.certainty,
+        reach=reach,
+        undecided=judgement.undecided and not group.conflict,
     )
+
+
+def _stack_of(cases: Sequence[Case]) -> Stack:
+    """That of the first whose call was seen; the others of the group have the same."""
+    return next((case.facts.stack for case in cases if case.facts.stack.frames), cases[0].facts.stack)
 
 
 def _used_up(cases: list[Case]) -> tuple[Orphan, ...]:
@@ -157,24 +240,33 @@ def _used_up(cases: list[Case]) -> tuple[Orphan, ...]:
     return tuple(orphans)
 
 
-def _regularity(interval: Optional[float]) -> list[str]:
-    return [] if interval is None else [f"they come regularly: one, or one batch, every {in_words(interval)}"]
+def _regularity(interval: Optional[float], batch: int) -> list[str]:
+    if interval is None:
+        return []
+    each = "one" if batch == 1 else f"{batch} at once"
+    return [f"they come regularly: {each} every {in_words(interval)}"]
+
+
+def _batch(times: Sequence[int]) -> int:
+    """How many come together, in the usual case."""
+    return Counter(len(wave) for wave in waves(times)).most_common(1)[0][0]
 
 
 def _known(times: Iterable[Optional[int]]) -> list[int]:
     return [at for at in times if at is not None]
 
 
-def _exited(first: Facts, exits: Sequence[int], context: Context) -> list[str]:
-    if first.before_attach:
-        return ["exited before the tracer came"]
+def _exited(before: int, number: int, exits: Sequence[int], context: Context) -> list[str]:
+    if before == number:
+        return ["exited before the trace began"]
+    lines = [f"{before} of them exited before the trace began"] if before else []
     if not exits or context.age(max(exits)) < 0:
-        return []
+        return lines
     oldest, youngest = (duration(context.age(at) / NS) for at in (min(exits), max(exits)))
     owners = "the owner" if len(exits) == 1 else "the owners"
     when = oldest if oldest == youngest else f"between {oldest} and {youngest}"
     end = "the report" if context.evidence.target_exited_at is None else "the process ended"
-    return [f"{owners} exited {when} before {end}"]
+    return [*lines, f"{owners} exited {when} before {end}"]
 
 
 def _lasting_period(times: Sequence[int], exits: Sequence[int], context: Context) -> Optional[float]:
@@ -184,31 +276,31 @@ def _lasting_period(times: Sequence[int], exits: Sequence[int], context: Context
     return interval if interval is not None and quiet <= _MISSED * interval * NS else None
 
 
-def _regular_rate(cases: Sequence[Case], interval: float) -> float:
-    """Bytes per minute of what comes every ``interval`` seconds."""
-    made = [(case.mapping.made_at, case.mapping.size) for case in cases if case.mapping.made_at is not None]
-    times = [at for at, _ in made]
-    batches = round((max(times) - min(times)) / (interval * NS)) + 1
-    return sum(size for _, size in made) / batches * 60 / interval
-
-
 def _rate(
     cases: Sequence[Case], began: Sequence[int], interval: Optional[float], context: Context
 ) -> Optional[float]:
-    """Bytes per minute of what the window left behind; None where one, or a burst, says nothing of a minute.
+    """Bytes per minute of what the window left behind; None where they did not come all through it.
 
     ``began``: when each of them did, where it is known, ascending.  ``interval``: seconds from one to the
     next, where they came regularly to the end.  An owner needs ``min_age`` to count as exited, so the window
-    ends that much earlier.
+    ends that much earlier.  It is never more than what VIRT grew by.
     """
     end = context.evidence.judged_at - context.evidence.min_age
     window = end - context.evidence.attached_at
-    if window <= 0:
+    made = [(case.mapping.made_at, case.mapping.size) for case in cases if case.mapping.made_at is not None]
+    if window <= 0 or len(made) < _LEAST_OF_A_RATE or not began:
         return None
-    last = end if interval is not None else began[-1] if began else 0
-    if window < _SHORT and began and last - began[0] < window / 2:
+    total = sum(size for _, size in made)
+    if interval is not None:
+        times = [at for at, _ in made]
+        rounds = round((max(times) - min(times)) / (interval * NS)) + 1
+        rate = total / rounds * 60 / interval
+    elif began[-1] - began[0] >= _SPREAD * window or keeps_growing(began, end - window, end):
+        rate = total * _PER_MINUTE / window
+    else:
         return None
-    born = [case.mapping.size for case in cases if case.mapping.made_at is not None]
-    if len(born) <= 1:
-        return None
-    return sum(born) * _PER_MINUTE / window if interval is None else _regular_rate(cases, interval)
+    growth = context.evidence.virt_growth
+    if growth is None:
+        return rate
+    most = growth * _PER_MINUTE / max(context.window, 1)
+    return min(rate, most) if most > 0 else None

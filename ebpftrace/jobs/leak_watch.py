@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Optional
 
-from ebpftrace.diagnosis import Evidence, baseline_verdict, diagnose
+from ebpftrace.anatomy import dissect
+from ebpftrace.anatomy.areas import Sight
+from ebpftrace.anatomy.claims import stacks_without_thread
+from ebpftrace.diagnosis import Evidence, History, baseline_verdict, diagnose, is_unjoined
 from ebpftrace.errors import CannotTrace
 from ebpftrace.jobs.attribution import Attribution
+from ebpftrace.jobs.searching import Searcher
 from ebpftrace.jobs.watch import Watch
 from ebpftrace.kernel.rows import no_rows
 from ebpftrace.kernel.snapshot import Snapshot
@@ -22,17 +27,23 @@ from ebpftrace.ledger.space import whole_mapping
 from ebpftrace.ledger.totals import totals
 from ebpftrace.ledger.verify import Verified, verify
 from ebpftrace.model import (
+    NOT_SEARCHED,
     BooksState,
     EndedBy,
     Finding,
     Frame,
+    Interval,
     Mapping,
     Memory,
     Outstanding,
     Report,
+    Search,
+    Standing,
+    Suspect,
 )
+from ebpftrace.process.livethreads import read_live_threads
 from ebpftrace.process.maps import read_maps
-from ebpftrace.process.now import GONE, Now, nothing_now, read_books_of, read_now, read_proof
+from ebpftrace.process.now import GONE, Now, nothing_now, read_books_of, read_lists, read_now
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.status import MemoryUse, live_threads, read_memory_use
 from ebpftrace.process.target import Target
@@ -40,6 +51,7 @@ from ebpftrace.process.tunables import arena_limit, read_environment
 from ebpftrace.report.live_state import LiveState
 from ebpftrace.spare import give_back_memory
 from ebpftrace.stacks.engine import Engine
+from ebpftrace.syscalls import wait_name
 from ebpftrace.vmas import Vmas
 
 _PEEK_SECONDS = 0.5
@@ -51,6 +63,19 @@ _READINGS_SECONDS = 0.2
 """... as long as that took no more CPU time: what is mapped by shmat stays unexplained ..."""
 _FEW_MAPPINGS = 20_000
 """... and once only where a reading takes long: then they hardly differ by more than such a moment."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What was read while the programs were attached; judging it needs them no more."""
+
+    ended_by: EndedBy
+    now: Now
+    snapshot: Snapshot
+    attribution: Attribution
+    outstanding: list[Outstanding]
+    unexplained_bytes: int
+    phantom_bytes: int
 
 
 class LeakWatch(Watch):
@@ -68,53 +93,90 @@ class LeakWatch(Watch):
         self._min_age = min_age
         self._wants_stacks = wants_stacks
         self._books = GONE
+        self._history = History()
         self._memory: Optional[MemoryUse] = None
-        """How large it was when we came."""
+        """How large it was when the window began."""
         self._arena_limit: Optional[int] = None
-        self._peek_at: Optional[float] = None
-        """When the books are read next in case the target ends before the report; None: they are not."""
+        self._peek_at = 0.0
+        """When the books are read next, as ``time.monotonic`` counts."""
         self._last: Optional[Now] = None
 
     def look(self) -> None:
         """Take in what glibc's books say before tracing begins.  Raises CannotTrace."""
+        read_at = time.monotonic_ns()
         vmas = read_maps(self.pid)
         self._meet(vmas)
         self._books = read_books_of(self.pid, vmas)
+        self._history.add(self._books, read_at)
 
-    def verdict(self) -> Report:
-        """Say what has leaked already, by glibc's books alone.  Raises CannotTrace.
+    def verdict(self, search: Searcher) -> Report:
+        """Say what has leaked already, without a trace.  Raises CannotTrace.
 
-        The longer ``look`` is ago the better: who has exited since may still be joined.
+        The longer ``look`` is ago the better: who has been joined since will not be suspected.
         """
-        return self._verdict(self._look(read_now))
-
-    def first_verdict(self) -> Report:
-        """Like ``verdict`` of a process that is traced by now; quick, so without resident sizes."""
-        # Who awaits whom is asked of every thread, and matters to those only that had exited.
-        is_leaking = self._books.state is not BooksState.READ or any(
-            one.exited for one in self._books.threads
+        now = self._look(read_now)
+        self._history.add(now.books, now.read_at)
+        diagnosis = baseline_verdict(
+            now.books,
+            now.vmas,
+            self._name_of,
+            self._books,
+            partial(self._search, search, now),
+            self._history,
+            self._stack_shaped(now),
         )
-        return self._verdict(self._look(partial(read_proof, with_waits=is_leaking)))
+        report = self._report(EndedBy.DURATION, Snapshot(), [], diagnosis.findings, now.memory)
+        # It is of one moment: what was read when we came is no beginning of a window.
+        memory, target = report.memory, report.target
+        return replace(
+            report,
+            memory=replace(memory, virt_start=memory.virt_end, rss_start=memory.rss_end),
+            target=replace(target, threads_start=target.threads),
+            notes=(*report.notes, *diagnosis.notes),
+            undecided=diagnosis.undecided,
+            searched=diagnosis.search,
+        )
+
+    def standing_before(self) -> Standing:
+        """Exited threads that nobody had joined when the trace began."""
+        unjoined = [thread for thread in self._books.threads if is_unjoined(thread)]
+        if self._books.state is not BooksState.READ:
+            unjoined = []
+        routines = Counter(thread.start_routine for thread in unjoined)
+        return Standing(
+            target=self._info,
+            threads=len(unjoined),
+            size=sum(thread.stack.size for thread in unjoined if thread.stack is not None),
+            routines=tuple((self._name_of(routine), number) for routine, number in routines.most_common()),
+        )
 
     def attach_at_exec(self, tracer: Tracer) -> None:
-        """Trace a process that waits to execute its program; ``begin`` follows when it does.
-
-        It may well end before the report, so its books are read now and then.
-        """
+        """Trace a process that waits to execute its program; ``begin`` follows when it does."""
         self.space = tracer.add_pending_space(self.pid)
         self._resolver = self._resolve(will_execute=True)
-        self._peek_at = 0.0
+
+    def begin(self, tracer: Tracer) -> None:
+        """As ``Watch.begin``; how large the process is counts from here."""
+        super().begin(tracer)
+        self._memory = read_memory_use(self.pid)
+        self._info = replace(self._info, threads_start=live_threads(self.pid))
 
     def tend(self, tracer: Tracer, crowded: bool) -> bool:
-        """As ``Watch.tend``; and read the books where they may be gone at the report."""
+        """As ``Watch.tend``; and read the books, which show joins and may be gone at the report."""
         has_more = super().tend(tracer, crowded)
-        if self.begun and self._peek_at is not None and time.monotonic() >= self._peek_at:
+        if self.begun and time.monotonic() >= self._peek_at:
             self._peek_at = self._peek()
         return has_more
 
-    def report(self, tracer: Tracer, ended_by: EndedBy) -> Report:
-        """Report what stands now.  Raises CannotTrace."""
+    def report(self, tracer: Tracer, ended_by: EndedBy, search: Searcher) -> Report:
+        """Report what stands now, while the trace goes on.  Raises CannotTrace."""
+        return self.judge(self.capture(tracer, ended_by), search)
+
+    def capture(self, tracer: Tracer, ended_by: EndedBy) -> Captured:
+        """Read all that a report needs the programs for.  Raises CannotTrace."""
         now = self._look(read_now)
+        if self.ended_by is None:
+            self._history.add(now.books, now.read_at)
         snapshot = tracer.read()[self.space]
         tracer.poll()  # holes and moves that concern the rows just read
         if self._resolver is not None:
@@ -136,36 +198,60 @@ class LeakWatch(Watch):
             verified.mappings, attribution.runs(snapshot.runs), snapshot.threads, snapshot.stands
         )
         verified.mappings.clear()
+        return Captured(
+            ended_by,
+            now,
+            snapshot,
+            attribution,
+            outstanding,
+            verified.unexplained_bytes,
+            verified.phantom_bytes,
+        )
+
+    def judge(self, captured: Captured, search: Searcher) -> Report:
+        """Judge what was captured.  Raises CannotTrace."""
+        now, snapshot, attribution = captured.now, captured.snapshot, captured.attribution
+        threads_now = self._live_threads()
         diagnosis = diagnose(
             Evidence(
-                outstanding=outstanding,
+                outstanding=captured.outstanding,
                 books=now.books,
                 vmas=now.vmas,
                 tgid=self.pid,
                 attached_at=self.began_at,
-                report_at=self._ended_at or time.monotonic_ns(),
+                report_at=self._ended_at or now.read_at,
                 min_age=self._min_age,
                 cores=os.cpu_count() or 1,
                 arena_limit=self._arena_limit,
                 stack_of=attribution.stack,
                 name_of=self._name_of,
-                live_stack_pointers=now.stack_pointers,
-                futex_waits=now.futex_waits,
+                live_stack_pointers={tid: sleeper.stack_pointer for tid, sleeper in now.sleepers.items()},
+                thread_waits={
+                    tid: wait_name(sleeper.call)
+                    for tid, sleeper in now.sleepers.items()
+                    if sleeper.call is not None
+                },
                 threads=tuple(snapshot.threads.values()),
                 earlier_books=self._books if self._books.state is BooksState.READ else None,
                 target_exited_at=self._ended_at,
                 books_read_at=now.books_read_at,
+                history=self._history,
+                search=partial(self._search, search, now),
+                virt_growth=_growth(self._memory, now.memory),
+                thread_growth=_difference(self._info.threads_start, threads_now),
+                stack_shaped=self._stack_shaped(now),
             )
         )
         findings = tuple(map(attribution.finding, diagnosis.findings))
-        report = self._report(ended_by, snapshot, outstanding, findings, now.memory)
+        report = self._report(captured.ended_by, snapshot, captured.outstanding, findings, now.memory)
         return replace(
             report,
             losses=replace(report.losses, stacks=attribution.missing if self._wants_stacks else 0),
-            unexplained_bytes=verified.unexplained_bytes,
-            phantom_bytes=verified.phantom_bytes,
+            unexplained_bytes=captured.unexplained_bytes,
+            phantom_bytes=captured.phantom_bytes,
             notes=(*report.notes, *diagnosis.notes),
             undecided=diagnosis.undecided,
+            searched=diagnosis.search,
         )
 
     def live_state(self, tracer: Tracer, seconds_left: Optional[float]) -> LiveState:
@@ -223,19 +309,39 @@ class LeakWatch(Watch):
         )
 
     def _meet(self, vmas: Vmas) -> None:
-        self._memory = read_memory_use(self.pid)
         super()._meet(vmas)
+        self._memory = read_memory_use(self.pid)
         self._arena_limit = arena_limit(read_environment(self.pid))
 
     def _peek(self) -> float:
-        """Take in what glibc's books say; return when to do it again, as ``time.monotonic`` tells it."""
+        """Take in what glibc's books say; return when to do it again, as ``time.monotonic`` counts."""
         began = time.thread_time()
         with suppress(CannotTrace):
-            now = self._look(partial(read_proof, with_waits=True))
+            now = self._look(read_lists)
             if self.ended_by is None and now.books.state is BooksState.READ:
+                self._history.add(now.books, now.read_at)
                 self._last = now._replace(vmas=Vmas())
         used = time.thread_time() - began
         return time.monotonic() + max(_PEEK_SECONDS, used / _PEEK_SHARE)
+
+    def _search(self, search: Searcher, now: Now, suspects: Sequence[Suspect]) -> Search:
+        """Search the target; one that ends meanwhile was not searched."""
+        try:
+            return search(self.pid, suspects, now.books, now.groups)
+        except ProcessGone:
+            self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
+            return replace(NOT_SEARCHED, gaps=("the process ended before its memory was searched",))
+
+    def _stack_shaped(self, now: Now) -> list[Interval]:
+        """Areas that look like stacks and have no thread, where no lists say whose they are."""
+        if now.books.state is not BooksState.ABSENT or self.ended_by is not None:
+            return []
+        try:
+            threads = read_live_threads(self.pid, now.groups)
+        except ProcessGone:
+            return []
+        areas, _ = dissect(Sight(now.vmas, now.books, threads))
+        return stacks_without_thread(now.books, areas)
 
     def _live_threads(self) -> Optional[int]:
         if self.ended_by is not None:
@@ -244,19 +350,6 @@ class LeakWatch(Watch):
             return live_threads(self.pid)
         except ProcessGone:
             return None
-
-    def _verdict(self, now: Now) -> Report:
-        findings = baseline_verdict(now.books, now.vmas, self._name_of, self._books, now.futex_waits)
-        # Who exited while we attached is known to have exited by now, though nobody saw when.
-        self._books = now.books
-        report = self._report(EndedBy.DURATION, Snapshot(), [], tuple(findings), now.memory)
-        # It is of one moment: what was read when we came is no beginning of a window.
-        memory, target = report.memory, report.target
-        return replace(
-            report,
-            memory=replace(memory, virt_start=memory.virt_end, rss_start=memory.rss_end),
-            target=replace(target, threads_start=target.threads),
-        )
 
     def _name_of(self, address: int) -> Optional[Frame]:
         return None if self._resolver is None else self._resolver.name_address(address)
@@ -308,3 +401,11 @@ class LeakWatch(Watch):
             rss_start=start.rss if start else None,
             rss_end=end.rss if end else None,
         )
+
+
+def _growth(start: Optional[MemoryUse], end: Optional[MemoryUse]) -> Optional[int]:
+    return _difference(start.virt if start else None, end.virt if end else None)
+
+
+def _difference(start: Optional[int], end: Optional[int]) -> Optional[int]:
+    return None if start is None or end is None else end - start

@@ -10,9 +10,12 @@ from typing import Callable, NamedTuple, Optional
 
 from ebpftrace.anatomy import compare, dissect
 from ebpftrace.anatomy.areas import Area, Kind, Sight
+from ebpftrace.anatomy.claims import stacks_without_thread
 from ebpftrace.anatomy.look import Look
+from ebpftrace.diagnosis import History, baseline_verdict
 from ebpftrace.errors import CannotTrace
 from ebpftrace.jobs.interrupts import Interrupts
+from ebpftrace.jobs.searching import MemorySearcher, Searcher
 from ebpftrace.jobs.waiting import readable
 from ebpftrace.model import Books, BooksState, Frame, Heap, Interval
 from ebpftrace.process.books import read_books
@@ -28,11 +31,18 @@ from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
 from ebpftrace.vmas import Vmas
 
+_SEARCHER = MemorySearcher()
 _MOST_ROUTINES = 64
 """Start routines that are named: programs have few."""
 
 
-def run(pid: int, every: Optional[float], count: Optional[int], tell: Callable[[Look], None]) -> None:
+def run(
+    pid: int,
+    every: Optional[float],
+    count: Optional[int],
+    tell: Callable[[Look], None],
+    search: Searcher = _SEARCHER,
+) -> None:
     """Look at process ``pid``, ``count`` times, ``every`` seconds (None: once), and ``tell`` each look.
 
     Ends early with the process, or by a signal.  Raises CannotTrace.
@@ -41,12 +51,13 @@ def run(pid: int, every: Optional[float], count: Optional[int], tell: Callable[[
         target = held.enter_context(open_target(pid))
         names = held.enter_context(_Names(pid))
         interrupts = held.enter_context(Interrupts())
+        history = History()
         before: Optional[_Dissected] = None
         taken = 0
         due = time.monotonic()
         while True:
             try:
-                dissected = _look(target, names, before)
+                dissected = _look(target, names, before, history, search)
             except ProcessGone:
                 if before is None:
                     raise
@@ -77,11 +88,13 @@ class _Dissected(NamedTuple):
     at: float
 
 
-def _look(target: Target, names: _Names, before: Optional[_Dissected]) -> _Dissected:
+def _look(
+    target: Target, names: _Names, before: Optional[_Dissected], history: History, search: Searcher
+) -> _Dissected:
     pid = target.pid
     notes: list[str] = []
     info = read_target_info(pid)
-    at, taken_at = time.monotonic(), time.time_ns()
+    at, taken_at, read_at = time.monotonic(), time.time_ns(), time.monotonic_ns()
     memory_use = read_memory_use(pid)
     vmas = read_smaps(pid)
     groups = _groups(pid, notes)
@@ -89,6 +102,15 @@ def _look(target: Target, names: _Names, before: Optional[_Dissected]) -> _Disse
     threads = read_live_threads(pid, groups)
     sight = Sight(vmas, inside.books, threads, inside.heaps, inside.blocks)
     areas, more_notes = dissect(sight)
+    history.add(inside.books, read_at)
+    diagnosis = baseline_verdict(
+        inside.books,
+        vmas if isinstance(vmas, Vmas) else Vmas(vmas),
+        names.name,
+        search=lambda suspects: search(pid, suspects, inside.books, groups),
+        history=history,
+        stack_shaped=stacks_without_thread(inside.books, areas),
+    )
     seconds = at - before.at if before is not None else 0.0
     growth = compare(before.look.areas, areas, seconds) if before is not None else None
     look = Look(
@@ -102,8 +124,9 @@ def _look(target: Target, names: _Names, before: Optional[_Dissected]) -> _Disse
         areas=tuple(areas),
         arenas=sum(heap.first for heap in inside.heaps),
         cores=os.cpu_count() or 1,
+        findings=diagnosis.findings,
         routines=names.routines(areas),
-        notes=(*notes, *more_notes),
+        notes=tuple(dict.fromkeys((*notes, *more_notes, *diagnosis.notes))),
         growth=growth,
     )
     return _Dissected(look, at)
@@ -136,7 +159,7 @@ def _read_inside(pid: int, vmas: Vmas, groups: Sequence[int], notes: list[str]) 
     with memory:
         books = read_books(pid, vmas, memory, groups)
         if books.state is not BooksState.READ or books.why:
-            notes.append(f"glibc's books: {books.why}")
+            notes.append(f"glibc's thread lists: {books.why}")
         if not _has_glibc(books):
             return _Inside(books, (), ())
         heaps = find_heaps(vmas, memory)
@@ -166,10 +189,11 @@ class _Names:
     def routines(self, areas: Iterable[Area]) -> dict[int, Frame]:
         """The functions that the exited threads of these areas ran."""
         routines = {area.start_routine for area in areas if area.kind is Kind.ORPHANED_STACK}
-        named = ((address, self._name(address)) for address in sorted(routines)[:_MOST_ROUTINES])
+        named = ((address, self.name(address)) for address in sorted(routines)[:_MOST_ROUTINES])
         return {address: frame for address, frame in named if frame is not None}
 
-    def _name(self, address: int) -> Optional[Frame]:
+    def name(self, address: int) -> Optional[Frame]:
+        """The function at an address."""
         if self._resolver is None:
             engine = self._held.enter_context(Engine())
             self._resolver = self._held.enter_context(StackResolver(self._pid, engine))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Optional, Protocol
 from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 from ebpftrace.jobs.command import Command
 from ebpftrace.jobs.interrupts import Interrupts
+from ebpftrace.jobs.searching import MemorySearcher, Searcher, no_searcher
 from ebpftrace.jobs.tracing import (
     Cost,
     begin_loading,
@@ -19,13 +20,17 @@ from ebpftrace.jobs.tracing import (
 )
 from ebpftrace.jobs.waiting import readable
 from ebpftrace.kernel.cost import measured_runs
-from ebpftrace.model import CommandEnd, EndedBy, Report
+from ebpftrace.model import CommandEnd, EndedBy, Report, Standing, TracerCost
 from ebpftrace.process.sharing import one_of_each_space
 from ebpftrace.process.target import open_target
 
 if TYPE_CHECKING:
     from ebpftrace.jobs.leak_watch import LeakWatch
     from ebpftrace.kernel.tracer import Tracer
+
+
+_INTERVAL_SEARCH_SECONDS = 0.3
+"""CPU time that the search for a report of --interval may take."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,10 @@ class Settings:
     """Rows in the kernel's ledger; None: as many as the targets can have mappings."""
     stack_bytes: int = STACK_BYTES
     copies_per_second: int = COPIES_PER_SECOND
+    search: bool = True
+    """Search the memory of the target for who can still free what exited threads left."""
+    search_limit: Optional[int] = None
+    """Bytes to search at most; None: all."""
     measure_cost: bool = False
     """Have the kernel measure how long our programs run, which makes each run a little longer."""
     debuginfod: bool = False
@@ -57,8 +66,11 @@ class Observer(Protocol):
     def attached(self, watches: Sequence[LeakWatch]) -> None:
         """All probes are live and the baselines are read; a COMMAND is about to start."""
 
-    def looked(self, report: Report) -> None:
-        """What was wrong with a process before it was traced; told right after ``attached``."""
+    def standing(self, standing: Standing) -> None:
+        """Who had exited and was not joined in a process when its trace began; right after ``attached``."""
+
+    def searching(self, part: float) -> None:
+        """The memory of a target is searched: the part that is done, from 0 to 1."""
 
     def command_ended(self, end: CommandEnd) -> None:
         """The trace is over: what became of COMMAND."""
@@ -86,8 +98,10 @@ def run(settings: Settings, observer: Observer) -> None:
         interrupts = held.enter_context(Interrupts())
         if settings.measure_cost:
             held.enter_context(measured_runs())
+        # The programs are detached before the target is searched, so that nobody pays for them meanwhile.
+        attached = held.enter_context(ExitStack())
         if is_traced:
-            loading = held.enter_context(
+            loading = attached.enter_context(
                 begin_loading(pids, settings.max_mappings, settings.stack_bytes, settings.copies_per_second)
             )
         # Not at the top: these (and what reads the kernel's tables) take as long to import as half a
@@ -95,6 +109,7 @@ def run(settings: Settings, observer: Observer) -> None:
         from ebpftrace.jobs.leak_watch import LeakWatch
         from ebpftrace.stacks.engine import Engine
 
+        search, quick_search = _searchers(settings, observer)
         engine = held.enter_context(Engine(debuginfod=settings.debuginfod))
         program = command.program if command else ""
         watches = [
@@ -114,12 +129,12 @@ def run(settings: Settings, observer: Observer) -> None:
                 readable([interrupts.fileno()], settings.min_age / 1e9)
                 with collector_off():
                     for watch in watches:
-                        observer.report(watch.verdict(), watch)
+                        observer.report(watch.verdict(search), watch)
                 return
             with collector_off():
                 for watch in watches:
                     watch.meet_threads()
-        tracer = held.enter_context(open_tracer(watches, loading))
+        tracer = attached.enter_context(open_tracer(watches, loading))
         with collector_off():
             for watch in watches:
                 if command:
@@ -132,22 +147,37 @@ def run(settings: Settings, observer: Observer) -> None:
                 command.go()
             else:
                 for watch in watches:
-                    observer.looked(watch.first_verdict())
+                    observer.standing(watch.standing_before())
 
-        def report(watch: LeakWatch, ended_by: EndedBy) -> None:
-            with collector_off():
-                made = replace(watch.report(tracer, ended_by), cost=cost.now())
-                if command:
-                    made = replace(made, command=command.end(has_ended=watch.ended_by is EndedBy.TARGET_EXIT))
-                observer.report(made, watch)
+        def tell(report: Report, watch: LeakWatch, used: TracerCost) -> None:
+            if command:
+                has_ended = watch.ended_by is EndedBy.TARGET_EXIT
+                report = replace(report, command=command.end(has_ended=has_ended))
+            observer.report(replace(report, cost=used), watch)
 
         def due(living: Sequence[LeakWatch]) -> None:
             for watch in living:
-                report(watch, EndedBy.INTERVAL)
+                with collector_off():
+                    tell(watch.report(tracer, EndedBy.INTERVAL, quick_search), watch, cost.now())
 
         def progress(seconds_left: Optional[float]) -> None:
             observer.progress(watches, tracer, seconds_left)
 
         ended_by = follow(settings.duration, settings.interval, watches, tracer, interrupts, progress, due)
-        for watch in watches:
-            report(watch, watch.ended_by or ended_by)
+        with collector_off():
+            captured = [watch.capture(tracer, watch.ended_by or ended_by) for watch in watches]
+            traced = cost.now()
+            attached.close()
+            while watches:
+                watch = watches.pop(0)
+                report = watch.judge(captured.pop(0), search)
+                cpu_seconds = cost.cpu_seconds - report.searched.cpu_seconds
+                tell(report, watch, replace(traced, cpu_seconds=cpu_seconds))
+
+
+def _searchers(settings: Settings, observer: Observer) -> tuple[Searcher, Searcher]:
+    """For the report at the end, and for those of --interval, which must not hold up the trace."""
+    if not settings.search:
+        return no_searcher, no_searcher
+    whole = MemorySearcher(limit=settings.search_limit, progress=observer.searching)
+    return whole, MemorySearcher(limit=settings.search_limit, cpu_seconds=_INTERVAL_SEARCH_SECONDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple, Optional
@@ -11,15 +11,20 @@ from typing import NamedTuple, Optional
 from ebpftrace.anatomy import attention, suspect
 from ebpftrace.anatomy.census import Census
 from ebpftrace.anatomy.suspicion import Figures, promise, shape_of
+from ebpftrace.diagnosis import History, baseline_verdict
+from ebpftrace.diagnosis.evidence import no_name_of
 from ebpftrace.errors import CannotTrace
 from ebpftrace.jobs.interrupts import Interrupts
+from ebpftrace.jobs.searching import MemorySearcher, Searcher, no_searcher
 from ebpftrace.jobs.waiting import readable
+from ebpftrace.model import Books, Search, Suspect
 from ebpftrace.process.books import read_books
 from ebpftrace.process.hostmemory import read_meminfo
 from ebpftrace.process.malloc import find_heaps, guess_heaps
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.memory import Memory
 from ebpftrace.process.procfs import ProcessGone, process_ids
+from ebpftrace.process.sharing import same_address_space
 from ebpftrace.process.status import known_max_map_count, read_memory_use
 from ebpftrace.process.tasks import read_task
 from ebpftrace.vmas import Vmas
@@ -30,6 +35,8 @@ _SECONDS_OF_MAPS = 0.9
 Not of the clock: a busy host would get a poorer report.
 """
 _SECONDS_OF_BOOKS = 0.6
+_SECONDS_OF_SEARCH = 0.6
+"""Of our CPU, for searching the memory of those with exited threads, most of them first."""
 _JOIN_SECONDS = 0.25
 """Who has exited is looked at again so much later: most that are joined at all are joined at once."""
 
@@ -50,6 +57,7 @@ def run(seconds: Optional[float]) -> Census:
     reader.read_shapes()
     reader.read_books()
     reader.confirm()
+    reader.judge()
     figures = _with_growth(reader.figures.values(), {} if earlier is None else earlier.figures)
     return Census(
         taken_at=time.time_ns(),
@@ -61,6 +69,7 @@ def run(seconds: Optional[float]) -> Census:
         unreadable=reader.unreadable,
         not_looked=reader.not_looked,
         books_unread=reader.books_unread,
+        unsearched=reader.unsearched,
         memory=attention(read_meminfo()),
         took=time.monotonic() - began - waited,
     )
@@ -128,8 +137,9 @@ class Reader:
         self.unreadable = 0
         self.not_looked = 0
         self.books_unread = 0
+        self.unsearched = 0
         self._vmas: dict[int, Vmas] = {}
-        self._exited: dict[int, frozenset[int]] = {}
+        self._standing: dict[int, _Standing] = {}
 
     def read_shapes(self) -> None:
         """Read the mappings: those with most untouched address space first."""
@@ -169,14 +179,30 @@ class Reader:
 
     def confirm(self) -> None:
         """Look a little later who of the exited is still there: the others were joined."""
-        if self._exited:
+        if self._standing:
             time.sleep(_JOIN_SECONDS)
-        for pid, exited in self._exited.items():
-            self._read_books(pid, None, exited)
+        for pid, standing in list(self._standing.items()):
+            self._read_books(pid, None, standing)
 
-    def _read_books(self, pid: int, vmas: Optional[Vmas], among: Optional[frozenset[int]]) -> None:
+    def judge(self) -> None:
+        """Judge those that still stand as ``mmap-leaks -d 0`` does."""
+        until = time.process_time() + _SECONDS_OF_SEARCH
+        for pid, standing in sorted(
+            self._standing.items(), key=lambda item: self.figures[item[0]].exited, reverse=True
+        ):
+            left = until - time.process_time()
+            search = MemorySearcher(cpu_seconds=left) if left > 0 else no_searcher
+            self.unsearched += left <= 0
+            try:
+                self.figures[pid] = _judged(self.figures[pid], standing, search)
+            except CannotTrace:
+                del self.figures[pid]
+                self.vanished += 1
+
+    def _read_books(self, pid: int, vmas: Optional[Vmas], before: Optional[_Standing]) -> None:
+        self._standing.pop(pid, None)
         try:
-            self.figures[pid], exited = _with_books(self.figures[pid], vmas or read_maps(pid), among)
+            self.figures[pid], standing = _with_books(self.figures[pid], vmas or read_maps(pid), before)
         except ProcessGone:
             del self.figures[pid]
             self.vanished += 1
@@ -185,20 +211,55 @@ class Reader:
             # What was read before, if anything, nobody has confirmed.
             self.figures[pid] = replace(self.figures[pid], books=None, exited=0, exited_size=0)
         else:
-            if among is None and exited:
-                self._exited[pid] = exited
+            if self.figures[pid].exited:
+                self._standing[pid] = standing
 
 
-def _with_books(
-    figures: Figures, vmas: Vmas, among: Optional[frozenset[int]]
-) -> tuple[Figures, frozenset[int]]:
-    """With what glibc's books say, and the descriptors of threads that exited (of those ``among``)."""
+class _Standing(NamedTuple):
+    """What was read of a process with exited threads that nobody had joined."""
+
+    vmas: Vmas
+    books: Books
+    earlier: Optional[Books]
+    history: History
+
+
+def _judged(figures: Figures, standing: _Standing, search: Searcher) -> Figures:
+    """With how many of the exited threads are leaks, or may be."""
+
+    def searched(suspects: Sequence[Suspect]) -> Search:
+        groups = same_address_space(figures.pid).tgids
+        return search(figures.pid, suspects, standing.books, groups)
+
+    findings = baseline_verdict(
+        standing.books, standing.vmas, no_name_of, standing.earlier, searched, standing.history
+    ).findings
+    leaks = [finding for finding in findings if finding.leak]
+    undecided = [finding for finding in findings if finding.undecided]
+    return replace(
+        figures,
+        leaked=sum(finding.count for finding in leaks),
+        leaked_size=sum(finding.size for finding in leaks),
+        undecided=sum(finding.count for finding in undecided),
+        undecided_size=sum(finding.size for finding in undecided),
+    )
+
+
+def _with_books(figures: Figures, vmas: Vmas, before: Optional[_Standing]) -> tuple[Figures, _Standing]:
+    """With what glibc's thread lists say, of those only that stood ``before`` too."""
+    read_at = time.monotonic_ns()
     with Memory(figures.pid) as memory:
         books = read_books(figures.pid, vmas, memory)
         heaps = find_heaps(vmas, memory) if "glibc" in books.libc else []
+    history = before.history if before is not None else History()
+    history.add(books, read_at)
+    stood = (
+        None if before is None else {thread.descriptor for thread in before.books.threads if thread.exited}
+    )
     exited = [
-        thread for thread in books.threads if thread.exited and (among is None or thread.descriptor in among)
+        thread for thread in books.threads if thread.exited and (stood is None or thread.descriptor in stood)
     ]
+    standing = _Standing(vmas, books, before.books if before is not None else None, history)
     looked = replace(
         figures,
         books=books.state,
@@ -206,4 +267,4 @@ def _with_books(
         exited_size=sum(thread.stack.size for thread in exited if thread.stack is not None),
         arenas=sum(heap.first for heap in heaps),
     )
-    return looked, frozenset(thread.descriptor for thread in exited)
+    return looked, standing

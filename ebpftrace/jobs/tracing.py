@@ -144,18 +144,23 @@ class Cost:
     def __init__(self, engine: Engine, measured: Optional[Tracer] = None) -> None:
         self._engine = engine
         self._measured = measured
-        self._from = self._cpu_seconds()
+        self._from = self._used()
 
     def now(self) -> TracerCost:
         """The cost up to now."""
-        cost = TracerCost(cpu_seconds=self._cpu_seconds() - self._from)
+        cost = TracerCost(cpu_seconds=self.cpu_seconds)
         if self._measured is None:
             return cost
         ran = self._measured.run_times().values()
         nanoseconds = sum(program.nanoseconds for program in ran)
         return replace(cost, bpf_seconds=nanoseconds / 1e9, bpf_runs=sum(program.runs for program in ran))
 
-    def _cpu_seconds(self) -> float:
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time up to now, without that of the programs in the kernel."""
+        return self._used() - self._from
+
+    def _used(self) -> float:
         # Not RUSAGE_CHILDREN: a COMMAND is a child too.
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return usage.ru_utime + usage.ru_stime + self._engine.cpu_seconds

@@ -9,7 +9,7 @@ from typing import Optional
 from ebpftrace.model import LiveThread
 from ebpftrace.process.namespaces import numbers_of
 from ebpftrace.process.procfs import ProcessGone
-from ebpftrace.process.stackpointers import read_stack_pointers
+from ebpftrace.process.sleepers import read_sleepers
 from ebpftrace.process.tasks import Task, list_tasks
 
 _LOOKS = 3
@@ -28,7 +28,8 @@ def read_live_threads(pid: int, groups: Sequence[int] = ()) -> list[LiveThread]:
             tasks += _living(group)
     pointers: dict[int, int] = {}
     for _ in range(_LOOKS):
-        pointers = {**read_stack_pointers(tgids), **pointers}
+        found = read_sleepers(tgids)
+        pointers = {**{tid: sleeper.stack_pointer for tid, sleeper in found.items()}, **pointers}
         if all(task.id.tid in pointers for task in tasks):
             break
     nested = bool(tasks) and len(numbers_of(tasks[0].tgid, tasks[0].id.tid)) > 1

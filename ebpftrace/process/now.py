@@ -8,11 +8,10 @@ from typing import NamedTuple, Optional
 
 from ebpftrace.model import Books, BooksState
 from ebpftrace.process.books import read_books
-from ebpftrace.process.futexwaits import read_futex_waits
 from ebpftrace.process.maps import read_maps, read_smaps
 from ebpftrace.process.memory import Memory
 from ebpftrace.process.sharing import same_address_space
-from ebpftrace.process.stackpointers import read_stack_pointers
+from ebpftrace.process.sleepers import Sleeper, read_sleepers
 from ebpftrace.process.status import MemoryUse, read_memory_use
 from ebpftrace.vmas import Vmas
 
@@ -28,32 +27,28 @@ class Now(NamedTuple):
     books: Books
     memory: Optional[MemoryUse]
     """None of a process that is gone."""
-    stack_pointers: dict[int, int]
-    """By tid; see ``read_stack_pointers``."""
-    futex_waits: frozenset[int]
-    """Addresses that threads wait at; see ``read_futex_waits``."""
+    sleepers: dict[int, Sleeper]
+    """By tid; see ``read_sleepers``."""
+    groups: Sequence[int] = ()
+    """The thread groups in the address space, that of the process first."""
     books_read_at: Optional[int] = None
-    """When the books and waits were read, where that was before the process was gone; else with the rest."""
+    """When the books were read, where that was before the process was gone; else with the rest."""
 
 
 def read_now(pid: int) -> Now:
     """Read what is so now.  Raises ProcessGone, CannotTrace."""
-    return _read(pid, read_smaps, read_stack_pointers, read_futex_waits)
+    return _read(pid, read_smaps, read_sleepers)
 
 
-def read_proof(pid: int, with_waits: bool) -> Now:
-    """Like ``read_now``, but what proves a leak before a trace only: no resident sizes, no stack pointers.
-
-    ``with_waits``: the futexes that threads wait at too.
-    """
-    return _read(pid, read_maps, lambda _: {}, read_futex_waits if with_waits else lambda _: frozenset())
+def read_lists(pid: int) -> Now:
+    """Like ``read_now``, but quick: no resident sizes, no stack pointers."""
+    return _read(pid, read_maps, lambda _: {})
 
 
 def _read(
     pid: int,
     read_vmas: Callable[[int], Vmas],
-    read_pointers: Callable[[Sequence[int]], dict[int, int]],
-    read_waits: Callable[[Sequence[int]], frozenset[int]],
+    read_threads: Callable[[Sequence[int]], dict[int, Sleeper]],
 ) -> Now:
     read_at = time.monotonic_ns()
     vmas = read_vmas(pid)
@@ -63,17 +58,17 @@ def _read(
         vmas=vmas,
         books=_read_books(pid, vmas, groups),
         memory=read_memory_use(pid),
-        stack_pointers=read_pointers(groups),
-        futex_waits=read_waits(groups),
+        sleepers=read_threads(groups),
+        groups=groups,
     )
 
 
 def nothing_now(last: Optional[Now] = None) -> Now:
-    """What is left of a process that is gone: what its books and waits said last, if they were read."""
-    gone = Now(time.monotonic_ns(), Vmas(), GONE, None, {}, frozenset())
+    """What is left of a process that is gone: what its books said last, if they were read."""
+    gone = Now(time.monotonic_ns(), Vmas(), GONE, None, {})
     if last is None:
         return gone
-    return gone._replace(books=last.books, futex_waits=last.futex_waits, books_read_at=last.read_at)
+    return gone._replace(books=last.books, books_read_at=last.read_at)
 
 
 def read_books_of(pid: int, vmas: Vmas) -> Books:

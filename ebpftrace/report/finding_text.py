@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 from ebpftrace import callflags, frames
-from ebpftrace.model import Finding, Orphan, Report, StackSource, Thread, Verdict
+from ebpftrace.model import Finding, Orphan, Report, StackSource, Thread
+from ebpftrace.report.headline import every
 from ebpftrace.text import (
     address,
     count,
     duration,
     escape,
     exact_size,
-    period,
     plural,
     rate,
     shorten,
@@ -65,7 +65,7 @@ def _pace(finding: Finding) -> str:
     if finding.bytes_per_minute:
         parts.append(rate(finding.bytes_per_minute))
     if finding.period is not None:
-        parts.append(f"one every {period(finding.period)}")
+        parts.append(every(finding))
     return ", ".join(parts)
 
 
@@ -153,8 +153,7 @@ def _addresses(finding: Finding) -> Iterator[str]:
 
 
 def _stack_label(finding: Finding) -> str:
-    on_stack = finding.verdict in (Verdict.NEVER_JOINED, Verdict.ABANDONED_STACK, Verdict.STACK_CACHE)
-    return "created at" if on_stack else "mapped at"
+    return "created at" if finding.verdict.of_stacks else "mapped at"
 
 
 def _stack(finding: Finding, width: int) -> Iterator[str]:

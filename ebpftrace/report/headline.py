@@ -3,29 +3,91 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Optional
 
 from ebpftrace import frames
-from ebpftrace.model import Finding, Losses, Report, Verdict
+from ebpftrace.model import Certainty, Finding, Losses, Report, Standing, Verdict
 from ebpftrace.text import count, duration, period, plural, rate, size
 
 _MOST_ROUTINES = 5
+_LEAST_GROWTH = 1 << 20
+"""Bytes of VIRT: less comes and goes in any program."""
 
 
-def leak_lines(report: Report) -> list[str]:
-    """One line for each kind of leak, largest first; empty where there is none.
+def report_lines(report: Report) -> list[str]:
+    """One line for each kind of leak of a report, and which part of VIRT's growth they explain.
 
     Speaks of all findings, whatever a view hides.
     """
+    lines = leak_lines(report.findings, report.ended_by.by_target)
+    if lines:
+        lines[-1] += _explained(report)
+    return lines
+
+
+def leak_lines(findings: Iterable[Finding], ended: bool = False) -> list[str]:
+    """One line for each kind of leak, largest first; empty where there is none.  ``ended``: the target is."""
     kinds: dict[Verdict, list[Finding]] = {}
-    for finding in report.findings:
+    for finding in findings:
         if finding.leak:
             kinds.setdefault(finding.verdict, []).append(finding)
     largest_first = sorted(kinds.values(), key=_bytes, reverse=True)
-    mapped = "mapped when the target ended" if report.ended_by.by_target else "still mapped"
+    mapped = "mapped when the target ended" if ended else "still mapped"
     return [
-        f"LEAK: {_what(findings, mapped)}{_pace(findings)}{_routines(findings)}" for findings in largest_first
+        f"LEAK ({_certainty(group)}): {_what(group, mapped)}{_pace(group)}{_routines(group)}"
+        for group in largest_first
     ]
+
+
+def _certainty(findings: Sequence[Finding]) -> str:
+    """That of most of their bytes, never more than that of any."""
+    order = (Certainty.POSSIBLE, Certainty.LIKELY, Certainty.PROVED)
+    return min((finding.certainty for finding in findings), key=order.index).value
+
+
+def _explained(report: Report) -> str:
+    """Which part of what VIRT grew by the leaks of the window make up."""
+    part = explained_part(report)
+    if part is None:
+        return ""
+    start, end = report.memory.virt_start or 0, report.memory.virt_end or 0
+    return f"; explains {100 * part:.0f} % of VIRT's +{size(end - start)}"
+
+
+def explained_part(report: Report) -> Optional[float]:
+    """The part of VIRT's growth over the window that leaks made in it explain, at most 1.
+
+    None where VIRT did not grow by a megabyte, or is not known.
+    """
+    start, end = report.memory.virt_start, report.memory.virt_end
+    if start is None or end is None or report.seconds <= 0 or report.ended_by.by_target:
+        return None
+    if end - start < _LEAST_GROWTH:
+        return None
+    made = sum(
+        orphan.outstanding.mapping.size
+        for finding in report.findings
+        if finding.leak and not finding.before_attach
+        for orphan in finding.orphans
+        if not orphan.outstanding.mapping.before_attach
+    )
+    return min(1.0, made / (end - start))
+
+
+def undecided_line(findings: Iterable[Finding]) -> str:
+    """What could not be judged; empty where everything could."""
+    undecided = [finding for finding in findings if finding.undecided]
+    number = sum(finding.count for finding in undecided)
+    if not number:
+        return ""
+    stacks = all(finding.verdict.of_stacks or finding.verdict is Verdict.JUST_EXITED for finding in undecided)
+    what = plural(number, "stack" if stacks else "mapping")
+    owners = "an exited thread" if number == 1 else "exited threads"
+    total = size(_bytes(undecided))
+    return (
+        f"CANNOT TELL: {what} of {owners}, {total}: whether {'it is' if number == 1 else 'they are'} leaked"
+    )
 
 
 def no_leak_line(report: Report) -> str:
@@ -36,13 +98,26 @@ def no_leak_line(report: Report) -> str:
         verdict = "No leak seen; nothing was traced"
     if report.losses.may_hide:
         verdict += ", but not everything could be recorded (see LOST): this proves nothing"
-    fresh = sum(finding.count for finding in report.findings if finding.verdict is Verdict.JUST_EXITED)
+    fresh = sum(
+        finding.count
+        for finding in report.findings
+        if finding.verdict is Verdict.JUST_EXITED and not finding.undecided
+    )
     if fresh and not report.ended_by.by_target:
         verdict += f"; the owner of {plural(fresh, 'mapping')} exited just before the report: look again"
-    if report.undecided:
-        stacks = plural(report.undecided, "stack")
-        verdict += f"; the target ended before {stacks} of exited threads could be judged: report earlier"
     return verdict
+
+
+def standing_line(standing: Standing) -> str:
+    """Who had exited and was not joined when the trace began; empty where nobody had."""
+    if not standing.threads:
+        return ""
+    threads = plural(standing.threads, "thread has exited and is", "threads have exited and are")
+    named = Counter({frames.name(frame): number for frame, number in standing.routines if frame is not None})
+    return (
+        f"before the trace: {threads} not joined so far, {size(standing.size)} of stacks{ran(named)}; "
+        "whether they still can be is searched at the end"
+    )
 
 
 def lost_line(losses: Losses) -> str:
@@ -70,6 +145,10 @@ def _what(findings: Sequence[Finding], mapped: str) -> str:
             f"{plural(number, 'thread')} exited and {'was' if one else 'were'} never joined: "
             f"{total} of {stacks} {mapped}"
         )
+    if verdict is Verdict.GROWING_THREADS:
+        return f"{plural(number, 'live thread')} of one place and ever more of them: {total} of stacks"
+    if verdict is Verdict.LOST_MAPPING:
+        return f"nothing points into {plural(number, 'mapping')} any more: {total} {mapped}"
     if verdict is Verdict.ABANDONED_STACK:
         return (
             f"{plural(number, 'stack')} left behind by {'an exited thread' if one else 'exited threads'}: "
@@ -84,8 +163,14 @@ def _pace(findings: Sequence[Finding]) -> str:
     growth = f", growing by {rate(sum(growing))}" if growing else ""
     regular = [finding for finding in findings if finding.period is not None]
     if len(regular) == 1 and regular[0].period is not None:
-        return f"{growth}, one every {period(regular[0].period)}"
+        return f"{growth}, {every(regular[0])}"
     return growth
+
+
+def every(finding: Finding) -> str:
+    """How often they come, of a finding with a period: ``one every 60 s``, ``8 at once every 1 s``."""
+    each = "one" if finding.batch == 1 else f"{count(finding.batch)} at once"
+    return f"{each} every {period(finding.period or 0)}"
 
 
 def _routines(findings: Sequence[Finding]) -> str:
@@ -100,6 +185,8 @@ def _routines(findings: Sequence[Finding]) -> str:
 
 def ran(routines: Counter[str]) -> str:
     """What so many exited threads ran, by name, most of them first: ``; they ran minute_job (27,842)``."""
+    if not routines:
+        return ""
     who = "it" if sum(routines.values()) == 1 else "they"
     names = [f"{name} ({count(number)})" for name, number in routines.most_common(_MOST_ROUTINES)]
     more = f" and {len(routines) - _MOST_ROUTINES} more" if len(routines) > _MOST_ROUTINES else ""
@@ -114,7 +201,6 @@ def title(findings: Sequence[Finding]) -> str:
     """Findings of one verdict in figures, as far as known: ``27,840 stacks, 272.0 GiB, RSS 217.5 MiB``."""
     number = sum(finding.count for finding in findings)
     known = [finding.rss for finding in findings if finding.rss is not None]
-    stack = findings[0].verdict in (Verdict.NEVER_JOINED, Verdict.ABANDONED_STACK, Verdict.STACK_CACHE)
-    things = plural(number, "stack" if stack else "mapping")
+    things = plural(number, "stack" if findings[0].verdict.of_stacks else "mapping")
     resident = f", RSS {size(sum(known))}" if known else ""
     return f"{things}, {size(_bytes(findings))}{resident}"

@@ -6,7 +6,7 @@ import time
 from functools import lru_cache
 from typing import Any, Optional
 
-from ebpftrace.model import Calls, Frame, Stack, TargetInfo
+from ebpftrace.model import Calls, Finding, Frame, Reached, Stack, TargetInfo
 from ebpftrace.text import without_surrogates
 
 _NS = 1_000_000_000
@@ -74,3 +74,45 @@ def frame_object(frame: Frame) -> dict[str, Any]:
 def fit(text: Optional[str]) -> Optional[str]:
     """A text of the target's, fit for JSON."""
     return None if text is None else without_surrogates(text)
+
+
+def reach_object(reach: Reached) -> dict[str, Any]:
+    """What the search says of the orphans of one finding."""
+    return {
+        "checked": reach.checked,
+        "lost": reach.lost,
+        "kept": reach.kept,
+        "complete": reach.complete,
+        "holders": [
+            {
+                "where": holder.where.value,
+                "symbol": without_surrogates(holder.symbol) or None,
+                "thread": holder.thread,
+                "thread_name": without_surrogates(holder.thread_name) or None,
+                "address": None if holder.address is None else f"{holder.address:#x}",
+            }
+            for holder in reach.holders
+        ],
+    }
+
+
+def finding_object(finding: Finding) -> dict[str, Any]:
+    """A finding, all members but its mappings."""
+    return {
+        "verdict": finding.verdict.value,
+        "leak": finding.leak,
+        "evidence": [without_surrogates(line) for line in finding.evidence],
+        "advice": without_surrogates(finding.advice),
+        "before_attach": finding.before_attach,
+        "count": finding.count,
+        "bytes": finding.size,
+        "rss_bytes": finding.rss,
+        "bytes_per_minute": finding.bytes_per_minute,
+        "period_seconds": finding.period,
+        "batch": finding.batch,
+        "certainty": finding.certainty.value,
+        "undecided": finding.undecided,
+        "reach": reach_object(finding.reach) if finding.reach is not None else None,
+        "start_routine": frame_object(finding.start_routine) if finding.start_routine else None,
+        "stack": stack_object(finding.stack),
+    }

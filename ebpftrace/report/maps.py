@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
-from ebpftrace import frames
 from ebpftrace.anatomy.areas import UNEXPLAINED, Area, Kind, Totals, unexplained
-from ebpftrace.anatomy.claims import BARE_EXIT
 from ebpftrace.anatomy.growth import Alike, Growth, grouped
 from ebpftrace.anatomy.look import Look
 from ebpftrace.anatomy.repeated import repeated
 from ebpftrace.glibc import ARENAS_PER_CORE
 from ebpftrace.model import BooksState
-from ebpftrace.report.headline import ran
+from ebpftrace.report.headline import leak_lines, undecided_line
 from ebpftrace.report.tables import WIDTH, table, wrapped
 from ebpftrace.text import address, change, count, duration, escape, plural, shorten, size, wall
 
 _MEANING = {
-    Kind.ORPHANED_STACK: "thread exited, never joined: a leak",
+    Kind.ORPHANED_STACK: "thread exited, not joined: see above",
     Kind.STACK_SHAPED: "a guard below, no thread known: see below",
     Kind.ANONYMOUS: "nobody but the program knows: see below",
     Kind.NAMED: "named by the program",
@@ -61,18 +58,14 @@ def render(look: Look, top: int, list_all: bool, width: int = WIDTH) -> str:
 
 def _headline(look: Look) -> list[str]:
     lines = []
-    orphans = look.of(Kind.ORPHANED_STACK)
     if look.growth is not None:
         lines.append(_growth_line(look.growth))
-    if orphans.number:
-        fate = "and was never joined" if orphans.number == 1 else "and were never joined"
-        if any(area.note == BARE_EXIT for area in look.areas):
-            fate += ", or did not free a stack"
-        lines.append(
-            f"LEAK: {plural(orphans.number, 'thread')} exited {fate}: {size(orphans.size)} of their stacks "
-            f"still mapped{_routines(look)}"
-        )
-    elif look.growth is None:
+    verdicts = leak_lines(look.findings)
+    undecided = undecided_line(look.findings)
+    if undecided:
+        verdicts.append(undecided)
+    lines += verdicts
+    if not verdicts and look.growth is None:
         largest = sorted(look.kinds.items(), key=lambda item: item[1].size, reverse=True)[:3]
         made_of = ", ".join(f"{kind.value} {size(sums.size)}" for kind, sums in largest)
         lines.append(f"VIRT {size(look.total.size)} is mostly {made_of}; {_no_orphans(look)}")
@@ -81,23 +74,17 @@ def _headline(look: Look) -> list[str]:
 
 def _no_orphans(look: Look) -> str:
     shaped = look.of(Kind.STACK_SHAPED)
+    waiting = look.of(Kind.ORPHANED_STACK)
+    if waiting.number:
+        why = next((finding.evidence[0] for finding in look.findings if finding.evidence), "")
+        return escape(why) or f"{plural(waiting.number, 'exited thread')} not joined so far"
     if look.books.state is BooksState.READ:
-        return "no thread exited without being joined (glibc's books)"
+        return "no exited thread waits for a join (glibc's thread lists)"
     threads = (look.target.threads or 1) - 1
     if shaped.number > threads:
         areas = plural(shaped.number, "area looks like a stack", "areas look like stacks")
         return f"{areas} without a thread ({size(shaped.size)})"
     return "no more stacks than threads seen"
-
-
-def _routines(look: Look) -> str:
-    orphans = (area for area in look.areas if area.kind is Kind.ORPHANED_STACK)
-    return ran(Counter(_routine(area.start_routine, look) for area in orphans))
-
-
-def _routine(at: int, look: Look) -> str:
-    frame = look.routines.get(at)
-    return frames.name(frame) if frame is not None else address(at)
 
 
 def _head(look: Look, width: int) -> list[list[str]]:

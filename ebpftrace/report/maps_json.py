@@ -15,7 +15,7 @@ from ebpftrace.anatomy.growth import Change, Growth
 from ebpftrace.anatomy.look import Look
 from ebpftrace.anatomy.repeated import Repeated, repeated
 from ebpftrace.model import Frame
-from ebpftrace.report.json_parts import iso_time, target_object
+from ebpftrace.report.json_parts import finding_object, iso_time, target_object
 from ebpftrace.text import address, without_surrogates
 
 SCHEMA = "ebpftrace.maps/1"
@@ -55,6 +55,7 @@ def document(look: Look) -> dict[str, Any]:
         "areas": [_area(area, look) for area in look.areas],
         "repeated": [_repeated(one) for one in repeated(look.areas)],
         "growth": _growth(look.growth, look) if look.growth is not None else None,
+        "findings": [{**finding_object(finding), "stack": None} for finding in look.findings],
         "notes": [without_surrogates(note) for note in look.notes],
     }
 

@@ -16,8 +16,15 @@ from importlib import resources
 from typing import Any, Optional
 
 from ebpftrace import __version__
-from ebpftrace.model import Finding, Orphan, OwnedBy, Report, Thread, ThreadTotal
-from ebpftrace.report.json_parts import calls_object, fit, frame_object, iso_time, stack_object, target_object
+from ebpftrace.model import Orphan, OwnedBy, Report, Thread, ThreadTotal
+from ebpftrace.report.json_parts import (
+    calls_object,
+    finding_object,
+    fit,
+    iso_time,
+    stack_object,
+    target_object,
+)
 from ebpftrace.report.view import Selection, View, select
 from ebpftrace.text import without_surrogates
 
@@ -42,8 +49,8 @@ def render(report: Report, view: View) -> Iterator[str]:
     """
     selection = select(report, view)
     yield _begun(_summary(report, selection), "findings")
-    for position, finding in enumerate((*selection.leaks, *selection.others)):
-        yield ", " * bool(position) + _begun(_finding(finding), "mappings")
+    for position, finding in enumerate((*selection.leaks, *selection.undecided, *selection.others)):
+        yield ", " * bool(position) + _begun(finding_object(finding), "mappings")
         yield from _rows(finding.orphans, report)
         yield "]}"
     yield "]}\n"
@@ -108,6 +115,14 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
         },
         "undecided": report.undecided,
         "command": _command(report),
+        "search": {
+            "searches": report.searched.searches,
+            "bytes": report.searched.bytes_searched,
+            "unsearched_bytes": report.searched.unsearched_bytes,
+            "complete": report.searched.complete,
+            "gaps": [without_surrogates(gap) for gap in report.searched.gaps],
+            "cpu_seconds": report.searched.cpu_seconds,
+        },
         "notes": [without_surrogates(note) for note in report.notes],
         "cost": _cost(report),
     }
@@ -143,24 +158,6 @@ def _thread(total: ThreadTotal) -> dict[str, Any]:
         "bytes": total.size,
         "brk_growth": total.brk_growth,
         "stack": stack_object(total.stack),
-    }
-
-
-def _finding(finding: Finding) -> dict[str, Any]:
-    """All members but the mappings."""
-    return {
-        "verdict": finding.verdict.value,
-        "leak": finding.leak,
-        "evidence": [without_surrogates(line) for line in finding.evidence],
-        "advice": without_surrogates(finding.advice),
-        "before_attach": finding.before_attach,
-        "count": finding.count,
-        "bytes": finding.size,
-        "rss_bytes": finding.rss,
-        "bytes_per_minute": finding.bytes_per_minute,
-        "period_seconds": finding.period,
-        "start_routine": frame_object(finding.start_routine) if finding.start_routine else None,
-        "stack": stack_object(finding.stack),
     }
 
 

@@ -18,6 +18,8 @@ _SPARE = ("ARENAS", "RATIO", "WHY", "THR", "RSS")
 """Columns for wide terminals."""
 _NEXT_STEP = {
     Rank.NEVER_JOINED: "mmap-leaks",
+    Rank.UNDECIDED: "mmap-leaks",
+    Rank.NOT_JOINED: "mmap-leaks",
     Rank.GROWTH: "mmap-leaks",
     Rank.SURPLUS: "mmap-leaks",
     Rank.MANY_AREAS: "maps",
@@ -49,6 +51,8 @@ def reason_name(reason: Reason) -> str:
 
 _TEXTS: dict[Rank, Callable[[Reason, Figures], str]] = {
     Rank.NEVER_JOINED: lambda reason, _: f"{plural(reason.number, 'exited thread')} never joined",
+    Rank.UNDECIDED: lambda reason, _: f"cannot tell whether {plural(reason.number, 'exited thread')} leaked",
+    Rank.NOT_JOINED: lambda reason, _: f"{plural(reason.number, 'exited thread')} not joined so far",
     Rank.GROWTH: lambda reason, _: f"VIRT grew {change(0, reason.size)}",
     Rank.SURPLUS: lambda reason, _: f"{plural(reason.number, 'stack-like area')} without a thread",
     Rank.MANY_AREAS: lambda reason, _: f"{count(reason.number)} VMAs, near vm.max_map_count",
@@ -62,15 +66,16 @@ def _headline(census: Census) -> str:
     looked = plural(len(census.suspects), "process", "processes")
     if proved:
         worst = proved[0].figures
-        threads = sum(one.figures.exited for one in proved)
-        bytes_leaked = sum(one.figures.exited_size for one in proved)
+        threads = sum(one.figures.leaked for one in proved)
+        bytes_leaked = sum(one.figures.leaked_size for one in proved)
+        were = "was" if threads == 1 else "were"
         where = f"in {escape(worst.comm)} (PID {worst.pid})"
         if len(proved) > 1:
             others = plural(len(proved) - 1, "other process", "other processes")
-            where = f"{count(worst.exited)} of them {where}, the rest in {others}"
+            where = f"{count(worst.leaked)} of them {where}, the rest in {others}"
         return (
-            f"LEAK: {plural(threads, 'thread')} exited and never joined, {size(bytes_leaked)} of stacks "
-            f"still mapped, {where}; {looked} looked at"
+            f"LEAK: {plural(threads, 'thread')} exited and {were} never joined, "
+            f"{size(bytes_leaked)} of stacks still mapped, {where}; {looked} looked at"
         )
     suspected = [one for one in census.suspects if one.reasons]
     if suspected:
@@ -163,9 +168,13 @@ def _notes(census: Census) -> list[str]:
         notes.append(f"no time for the mappings of {them}, judged by size alone")
     if census.books_unread:
         them = plural(census.books_unread, "suspect process", "suspect processes")
-        notes.append(f"glibc's books of {them} could not be read: EXITED is not known there")
+        notes.append(f"glibc's thread lists of {them} could not be read: EXITED is not known there")
+    if census.unsearched:
+        them = plural(census.unsearched, "suspect process", "suspect processes")
+        notes.append(f"no time to search the memory of {them} for who can still join the exited threads")
     notes.append(
-        "EXITED: threads never joined, by glibc's books; - where the mappings gave no reason to look there"
+        "EXITED: threads not joined so far, by glibc's thread lists; - where the mappings gave no reason to "
+        "read them"
     )
     left_out = [
         plural(census.kernel_threads, "kernel thread"),

@@ -42,6 +42,7 @@ def document(census: Census, top: int) -> dict[str, Any]:
             "unreadable": census.unreadable,
             "not_looked": census.not_looked,
             "books_unread": census.books_unread,
+            "unsearched": census.unsearched,
         },
         "processes": [_process(one) for one in census.suspects[:top]],
         "attention": [
@@ -77,6 +78,9 @@ def _process(suspected: Suspect) -> dict[str, Any]:
         "books": figures.books.value if figures.books is not None else "not-looked",
         "exited_threads": figures.exited if proved else None,
         "exited_bytes": figures.exited_size if proved else None,
+        "leaked_threads": figures.leaked if proved else None,
+        "leaked_bytes": figures.leaked_size if proved else None,
+        "undecided_threads": figures.undecided if proved else None,
         "virt_growth": figures.virt_growth,
         "rss_growth": figures.rss_growth,
         "thread_growth": figures.thread_growth,

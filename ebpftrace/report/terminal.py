@@ -18,16 +18,22 @@ from rich.text import Text
 from ebpftrace import frames
 from ebpftrace.model import Calls, EndedBy, Finding, Report, ThreadTotal, Verdict
 from ebpftrace.report import finding_text
-from ebpftrace.report.headline import leak_lines, lost_line, no_leak_line, title
+from ebpftrace.report.headline import (
+    explained_part,
+    lost_line,
+    no_leak_line,
+    report_lines,
+    title,
+    undecided_line,
+)
 from ebpftrace.report.tables import NARROWEST, WIDTH
 from ebpftrace.report.view import Selection, View, select
-from ebpftrace.text import change, count, duration, escape, plural, shorten, size, wall
+from ebpftrace.text import change, count, duration, escape, plural, searches, shorten, size, wall
 
 _INDENT = 3
 _LABEL = 12
 _HEAD_LABEL = 9
-_LEAST_GROWTH = 1 << 20
-"""Bytes of VIRT: less comes and goes in any program."""
+_MOST_OF_IT = 0.5
 _GAP = 2
 _NAME_WIDTH = 16
 _NARROWEST_SITE = 16
@@ -76,11 +82,14 @@ def _page(report: Report, selection: Selection, width: int) -> Group:
     parts: list[RenderableType] = [_verdict(report), Text(), _head(report, width)]
     for number, finding in enumerate(selection.leaks, start=1):
         parts += [Text(), *_finding(number, finding, report, width)]
+    if selection.undecided:
+        parts += [Text(), Text("Cannot tell", style=_HEAD)]
+        parts += [_indented(_hanging(line, "")) for line in _short(selection.undecided, report.ended_by)]
     if selection.threads:
         parts += [Text(), *_threads(selection, report.ended_by, width)]
     if selection.others:
         parts += [Text(), Text("Not a leak", style=_HEAD)]
-        parts += [_indented(_hanging(line, "")) for line in _innocent(selection.others, report.ended_by)]
+        parts += [_indented(_hanging(line, "")) for line in _short(selection.others, report.ended_by)]
     if selection.hidden:
         total = sum(finding.size for finding in selection.hidden)
         hidden = f"Not shown: {plural(len(selection.hidden), 'finding')}, {size(total)}"
@@ -92,9 +101,12 @@ def _page(report: Report, selection: Selection, width: int) -> Group:
 
 
 def _verdict(report: Report) -> RenderableType:
-    leaks = leak_lines(report)
+    leaks = report_lines(report)
     lines = [_hanging(line, _LEAK) for line in leaks]
-    if not leaks:
+    undecided = undecided_line(report.findings)
+    if undecided:
+        lines.append(_hanging(undecided, _LOUD))
+    elif not leaks:
         lines.append(_hanging(no_leak_line(report), _LOUD if report.losses.may_hide else _GOOD))
     lost = lost_line(report.losses)
     if lost:
@@ -137,17 +149,15 @@ def _head(report: Report, width: int) -> RenderableType:
         stood = "stood when it ended" if report.ended_by.by_target else "still there"
         rows.append(("", f"{mapped} made in it {stood}: {size(report.outstanding_bytes)}"))
     if _grew_otherwise(report):
-        step = f"ebpftrace growth -p {target.pid}    which calls make VIRT grow: no exited thread does"
+        step = f"ebpftrace growth -p {target.pid}    which calls make VIRT grow: no leak explains it"
         rows.append(("next", step))
     return _grid(rows, _HEAD_LABEL)
 
 
 def _grew_otherwise(report: Report) -> bool:
-    """VIRT grew, and goes on for all that is known, though no leak was seen."""
-    start, end = report.memory.virt_start, report.memory.virt_end
-    if start is None or end is None or report.seconds <= 0 or report.ended_by.by_target:
-        return False
-    return end - start >= _LEAST_GROWTH and not any(finding.leak for finding in report.findings)
+    """VIRT grew, and leaks explain less than half of it."""
+    part = explained_part(report)
+    return part is not None and part < _MOST_OF_IT
 
 
 def _window(report: Report) -> str:
@@ -183,10 +193,9 @@ def _finding(number: int, finding: Finding, report: Report, width: int) -> list[
     return [_hanging(heading, _HEAD, after=". "), _indented(_grid(finding_text.rows(finding, report, room)))]
 
 
-def _innocent(findings: Iterable[Finding], ended_by: EndedBy) -> list[str]:
-    """One line for all findings of one kind that the same evidence clears."""
+def _short(findings: Iterable[Finding], ended_by: EndedBy) -> list[str]:
+    """One line for all findings of one kind that the same evidence decides."""
     names = {
-        Verdict.ORPHANED_MAPPING: "kept",
         Verdict.JUST_EXITED: "at its end" if ended_by.by_target else "not yet",
     }
     alike: dict[tuple[Verdict, tuple[str, ...]], list[Finding]] = {}
@@ -252,6 +261,10 @@ def _closing(report: Report) -> list[tuple[str, str]]:
         unexplained = f"mapped, but by no call that was seen ({others})"
         rows.append(("unexplained", f"{size(report.unexplained_bytes)} {unexplained}"))
     rows += [("note", escape(note)) for note in report.notes]
+    searched = report.searched
+    if searched.searches:
+        extent = searches(searched.searches, searched.bytes_searched)
+        rows.append(("searched", f"{extent}, {duration(searched.cpu_seconds)} of CPU time"))
     cost = report.cost
     if cost is not None:
         share = f" ({100 * cost.cpu_seconds / report.seconds:.1f} % of one CPU)" if report.seconds > 0 else ""

@@ -28,6 +28,8 @@ class Selection:
     """What a view leaves of a report; leaks and others sorted by bytes, largest first."""
 
     leaks: tuple[Finding, ...]
+    undecided: tuple[Finding, ...]
+    """Findings of which it can't be told whether they are leaks."""
     others: tuple[Finding, ...]
     threads: tuple[ThreadTotal, ...]
     hidden: tuple[Finding, ...]
@@ -40,15 +42,17 @@ def select(report: Report, view: View) -> Selection:
     by_bytes = sorted(report.findings, key=lambda finding: finding.size, reverse=True)
     wanted = [finding for finding in by_bytes if _wanted(finding, view)]
     leaks = [finding for finding in wanted if finding.leak]
-    others = [finding for finding in wanted if not finding.leak]
+    undecided = [finding for finding in wanted if not finding.leak and finding.undecided]
+    others = [finding for finding in wanted if not finding.leak and not finding.undecided]
     hidden = [finding for finding in by_bytes if not _wanted(finding, view)]
-    hidden += leaks[view.top :] + others[view.top :]
+    hidden += leaks[view.top :] + undecided[view.top :] + others[view.top :]
 
     totals = sorted(report.threads, key=lambda total: total.size + total.brk_growth, reverse=True)
     large = sum(total.size + total.brk_growth >= view.min_bytes for total in totals)
     rows = min(large, view.top) if view.show_all else 0
     return Selection(
         leaks=tuple(leaks[: view.top]),
+        undecided=tuple(undecided[: view.top]),
         others=tuple(others[: view.top]),
         threads=tuple(totals[:rows]),
         hidden=tuple(hidden),
@@ -57,4 +61,4 @@ def select(report: Report, view: View) -> Selection:
 
 
 def _wanted(finding: Finding, view: View) -> bool:
-    return (finding.leak or view.show_all) and finding.size >= view.min_bytes
+    return (finding.leak or finding.undecided or view.show_all) and finding.size >= view.min_bytes

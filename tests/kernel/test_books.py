@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ebpftrace.process.futexwaits import read_futex_waits
 from harness import Program, eventually
 from programs import DYNAMIC, MUSL, MUSL_STATIC, STATIC, STATIC_PIE, STRIPPED, Build, compiled
 
 from ebpftrace.model import BookedThread, Books, BooksState
 from ebpftrace.process.books import read_books
 from ebpftrace.process.books.walk import MAX_NODES
-from ebpftrace.process.futexwaits import read_futex_waits
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.memory import Memory
 

@@ -1,7 +1,8 @@
-"""Builds evidence for the tests of the diagnosis room: threads, stacks, mappings, books."""
+"""Builds evidence for the tests of the diagnosis: threads, stacks, mappings, thread lists, searches."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Optional
 
 from ebpftrace.diagnosis import Diagnosis, Evidence, diagnose
@@ -11,15 +12,20 @@ from ebpftrace.model import (
     BooksState,
     Finding,
     Frame,
+    Holder,
     Interval,
     Mapping,
     Outstanding,
     OwnedBy,
+    Reach,
     Run,
+    Search,
     Stack,
     StackSource,
+    Suspect,
     Thread,
     ThreadId,
+    Where,
 )
 from ebpftrace.vmas import Vmas
 
@@ -149,6 +155,18 @@ def name_of(address: int) -> Frame:
     return Frame(f"routine_{address:x}")
 
 
+def nothing_left(suspects: Sequence[Suspect]) -> Search:
+    """A complete search that finds no reference to any of them."""
+    return Search(dict.fromkeys(suspects, Reach(True)), complete=True, searches=3, bytes_searched=1 << 20)
+
+
+def all_kept(suspects: Sequence[Suspect]) -> Search:
+    """A complete search that finds a reference to each, in one global array."""
+    holder = Holder(Where.GLOBAL, 0x404040, "workers in app_server")
+    found = dict.fromkeys(suspects, Reach(False, (holder,)))
+    return Search(found, complete=True, searches=3, bytes_searched=1 << 20)
+
+
 def evidence(outstanding: list[Outstanding], said: Books = READ, **changes: Any) -> Evidence:
     fields: dict[str, Any] = {
         "vmas": Vmas(),
@@ -158,6 +176,7 @@ def evidence(outstanding: list[Outstanding], said: Books = READ, **changes: Any)
         "cores": 2,
         "stack_of": lambda site: STACKS.get(site, Stack()),
         "name_of": name_of,
+        "search": nothing_left,
     }
     return Evidence(outstanding=outstanding, books=said, **{**fields, **changes})
 

@@ -7,6 +7,7 @@ from typing import Optional
 
 from ebpftrace.model import (
     Calls,
+    Certainty,
     Clock,
     EndedBy,
     Finding,
@@ -75,6 +76,7 @@ def never_joined_before_attach(number: int) -> Finding:
     return Finding(
         verdict=Verdict.NEVER_JOINED,
         leak=True,
+        certainty=Certainty.PROVED,
         evidence=(
             f"all {number:,} are on glibc's list of stacks in use, and no task with their tid lives",
             "nothing has joined or detached them: glibc 2.36 will keep their stacks for ever",
@@ -119,6 +121,7 @@ def never_joined_in_window(number: int = 2) -> Finding:
     return Finding(
         verdict=Verdict.NEVER_JOINED,
         leak=True,
+        certainty=Certainty.PROVED,
         evidence=(
             "on glibc's list of stacks in use, and no task with their tid lives",
             "nothing has joined or detached them: glibc 2.36 will keep their stacks for ever",

@@ -18,6 +18,7 @@ from ebpftrace.cli import COMMANDS, LazyGroup, main, options
 from ebpftrace.cli.gate import Gate
 from ebpftrace.cli.mmap_leaks import _Files, _Narrator
 from ebpftrace.errors import CannotTrace
+from ebpftrace.model import Frame, Standing
 from ebpftrace.report.view import View
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -312,14 +313,18 @@ def test_pages_of_several_processes_stand_apart() -> None:
     assert not second.endswith("\n\n")
 
 
-@pytest.mark.parametrize(("several", "begins"), [(True, "app_server (PID 31108): LEAK: "), (False, "LEAK: ")])
-def test_what_leaked_before_a_trace_of_several_processes_is_told_of_whom(
+@pytest.mark.parametrize(
+    ("several", "begins"), [(True, "app_server (PID 31108): before "), (False, "before ")]
+)
+def test_who_stood_unjoined_before_a_trace_of_several_processes_is_told_of_whom(
     several: bool, begins: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     narrator = _Narrator(
         "text", View(), _Files(None, None, None, None), False, True, Gate(None, 3), several=several
     )
-    narrator.looked(production())
-    told = capsys.readouterr().err.splitlines()
-    assert told
-    assert all(line.startswith(begins) for line in told)
+    narrator.standing(Standing(production().target, 7, 70 << 20, ((Frame("minute_job"), 7),)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{begins}the trace: 7 threads have exited and are not joined so far, 70.0 MiB")
+    assert "minute_job (7)" in line
+    narrator.standing(Standing(production().target, 0, 0, ()))
+    assert not capsys.readouterr().err

@@ -7,20 +7,26 @@ from dataclasses import replace
 from diagnosis_scenes import (
     ABSENT,
     MAIN,
+    OWN_SITE,
     READ,
     STACK_BYTES,
     TGID,
+    THREAD_SITE,
+    THREAD_STACK,
+    all_kept,
     at,
     booked,
     books,
     judge,
     name_of,
+    nothing_left,
     only,
     pthread_stack,
     span,
 )
 
 from ebpftrace.diagnosis import baseline_verdict
+from ebpftrace.diagnosis.evidence import no_search
 from ebpftrace.model import Books, BooksState, Interval, Mapping, Outstanding, Thread, ThreadId, Verdict, Vma
 from ebpftrace.vmas import Vmas
 
@@ -64,7 +70,7 @@ def test_a_stack_from_before_attach_is_counted_once_with_its_guard():
 def test_the_baseline_verdict_says_the_same_and_groups_by_start_routine():
     vmas = areas(5)
     said = books(*(booked(stack_at(number), start_routine=0x10 + number % 2) for number in range(5)))
-    findings = baseline_verdict(said, vmas, name_of)
+    findings = baseline_verdict(said, vmas, name_of, search=nothing_left).findings
     assert [(f.verdict, f.leak, f.count) for f in findings] == [
         (Verdict.NEVER_JOINED, True, 3),
         (Verdict.NEVER_JOINED, True, 2),
@@ -77,15 +83,18 @@ def test_the_baseline_verdict_waits_for_a_second_reading_where_it_can():
     vmas = areas(2)
     now = books(booked(stack_at(0)), booked(stack_at(1)))
     earlier = books(booked(stack_at(0)), booked(stack_at(1), exited=False))
-    leak, young = baseline_verdict(now, vmas, name_of, earlier)
-    assert (leak.verdict, leak.leak, leak.count) == (Verdict.NEVER_JOINED, True, 1)
+    diagnosis = baseline_verdict(now, vmas, name_of, earlier)
+    (standing,) = (finding for finding in diagnosis.findings if finding.undecided)
+    (young,) = (finding for finding in diagnosis.findings if not finding.undecided)
+    assert (standing.verdict, standing.leak, standing.count) == (Verdict.NOT_JOINED_YET, False, 1)
     assert (young.verdict, young.leak, young.count) == (Verdict.JUST_EXITED, False, 1)
+    assert diagnosis.undecided == 1
 
 
 def test_books_that_were_not_read_prove_nothing():
     said = books(booked(stack_at(0)))
     for state in (BooksState.UNSTABLE, BooksState.ABSENT):
-        assert baseline_verdict(replace(said, state=state), areas(1), name_of) == []
+        assert baseline_verdict(replace(said, state=state), areas(1), name_of).findings == ()
 
 
 def test_live_threads_are_no_leak_and_detached_ones_that_ended_by_a_bare_exit_are():
@@ -106,7 +115,8 @@ def test_a_thread_alive_at_attach_has_the_exit_that_the_trace_saw():
 
 def test_a_thread_alive_at_attach_whose_exit_nobody_saw_is_given_time():
     earlier = books(booked(stack_at(0), exited=False, tid=77))
-    finding = only(judge([], books(booked(stack_at(0))), vmas=areas(1), earlier_books=earlier))
+    said = books(booked(stack_at(0)))
+    finding = only(judge([], said, vmas=areas(1), earlier_books=earlier, search=no_search))
     assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
 
 
@@ -117,20 +127,28 @@ def test_a_cached_stack_from_before_attach_that_a_new_thread_took_and_left():
     assert (finding.verdict, finding.leak, finding.before_attach) == (Verdict.NEVER_JOINED, True, False)
     assert finding.orphans[0].outstanding.owner == stack.owner
     assert finding.bytes_per_minute is None
-    assert only(judge([stack], READ)).verdict is Verdict.STACK_CACHE
+    assert only(judge([stack], READ, search=all_kept)).verdict is Verdict.STACK_CACHE
 
 
-def test_old_and_new_are_two_findings_of_one_verdict():
-    new = pthread_stack(1)
+def test_old_ones_join_the_new_ones_of_the_same_cause_and_show_their_stack():
+    new = pthread_stack(1, site=THREAD_SITE)
     said = books(booked(stack_at(0)), booked(span(new)))
-    findings = judge([*baseline(areas(1)), new], said, vmas=areas(1)).findings
-    assert sorted(finding.before_attach for finding in findings) == [False, True]
-    assert all(finding.leak and finding.count == 1 for finding in findings)
+    finding = only(judge([*baseline(areas(1)), new], said, vmas=areas(1)))
+    assert (finding.leak, finding.count, finding.before_attach) == (True, 2, False)
+    assert finding.stack == THREAD_STACK
+    assert any("1 of them exited before the trace" in line for line in finding.evidence)
+
+
+def test_old_ones_stay_apart_where_two_places_may_have_created_them():
+    new = [pthread_stack(1, site=THREAD_SITE), pthread_stack(2, site=OWN_SITE)]
+    said = books(booked(stack_at(0)), *(booked(span(stack)) for stack in new))
+    findings = judge([*baseline(areas(1)), *new], said, vmas=areas(1)).findings
+    assert sorted(finding.before_attach for finding in findings) == [False, False, True]
 
 
 def test_a_mapping_that_the_trace_thinks_owned_is_given_time_when_the_books_disagree():
     alive = pthread_stack(1, exited=None)
-    finding = only(judge([alive], books(booked(span(alive)))))
+    finding = only(judge([alive], books(booked(span(alive))), search=no_search))
     assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
 
 
@@ -138,7 +156,7 @@ def test_a_stack_in_use_by_a_live_thread_is_never_a_leak():
     stack = pthread_stack(1, tgid=6000)
     finding = only(judge([stack], books(booked(span(stack), exited=False))))
     assert not finding.leak
-    assert any("glibc's books" in line for line in finding.evidence)
+    assert any("glibc's thread lists" in line for line in finding.evidence)
 
 
 def test_a_user_stack_from_before_attach_counts_its_own_bytes_only():
@@ -162,8 +180,8 @@ def test_a_user_stack_cut_from_a_mapping_of_the_window_does_not_take_all_of_it()
     pool = pthread_stack(1, size=64 << 20, flags=0x22)
     part = Interval(pool.mapping.start, pool.mapping.start + 65536)
     pool = pool._replace(run=pool.run._replace(stack=part.start, stack_size=65536))
-    finding = only(judge([pool], books(booked(part, user_stack=True))))
-    assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
+    finding = only(judge([pool], books(booked(part, user_stack=True)), search=all_kept))
+    assert (finding.verdict, finding.leak) == (Verdict.HANDED_OVER, False)
 
 
 def test_a_byte_is_not_counted_twice_where_old_and_new_stacks_touch():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from diagnosis_scenes import ABSENT, REPORT, SECOND, at, booked, books, judge, only, pthread_stack, span
+from diagnosis_scenes import ABSENT, MUSL, REPORT, SECOND, at, booked, books, judge, only, pthread_stack, span
 
-from ebpftrace.model import Verdict
+from ebpftrace.model import Certainty, Verdict
 
 ENDED = {"target_exited_at": REPORT, "books_read_at": REPORT - SECOND // 2}
 """At second 60 of the window; the books were read half a second earlier."""
@@ -23,8 +23,8 @@ def test_a_few_that_were_not_joined_shortly_before_the_end_are_undecided() -> No
     stacks = [pthread_stack(n, born=10, exited=11) for n in range(8)]
     diagnosis = judge(stacks, books(*(booked(span(stack)) for stack in stacks)), **ENDED)
     found = only(diagnosis)
-    assert (found.verdict, found.leak, found.count) == (Verdict.NEVER_JOINED, False, 8)
-    assert "after that can't be told" in found.evidence[0]
+    assert (found.verdict, found.leak, found.count) == (Verdict.NOT_JOINED_YET, False, 8)
+    assert any("cannot be told" in line for line in found.evidence)
     assert diagnosis.undecided == 8
 
 
@@ -35,13 +35,36 @@ def test_what_was_unmapped_after_the_books_were_read_is_not_counted() -> None:
     assert only(diagnosis).count == diagnosis.undecided == 3
 
 
-def test_who_exited_after_the_books_were_read_is_undecided_or_ended_with_the_process() -> None:
-    young = [pthread_stack(0, born=10, exited=58.8), pthread_stack(1, born=10, exited=59.2)]
+def test_who_exited_after_the_books_were_read_is_undecided_and_who_ended_with_the_process_is_not() -> None:
+    young = [pthread_stack(n, born=10, exited=when) for n, when in enumerate([58.8, 59.2, 59.99, 60.01])]
     diagnosis = judge(young, books(), **ENDED)
     assert {finding.verdict for finding in diagnosis.findings} == {Verdict.JUST_EXITED}
     assert not any(finding.leak for finding in diagnosis.findings)
-    assert diagnosis.undecided == 1
-    assert at(59.2) > REPORT - SECOND, "the other one ended with the process"
+    assert diagnosis.undecided == 3
+    assert at(60.01) > REPORT, "the last one ended with the process"
+
+
+def test_the_lists_of_the_last_moment_need_no_age_no_growth_and_no_search() -> None:
+    stacks = [pthread_stack(n, born=59.9, exited=59.99) for n in range(3)]
+    said = books(*(booked(span(stack)) for stack in stacks))
+    diagnosis = judge(stacks, said, target_exited_at=REPORT, books_final=True)
+    found = only(diagnosis)
+    assert (found.verdict, found.leak, found.count) == (Verdict.NEVER_JOINED, True, 3)
+    assert found.certainty is Certainty.PROVED
+    assert diagnosis.undecided == 0
+
+
+def test_by_the_lists_of_the_last_moment_the_others_were_joined() -> None:
+    stack = pthread_stack(0, born=59.9, exited=59.99)
+    diagnosis = judge([stack], books(), target_exited_at=REPORT, books_final=True)
+    assert only(diagnosis).verdict is Verdict.STACK_CACHE
+    assert diagnosis.undecided == 0
+
+
+def test_musl_keeps_no_stack_so_what_stood_at_the_end_was_never_joined() -> None:
+    stack = pthread_stack(0, flags=0x22, clone3=False, born=59.9, exited=59.99)
+    found = only(judge([stack], MUSL, target_exited_at=REPORT))
+    assert (found.verdict, found.leak, found.certainty) == (Verdict.NEVER_JOINED, True, Certainty.PROVED)
 
 
 def test_who_was_in_the_cache_by_the_last_books_is_no_leak() -> None:

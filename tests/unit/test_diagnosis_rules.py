@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -19,10 +20,12 @@ from diagnosis_scenes import (
     SECOND,
     STACK_BYTES,
     THREAD_SITE,
+    all_kept,
     at,
     booked,
     books,
     judge,
+    nothing_left,
     only,
     orphaned,
     pthread_stack,
@@ -31,17 +34,21 @@ from diagnosis_scenes import (
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from ebpftrace.diagnosis.evidence import no_search
 from ebpftrace.frames import culprit
 from ebpftrace.model import (
     Books,
     BooksState,
+    Certainty,
     Frame,
     Interval,
     Mapping,
     Outstanding,
     OwnedBy,
+    Search,
     Stack,
     StackSource,
+    Suspect,
     Verdict,
     Vma,
 )
@@ -73,13 +80,40 @@ def test_on_the_list_in_use_and_exited_is_never_joined():
     assert any("49.0 s before the report" in line for line in finding.evidence)
 
 
-def test_two_have_a_rate_and_one_has_none():
-    stacks = [pthread_stack(number, born=20 * number, exited=20 * number + 1) for number in range(1, 3)]
-    one, two = (
-        only(judge(some, books(*(booked(span(stack)) for stack in some)))) for some in (stacks[:1], stacks)
+def test_three_all_through_the_window_have_a_rate_and_two_have_none():
+    stacks = [pthread_stack(number, born=15 * number, exited=15 * number + 1) for number in range(1, 4)]
+    two, three = (
+        only(judge(some, books(*(booked(span(stack)) for stack in some)))) for some in (stacks[:2], stacks)
     )
-    assert one.bytes_per_minute is None
-    assert two.bytes_per_minute == pytest.approx(2 * STACK_BYTES * 60 / 59)
+    assert two.bytes_per_minute is None
+    assert three.bytes_per_minute == pytest.approx(3 * STACK_BYTES * 60 / 59)
+
+
+def test_a_burst_has_no_rate():
+    stacks = [pthread_stack(number, born=30 + number / 10, exited=32) for number in range(10)]
+    finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks))))
+    assert (finding.leak, finding.bytes_per_minute, finding.period) == (True, None, None)
+
+
+def test_no_rate_is_above_what_the_address_space_grew_by():
+    stacks = [pthread_stack(number, born=5 * number, exited=5 * number + 1) for number in range(11)]
+    said = books(*(booked(span(stack)) for stack in stacks))
+    rates = [
+        only(judge(stacks, said, virt_growth=growth)).bytes_per_minute
+        for growth in (None, 20 * STACK_BYTES, 3 * STACK_BYTES, 0, -STACK_BYTES)
+    ]
+    assert rates == [pytest.approx(12 * STACK_BYTES)] * 2 + [pytest.approx(3 * STACK_BYTES), None, None]
+
+
+def test_a_batch_each_time_is_counted():
+    stacks = [
+        pthread_stack(8 * step + twin, born=5 * step + twin / 1000, exited=5 * step + 1)
+        for step in range(12)
+        for twin in range(8)
+    ]
+    finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks))))
+    assert (finding.period, finding.batch) == (pytest.approx(5.0), 8)
+    assert any("8 at once every 5" in line for line in finding.evidence)
 
 
 @example(interval=0.875, window=7.0, lived=2.0, batch=1)
@@ -110,7 +144,7 @@ def test_what_came_regularly_and_stopped_has_no_period():
     finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks))))
     assert finding.leak
     assert finding.period is None
-    assert finding.bytes_per_minute == pytest.approx(8 * STACK_BYTES * 60 / 59)
+    assert finding.bytes_per_minute is None
     assert not any("regularly" in line for line in finding.evidence)
 
 
@@ -133,23 +167,25 @@ def test_a_detached_thread_that_ended_by_a_bare_exit_leaves_its_stack_and_nothin
 
 def test_a_detached_thread_that_exited_just_now_is_given_time():
     stack = pthread_stack(1, born=50, exited=59.5)
-    finding = only(judge([stack], books(booked(span(stack), detached=True))))
+    finding = only(judge([stack], books(booked(span(stack), detached=True)), search=no_search))
     assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
 
 
 def test_one_that_just_exited_may_still_be_joined():
     stack = pthread_stack(1, born=50, exited=59.5)
     said = books(booked(span(stack)))
-    finding = only(judge([stack], said))
+    finding = only(judge([stack], said, search=no_search))
     assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
-    assert only(judge([stack], said, min_age=SECOND // 4)).leak
+    assert only(judge([stack], said, search=no_search, min_age=SECOND // 4)).undecided
+    assert only(judge([stack], said)).leak, "nobody has its handle, so nobody can"
 
 
 def test_books_that_changed_under_every_reading_prove_nothing():
     stack = pthread_stack(1)
     said = replace(books(booked(span(stack))), state=BooksState.UNSTABLE, why="torn")
-    diagnosis = judge([stack], said)
+    diagnosis = judge([stack], said, search=all_kept)
     assert (only(diagnosis).verdict, only(diagnosis).leak) == (Verdict.STACK_CACHE, False)
+    assert only(diagnosis).undecided
     assert any("torn" in note for note in diagnosis.notes)
 
 
@@ -171,7 +207,7 @@ def test_musl_keeps_no_cache_so_a_stack_that_stays_was_never_joined():
     stack = pthread_stack(1, flags=0x22, clone3=False)
     finding = only(judge([stack], MUSL))
     assert (finding.verdict, finding.leak) == (Verdict.NEVER_JOINED, True)
-    assert "musl" in finding.evidence[0]
+    assert only(judge([stack], MUSL, search=all_kept)).verdict is Verdict.NOT_JOINED_YET
 
 
 def test_threads_of_two_start_routines_are_two_findings():
@@ -186,8 +222,9 @@ def test_threads_of_two_start_routines_are_two_findings():
 
 
 def test_off_the_list_in_use_is_the_cache():
-    finding = only(judge([pthread_stack(1), pthread_stack(2)], READ))
+    finding = only(judge([pthread_stack(1), pthread_stack(2)], READ, search=all_kept))
     assert (finding.verdict, finding.leak, finding.count) == (Verdict.STACK_CACHE, False, 2)
+    assert not finding.undecided
 
 
 def test_on_the_cache_list_is_the_cache_whatever_made_it():
@@ -198,32 +235,56 @@ def test_on_the_cache_list_is_the_cache_whatever_made_it():
 
 
 def test_too_many_for_the_cache_is_a_conflict_but_glibc_has_the_last_word():
-    finding = only(judge(steadily(30, site=THREAD_SITE), READ))
+    finding = only(judge(steadily(30, site=THREAD_SITE), READ, search=all_kept))
     assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
     assert any("conflicting" in line for line in finding.evidence)
 
 
 def test_without_books_a_few_stacks_may_be_the_cache():
-    finding = only(judge(steadily(3), ABSENT))
-    assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
+    diagnosis = judge(steadily(3), ABSENT, search=all_kept)
+    finding = only(diagnosis)
+    assert (finding.verdict, finding.leak, finding.undecided) == (Verdict.STACK_CACHE, False, True)
     assert any("cannot tell" in line for line in finding.evidence)
+    assert diagnosis.undecided == 3
+
+
+def test_without_books_a_stack_that_nothing_points_to_is_abandoned():
+    finding = only(judge(steadily(3), ABSENT))
+    assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
+    assert finding.certainty is Certainty.PROVED
+
+
+@pytest.mark.parametrize(
+    ("libc", "verdict"),
+    [(ABSENT, Verdict.ABANDONED_STACK), (MUSL, Verdict.NEVER_JOINED), (NO_LIBC, Verdict.ABANDONED_STACK)],
+)
+def test_areas_from_before_attach_that_are_shaped_like_stacks(libc: Books, verdict: Verdict):
+    """Where no list says whose they are: lost, or nobody can tell."""
+    area = Interval(0x7F0000000000, 0x7F0000000000 + STACK_BYTES)
+    lost = only(judge([], libc, stack_shaped=[area]))
+    assert (lost.verdict, lost.leak, lost.before_attach) == (verdict, True, True)
+    kept = judge([], libc, stack_shaped=[area], search=all_kept)
+    assert not only(kept).leak
+    assert kept.undecided == (0 if libc is MUSL else 1)
+    occupied = judge([], libc, stack_shaped=[area], live_stack_pointers={42: area.end - 4096})
+    assert not only(occupied).leak
 
 
 def test_without_books_more_than_the_cache_holds_and_growing_is_a_leak():
-    finding = only(judge(steadily(30), ABSENT))
+    finding = only(judge(steadily(30), ABSENT, search=all_kept))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
-    assert any("no books" in line for line in finding.evidence)
+    assert any("no thread lists" in line for line in finding.evidence)
 
 
 def test_without_books_a_burst_of_exited_threads_is_not_yet_a_leak():
     burst = [pthread_stack(number, born=40 + number / 100, exited=45) for number in range(30)]
-    finding = only(judge(burst, ABSENT))
+    finding = only(judge(burst, ABSENT, search=all_kept))
     assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
 
 
 def test_a_larger_limit_is_respected():
     roomy = replace(ABSENT, stack_cache_limit=1 << 40)
-    assert not only(judge(steadily(30), roomy)).leak
+    assert not only(judge(steadily(30), roomy, search=all_kept)).leak
 
 
 # --- abandoned stack --------------------------------------------------------
@@ -243,7 +304,7 @@ def test_a_raw_clone_is_told_by_its_group_or_by_having_no_descriptor(tgid: int, 
     finding = only(judge([pthread_stack(1, tgid=tgid, clone3=False, top=top)], READ))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
     pthread = pthread_stack(1, tgid=0, clone3=False, top=0x900)
-    assert only(judge([pthread], READ)).verdict is Verdict.STACK_CACHE
+    assert only(judge([pthread], READ, search=all_kept)).verdict is Verdict.STACK_CACHE
 
 
 @pytest.mark.parametrize("said", [READ, ABSENT, MUSL, NO_LIBC])
@@ -254,7 +315,7 @@ def test_a_single_abandoned_stack_is_a_leak(said: Books):
 
 def test_an_abandoned_stack_that_just_lost_its_owner_is_not_yet_one():
     stack = pthread_stack(1, born=50, exited=59.9, **RAW_CLONE)
-    assert only(judge([stack], READ)).verdict is Verdict.JUST_EXITED
+    assert only(judge([stack], READ, search=no_search)).verdict is Verdict.JUST_EXITED
 
 
 def test_a_stack_with_a_live_task_on_it_is_not_abandoned():
@@ -266,8 +327,22 @@ def test_a_stack_with_a_live_task_on_it_is_not_abandoned():
 
 def test_a_stack_that_served_before_is_perhaps_kept_for_reuse():
     stack = pthread_stack(1, made=5, born=30, exited=31, **RAW_CLONE)
-    finding = only(judge([stack], READ))
+    finding = only(judge([stack], READ, search=all_kept))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, False)
+    assert any("served before" in line for line in finding.evidence)
+
+
+def test_a_pool_of_stacks_is_kept_and_does_not_grow():
+    pool = [pthread_stack(n, born=1, exited=1.1, site=OWN_SITE, flags=0x22) for n in range(8)]
+    finding = only(judge(pool, READ, search=all_kept))
+    assert (finding.verdict, finding.leak, finding.undecided) == (Verdict.ABANDONED_STACK, False, False)
+    assert any("workers in app_server" in line for line in finding.evidence)
+
+
+def test_stacks_of_the_application_that_are_kept_and_pile_up_are_likely_a_leak():
+    finding = only(judge(steadily(12, site=OWN_SITE, flags=0x22), READ, search=all_kept))
+    assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
+    assert finding.certainty is Certainty.LIKELY
 
 
 def test_reuse_is_no_question_of_the_age_that_is_asked_for():
@@ -344,7 +419,8 @@ def test_a_stack_the_application_gave_a_pthread_and_never_frees():
 def test_frame_pointers_do_not_show_who_mapped_a_stack():
     """They often miss the direct caller of mmap: pthread_create may have been there."""
     walked = replace(OWN_STACK, source=StackSource.FRAME_POINTER)
-    finding = only(judge([pthread_stack(1, site=OWN_SITE)], READ, stack_of=lambda _: walked))
+    stack = pthread_stack(1, site=OWN_SITE)
+    finding = only(judge([stack], READ, stack_of=lambda _: walked, search=all_kept))
     assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
 
 
@@ -357,42 +433,69 @@ def test_a_user_stack_whose_thread_was_never_joined():
 
 def test_a_runtime_without_libc_must_grow_to_leak():
     few = [pthread_stack(number, flags=0x22, born=30 + number / 10, exited=40) for number in range(5)]
-    assert not only(judge(few, NO_LIBC)).leak
-    assert only(judge(steadily(6, flags=0x22, size=65536), NO_LIBC)).leak is False
-    assert only(judge(steadily(6, flags=0x02, size=65536), NO_LIBC)).leak
+    assert not only(judge(few, NO_LIBC, search=all_kept)).leak
+    assert only(judge(steadily(6, flags=0x22, size=65536), NO_LIBC, search=all_kept)).leak is False
+    assert only(judge(steadily(6, flags=0x02, size=65536), NO_LIBC, search=all_kept)).leak
 
 
 def test_a_stack_that_is_a_small_part_of_its_mapping_is_a_pool():
     """Go's threads run on 16 KiB pieces of a 64 MiB heap arena."""
     arena = pthread_stack(1, flags=0x22, size=64 << 20)
     run = arena.run._replace(stack=arena.mapping.start + 16384, stack_size=0)
-    finding = only(judge([arena._replace(run=run)], NO_LIBC))
-    assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
+    finding = only(judge([arena._replace(run=run)], NO_LIBC, search=all_kept))
+    assert (finding.verdict, finding.leak) == (Verdict.HANDED_OVER, False)
 
 
 # --- orphaned mapping -------------------------------------------------------
 
 
 def test_workers_that_map_and_exit_all_through_the_window_leak():
-    finding = only(judge([orphaned(n, made, made + 0.2) for n, made in enumerate(GROWING)], READ))
-    assert (finding.verdict, finding.leak, finding.count) == (Verdict.ORPHANED_MAPPING, True, 6)
-    assert finding.period == pytest.approx(10.0)
+    left = [orphaned(n, made, made + 0.2) for n, made in enumerate(GROWING)]
+    for search, certainty in ((nothing_left, Certainty.PROVED), (all_kept, Certainty.LIKELY)):
+        finding = only(judge(left, READ, search=search))
+        assert (finding.verdict, finding.leak, finding.count) == (Verdict.ORPHANED_MAPPING, True, 6)
+        assert finding.period == pytest.approx(10.0)
+        assert finding.certainty is certainty
+
+
+def test_what_is_kept_and_replaced_is_no_leak():
+    """Objects that live longer than the window: all of this one stand, and as many older ones went."""
+    left = [orphaned(n, made, made + 0.2) for n, made in enumerate(GROWING)]
+    finding = only(judge(left, READ, search=all_kept, virt_growth=1 << 20))
+    assert (finding.verdict, finding.leak) == (Verdict.HANDED_OVER, False)
+
+
+def test_a_single_mapping_that_nothing_points_to_is_a_leak():
+    finding = only(judge([orphaned(1)], READ))
+    assert (finding.verdict, finding.leak, finding.count) == (Verdict.ORPHANED_MAPPING, True, 1)
+
+
+def test_where_pointers_may_be_hidden_no_mapping_is_lost_but_a_handle_is():
+    def hidden(suspects: Sequence[Suspect]) -> Search:
+        return replace(nothing_left(suspects), hidden="libjvm.so compresses pointers")
+
+    stack = pthread_stack(1)
+    findings = judge([orphaned(1), stack], books(booked(span(stack))), search=hidden).findings
+    assert [(finding.verdict, finding.leak, finding.undecided) for finding in findings] == [
+        (Verdict.NEVER_JOINED, True, False),
+        (Verdict.HANDED_OVER, False, True),
+    ]
 
 
 @pytest.mark.parametrize("made", [[30.0], [1.0, 1.1, 1.2, 1.3, 1.4], [57.0, 57.5, 58.0, 58.5]])
 def test_a_single_one_a_burst_or_the_tail_is_perhaps_handed_over(made: list[float]):
-    finding = only(judge([orphaned(n, when, when + 0.2) for n, when in enumerate(made)], READ))
-    assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
-    assert any("handed over" in line for line in finding.evidence)
+    left = [orphaned(n, when, when + 0.2) for n, when in enumerate(made)]
+    finding = only(judge(left, READ, search=all_kept))
+    assert (finding.verdict, finding.leak) == (Verdict.HANDED_OVER, False)
+    assert any("pointers to them are kept in workers in app_server" in line for line in finding.evidence)
 
 
-def test_a_short_window_is_enough():
+def test_a_short_window_is_enough_for_what_is_lost_and_not_for_what_is_kept():
     workers = [orphaned(n, n * 0.25, n * 0.25 + 0.05) for n in range(16)]
-    findings = judge(workers, READ, report_at=at(4)).findings
-    assert [(f.verdict, f.leak) for f in findings] == [
-        (Verdict.ORPHANED_MAPPING, True),
-        (Verdict.JUST_EXITED, False),
-    ]
+    lost = only(judge(workers, READ, report_at=at(4)))
+    assert (lost.verdict, lost.leak, lost.count) == (Verdict.ORPHANED_MAPPING, True, 16)
+    kept = only(judge(workers, READ, report_at=at(4), search=all_kept))
+    assert (kept.verdict, kept.leak, kept.certainty) == (Verdict.HANDED_OVER, False, Certainty.POSSIBLE)
 
 
 def test_sites_of_equal_frames_are_one_finding():
@@ -405,7 +508,7 @@ def test_sites_of_equal_frames_are_one_finding():
 
 def test_sites_without_frames_stay_apart():
     workers = [orphaned(n, 10 + 20 * n, 11 + 20 * n, site=11 + n) for n in range(3)]
-    findings = judge(workers, READ).findings
+    findings = judge(workers, READ, search=all_kept).findings
     assert [(finding.count, finding.leak) for finding in findings] == [(1, False)] * 3
 
 
@@ -422,7 +525,7 @@ def test_an_allocator_maps_for_the_whole_process(caller: Frame):
     stack = Stack((Frame("mmap64", module=LIBC), caller, Frame("work")), True, StackSource.COPIED)
     workers = [orphaned(n, made, made + 0.2, site=5) for n, made in enumerate(GROWING)]
     finding = only(judge(workers, READ, stack_of=lambda _: stack))
-    assert (finding.verdict, finding.leak) == (Verdict.ORPHANED_MAPPING, False)
+    assert (finding.verdict, finding.leak) == (Verdict.HANDED_OVER, False)
 
 
 def test_a_large_malloc_that_is_never_freed_is_no_allocators_matter():
@@ -435,7 +538,7 @@ def test_a_large_malloc_that_is_never_freed_is_no_allocators_matter():
 def test_without_stacks_a_loaded_allocator_is_the_benefit_of_the_doubt():
     library = Vma(0x1000, 0x2000, "r-xp", 0, "08:01", 7, "/usr/lib/libjemalloc.so.2")
     workers = [orphaned(n, made, made + 0.2) for n, made in enumerate(GROWING)]
-    assert not only(judge(workers, READ, vmas=Vmas([library]))).leak
+    assert not only(judge(workers, READ, vmas=Vmas([library]), search=all_kept)).leak
 
 
 # --- malloc arena -----------------------------------------------------------
@@ -501,6 +604,26 @@ def test_what_only_looks_like_a_heap_is_judged_as_a_mapping(changes):
     assert only(judge([arena(1, **changes)], READ)).verdict is Verdict.ORPHANED_MAPPING
 
 
+def test_a_region_shaped_like_a_heap_that_the_application_maps_is_none():
+    own = Stack((Frame("mmap64", module=LIBC), Frame("worker", module="/opt/app")), True, StackSource.COPIED)
+    finding = only(judge([arena(n, site=5) for n in range(6)], READ, stack_of=lambda _: own))
+    assert (finding.verdict, finding.leak, finding.count) == (Verdict.ORPHANED_MAPPING, True, 6)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        (Frame("mmap64", module=LIBC), Frame("new_heap", module=LIBC), Frame("work", module="/opt/app")),
+        (Frame("mmap64", module=LIBC), Frame(None, module=LIBC), Frame("work", module="/opt/app")),
+        (Frame("__mmap", module="/opt/static"), Frame("alloc_new_heap", module="/opt/static")),
+    ],
+)
+def test_a_heap_that_malloc_maps_is_one_linked_in_or_not(frames: tuple[Frame, ...]):
+    stack = Stack(frames, True, StackSource.COPIED)
+    finding = only(judge([arena(1, site=5)], READ, stack_of=lambda _: stack))
+    assert finding.verdict is Verdict.MALLOC_ARENA
+
+
 @pytest.mark.parametrize(
     ("libc", "verdict"),
     [
@@ -522,8 +645,8 @@ def test_musl_has_no_arenas():
 
 
 def test_what_ended_with_the_process_left_nothing_behind():
-    stacks = [pthread_stack(n, born=5, exited=50 + n) for n in range(3)]
-    workers = [orphaned(n, 5, 50 + n) for n in range(3)]
+    stacks = [pthread_stack(n, born=5, exited=50.1 + n) for n in range(3)]
+    workers = [orphaned(n, 5, 50.1 + n) for n in range(3)]
     diagnosis = judge([*stacks, *workers], ABSENT, target_exited_at=at(50), report_at=REPORT)
     assert {finding.verdict for finding in diagnosis.findings} == {Verdict.JUST_EXITED}
     assert sum(finding.count for finding in diagnosis.findings) == 6
@@ -538,7 +661,14 @@ def test_mappings_of_live_owners_and_of_nobody_are_no_findings():
 def test_leaks_come_first_then_bytes():
     leaking = [pthread_stack(n, **RAW_CLONE) for n in range(3)]
     kept = [orphaned(1, size=1 << 30), orphaned(2, size=1 << 20)]
-    findings = judge([*kept, *leaking], READ).findings
+
+    def mixed(suspects: Sequence[Suspect]) -> Search:
+        large = [suspect for suspect in suspects if suspect.pieces[0].size >= 1 << 20]
+        return replace(
+            nothing_left(suspects), reach={**nothing_left(suspects).reach, **all_kept(large).reach}
+        )
+
+    findings = judge([*kept, *leaking], READ, search=mixed).findings
     assert [(f.leak, f.size) for f in findings] == [(True, 3 * 40960), (False, 1 << 30), (False, 1 << 20)]
 
 

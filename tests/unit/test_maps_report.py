@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib import resources
 
 import jsonschema
+import reports
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -13,7 +14,7 @@ from ebpftrace.anatomy import compare
 from ebpftrace.anatomy.areas import Area, Kind
 from ebpftrace.anatomy.look import Look
 from ebpftrace.anatomy.repeated import MANY
-from ebpftrace.model import Books, BooksState, Frame, TargetInfo
+from ebpftrace.model import Books, BooksState, Certainty, Frame, TargetInfo, Verdict
 from ebpftrace.report import maps, maps_json
 
 SCHEMA = json.loads((resources.files("ebpftrace.report") / "schema" / "maps-1.json").read_text())
@@ -38,6 +39,7 @@ def look(areas: list[Area], name: str = "app_server", **facts: object) -> Look:
         areas=tuple(areas),
         arenas=2,
         cores=4,
+        findings=(),
         routines={0x1000: Frame("minute_job", module="/opt/app_server", offset=0x1000)},
         notes=(),
     )
@@ -57,10 +59,18 @@ def orphans(number: int) -> list[Area]:
 
 
 def test_first_line_answers_the_question() -> None:
-    first = maps.render(look(orphans(27_000)), 10, False).splitlines()[0]
-    assert first.startswith("LEAK: 27,000 threads exited and were never joined: 263.8 GiB")
+    leak = replace(reports.never_joined_before_attach(27_000), certainty=Certainty.PROVED)
+    first = " ".join(maps.render(look(orphans(27_000), findings=(leak,)), 10, False).split())
+    assert first.startswith("LEAK (proved): 27,000 threads exited and were never joined: 263.8 GiB")
+    waiting = replace(leak, verdict=Verdict.NOT_JOINED_YET, leak=False, evidence=("kept in workers",))
+    page = maps.render(look(orphans(27_000), findings=(waiting,)), 10, False)
+    assert "LEAK" not in page
+    assert "kept in workers" in page
+    unknown = replace(waiting, undecided=True)
+    page = maps.render(look(orphans(27_000), findings=(unknown,)), 10, False)
+    assert page.startswith("CANNOT TELL: 27,000 stacks of exited threads, 263.8 GiB")
     healthy = maps.render(look([area(0x1000, 8 * MIB, Kind.HEAP)]), 10, False).splitlines()[0]
-    assert healthy.startswith("VIRT 8192 KiB is mostly heap 8192 KiB; no thread exited without being joined")
+    assert healthy.startswith("VIRT 8192 KiB is mostly heap 8192 KiB; no exited thread waits for a join")
 
 
 def test_without_books_no_more_is_said_than_was_seen() -> None:
@@ -69,7 +79,7 @@ def test_without_books_no_more_is_said_than_was_seen() -> None:
     assert "60 areas look like stacks without a thread" in maps.render(look(shaped, books=absent), 10, False)
     fewer = maps.render(look(shaped[:3], books=absent), 10, False)
     assert "no more stacks than threads seen" in fewer
-    assert "glibc's books)" not in fewer
+    assert "glibc's thread lists)" not in fewer
 
 
 def test_growth_is_told_first_and_alike_changes_together() -> None:
@@ -160,7 +170,10 @@ def test_text_and_json_are_fit_for_any_names_and_width(
 
 def test_schema_can_refuse() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    good = maps_json.document(look(orphans(1)))
+    finding = reports.never_joined_before_attach(1)
+    good = maps_json.document(look(orphans(1), findings=(finding,)))
+    (shown,) = good["findings"]
+    assert not VALIDATOR.is_valid({**good, "findings": [{**shown, "verdict": "maybe"}]})
     VALIDATOR.validate(good)
     assert not VALIDATOR.is_valid({**good, "schema": "ebpftrace.maps/2"})
     assert not VALIDATOR.is_valid({**good, "classes": {"stack": good["total"]}})

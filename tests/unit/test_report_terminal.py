@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from steps import lines_run
 
 from ebpftrace import frames
-from ebpftrace.model import EndedBy, Frame, Losses, Report, Verdict
+from ebpftrace.model import Certainty, EndedBy, Frame, Losses, Report, Verdict
 from ebpftrace.report.output import use_color
 from ebpftrace.report.tables import WIDTH
 from ebpftrace.report.terminal import render
@@ -48,8 +48,8 @@ def section(shown: str, title: str) -> str:
 def test_production_case_says_what_the_engineer_needs_in_its_first_words() -> None:
     shown = render(reports.production(), View())
     assert one_line(shown).startswith(
-        "LEAK: 27,842 threads exited and were never joined: 272.0 GiB of their stacks still mapped, "
-        "growing by 10244 KiB per minute, one every 60 s"
+        "LEAK (proved): 27,842 threads exited and were never joined: 272.0 GiB of their stacks still mapped, "
+        "growing by 10244 KiB per minute, one every 60 s; explains 100 % of VIRT's +20488 KiB"
     )
     assert "app_server (PID 31108): VIRT 285.0 GiB (+20488 KiB), RSS 4.0 GiB (+24 KiB), 41 threads" in shown
     assert "nothing lost" in one_line(shown)
@@ -63,7 +63,7 @@ def test_what_leaked_before_the_trace_is_named_by_what_the_threads_ran() -> None
     ]
     verdict = replace(reports.production(), findings=tuple(named), seconds=0)
     told = one_line(render(verdict, View()))
-    assert told.startswith("LEAK: 27,849 threads exited and were never joined")
+    assert told.startswith("LEAK (proved): 27,849 threads exited and were never joined")
     assert "still mapped; they ran minute_job (27,840), night_job (9)" in told
     both = replace(verdict, findings=(*named, reports.never_joined_in_window()))
     assert "they ran" not in render(both, View())
@@ -120,9 +120,12 @@ def test_growth_that_is_no_leak_is_not_passed_over() -> None:
     healthy = reports.healthy()
     next_step = f"ebpftrace growth -p {healthy.target.pid}"
     assert next_step in render(grown(healthy, 1 << 20), View())
+    made = 2 * reports.STACK_BYTES  # by the leak of the window
+    assert next_step in render(replace(grown(reports.production(), 5 * made)), View())
     for other in (
         grown(healthy, 4096),
-        grown(reports.production(), 1 << 20),
+        grown(reports.production(), made),
+        grown(reports.production(), 3 * made // 2),
         grown(replace(healthy, ended_by=EndedBy.TARGET_EXIT), 1 << 20),
         grown(replace(healthy, seconds=0.0), 1 << 20),
     ):
@@ -165,7 +168,7 @@ def test_just_exited_owners_are_neither_leak_nor_clean() -> None:
 def test_what_a_filter_hides_is_told_and_the_verdict_stays() -> None:
     report = reports.production()
     shown = render(report, View(top=1, show_all=False))
-    assert shown.startswith("LEAK: 27,842 threads")
+    assert shown.startswith("LEAK (proved): 27,842 threads")
     assert "2. never-joined" not in shown
     assert "Not a leak" not in shown
     assert "Not shown: 3 findings" in shown
@@ -175,7 +178,7 @@ def test_what_a_filter_hides_is_told_and_the_verdict_stays() -> None:
 def test_baseline_verdict_alone() -> None:
     report = replace(reports.production(), seconds=0.0, findings=(reports.never_joined_before_attach(3),))
     shown = render(report, View())
-    assert shown.startswith("LEAK: 3 threads exited and were never joined")
+    assert shown.startswith("LEAK (proved): 3 threads exited and were never joined")
     assert "window   none" in shown
     assert "app_server (PID 31108): VIRT 285.0 GiB, RSS 4.0 GiB, 41 threads\n" in shown
     assert "mapped before attach" in shown
@@ -358,3 +361,35 @@ def test_thirty_thousand_orphans_take_a_screen_and_little_work() -> None:
     many, few = report(30_000), report(300)
     assert lines_run(render, many, View()) - lines_run(render, few, View()) < 30_000 * 20
     assert len(render(many, View()).splitlines()) < 60
+
+
+def test_the_first_line_says_which_part_of_the_growth_is_explained() -> None:
+    report = grown(reports.production(), 8 * reports.STACK_BYTES)
+    assert "; explains 25 % of VIRT's +80.0 MiB" in one_line(render(report, View()))
+    assert "explains" not in render(grown(reports.production(), -reports.STACK_BYTES), View())
+    assert "explains" not in render(replace(reports.production(), seconds=0.0), View())
+
+
+def test_a_line_is_as_certain_as_the_least_certain_of_its_findings() -> None:
+    proved = reports.never_joined_in_window()
+    likely = replace(proved, certainty=Certainty.LIKELY)
+    report = replace(reports.production(), findings=(proved, likely))
+    assert render(report, View()).startswith("LEAK (likely): ")
+
+
+def test_what_cannot_be_told_is_the_first_line_and_not_under_not_a_leak() -> None:
+    unknown = replace(
+        reports.never_joined_in_window(7), verdict=Verdict.NOT_JOINED_YET, leak=False, undecided=True
+    )
+    healthy = reports.healthy()
+    report = replace(healthy, findings=(*healthy.findings, unknown), undecided=7)
+    shown = render(report, View())
+    assert shown.startswith("CANNOT TELL: 7 stacks of exited threads, 70.0 MiB: whether they are leaked\n")
+    assert "No leak seen" not in shown
+    assert "not-joined-yet: 7 stacks" in section(shown, "Cannot tell")
+    assert "not-joined-yet" not in section(shown, "Not a leak")
+    both = replace(reports.production(), findings=(reports.never_joined_in_window(), unknown))
+    first, second = render(both, View(), width=200).splitlines()[:2]
+    assert first.startswith("LEAK (proved): 2 threads")
+    assert second.startswith("CANNOT TELL: 7 stacks")
+    assert "Cannot tell" in render(both, View(show_all=False)), "--show leaks hides no doubt"

@@ -38,7 +38,11 @@ LEAKING = replace(
     books=BooksState.READ,
     exited=27_000,
     exited_size=27_000 * STACK,
+    leaked=27_000,
+    leaked_size=27_000 * STACK,
 )
+WAITING = replace(LEAKING, leaked=0, leaked_size=0)
+UNSEARCHED = replace(WAITING, undecided=27_000, undecided_size=27_000 * STACK)
 GROWING = replace(CALM, pid=3, virt_growth=20 * MIB, rss_growth=0, thread_growth=2)
 SURPLUS = replace(CALM, pid=4, shape=Shape(100, 150 * MIB, Totals(103, 103 * STACK), 0))
 UNTOUCHED = replace(CALM, pid=5, shape=Shape(100, 9 * GIB, Totals(), 0))
@@ -54,26 +58,42 @@ def test_proof_before_growth_before_shape() -> None:
 
 
 def test_more_bytes_rank_first_and_virt_where_nothing_speaks_against() -> None:
-    small = replace(LEAKING, pid=7, virt=900 * GIB, exited=1, exited_size=STACK)
+    small = replace(LEAKING, pid=7, virt=900 * GIB, leaked=1, leaked_size=STACK)
     quiet = replace(CALM, pid=8, virt=GIB)
     assert [one.figures.pid for one in suspect([CALM, small, quiet, LEAKING], None)] == [2, 7, 8, 1]
 
 
 def test_who_holds_most_exited_threads_ranks_first_however_small_their_stacks() -> None:
-    small = replace(LEAKING, pid=7, comm="small", exited=20_000, exited_size=20_000 * 68 * KIB)
-    large = replace(LEAKING, pid=8, comm="large", exited=166, exited_size=166 * STACK)
-    few = replace(LEAKING, pid=9, comm="few", exited=2, exited_size=2 * GIB)
+    small = replace(LEAKING, pid=7, comm="small", leaked=20_000, leaked_size=20_000 * 68 * KIB)
+    large = replace(LEAKING, pid=8, comm="large", leaked=166, leaked_size=166 * STACK)
+    few = replace(LEAKING, pid=9, comm="few", leaked=2, leaked_size=2 * GIB)
     ranked = suspect([few, large, small], None)
     assert [one.figures.pid for one in ranked] == [7, 8, 9]
     told = " ".join(scan.render(census([few, large, small]), 10).split())
-    assert told.startswith("LEAK: 20,168 threads exited and never joined, 4.9 GiB of stacks still mapped, ")
+    assert told.startswith(
+        "LEAK: 20,168 threads exited and were never joined, 4.9 GiB of stacks still mapped, "
+    )
     assert "20,000 of them in small (PID 7), the rest in 2 other processes; 3 processes looked at" in told
 
 
 def test_unstable_or_absent_books_prove_nothing() -> None:
     for state in (BooksState.UNSTABLE, BooksState.ABSENT, None):
-        (one,) = suspect([replace(LEAKING, books=state)], None)
+        (one,) = suspect([replace(WAITING, books=state)], None)
         assert one.reasons[0].rank is Rank.SURPLUS
+
+
+def test_who_can_still_be_joined_is_no_leak_and_what_was_not_searched_is_not_decided() -> None:
+    (waiting,) = suspect([WAITING], None)
+    assert waiting.reasons[0] == (Rank.NOT_JOINED, 27_000 * STACK, 27_000)
+    page = " ".join(scan.render(census([WAITING]), 10).split())
+    assert page.startswith("No leak proved in 1 process; ")
+    assert "27,000 exited threads not joined so far" in page
+    (unknown,) = suspect([UNSEARCHED], None)
+    assert unknown.reasons[0] == (Rank.UNDECIDED, 27_000 * STACK, 27_000)
+    assert "cannot tell whether 27,000 exited threads leaked" in scan.render(census([UNSEARCHED]), 10, 200)
+    mixed = replace(WAITING, leaked=5, leaked_size=5 * STACK)
+    ranks = [(reason.rank, reason.number) for reason in suspect([mixed], None)[0].reasons[:2]]
+    assert ranks == [(Rank.NEVER_JOINED, 5), (Rank.NOT_JOINED, 26_995)]
 
 
 def test_books_have_the_last_word_on_stacks() -> None:
@@ -223,6 +243,7 @@ def census(processes: list[Figures], seconds: Optional[float] = None, **facts: o
         unreadable=0,
         not_looked=0,
         books_unread=0,
+        unsearched=0,
         memory=attention(CALM_HOST),
         took=0.1,
     )
@@ -235,7 +256,7 @@ def test_text_and_json_are_fit_for_any_names_and_width(
     processes: list[Figures], seconds: Optional[float], top: int, width: int
 ) -> None:
     host = attention({**CALM_HOST, "Shmem": 60 * GIB, "Committed_AS": 1 << 50})
-    found = census(processes, seconds, memory=host, unreadable=4, books_unread=1, not_looked=2)
+    found = census(processes, seconds, memory=host, unreadable=4, books_unread=1, not_looked=2, unsearched=1)
     page = scan.render(found, top, width)
     for line in page.splitlines():
         assert cell_len(line) <= width
@@ -251,8 +272,9 @@ def test_text_and_json_are_fit_for_any_names_and_width(
 
 
 def test_first_line_names_the_leak() -> None:
-    first = scan.render(census([CALM, LEAKING]), 10).splitlines()[0]
-    assert first.startswith("LEAK: 27,000 threads exited and never joined, 263.8 GiB of stacks still mapped")
+    first = " ".join(scan.render(census([CALM, LEAKING]), 10).split())
+    told = "LEAK: 27,000 threads exited and were never joined, 263.8 GiB of stacks still mapped"
+    assert first.startswith(told)
     assert "app_server (PID 2)" in " ".join(scan.render(census([CALM, LEAKING]), 10).split())
     assert "ebpftrace mmap-leaks -p 2" in scan.render(census([CALM, LEAKING]), 10)
 

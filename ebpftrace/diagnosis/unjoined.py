@@ -1,0 +1,219 @@
+"""Threads that have exited and that nobody has joined or detached so far.
+
+glibc keeps a thread's stack on its list of stacks in use until it is joined, or at exit if it is
+detached (nptl/nptl-stack.c, __nptl_free_tcb).  musl has no list, but keeps no stack either: a detached
+thread unmaps its own, a join unmaps the other's (src/thread/pthread_create.c, pthread_join.c), so a
+stack that is still there is that of a thread that was not joined.
+
+Whether anybody still can join it decides: a join needs the ``pthread_t``.  Where no copy of it is left, the
+stack stays for ever.  Where one is left, only joins tell, and a window sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from enum import Enum
+from typing import Optional, Union
+
+from ebpftrace.diagnosis.cases import Case
+from ebpftrace.diagnosis.evidence import NS
+from ebpftrace.diagnosis.history import Departed
+from ebpftrace.diagnosis.origin import Libc, Origin, creator_frame, fills_mapping
+from ebpftrace.diagnosis.reach import State, held_by, searched, state_of, why_unknown
+from ebpftrace.diagnosis.rule import LONG_ENOUGH, Context, Judgement, Rule
+from ebpftrace.diagnosis.sites import SiteKey
+from ebpftrace.frames import called
+from ebpftrace.model import BookedThread, Certainty, Verdict
+from ebpftrace.text import count, duration, plural
+
+_TWICE = 2
+"""A thread that has waited so many times longer than any that was joined is not about to be."""
+
+
+class _Ended(Enum):
+    """The process has ended, and with it all joins."""
+
+    FINAL = "final"
+    """The lists are those of its last moment."""
+    EARLIER = "earlier"
+    """The lists were read some time before."""
+
+
+_Split = Union[State, _Ended]
+
+
+def claims(case: Case, context: Context) -> bool:
+    """Whether it is the stack of an exited thread that waits for a join."""
+    booked = case.facts.booked
+    if booked is not None:
+        return not booked.user_stack and not booked.detached
+    return (
+        context.libc is Libc.MUSL
+        and case.facts.is_stack
+        and case.facts.origin is not Origin.APPLICATION
+        and fills_mapping(case.outstanding)
+    )
+
+
+def kind_of(case: Case, context: Context) -> tuple[Optional[int], SiteKey]:
+    """Threads of one kind were created at one place and began in one function."""
+    booked = case.facts.booked
+    if booked is None:
+        return None, case.facts.place
+    return booked.start_routine, context.only_place.get(booked.start_routine, case.facts.place)
+
+
+def is_stale(case: Case, context: Context) -> bool:
+    """Whether what still refers to it is a stale copy: most of its kind are lost."""
+    if kind_of(case, context) not in context.stale:
+        return False
+    booked = case.facts.booked
+    return booked is None or not _departed(case, context).number or _is_overdue(booked, context)
+
+
+def _departed(case: Case, context: Context) -> Departed:
+    booked = case.facts.booked
+    return context.history.departed(booked.start_routine) if booked is not None else Departed()
+
+
+def _is_overdue(booked: BookedThread, context: Context) -> bool:
+    """Whether it has waited much longer than any of its kind that was joined."""
+    since = context.history.since(booked.descriptor)
+    longest = context.history.departed(booked.start_routine).longest
+    return since is not None and context.age(since) > _TWICE * longest + context.evidence.min_age
+
+
+def _split(case: Case, context: Context) -> Hashable:
+    if context.evidence.books_final:
+        return _Ended.FINAL
+    if context.ended:
+        return _Ended.FINAL if context.libc is Libc.MUSL else _Ended.EARLIER
+    state = state_of(case, context)
+    return State.LOST if state is State.KEPT and is_stale(case, context) else state
+
+
+def _judge(cases: Sequence[Case], context: Context) -> Judgement:
+    split: Hashable = _split(cases[0], context)
+    if split is _Ended.FINAL:
+        return _judge_final(cases)
+    if split is _Ended.EARLIER:
+        return _judge_ended(cases, context)
+    if split is State.LOST:
+        return _judge_lost(cases, context)
+    departed = _departed(cases[0], context)
+    if _is_growing(cases, departed, context):
+        return _judge_growing(cases, departed, context)
+    if departed.number:
+        return _joined_later(cases, departed)
+    if split is State.KEPT:
+        why = f"{_not_joined(cases)} so far; {_their(cases)} kept {held_by(cases)}"
+        advice = "trace longer: joins will show, or a leak will show as growth"
+        return Judgement(Verdict.NOT_JOINED_YET, False, (why,), advice, Certainty.POSSIBLE)
+    why = f"cannot tell whether {_subject(cases)} will be joined: {why_unknown(context.search, cases[0])}"
+    advice = "trace longer: joins will show, or a leak will show as growth"
+    return Judgement(
+        Verdict.NOT_JOINED_YET, False, (why,), advice, certainty=Certainty.POSSIBLE, undecided=True
+    )
+
+
+def _judge_final(cases: Sequence[Case]) -> Judgement:
+    why = f"{_exited(cases)} and had not been joined or detached when the process ended (proved)"
+    return Judgement(Verdict.NEVER_JOINED, True, (why,), _advice(cases), Certainty.PROVED)
+
+
+def _judge_ended(cases: Sequence[Case], context: Context) -> Judgement:
+    """Of a target that is gone: what joins all its threads in its last moments leaves the same lists."""
+    evidence = context.evidence
+    read_at = evidence.books_read_at if evidence.books_read_at is not None else evidence.judged_at
+    earlier = duration(context.age(read_at) / NS)
+    why = f"{_exited(cases)} and had not been joined {earlier} before the process ended"
+    if context.keeps_growing(cases):
+        growth = "they piled up from the beginning to the end"
+        return Judgement(Verdict.NEVER_JOINED, True, (why, growth), _advice(cases))
+    doubt = "whether they were joined after that cannot be told"
+    advice = "have the report made while the program runs: a shorter -d, or a pause before it ends"
+    return Judgement(
+        Verdict.NOT_JOINED_YET, False, (why, doubt), advice, certainty=Certainty.POSSIBLE, undecided=True
+    )
+
+
+def _judge_lost(cases: Sequence[Case], context: Context) -> Judgement:
+    kept = [case for case in cases if state_of(case, context) is State.KEPT]
+    lost = len(cases) - len(kept)
+    who = "nobody can join it" if lost == 1 else "nobody can join them"
+    copies = "its pthread_t" if lost == 1 else "their pthread_t"
+    proved = " (proved)" if context.search.complete else ""
+    are = "thread has" if lost == 1 else "threads have"
+    why = [
+        f"{count(lost)} {are} exited and {who} any more{proved}: no copy of {copies} is left in the process "
+        f"({searched(context)})"
+    ]
+    if kept:
+        also = "1 more has" if len(kept) == 1 else f"{count(len(kept))} more have"
+        why.append(f"{also} exited likewise, and the handle is still stored {held_by(kept)}: a stale copy")
+    if not context.search.complete:
+        why += [f"not proved: {gap}" for gap in context.search.gaps]
+    return Judgement(Verdict.NEVER_JOINED, True, tuple(why), _advice(cases), context.lost_is)
+
+
+def _is_growing(cases: Sequence[Case], departed: Departed, context: Context) -> bool:
+    """Whether ever more of them stand, and none is joined that has waited as long."""
+    if context.window < LONG_ENOUGH or not context.keeps_growing(cases):
+        return False
+    booked = [case.facts.booked for case in cases if case.facts.booked is not None]
+    if not booked:
+        return context.outgrows(cases)
+    made = sum(case.mapping.made_at is not None for case in cases)
+    before = context.history.first.get(booked[0].start_routine, 0)
+    if len(booked) - before < made / 2:
+        return False  # the new ones replace old ones
+    return not departed.number or 2 * sum(_is_overdue(one, context) for one in booked) >= len(booked)
+
+
+def _judge_growing(cases: Sequence[Case], departed: Departed, context: Context) -> Judgement:
+    window = duration(context.window / NS)
+    why = [f"{_not_joined(cases)}; there were ever more of them over {window}"]
+    if departed.number:
+        joined = plural(departed.number, "other was", "others were")
+        why.append(f"{joined} joined within {duration(departed.longest / NS)}, these have waited longer")
+    else:
+        why.append("none was joined in that time")
+    if cases[0].reach is not None:
+        why.append(f"{_their(cases)} kept {held_by(cases)}, so they still can be joined")
+    return Judgement(Verdict.NEVER_JOINED, True, tuple(why), _advice(cases), Certainty.LIKELY)
+
+
+def _joined_later(cases: Sequence[Case], departed: Departed) -> Judgement:
+    joined = plural(departed.number, "thread")
+    why = (
+        f"{_not_joined(cases)} so far; {joined} that began in the same function "
+        f"{'was' if departed.number == 1 else 'were'} joined up to {duration(departed.longest / NS)} "
+        "after it was seen to have exited"
+    )
+    advice = "nothing to do: they are joined later"
+    return Judgement(Verdict.JOINED_LATER, False, (why,), advice, Certainty.LIKELY)
+
+
+def _exited(cases: Sequence[Case]) -> str:
+    return plural(len(cases), "thread has exited", "threads have exited")
+
+
+def _not_joined(cases: Sequence[Case]) -> str:
+    return f"{_exited(cases)} and {'has' if len(cases) == 1 else 'have'} not been joined"
+
+
+def _their(cases: Sequence[Case]) -> str:
+    return "its handle is" if len(cases) == 1 else "their handles are"
+
+
+def _subject(cases: Sequence[Case]) -> str:
+    return plural(len(cases), "exited thread")
+
+
+def _advice(cases: Sequence[Case]) -> str:
+    creator = next(filter(None, (creator_frame(case.facts.stack) for case in cases)), None)
+    where = f" the threads that {called(creator)} creates" if creator is not None else " these threads"
+    return f"join{where} (pthread_join), or detach them: pthread_detach or PTHREAD_CREATE_DETACHED"
+
+
+UNJOINED = Rule(claims, _judge, _split, only_stacks=True)

@@ -1,0 +1,46 @@
+"""How the sessions search a target: what the user allows, and a word where it can't be done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Callable, Optional
+
+from ebpftrace.model import NOT_SEARCHED, Books, Search, Suspect
+
+Searcher = Callable[[int, Sequence[Suspect], Books, Sequence[int]], Search]
+"""Searches process PID for these; takes its glibc books and the thread groups in its address space too.
+
+Raises CannotTrace, ProcessGone.
+"""
+
+
+def no_searcher(_pid: int, _suspects: Sequence[Suspect], _books: Books, _groups: Sequence[int]) -> Search:
+    """The searcher of a user who wants none (``--no-search``)."""
+    return replace(NOT_SEARCHED, gaps=("its memory was not searched (--no-search)",))
+
+
+@dataclass(frozen=True)
+class MemorySearcher:
+    """A ``Searcher`` that reads the memory of the target."""
+
+    limit: Optional[int] = None
+    """Bytes to search at most; None: all."""
+    cpu_seconds: Optional[float] = None
+    """CPU time to take at most; None: as long as it takes."""
+    progress: Callable[[float], None] = lambda _done: None
+    """Gets the part that is done, from 0 to 1."""
+
+    def __call__(self, pid: int, suspects: Sequence[Suspect], books: Books, groups: Sequence[int]) -> Search:
+        """Search; as ``Searcher``."""
+        from ebpftrace.search import search  # numpy takes 0.1 s to import, and not every report needs it
+
+        return search(
+            pid,
+            suspects,
+            books,
+            groups=groups,
+            limit=self.limit,
+            deadline_cpu=self.cpu_seconds,
+            progress=self.progress,
+        )

@@ -121,8 +121,9 @@ def test_verdict(outcomes: dict[str, Outcome], name: str) -> None:
     outcome = outcome_of(outcomes, name)
     case = {**GLIBC, **OTHERS}[name]
     found = leaks(outcome.report)
-    inside = sum(finding["count"] for finding in found if not finding["before_attach"])
-    before = sum(finding["count"] for finding in found if finding["before_attach"])
+    times = [mapping["mapped_at"] for finding in found for mapping in finding["mappings"]]
+    before = times.count(None)
+    inside = len(times) - before
     verdicts = {finding["verdict"] for finding in found}
     if case.leak is None:
         assert not found

@@ -17,6 +17,8 @@
  *   live                                  wait for the end of the process
  *   raw-fork                              the same, and the process forks without telling glibc
  *   live-detached                         the same, detached
+ *   kept                                  return, and their handles are kept; in all other kinds the program
+ *                                         forgets handles and stacks once all is done
  */
 #include "target.h"
 #include <fcntl.h>
@@ -169,6 +171,15 @@ static void settle(int count)
     }
 }
 
+/* Nothing refers to the threads any more. */
+static void forget(void)
+{
+    for (int index = 0; index < MOST; index++) {
+        *(volatile pthread_t *)&made[index] = 0; /* volatile: or the compiler leaves it out */
+        *(void *volatile *)&stacks[index] = NULL;
+    }
+}
+
 static int leader_has_ended(void)
 {
     char text[512] = "";
@@ -220,6 +231,8 @@ int main(int argc, char **argv)
             need(read(0, &byte, 1) == 1);
         settle(count);
     }
+    if (!is("kept"))
+        forget();
     if (is("raw-fork")) {
         pid_t parent = getpid(), child = syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
 

@@ -369,6 +369,12 @@ class Suspect(NamedTuple):
     ``pieces`` or ``reservation`` does."""
     reservation: Optional[Interval] = None
     """A larger reservation that the memory is a part of, where one is known."""
+    silent: Optional[Interval] = None
+    """Where the descriptor of an exited pthread is: what is stored here keeps nothing, since nobody follows
+    its links to former neighbours on the C library's lists any more."""
+    joined: bool = False
+    """The thread was joined or detached: what points to its descriptor is left from the C library (links of
+    lists, freed dtvs) and keeps nothing."""
 
 
 class Reach(NamedTuple):

@@ -57,12 +57,17 @@ def _claims(case: Case, context: Context) -> bool:
         return True
     if not case.facts.is_stack or case.facts.cached or not fills_mapping(case.outstanding):
         return False
-    return case.facts.place in context.overflowing or state_of(case, context) is State.LOST
+    return case.facts.place in context.overflowing or _state(case, context) is State.LOST
 
 
 def kind_of(case: Case) -> Hashable:
     """Stacks of one kind were given to threads at one place."""
     return "stack", case.facts.place
+
+
+def _state(case: Case, context: Context) -> State:
+    state = state_of(case, context)
+    return State.LOST if state is State.KEPT and kind_of(case) in context.stale else state
 
 
 def _kind(case: Case) -> _Kind:
@@ -74,9 +79,7 @@ def _kind(case: Case) -> _Kind:
 
 def _split(case: Case, context: Context) -> tuple[_Kind, State, bool]:
     """What decides: whose it was, whether it is lost, and whether it had served an earlier thread."""
-    state = state_of(case, context)
-    if state is State.KEPT and kind_of(case) in context.stale:
-        state = State.LOST
+    state = _state(case, context)
     kind = _kind(case)
     if kind is _Kind.ANY and state is not State.LOST:
         kind = _Kind.OVERFLOWING

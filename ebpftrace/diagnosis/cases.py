@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional, Union
 
 from ebpftrace.callflags import MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_SHARED, MAP_STACK, PROT_NONE
 from ebpftrace.diagnosis.evidence import Evidence
-from ebpftrace.diagnosis.origin import Origin, libc_of, stack_origin
+from ebpftrace.diagnosis.origin import Origin, libc_of, raw_clone, stack_origin
 from ebpftrace.diagnosis.ranges import PointIndex, RangeIndex, Residence, Resident, subtract
 from ebpftrace.diagnosis.sites import SiteKey, Sites
 from ebpftrace.diagnosis.whole_stacks import whole_stacks
@@ -32,6 +32,8 @@ from ebpftrace.model import (
 from ebpftrace.text import plural
 
 _NEAR_TOP = 4
+_DESCRIPTOR = 4096
+"""Bytes at the top of a stack that a C library's thread descriptor is in: 2,304 in glibc on x86-64."""
 
 
 def may_be_lost(mapping: Mapping) -> bool:
@@ -66,6 +68,10 @@ class Facts(NamedTuple):
     """Who mapped it; UNKNOWN where it is no stack."""
     place: SiteKey
     stack: Stack
+    by_clone: bool = False
+    """Its thread was cloned without a thread library."""
+    joined: bool = False
+    """It is the application's, a pthread ran on it, and by glibc's lists this was joined or detached."""
 
     @property
     def exit_unseen(self) -> bool:
@@ -95,7 +101,16 @@ class Case(NamedTuple):
         booked = self.facts.booked
         if self.facts.cached or self.facts.occupant or (booked is not None and booked.detached):
             return None
-        return Suspect(self.mapping.pieces, booked.descriptor if booked is not None else None)
+        if booked is not None:
+            return Suspect(self.mapping.pieces, booked.descriptor)
+        pieces = self.mapping.pieces
+        if not self.facts.is_stack:
+            return Suspect(pieces)
+        if self.facts.by_clone:
+            # clone takes the address behind the stack, which may be all that its owner keeps.
+            return Suspect(pieces, reservation=Interval(self.mapping.start, self.mapping.end + 1))
+        low = max(pieces[-1].start, pieces[-1].end - _DESCRIPTOR)
+        return Suspect(pieces, silent=Interval(low, pieces[-1].end), joined=self.facts.joined)
 
     @property
     def mapping(self) -> Mapping:
@@ -302,7 +317,16 @@ class _Builder:
         place, stack = self._sites.place(outstanding)
         if booked is not None and place[0] == "shape":
             place = ("booked",)
-        facts = Facts(booked, exited_at, before_attach, True, cached, occupant, origin, place, stack)
+        by_clone = raw_clone(outstanding, self._evidence.tgid)
+        joined = (
+            booked is None
+            and origin is Origin.APPLICATION
+            and self._evidence.books.state is BooksState.READ
+            and not by_clone
+        )
+        facts = Facts(
+            booked, exited_at, before_attach, True, cached, occupant, origin, place, stack, by_clone, joined
+        )
         return Case(outstanding, in_memory, facts, began_at)
 
     def _facts_of_mapped(

@@ -191,7 +191,7 @@ class Matcher:
         bits = _BITS_LA57 if highest >> 47 else _BITS
         handles = np.flatnonzero(wanted & suspected.has_handle)
         some = (wanted & ~suspected.has_handle)[suspected.owners]
-        starts, ends, owners = suspected.starts[some], suspected.ends[some], suspected.owners[some]
+        starts, ends, owners = suspected.starts[some], suspected.pointed_ends[some], suspected.owners[some]
         words = np.concatenate((suspected.handles[handles], starts, starts + np.uint64(_CHUNK_HEADER)))
         exact = _Ranges(words, words + np.uint64(_WORD), np.concatenate((handles, owners, owners)))
         reserved = wanted[suspected.reserved_owners]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebpftrace.model import Suspect
-from ebpftrace.search.runs import Addresses, Runs, merged, no_runs
+from ebpftrace.search.runs import Addresses, Runs, difference, merged, no_runs
 
 Chosen = NDArray[np.bool_]
 """Some of the suspects: one flag each, in their order."""
@@ -26,10 +26,17 @@ class Suspected:
             for at, suspect in enumerate(self.suspects)
             if suspect.reservation is not None and suspect.handle is None
         ]
+        silent = [
+            (*suspect.silent, at) for at, suspect in enumerate(self.suspects) if suspect.silent is not None
+        ]
+        pointed = [(start, _pointed_end(self.suspects[at], start, end), at) for start, end, at in pieces]
         table = np.array(handles, np.uint64).reshape(-1, 2)
         self.handles: Addresses = table[:, 0]
         self.has_handle: Chosen = table[:, 1] != 0
         self.starts, self.ends, self.owners = _columns(pieces)
+        self.pointed_ends: Addresses = _columns(pointed)[1]
+        """Where that ends of each piece which a pointer has to point to."""
+        self._silent_starts, self._silent_ends, self._silent_owners = _columns(silent)
         self.reserved_starts, self.reserved_ends, self.reserved_owners = _columns(reserved)
 
     def __len__(self) -> int:
@@ -41,8 +48,10 @@ class Suspected:
         return _runs(self.starts[which], self.ends[which])
 
     def mappings_of(self, chosen: Chosen) -> Runs:
-        """The memory of those that have no handle."""
-        return self.pieces_of(chosen & ~self.has_handle)
+        """What of the memory of those that have no handle may keep others."""
+        which = (chosen & ~self.has_handle)[self._silent_owners]
+        silent = _runs(self._silent_starts[which], self._silent_ends[which])
+        return difference(self.pieces_of(chosen & ~self.has_handle), silent)
 
     def descriptors_of(self, chosen: Chosen) -> Runs:
         """Of exited threads, the part of the stack that a join reads: the descriptor, with the result."""
@@ -50,6 +59,13 @@ class Suspected:
         starts = np.maximum(self.starts[which], self.handles[self.owners[which]])
         ends = self.ends[which]
         return _runs(starts[starts < ends], ends[starts < ends])
+
+
+def _pointed_end(suspect: Suspect, start: int, end: int) -> int:
+    """What points to the descriptor of a pthread that was joined is left from the C library."""
+    if suspect.joined and suspect.silent is not None and start < suspect.silent.start < end:
+        return suspect.silent.start
+    return end
 
 
 def _columns(rows: Sequence[tuple[int, int, int]]) -> tuple[Addresses, Addresses, NDArray[np.int64]]:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ebpftrace.process.futexwaits import read_futex_waits
 from harness import Program, eventually
 from programs import DYNAMIC, MUSL, MUSL_STATIC, STATIC, STATIC_PIE, STRIPPED, Build, compiled
 
@@ -19,6 +18,8 @@ from ebpftrace.process.books import read_books
 from ebpftrace.process.books.walk import MAX_NODES
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.memory import Memory
+from ebpftrace.process.sleepers import read_sleepers
+from ebpftrace.syscalls import numbers
 
 DEFAULT_CACHE = 40 << 20
 READINGS = 1000
@@ -149,7 +150,11 @@ def test_a_thread_that_is_being_joined_is_not_taken_for_detached(directory: Path
     with Program(compiled(directory, "books_threads"), "in-turn", 3) as program:
         program.go()
         program.wait_for("ended")
-        eventually(lambda: bool(read_futex_waits([program.pid])), "the initial thread waits in pthread_join")
+        pid, futex = program.pid, numbers()["futex"]
+        eventually(
+            lambda: pid in (asleep := read_sleepers([pid])) and asleep[pid].call == futex,
+            "the initial thread waits in pthread_join",
+        )
         books = books_of(program.pid)
         assert sorted(thread.exited for thread in books.threads) == [False, True, True]
         assert not any(thread.detached for thread in books.threads)

@@ -122,3 +122,22 @@ def test_addresses_of_57_bits_have_a_tag_in_the_top_byte_only() -> None:
     for word, refers_to_it in ((base, True), (base | 5 << 56, True), (base ^ 1 << 48, False)):
         halves = np.array([word & NARROW, word >> 32], np.uint32)
         assert (matcher(about, base + PAGE).find(halves) is not None) == refers_to_it
+
+
+def test_what_points_to_the_descriptor_of_a_joined_pthread_keeps_no_stack() -> None:
+    base = 0x7F00_0000_0000
+    stack = Interval(base, base + 8 * PAGE)
+    descriptor = Interval(stack.end - PAGE, stack.end)
+    for joined in (True, False):
+        about = [Suspect((stack,), silent=descriptor, joined=joined)]
+        for value, refers_to_it in (
+            (base, True),
+            (descriptor.start - 8, True),
+            (descriptor.start, not joined),
+        ):
+            halves = np.array([value & NARROW, value >> 32], np.uint32)
+            assert (matcher(about).find(halves) is not None) == refers_to_it
+        speaking = Suspected(about).mappings_of(np.array([True]))
+        assert [(int(one), int(other)) for one, other in zip(speaking.starts, speaking.ends)] == [
+            (stack.start, descriptor.start)
+        ]

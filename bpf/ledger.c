@@ -193,6 +193,7 @@ static __always_inline long send_image(struct image_t *image, u64 size)
 #include "pids.h"
 #include "sending.h"
 #include "space.h"
+#include "python.h"
 #include "stacks.h"
 #include "images.h"
 #include "rows.h"

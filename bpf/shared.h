@@ -109,11 +109,37 @@ struct range_t {
     u64 end;
 };
 
+/*
+ * Where CPython keeps the frames of a thread: the address of the list of interpreters (0: there is no Python),
+ * and offsets in its structs.
+ */
+struct python_t {
+    u64 interpreters;
+    u64 threads;
+    u64 next_thread;
+    u64 thread_id;
+    u64 frame;
+    u64 by_c_frame;
+    u64 of_c_frame;
+    u64 code;
+    u64 instruction;
+    u64 kind;
+    u64 caller;
+};
+
+/* One frame of Python code: its code object, the instruction, and eight bytes that tell who called it. */
+struct python_frame_t {
+    u64 code;
+    u64 instruction;
+    u64 kind;
+};
+
 /* What Python tells the kernel side of an address space; the kernel only reads it. */
 struct told_t {
     struct range_t code[IMAGES]; /* a word that points there may be a return address */
     struct range_t all_code; /* from the first of them to the last: most words are not even here */
     u64 baseline_at;         /* /proc/PID/maps had been read by then */
+    struct python_t python;
 };
 
 /* One traced address space. */
@@ -173,7 +199,8 @@ struct copy_t {
     u32 call;
     u32 size;   /* bytes in memory[] that were read */
     u32 is_cut; /* the copy ended at its size limit, not at the end of the stack */
-    u32 reserved;
+    u32 python_count;
+    struct python_frame_t python[PYTHON_FRAMES];
     u64 registers[REGISTER_WORDS];
     u8 memory[STACK_BYTES + PAGE_BYTES];
 };

@@ -83,17 +83,24 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
 {
     struct told_t *told = told_of(thread->life.space);
     struct cpu_t *cpu = this_cpu(call);
+    struct copy_t *copy = copy_buffer(call);
     struct site_t first = {};
     struct site_t *site;
     u64 id;
 
-    if (!told || !cpu || !STACK_BYTES)
+    if (!told || !cpu || !copy || !STACK_BYTES)
         return 0;
     id = signature(told, cpu, call, USER_IP(registers), USER_SP(registers));
     if (!id)
         return 0;
     /* Processes forked from one have the same addresses: each has copies of its own. */
     id = mix(id, thread->life.space + 1);
+    /* All Python code is run by the same C code: what differs is in its own frames. */
+    copy->python_count = python_frames(&told->python, copy->python);
+#pragma nounroll
+    for (int i = 0; i < PYTHON_FRAMES; i++)
+        if (i < copy->python_count)
+            id = mix(mix(id, copy->python[i].code), copy->python[i].instruction);
     if (!id)
         return 0;
     if (now - cpu->second_from > NS_PER_SECOND) {

@@ -44,7 +44,7 @@ class _Library(NamedTuple):
     functions: tuple[str, ...] = ()
     """Beginnings of names with their namespaces, without leading underscores and what is returned."""
     sources: tuple[str, ...] = ()
-    """Parts of the path of a source file: of code that is compiled into the program that uses it."""
+    """Parts of the path of a source file, or of the file with the code."""
 
 
 _LIBC = _Library(
@@ -77,7 +77,13 @@ _LIBRARIES = {
             *("PyThread_", "thread_PyThread_", "ThreadHandle_start", "PyEval_", "PyObject_", "ffi_call"),
             *("do_start_joinable_thread", "do_start_new_thread"),
         ),
-        sources=("/threading.py", "/concurrent/futures/", "/multiprocessing/", "/ctypes/__init__.py"),
+        sources=(
+            "/threading.py",
+            "/concurrent/futures/",
+            "/multiprocessing/",
+            "/ctypes/__init__.py",
+            "/lib-dynload/",
+        ),
     ),
     "Go": _Library(
         functions=(
@@ -127,7 +133,7 @@ def is_wrapper(frame: Frame) -> bool:
     """Whether a frame is of a library or runtime between the user's code and the system call."""
     if posixpath.basename(frame.module or "").startswith(_MODULES):
         return True
-    if frame.file and any(part in frame.file for part in _SOURCES):
+    if any(part in path for path in (frame.file, frame.module) if path for part in _SOURCES):
         return True
     if not frame.function:
         return False

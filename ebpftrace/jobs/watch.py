@@ -132,6 +132,7 @@ class Watch:
             self._meet(vmas)
         if self._resolver is not None:
             self._resolver.refresh(self.began_at, vmas)
+            self._find_python(tracer, self._resolver)
 
     def handle(self, event: KernelEvent, tracer: Tracer) -> None:
         """Take in one event of the kernel side."""
@@ -158,6 +159,7 @@ class Watch:
                 registers=copy.registers,
                 memory=copy.memory,
                 truncated=copy.is_cut,
+                python=copy.python,
             )
         )
 
@@ -191,9 +193,15 @@ class Watch:
         tracer.code_read(self.space, vmas)
         if self._resolver is not None:
             self._resolver.refresh(began_at, vmas)
+            self._find_python(tracer, self._resolver)
         # CPU time: a JIT in a process of many mappings would have us read them all the time.
         rest = max(CODE_REST_NS / 1e9, (time.thread_time() - used) * _CODE_SHARE)
         self._read_code_at = time.monotonic() + rest
+
+    def _find_python(self, tracer: Tracer, resolver: StackResolver) -> None:
+        places = resolver.find_python()
+        if places is not None:
+            tracer.python_found(self.space, places)
 
     def _compact(self, tracer: Tracer) -> None:
         """Fold the events of the past, and have the kernel forget what nothing is left of."""

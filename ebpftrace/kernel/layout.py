@@ -156,10 +156,27 @@ class RangeT(ctypes.Structure):
     _fields_ = (("start", _u64), ("end", _u64))
 
 
+PYTHON_FIELDS = (
+    *("interpreters", "threads", "next_thread", "thread_id", "frame", "by_c_frame", "of_c_frame"),
+    *("code", "instruction", "kind", "caller"),
+)
+
+
+class PythonT(ctypes.Structure):
+    """``struct python_t``: where CPython keeps the frames of a thread; see ``process.cpython``."""
+
+    _fields_ = tuple((name, _u64) for name in PYTHON_FIELDS)
+
+
 class ToldT(ctypes.Structure):
     """``struct told_t``: what Python tells the kernel side of an address space."""
 
-    _fields_ = (("code", RangeT * IMAGES), ("all_code", RangeT), ("baseline_at", _u64))
+    _fields_ = (
+        ("code", RangeT * IMAGES),
+        ("all_code", RangeT),
+        ("baseline_at", _u64),
+        ("python", PythonT),
+    )
 
 
 class SpaceT(ctypes.Structure):
@@ -220,7 +237,7 @@ class SiteT(ctypes.Structure):
 
 
 class CopyHead(NamedTuple):
-    """``struct copy_t`` up to its registers, which follow with the size of ``struct pt_regs``."""
+    """``struct copy_t`` up to its frames of Python code, which the registers follow."""
 
     site: int
     at: int
@@ -229,10 +246,16 @@ class CopyHead(NamedTuple):
     call: int
     size: int
     is_cut: int
-    reserved: int
+    python_count: int
 
 
 COPY_HEAD = struct.Struct("=QQ6I")
+PYTHON_FRAME = struct.Struct("=3Q")
+"""``struct python_frame_t``"""
+PYTHON_FRAMES = 24
+"""Frames of Python code that are recorded of a call, the innermost ones."""
+PYTHON_THREADS = 256
+"""Threads of an interpreter that are looked through for the one that calls, the youngest first."""
 
 
 class ImageHead(NamedTuple):
@@ -282,6 +305,10 @@ IMAGE_OFFSETS = {
 """Members whose offsets ``bpf/images.h`` must know, by the names that it has for them."""
 
 
+PYTHON_OFFSETS = {"TASK_THREAD": ("task_struct", "thread"), "THREAD_FSBASE": ("thread_struct", "fsbase")}
+"""Likewise for ``bpf/python.h``: where the thread pointer lies, which on x86_64 is fsbase."""
+
+
 @dataclass(frozen=True)
 class PidNamespaces:
     """How the kernel side finds what a PID namespace calls a task; offsets in bytes."""
@@ -327,6 +354,8 @@ class Machine:
     """Where the tracer is in a PID namespace of its own; None: the kernel's own numbers are ours."""
     image_offsets: Mapping[str, int] = field(default_factory=dict)
     """``IMAGE_OFFSETS`` of this kernel; empty where it lacks one: then /proc alone says what is executed."""
+    python_offsets: Mapping[str, int] = field(default_factory=dict)
+    """``PYTHON_OFFSETS`` of this kernel; empty on other machines: then Python code is not told."""
 
     def definitions(self) -> dict[str, int]:
         """The constants of ``bpf/{call,pids}.h`` by name."""
@@ -337,6 +366,7 @@ class Machine:
         if self.pids is not None:
             constants.update(self.pids.definitions())
         constants.update(self.image_offsets)
+        constants.update(self.python_offsets)
         return constants
 
 
@@ -396,6 +426,8 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "SITE_COPIES": sizes.site_copies,
         "HASH_FLAGS": 0 if preallocated else BPF_F_NO_PREALLOC,
         "IMAGES": IMAGES,
+        "PYTHON_FRAMES": PYTHON_FRAMES,
+        "PYTHON_THREADS": PYTHON_THREADS,
         "NAME_BYTES": NAME_BYTES,
     }
     constants.update({f"EVENT_{kind.name}": int(kind) for kind in EventKind})

@@ -51,22 +51,23 @@ def this_machine() -> tuple[Machine, bool]:
         task_stack_offset=None if has_helper else btf.member_offset("task_struct", "stack"),
         registers_offset=0 if has_helper else max(_KERNEL_STACK, page) - btf.struct_size("pt_regs"),
         pids=_pid_namespaces(btf),
-        image_offsets=_image_offsets(btf),
+        image_offsets=_offsets(btf, layout.IMAGE_OFFSETS),
+        python_offsets=_offsets(btf, layout.PYTHON_OFFSETS),
     )
     # Since 6.1 tables that are filled at run time have an allocator of their own; before, the
     # kernel logs a warning about them.
     return machine, not btf.has_name("bpf_mem_alloc")
 
 
-def _image_offsets(btf: Btf) -> dict[str, int]:
-    """What ``bpf/images.h`` must know of this kernel; nothing where any of it is missing."""
+def _offsets(btf: Btf, members: Mapping[str, tuple[str, str]]) -> dict[str, int]:
+    """Where these members lie on this kernel, by name; nothing where any of them is missing."""
     wanted: dict[str, list[str]] = {}
-    for struct_name, member in layout.IMAGE_OFFSETS.values():
+    for struct_name, member in members.values():
         wanted.setdefault(struct_name, []).append(member)
     found = btf.offsets(wanted)
-    if len(found) < len(layout.IMAGE_OFFSETS):
+    if len(found) < len(members):
         return {}
-    return {name: found[place] for name, place in layout.IMAGE_OFFSETS.items()}
+    return {name: found[place] for name, place in members.items()}
 
 
 def _pid_namespaces(btf: Btf) -> Optional[PidNamespaces]:

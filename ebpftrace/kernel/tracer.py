@@ -26,6 +26,8 @@ from ebpftrace.kernel.layout import (
     MAX_SPACES,
     NAME_BYTES,
     NAME_SLOT,
+    PYTHON_FRAME,
+    PYTHON_FRAMES,
     REGISTER_BYTES,
     ROW_EVENT,
     SPACE_SHIFT,
@@ -36,6 +38,7 @@ from ebpftrace.kernel.layout import (
     ImageHead,
     LifeKeyT,
     LifeT,
+    PythonT,
     RangeT,
     RowEvent,
     SpaceT,
@@ -118,6 +121,8 @@ class RawCopy:
     memory: bytes
     is_cut: bool
     """The copy ended at its size limit, not at the end of the stack."""
+    python: tuple[tuple[int, int, int], ...] = ()
+    """Frames of Python code, innermost first: code object, instruction, and who called it (``cpython``)."""
 
 
 KernelEvent = Union[Event, Executed, CodeMapped, ImageMapped, ImageExecuted]
@@ -141,6 +146,8 @@ class Tracer:
         self._register_bytes = REGISTER_BYTES[platform.machine()]
         self._spaces = 0
         self._baseline_at: dict[int, int] = {}
+        self._python: dict[int, PythonT] = {}
+        self._told: dict[int, ToldT] = {}
         self._bpf = loading.wait()
         sizes = loading.sizes
         names = ("mappings", "threads", "exited", "sites", "spaces", "told")
@@ -198,6 +205,13 @@ class Tracer:
     def code_read(self, space: int, vmas: Vmas) -> None:
         """Tell the kernel side where code lies, after libraries were loaded."""
         self._tell(space, code_ranges(vmas), self._baseline_at[space])
+
+    def python_found(self, space: int, places: Sequence[int]) -> None:
+        """Tell the kernel side where the frames of Python code are kept: the fields of ``PythonT``."""
+        python = PythonT(*places)
+        if bytes(python) != bytes(self._python.get(space, PythonT())):
+            self._python[space] = self._told[space].python = python
+            tables.update(self._fds["told"], ctypes.c_uint32(space), self._told[space])
 
     def known_threads(self) -> set[int]:
         """Tids of all that are traced now, in whichever address space."""
@@ -296,12 +310,13 @@ class Tracer:
         return space
 
     def _tell(self, space: int, code: Sequence[Interval], baseline_at: int) -> None:
-        record = ToldT(baseline_at=baseline_at)
+        record = ToldT(baseline_at=baseline_at, python=self._python.get(space, PythonT()))
         if code:
             record.all_code = RangeT(code[0].start, code[-1].end)
         for index, interval in enumerate(code):
             record.code[index] = RangeT(interval.start, interval.end)
         self._baseline_at[space] = baseline_at
+        self._told[space] = record
         tables.update(self._fds["told"], ctypes.c_uint32(space), record)
 
     def _event(self, record: memoryview) -> None:
@@ -346,7 +361,10 @@ class Tracer:
 
     def _copy(self, record: memoryview) -> None:
         head = CopyHead(*COPY_HEAD.unpack_from(record))
-        memory = COPY_HEAD.size + self._register_bytes
+        registers = COPY_HEAD.size + PYTHON_FRAMES * PYTHON_FRAME.size
+        memory = registers + self._register_bytes
+        count = min(head.python_count, PYTHON_FRAMES)
+        python = record[COPY_HEAD.size : COPY_HEAD.size + count * PYTHON_FRAME.size]
         self._on_copy(
             head.space,
             RawCopy(
@@ -354,9 +372,10 @@ class Tracer:
                 call=CallKind(head.call),
                 at=head.at,
                 tid=head.tid,
-                registers=bytes(record[COPY_HEAD.size : memory]),
+                registers=bytes(record[registers:memory]),
                 memory=bytes(record[memory : memory + head.size]),
                 is_cut=bool(head.is_cut),
+                python=tuple(PYTHON_FRAME.iter_unpack(python)),
             ),
         )
 

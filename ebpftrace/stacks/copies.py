@@ -88,6 +88,8 @@ class StackCopy:
     memory: bytes
     truncated: bool = False
     """The copy ended at the size limit, not at the end of the stack."""
+    python: tuple[tuple[int, int, int], ...] = ()
+    """Frames of Python code, innermost first, as ``process.cpython.CodeObjects`` takes them."""
 
 
 class Pc(NamedTuple):

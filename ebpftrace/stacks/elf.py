@@ -39,7 +39,7 @@ MAX_ADDRESS = 1 << 47
 
 _WANTED = frozenset(
     {".eh_frame", ".eh_frame_hdr", ".debug_frame", ".gnu_debuglink", ".gnu_debugaltlink"}
-    | {".symtab", ".strtab", ".dynsym", ".dynstr", ".text", ".plt"}
+    | {".symtab", ".strtab", ".dynsym", ".dynstr", ".text", ".plt", ".PyRuntime"}
 )
 """Sections that are asked for by name, and kept first where there are very many."""
 _DYNAMIC = struct.Struct("<qQ")

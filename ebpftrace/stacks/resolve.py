@@ -13,8 +13,9 @@ from typing import Optional
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Frame, Stack, StackSource, Vma
 from ebpftrace.process.files import FileKey
+from ebpftrace.process.memory import Memory
 from ebpftrace.process.procfs import read_small, through_live_task
-from ebpftrace.stacks import goroots
+from ebpftrace.stacks import cpython, goroots
 from ebpftrace.stacks.copies import Pc, StackCopy, Walk
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.framepointers import frame_pointer_walk
@@ -52,6 +53,8 @@ class StackResolver:
         self._own_root = _own_root()
         self._history = ModuleHistory(pid, engine.files, self._root)
         self._jit = None if self._root is None else JitNames(self._root, *_identity(pid))
+        self._python: Optional[cpython.PythonCode] = None
+        self._memory: Optional[Memory] = None
         if not will_execute:
             self.refresh()
 
@@ -72,6 +75,8 @@ class StackResolver:
             if fd is not None:
                 os.close(fd)
         self._handle = self._root = self._own_root = self._history.root = None
+        if self._memory is not None:
+            self._memory.close()
 
     @property
     def alive(self) -> bool:
@@ -89,6 +94,30 @@ class StackResolver:
         ``vmas``: a reading that has been made already.
         """
         return self.alive and self._history.refresh(at, vmas)
+
+    def find_python(self) -> Optional[cpython.Places]:
+        """Where the frames of Python code are kept in this process; None where that is not known.
+
+        With these, ``resolve`` names the frames that the kernel side recorded.
+        """
+        layout = self._history.at(None)
+        for module in layout.modules:
+            file = self._engine.files[module.file]
+            section = file.headers.section(cpython.SECTION)
+            if section is None:
+                continue
+            with suppress(CannotTrace, OSError):
+                memory = Memory(self._pid)
+                python = cpython.python_of(file.path, module.bias + section.address, memory.read)
+                if python is None:
+                    memory.close()
+                    self.shortfalls.python(cpython.version_of(file.path))
+                    return None
+                if self._memory is not None:
+                    self._memory.close()
+                self._memory, self._python = memory, cpython.PythonCode(python, memory.read)
+                return python.places
+        return None
 
     def mapped(self, vma: Vma, at: int) -> None:
         """Take in what was mapped to be executed, at a time (CLOCK_MONOTONIC ns), by the kernel's word."""
@@ -130,6 +159,8 @@ class StackResolver:
         if walk is None:
             return Stack(note="unwinding failed on this program's files")
         frames = self._frames(walk.pcs, layout)
+        if self._python is not None and copy.python:
+            frames = cpython.with_python(frames, self._python.groups(copy.python))
         if goroots.is_bottom(frames):
             walk = replace(walk, complete=not goroots.is_switched(frames), truncated=False)
         return Stack(frames, walk.complete, StackSource.COPIED, _note(walk, frames))

@@ -36,6 +36,7 @@ class Shortfalls:
         self._perf_maps: dict[int, str] = {}
         self._bare: Counter[Bare] = Counter()
         self._was_asked = False
+        self._python = ""
         self._fetching = ""
 
     def stack_failed(self) -> None:
@@ -56,6 +57,10 @@ class Shortfalls:
         if file in self._bare or len(self._bare) < _MOST_FILES:
             self._bare[file] += frames
         self._was_asked = was_asked
+
+    def python(self, version: str) -> None:
+        """Frames of Python code are not read in an interpreter of this version."""
+        self._python = version
 
     def fetching(self, note: str) -> None:
         """Why no more debug information is fetched; empty where that is not so."""
@@ -81,6 +86,10 @@ class Shortfalls:
         if self._bare:
             lines.append(self._without_debug_info())
         lines += filter(None, [self._fetching])
+        if self._python:
+            lines.append(
+                f"Python code is not named: frames of Python {self._python} are not read; -X perf names it"
+            )
         lines += self._perf_maps.values()
         if self._failed:
             lines.append(

@@ -157,4 +157,6 @@ def stack_key(stack: Stack) -> tuple[object, ...]:
 
 def _place(frame: Frame) -> tuple[object, ...]:
     # Two addresses in one function are two sites; a frame outside all modules has only its name.
-    return (frame.module, frame.offset, frame.function if frame.module is None else None)
+    # One that is neither, such as of Python, lies at its line.
+    named = (frame.function, frame.file, frame.line) if frame.module is None else None
+    return (frame.module, frame.offset, named)

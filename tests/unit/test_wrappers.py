@@ -60,6 +60,26 @@ def test_what_stands_between_is_passed_over(library: list[tuple[str | None, str]
     assert found.function == (users or library[0][0])
 
 
+def test_python_code_is_the_users_where_its_frames_are_at_hand() -> None:
+    library = "/usr/lib/python3.11/threading.py"
+    frames = (
+        *IN_LIBC,
+        *stack(("thread_PyThread_start_new_thread", PYTHON), ("_PyEval_EvalFrameDefault", PYTHON)),
+        *(Frame("Thread.start", library, 964), Frame("spawn", "/srv/app.py", 5)),
+        Frame("<module>", "/srv/app.py", 9),
+        *stack(("PyEval_EvalCode", PYTHON), ("Py_BytesMain", PYTHON)),
+    )
+    found = users_frame(frames)
+    assert found is not None
+    assert (found.function, found.line) == ("spawn", 5)
+
+
+def test_modules_of_pythons_library_are_passed_over_by_their_place() -> None:
+    module = "/usr/lib/python3.11/lib-dynload/mmap.cpython-311-x86_64-linux-gnu.so"
+    frames = (*IN_LIBC, *stack((None, module), ("_PyEval_EvalFrameDefault", PYTHON)), Frame("f", "/a.py", 1))
+    assert users_frame(frames) is frames[-1]
+
+
 def test_a_frame_without_a_name_ends_the_search() -> None:
     """Every call of a Perl extension passes through Perl_pp_entersub: it creates nothing (perl -Mthreads)."""
     frames = (*IN_LIBC, *stack((None, "/usr/lib/perl/threads.so"), ("Perl_pp_entersub", "/usr/bin/perl")))

@@ -1,0 +1,281 @@
+"""Python code that a thread ran at a call: where CPython keeps its frames, and what their code is named.
+
+The kernel side takes the addresses at the call itself (bpf/python.h); a moment later they would be those of
+another.  Code objects live on, so their names, files and lines are read afterwards, through /proc/PID/mem.
+
+CPython 3.11 and 3.12 have the offsets below, the same in all their releases on x86_64; 3.13 tells its own
+(``_Py_DebugOffsets``, Include/internal/pycore_runtime.h).  Others are not read: ``python -X perf`` names
+their code from 3.12 on.
+Sources: Include/cpython/{code,pystate}.h, Include/internal/pycore_{frame,interp,runtime}.h,
+Objects/locations.md.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Callable, NamedTuple, Optional
+
+from ebpftrace.model import Frame
+
+Read = Callable[[int, int], bytes]
+"""(address, count) -> exactly so many bytes of the target's memory.  Raises OSError."""
+
+EVALUATES = "_PyEval_EvalFrameDefault"
+"""The C function that runs Python code; one call of it may run several frames."""
+SECTION = ".PyRuntime"
+"""Where ``_PyRuntime`` is, alone."""
+
+_FILE = re.compile(r"(?:lib)?python(3)\.([0-9]{1,2})(?:\.so[.0-9]*)?$")
+_FIRST, _FIRST_THAT_TELLS, _LAST = 11, 13, 13
+_COOKIE = b"xdebugpy"
+_TELLS = struct.Struct("<8sQQ 3Q 13Q 9Q 6Q 10Q")
+"""``_Py_DebugOffsets`` of 3.13 up to the code object."""
+_OWNED_BY_C_STACK = 3
+"""FRAME_OWNED_BY_CSTACK: no Python code, it marks where C code entered (3.12 and later)."""
+
+_MOST_CHARACTERS = 1024
+_MOST_LINE_BYTES = 1 << 18
+_MOST_CODES = 4096
+_INSTRUCTION = 2
+"""Bytes of a code unit."""
+_TYPE_NAME = 24
+_ASCII_LENGTH, _ASCII_STATE = 16, 32
+_BYTES_SIZE, _BYTES_VALUE = 16, 32
+
+
+class Places(NamedTuple):
+    """Where frames are kept: ``struct python_t``, in its order."""
+
+    interpreters: int
+    threads: int
+    next_thread: int
+    thread_id: int
+    frame: int
+    by_c_frame: int
+    of_c_frame: int
+    code: int
+    instruction: int
+    kind: int
+    caller: int
+
+
+class _Objects(NamedTuple):
+    """Offsets in a code object, and sizes of the two kinds of compact strings."""
+
+    file: int
+    name: int
+    lines: int
+    first_line: int
+    instructions: int
+    ascii: int
+    compact: int
+
+
+class Python(NamedTuple):
+    """The interpreter of a process."""
+
+    version: str
+    places: Places
+    objects: _Objects
+    entry_byte: int
+    """Of the eight of a frame's kind: which tells that C code called it ..."""
+    entry_value: int
+    """... by this value ..."""
+    is_shim: bool
+    """... and such a frame has no code of its own."""
+
+
+class Code(NamedTuple):
+    """A code object."""
+
+    name: str
+    file: str
+    first_line: int
+    lines: bytes
+    """Its location table."""
+
+
+_CODE_3_11 = _Objects(112, 128, 136, 72, 184, 48, 72)
+_CODE_3_12 = _Objects(112, 128, 136, 68, 192, 40, 56)
+
+
+def python_of(path: str, runtime: int, read: Read) -> Optional[Python]:
+    """The interpreter whose ``_PyRuntime`` is at an address, in the file of that path.
+
+    None for versions that are not known here; ``version_of`` names them.  Raises OSError.
+    """
+    minor = _minor(path)
+    if minor is None or not _FIRST <= minor <= _LAST:
+        return None
+    if minor >= _FIRST_THAT_TELLS:
+        return _by_its_own_words(minor, runtime, read(runtime, _TELLS.size))
+    if minor == 11:  # a version, as its next one
+        return Python(
+            "3.11", Places(runtime + 40, 16, 8, 152, 56, 1, 8, 32, 56, 64, 48), _CODE_3_11, 4, 1, False
+        )
+    places = Places(runtime + 40, 72, 8, 136, 56, 1, 0, 0, 56, 64, 8)
+    return Python("3.12", places, _CODE_3_12, 6, _OWNED_BY_C_STACK, True)
+
+
+def version_of(path: str) -> str:
+    """Such as "3.14", of the file of an interpreter; empty for other files, and before 3.11."""
+    minor = _minor(path)
+    return f"3.{minor}" if minor is not None and minor >= _FIRST else ""
+
+
+def _minor(path: str) -> Optional[int]:
+    match = _FILE.match(posixpath.basename(path))
+    return int(match.group(2)) if match else None
+
+
+def _by_its_own_words(minor: int, runtime: int, raw: bytes) -> Optional[Python]:
+    words = _TELLS.unpack(raw)
+    cookie, version, free_threaded = words[:3]
+    if cookie != _COOKIE or version >> 16 != 0x300 + minor or free_threaded:
+        return None
+    heads, threads = words[5], words[9]
+    following, frame, identity = words[21], words[23], words[24]
+    caller, code, instruction, owner = words[29], words[30], words[31], words[33]
+    file, name, lines, first_line, instructions = words[35], words[37], words[38], words[39], words[43]
+    # What it says is the target's: an offset is one within a struct.
+    if max(threads, following, frame, identity, caller, code, instruction, owner, instructions) >= 1 << 16:
+        return None
+    places = Places(
+        runtime + heads, threads, following, identity, frame, 0, 0, code, instruction, owner & ~7, caller
+    )
+    objects = _CODE_3_12._replace(
+        file=file, name=name, lines=lines, first_line=first_line, instructions=instructions
+    )
+    return Python(f"3.{minor}", places, objects, owner & 7, _OWNED_BY_C_STACK, True)
+
+
+class PythonCode:
+    """Names of the code of one process's interpreter."""
+
+    def __init__(self, python: Python, read: Read) -> None:
+        self._python = python
+        self._read = read
+        self._known: dict[tuple[int, bytes], Optional[Code]] = {}
+
+    def groups(self, recorded: Sequence[tuple[int, int, int]]) -> list[list[Frame]]:
+        """The frames that each call of the evaluating C function runs, innermost first.
+
+        ``recorded``: code object, instruction and kind of each, as the kernel side has them.
+        """
+        groups: list[list[Frame]] = [[]]
+        for code, instruction, kind in recorded:
+            is_entry = kind.to_bytes(8, "little")[self._python.entry_byte] == self._python.entry_value
+            if not (is_entry and self._python.is_shim):
+                frame = self._frame(code, instruction)
+                groups[-1] += [] if frame is None else [frame]
+            if is_entry:
+                groups.append([])
+        return groups
+
+    def _frame(self, address: int, instruction: int) -> Optional[Frame]:
+        # 3.13 marks some references in their lowest bits.
+        address &= ~7
+        try:
+            code = self._code(address)
+        except (OSError, ValueError, struct.error):
+            return None
+        if code is None:
+            return None
+        unit = (instruction - address - self._python.objects.instructions) // _INSTRUCTION
+        return Frame(code.name, code.file, line_of(code.lines, code.first_line, unit))
+
+    def _code(self, address: int) -> Optional[Code]:
+        objects = self._python.objects
+        header = self._read(address, objects.instructions)
+        # Another object may lie there by now: its pointers tell.
+        key = (address, header[8:])
+        if key not in self._known:
+            if len(self._known) >= _MOST_CODES:
+                self._known.clear()
+            self._known[key] = self._read_code(header)
+        return self._known[key]
+
+    def _read_code(self, header: bytes) -> Optional[Code]:
+        objects = self._python.objects
+
+        def pointer(offset: int) -> int:
+            return int(struct.unpack_from("<Q", header, offset)[0])
+
+        type_name = self._read(_u64(self._read(pointer(8) + _TYPE_NAME, 8)), 5)
+        if type_name != b"code\0":
+            return None
+        (first_line,) = struct.unpack_from("<i", header, objects.first_line)
+        lines = pointer(objects.lines)
+        size = min(_u64(self._read(lines + _BYTES_SIZE, 8)), _MOST_LINE_BYTES)
+        return Code(
+            self._text(pointer(objects.name)),
+            self._text(pointer(objects.file)),
+            first_line,
+            self._read(lines + _BYTES_VALUE, size) if size else b"",
+        )
+
+    def _text(self, address: int) -> str:
+        """A ``str`` in its compact form (Include/cpython/unicodeobject.h)."""
+        objects = self._python.objects
+        length = min(_u64(self._read(address + _ASCII_LENGTH, 8)), _MOST_CHARACTERS)
+        (state,) = struct.unpack("<I", self._read(address + _ASCII_STATE, 4))
+        kind, is_compact, is_ascii = state >> 2 & 7, state >> 5 & 1, state >> 6 & 1
+        encoding = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}.get(kind)
+        if not is_compact or encoding is None or not length:
+            raise ValueError(state)
+        start = address + (objects.ascii if is_ascii else objects.compact)
+        return self._read(start, length * kind).decode(encoding, "surrogatepass")
+
+
+def line_of(table: bytes, first_line: int, unit: int) -> Optional[int]:
+    """The line of a code unit, by a location table (Objects/locations.md); None where it has none."""
+    line, at = first_line, 0
+    for units, delta, has_line in _entries(table):
+        line += delta
+        if at <= unit < at + units:
+            return line if has_line and line > 0 else None
+        at += units
+    return None
+
+
+def _entries(table: bytes) -> Iterator[tuple[int, int, bool]]:
+    """Code units, change of the line, and whether there is one, of each entry."""
+    at = 0
+    while at < len(table):
+        code, units = table[at] >> 3 & 15, (table[at] & 7) + 1
+        # The first byte of an entry alone has the highest bit.
+        end = at + 1
+        while end < len(table) and not table[end] & 0x80:
+            end += 1
+        delta = code - 10 if 10 <= code <= 12 else _signed(table[at + 1 : end]) if code in (13, 14) else 0
+        yield units, delta, code != 15
+        at = end
+
+
+def _signed(raw: bytes) -> int:
+    """The first number of variable length: six bits a byte, lowest first, the sign in the lowest."""
+    value = shift = 0
+    for byte in raw[:6]:
+        value |= (byte & 63) << shift
+        shift += 6
+        if not byte & 64:
+            break
+    return -(value >> 1) if value & 1 else value >> 1
+
+
+def _u64(raw: bytes) -> int:
+    return int(struct.unpack("<Q", raw)[0])
+
+
+def with_python(frames: Sequence[Frame], groups: Sequence[Sequence[Frame]]) -> tuple[Frame, ...]:
+    """A stack with the Python frames that each evaluating C function runs, innermost first, behind it."""
+    left = iter(groups)
+    found: list[Frame] = []
+    for frame in frames:
+        found.append(frame)
+        if frame.function == EVALUATES and not frame.inlined:
+            found += next(left, ())
+    return tuple(found)

@@ -62,17 +62,9 @@ static void put(uint64_t *state, uintptr_t value)
     }
 }
 
-/* Deeper in the stack at times, with the value in its own frame only. */
-static __attribute__((noinline)) void hold(uint64_t *state, int depth)
+/* In its own frame only. */
+static __attribute__((noinline)) void hold_here(uint64_t *state)
 {
-    if (depth) {
-        volatile char frame[512];
-
-        frame[0] = (char)depth;
-        hold(state, depth - 1);
-        frame[1] = frame[0];
-        return;
-    }
     volatile uintptr_t here = take(state);
 
     for (int i = 0; i < ROUNDS; i++)
@@ -83,32 +75,40 @@ static __attribute__((noinline)) void hold(uint64_t *state, int depth)
     here = 0;
 }
 
+static __attribute__((noinline)) void hold_deep(uint64_t *state)
+{
+    volatile char frame[4096];
+
+    for (size_t i = 0; i < sizeof(frame); i++)
+        frame[i] = 0;
+    hold_here(state);
+    frame[0] = frame[1];
+}
+
+/* Across a system call, in a register that calls preserve or on the stack. */
+static __attribute__((noinline)) void hold_in_call(uint64_t *state)
+{
+    uintptr_t value = take(state);
+
+    if (next(state) % 64 == 0)
+        usleep(200);
+    put(state, value);
+}
+
+static __attribute__((noinline)) void hold_in_register(uint64_t *state)
+{
+    put(state, take(state));
+}
+
+/* Keeps nothing in its own frame: what is dropped must not be left there. */
 static void *move(void *seed)
 {
+    void (*const ways[])(uint64_t *) = {hold_deep, hold_here, hold_in_call, hold_in_register};
     uint64_t state = (uintptr_t)seed;
 
     pthread_barrier_wait(&started);
-    for (;;) {
-        switch (next(&state) % 4) {
-        case 0:
-            hold(&state, 8);
-            break;
-        case 1:
-            hold(&state, 0);
-            break;
-        case 2: {
-            uintptr_t value = take(&state);
-
-            /* The system call keeps it in a register that calls preserve, or on the stack. */
-            if (next(&state) % 64 == 0)
-                usleep(200);
-            put(&state, value);
-            break;
-        }
-        default:
-            put(&state, take(&state));
-        }
-    }
+    for (;;)
+        ways[next(&state) % 4](&state);
     return seed;
 }
 

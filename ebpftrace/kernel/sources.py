@@ -85,19 +85,35 @@ class Apart(Generic[T]):
 
     def _run(self) -> None:
         try:
-            _leave_surroundings()
-            with _environment():
-                os.chdir(bpf_dir())
+            with _own_surroundings(), _environment():
                 self._done.append(self._work())
         except BaseException as error:  # for whoever waits
             self._error = error
 
 
-def _leave_surroundings() -> None:
-    """Give this thread a working directory of its own and, where we may, no symbols of the kernel to read."""
+@contextlib.contextmanager
+def _own_surroundings() -> Iterator[None]:
+    """Give this thread a working directory of its own and, where we may, no symbols of the kernel to read.
+
+    Containers' seccomp profiles refuse unshare(2): there the whole process is in our header tree meanwhile.
+    A COMMAND was forked before, and keeps its own.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_FS):
-        raise OSError(ctypes.get_errno(), "unshare(CLONE_FS)")
+        before = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        try:
+            os.chdir(bpf_dir())
+            yield
+        finally:
+            os.fchdir(before)
+            os.close(before)
+        return
+    _hide_symbols(libc)
+    os.chdir(bpf_dir())
+    yield
+
+
+def _hide_symbols(libc: ctypes.CDLL) -> None:
     # Not where a container may not mount: then compiling takes longer.  Nothing of it reaches other mounts.
     if not libc.unshare(_CLONE_NEWNS) and not libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None):
         libc.mount(b"/dev/null", b"/proc/kallsyms", None, _MS_BIND, None)

@@ -12,6 +12,18 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """Fixed inode of the first PID namespace (kernel include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
 
 
+_INITIAL_USER_NAMESPACE = 0xEFFFFFFD
+"""Likewise (PROC_USER_INIT_INO)."""
+
+
+def in_initial_user_namespace() -> bool:
+    """Whether our capabilities are the host's (user_namespaces(7)); also where that can't be seen."""
+    try:
+        return os.stat("/proc/self/ns/user").st_ino == _INITIAL_USER_NAMESPACE  # noqa: PTH116
+    except OSError:
+        return True
+
+
 class PidNamespace(NamedTuple):
     """A PID namespace."""
 

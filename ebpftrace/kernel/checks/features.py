@@ -20,12 +20,14 @@ _REQUIRED: tuple[Callable[[], Check], ...] = (
     machine.check_tracefs,
     machine.check_syscall_tracepoints,
     machine.check_ring_buffer,
+    machine.check_perf_events,
+    machine.check_btf,
+    machine.check_memory,
     libraries.check_bcc,
     libraries.check_headers,
 )
 _OPTIONAL: tuple[Callable[[], Check], ...] = (
     libraries.check_llvm,
-    machine.check_btf,
     machine.check_kcmp,
     machine.check_target_memory,
     libraries.check_drgn,
@@ -39,16 +41,19 @@ def require_tracing() -> None:
     Raises:
         CannotTrace: with the first required thing that is missing, and its remedy.
     """
+    machine.mount_tracefs()
     for check in _REQUIRED:
-        if check is machine.check_tracefs:
-            machine.mount_tracefs()
         found = check()
         if not found.ok and found.required:
             raise CannotTrace(found.what, found.remedy)
 
 
 def examine() -> list[Check]:
-    """Run every check, and at last a trial: compile, load and attach a real program."""
+    """Run every check, and at last a trial: compile, load and attach a real program.
+
+    Mounts tracefs where that is missing, as a trace would.
+    """
+    machine.mount_tracefs()
     found = [check() for check in (*_REQUIRED, *_OPTIONAL)]
     if all(check.ok for check in found if check.required):
         found.append(trial.check_trial())

@@ -15,7 +15,8 @@ from typing import Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.checks.check import Check
-from ebpftrace.process.namespaces import own_pid_namespace
+from ebpftrace.process.memorylimit import require_memory
+from ebpftrace.process.namespaces import in_initial_user_namespace, own_pid_namespace
 from ebpftrace.syscalls import numbers
 
 TRACEFS = Path("/sys/kernel/tracing")
@@ -33,6 +34,11 @@ _NEEDED_CAPABILITIES = {
 }
 _IMPLIED_BY_SYS_ADMIN = (38, 39)
 
+_SYS_KERNEL = Path("/sys/kernel")
+_TABLE_BYTES = 24 << 20
+"""Of the trace of a small process (``kernel.sizing``)."""
+
+_LESS_SECCOMP = "run it on the host, or allow that call in the container's seccomp profile"
 _OTHER_KERNEL = "boot the distribution's own kernel"
 _BECOME_ROOT = "run it with sudo"
 _OTHER_PLACE = "run it on the host, or in a container started with --privileged --pid=host"
@@ -52,6 +58,10 @@ def check_privileges() -> Check:
     if held >> _CAP_SYS_ADMIN & 1:
         held |= sum(1 << number for number in _IMPLIED_BY_SYS_ADMIN)
     lacking = [name for number, name in _NEEDED_CAPABILITIES.items() if not held >> number & 1]
+    if not lacking and not in_initial_user_namespace():
+        return Check(
+            "privileges", False, "root of a user namespace only: the kernel asks for more", _OTHER_PLACE
+        )
     if not lacking:
         return Check("privileges", True, "root" if os.geteuid() == 0 else "sufficient capabilities")
     if os.geteuid() == 0:
@@ -115,6 +125,8 @@ def check_tracefs() -> Check:
     """Tracepoints are described and switched on in tracefs (the kernel's trace/ftrace.rst)."""
     if tracefs := _tracefs():
         return Check("tracefs", True, f"mounted on {tracefs}")
+    if not _SYS_KERNEL.is_dir():
+        return Check("tracefs", False, "/sys is not mounted", "mount -t sysfs sysfs /sys")
     if not TRACEFS.is_dir():
         return Check(
             "tracefs",
@@ -123,7 +135,11 @@ def check_tracefs() -> Check:
             _OTHER_KERNEL,
         )
     if TRACEFS.is_mount():
-        return Check("tracefs", False, f"{TRACEFS} is not readable", _BECOME_ROOT)
+        remedy = _OTHER_PLACE if os.geteuid() == 0 else _BECOME_ROOT
+        return Check("tracefs", False, f"{TRACEFS} is not readable", remedy)
+    if os.geteuid() == 0 and not _effective_capabilities() >> _CAP_SYS_ADMIN & 1:
+        bind = f"give the container the host's: -v {TRACEFS}:{TRACEFS}:ro"
+        return Check("tracefs", False, "tracefs is not mounted, which takes CAP_SYS_ADMIN", bind)
     return Check("tracefs", False, "tracefs is not mounted", f"mount -t tracefs tracefs {TRACEFS}")
 
 
@@ -161,17 +177,44 @@ def check_ring_buffer() -> Check:
     )
 
 
+def check_perf_events() -> Check:
+    """perf_event_open(2), by which programs are attached to tracepoints: a dummy event of CPU 0."""
+    software, dummy, attribute_bytes = 1, 9, 112
+    attributes = struct.pack("IIQ", software, attribute_bytes, dummy).ljust(attribute_bytes, b"\0")
+    failure = _syscall("perf_event_open", attributes, -1, 0, -1, 0)
+    name = "perf events"
+    if failure == 0:
+        return Check(name, True, "present")
+    if failure in (errno.EPERM, errno.EACCES):
+        remedy = _LESS_SECCOMP if os.geteuid() == 0 else _BECOME_ROOT
+        return Check(name, False, "the kernel refuses perf_event_open(2)", remedy)
+    return Check(
+        name,
+        False,
+        f"this kernel has no perf events ({os.strerror(failure)}, CONFIG_PERF_EVENTS)",
+        _OTHER_KERNEL,
+    )
+
+
 def check_btf() -> Check:
     """CONFIG_DEBUG_INFO_BTF: the kernel's own types, by which programs reach a task's registers."""
-    if Path("/sys/kernel/btf/vmlinux").exists():
-        return Check("BTF", True, "present", required=False)
+    types = Path("/sys/kernel/btf/vmlinux")
+    if os.access(types, os.R_OK):
+        return Check("BTF", True, "present")
+    if types.exists():
+        return Check("BTF", False, f"{types} is not readable", _OTHER_PLACE)
     return Check(
-        "BTF",
-        False,
-        "this kernel does not describe its types (CONFIG_DEBUG_INFO_BTF)",
-        _OTHER_KERNEL,
-        required=False,
+        "BTF", False, "this kernel does not describe its types (CONFIG_DEBUG_INFO_BTF)", _OTHER_KERNEL
     )
+
+
+def check_memory() -> Check:
+    """The kernel's tables count for our control group, which may be small: a trace of one small process."""
+    try:
+        require_memory(_TABLE_BYTES)
+    except CannotTrace as refusal:
+        return Check("memory", False, refusal.what, refusal.remedy)
+    return Check("memory", True, "enough")
 
 
 def check_kcmp() -> Check:
@@ -180,11 +223,14 @@ def check_kcmp() -> Check:
     failure = _syscall("kcmp", pid, pid, kcmp_vm, 0, 0)
     if failure == 0:
         return Check("kcmp", True, "present", required=False)
+    remedy = _OTHER_KERNEL
+    if failure in (errno.EPERM, errno.EACCES):
+        remedy = _LESS_SECCOMP if os.geteuid() == 0 else _BECOME_ROOT
     return Check(
         "kcmp",
         False,
         f"kcmp(2) does not work ({os.strerror(failure)}): other processes in the target's memory go unseen",
-        _OTHER_KERNEL,
+        remedy,
         required=False,
     )
 
@@ -244,7 +290,7 @@ def _syscall(name: str, *arguments: object) -> int:
     result = libc.syscall(ctypes.c_long(number), *words)
     if result < 0:
         return ctypes.get_errno()
-    if name == "bpf":
+    if name in ("bpf", "perf_event_open"):
         os.close(result)
     return 0
 

@@ -33,10 +33,17 @@ def check_trial() -> Check:
         return Check("trial", False, "a BPF program was not loaded within 60 seconds")
     if trial.returncode == 0:
         return Check("trial", True, "a BPF program compiled, loaded and attached")
-    complaints = [line.strip() for line in trial.stderr.splitlines() if line.strip()]
-    errors = [line for line in complaints if "error" in line.lower()]
-    told = (errors or complaints or [f"exit status {trial.returncode}"])[0]
-    return Check("trial", False, f"a BPF program could not be loaded: {told}")
+    return Check(
+        "trial", False, f"a BPF program could not be loaded: {_reason(trial.stderr, trial.returncode)}"
+    )
+
+
+def _reason(stderr: str, status: int) -> str:
+    """The line that says why: a compiler's first error, else what Python's exception says at the end."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    if not lines:
+        return f"exit status {status}"
+    return next((line for line in lines if ": error: " in line or ": fatal error: " in line), lines[-1])
 
 
 def run_trial() -> None:

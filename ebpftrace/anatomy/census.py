@@ -33,5 +33,13 @@ class Census:
     unsearched: int
     """Processes with exited threads whose memory there was no time to search."""
     memory: HostMemory
+    """Without figures where /proc/meminfo is not there (proc(5), subset=pid)."""
     took: float
     """Seconds of looking, without the wait between two looks."""
+    hidden: bool = False
+    """/proc does not list the processes of others (proc(5), hidepid)."""
+
+    @property
+    def sees_all(self) -> bool:
+        """Every process was listed, and the mappings of most could be read."""
+        return not self.hidden and 2 * self.unreadable < max(1, len(self.suspects))

@@ -10,6 +10,9 @@ import click
 
 from ebpftrace.cli import options
 
+_PART = 4
+"""Exit status where we saw a part of the host only: what else there is could not be judged."""
+
 _EXAMPLES = """
 \b
 Examples:
@@ -34,7 +37,7 @@ def scan(seconds: Optional[float], top: int, json_output: bool, output: Optional
     """Rank the processes of this host by how much they look like a leak of mappings.
 
     Also tells which lines of /proc/meminfo deserve attention.  Needs no tracing; without root, only
-    your own processes are looked at closely.
+    your own processes are looked at closely, and the exit status is 4 where that is the lesser part.
     """
     from ebpftrace.jobs.scan import run
     from ebpftrace.report import scan as text
@@ -52,3 +55,5 @@ def scan(seconds: Optional[float], top: int, json_output: bool, output: Optional
         write_stream(sys.stdout, page)
     else:
         write(str(output), page)
+    if not census.sees_all:
+        sys.exit(_PART)

@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional
 
 from ebpftrace.anatomy import attention, suspect
 from ebpftrace.anatomy.census import Census
+from ebpftrace.anatomy.host import HostMemory
 from ebpftrace.anatomy.suspicion import Figures, promise, shape_of
 from ebpftrace.diagnosis import History, baseline_verdict
 from ebpftrace.diagnosis.evidence import no_name_of
@@ -23,7 +24,7 @@ from ebpftrace.process.hostmemory import read_meminfo
 from ebpftrace.process.malloc import find_heaps, guess_heaps
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.memory import Memory
-from ebpftrace.process.procfs import ProcessGone, process_ids
+from ebpftrace.process.procfs import ProcessGone, others_are_hidden, process_ids
 from ebpftrace.process.sharing import same_address_space
 from ebpftrace.process.status import known_max_map_count, read_memory_use
 from ebpftrace.process.tasks import read_task
@@ -70,9 +71,17 @@ def run(seconds: Optional[float]) -> Census:
         not_looked=reader.not_looked,
         books_unread=reader.books_unread,
         unsearched=reader.unsearched,
-        memory=attention(read_meminfo()),
+        memory=_host_memory(),
         took=time.monotonic() - began - waited,
+        hidden=others_are_hidden(),
     )
+
+
+def _host_memory() -> HostMemory:
+    try:
+        return attention(read_meminfo())
+    except CannotTrace:
+        return attention({})
 
 
 def _wait(seconds: float) -> float:

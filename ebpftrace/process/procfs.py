@@ -110,6 +110,11 @@ def process_ids() -> list[int]:
         raise CannotTrace(f"cannot read /proc: {error.strerror}", "mount /proc") from None
 
 
+def others_are_hidden() -> bool:
+    """Whether /proc lists our own processes only (proc(5), hidepid=2): everywhere else there is an init."""
+    return not os.path.lexists("/proc/1")
+
+
 def task_ids(pid: int) -> list[int]:
     """Tids of the threads of a process, the leader first.  Raises ``ProcessGone`` or ``CannotTrace``."""
     with reading(pid, "threads"):

@@ -13,6 +13,7 @@ from ebpftrace.report.tables import WIDTH, short_size, table, wrapped
 from ebpftrace.text import change, count, duration, escape, plural, shorten, size, wall
 
 _NAME_WIDTH = 15
+_HIDDEN = "/proc hides the processes of other users (hidepid)"
 _MOST_RATIO = 999.0
 _SPARE = ("ARENAS", "RATIO", "WHY", "THR", "RSS")
 """Columns for wide terminals."""
@@ -87,6 +88,10 @@ def _headline(census: Census) -> str:
         )
     unseen = census.unreadable + census.not_looked
     limits = f"; the mappings of {count(unseen)} of them were not seen" if unseen else ""
+    if census.hidden:
+        return f"CANNOT TELL: {_HIDDEN}, and nothing is suspicious in {looked}{limits}"
+    if not census.sees_all:
+        return f"CANNOT TELL: the mappings of {count(unseen)} of {looked} were not seen"
     return f"Nothing suspicious in {looked}{limits}"
 
 
@@ -143,6 +148,8 @@ def _cells(suspected: Suspect, growth: bool) -> list[str]:
 
 def _host(census: Census, width: int) -> list[str]:
     memory = census.memory
+    if not memory.meminfo:
+        return ["/proc/meminfo can't be read here: nothing is known of the host's memory", ""]
     if not memory.attention:
         return [f"/proc/meminfo: none of {memory.judged} figures needs attention", ""]
     lines = ["/proc/meminfo: what deserves attention"]
@@ -159,6 +166,8 @@ def _told(told: Attention) -> str:
 
 def _notes(census: Census) -> list[str]:
     notes = []
+    if census.hidden:
+        notes.append(f"{_HIDDEN}: {how_to_be_permitted()}")
     if census.unreadable:
         them = plural(census.unreadable, "process", "processes")
         mend = how_to_be_permitted()

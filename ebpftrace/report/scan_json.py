@@ -33,6 +33,7 @@ def document(census: Census, top: int) -> dict[str, Any]:
         "taken_at": iso_time(census.taken_at),
         "took_seconds": census.took,
         "growth_seconds": census.seconds,
+        "sees_all": census.sees_all,
         "counts": {
             "processes": len(census.suspects),
             "suspects": sum(1 for one in census.suspects if one.reasons),

@@ -15,8 +15,10 @@
 
 BPF_F_TABLE("hash", u64, struct mapping_t, mappings, MAX_MAPPINGS, HASH_FLAGS);
 BPF_F_TABLE("hash", u32, struct thread_t, threads, MAX_THREADS, HASH_FLAGS);
-BPF_F_TABLE("hash", struct life_key_t, struct life_t, exited, MAX_MAPPINGS, HASH_FLAGS);
+BPF_F_TABLE("hash", struct life_key_t, struct life_t, exited, MAX_EXITED, HASH_FLAGS);
 BPF_F_TABLE("hash", u64, struct site_t, sites, MAX_SITES, HASH_FLAGS);
+/* How often a call failed; see failure_key(). */
+BPF_F_TABLE("hash", u32, u64, failures, 1024, HASH_FLAGS);
 #ifdef PID_NAMESPACE
 /* By task: what it was called when it began to execute.  Stale ones make room by themselves. */
 BPF_TABLE("lru_hash", u64, u32, executing, 4096);
@@ -133,6 +135,16 @@ static __always_inline struct site_t *find_site(u64 site)
 static __always_inline long add_site(u64 site, struct site_t *first)
 {
     return sites.insert(&site, first);
+}
+
+static __always_inline u64 *find_failures(u32 key)
+{
+    return failures.lookup(&key);
+}
+
+static __always_inline long add_failures(u32 key, u64 count)
+{
+    return failures.insert(&key, &count);
 }
 
 static __always_inline struct cpu_t *this_cpu(u32 call)

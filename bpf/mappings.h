@@ -1,7 +1,10 @@
 /* The rules of the ledger: what each call does to the rows. */
 #pragma once
 
+#define ENOMEM 12
 #define PROT_EXEC 4
+#define MAP_SHARED 1
+#define MAP_PRIVATE 2
 #define MAP_FIXED 0x10
 #define MAP_HUGETLB 0x40000
 #define MAP_FIXED_NOREPLACE 0x100000
@@ -9,6 +12,9 @@
 #define MAP_HUGE_MASK 0x3f
 #define MREMAP_FIXED 2
 #define MREMAP_DONTUNMAP 4
+
+/* Of a thread's failed calls so many are told of in a second: they may come in a flood. */
+#define FAILURES_PER_SECOND 100
 
 /* mmap rounds a huge mapping to its page size (mm/mmap.c: ksys_mmap_pgoff). */
 static __always_inline u64 mapped_length(u64 length, u64 flags)
@@ -36,6 +42,74 @@ static __always_inline void code_mapped(struct thread_t *thread, struct space_t 
     emit(space, &event);
 }
 
+/* It takes away what is mapped there. */
+static __always_inline int replaces(u64 flags)
+{
+    return (flags & MAP_FIXED) && !(flags & MAP_FIXED_NOREPLACE);
+}
+
+/* The address space, the call and the errno. */
+static __always_inline u32 failure_key(u32 space, u32 call, s64 returned)
+{
+    return space << 16 | call << 12 | (u32)-returned;
+}
+
+static __always_inline void count_failure(struct thread_t *thread, u32 call, s64 returned)
+{
+    u32 key = failure_key(thread->life.space, call, returned);
+    u64 *count = find_failures(key);
+
+    if (!count) {
+        if (!add_failures(key, 1))
+            return;
+        count = find_failures(key);
+    }
+    if (count)
+        __sync_fetch_and_add(count, 1);
+}
+
+/*
+ * A call that failed may have changed something all the same: what MAP_FIXED and MREMAP_FIXED replace is gone
+ * before the last thing can go wrong, and an mremap of several areas stops at the first that can't be moved.
+ * Python looks at what is so then.
+ */
+static __always_inline void call_failed(struct thread_t *thread, struct space_t *space, u32 call,
+                                        s64 returned, int is_doubtful)
+{
+    const struct pt_regs *registers;
+    u64 now;
+
+    count_failure(thread, call, returned);
+    if (!is_doubtful && call != CALL_MUNMAP)
+        return;
+    now = bpf_ktime_get_ns();
+    if (is_doubtful && call == CALL_MREMAP)
+        mark_moved(space, now);
+    else if (is_doubtful)
+        mark_hard(space, now);
+    if (now - thread->failures_from > NS_PER_SECOND) {
+        thread->failures_from = now;
+        thread->failures_told = 0;
+    }
+    if (thread->failures_told >= FAILURES_PER_SECOND)
+        return;
+    thread->failures_told++;
+    registers = caller_registers();
+    struct event_t event = {
+        .kind = EVENT_FAILED,
+        .space = thread->life.space,
+        .tid = thread->life.tid,
+        .call = {.at = now,
+                 .done_at = now,
+                 .start = address_of(ARGUMENT_1(registers)),
+                 .length = round_to_pages(ARGUMENT_2(registers)),
+                 .new_start = ARGUMENT_5(registers),
+                 .new_length = round_to_pages(ARGUMENT_3(registers)),
+                 .flags = (u32)ARGUMENT_4(registers) | (u64)call << 32 | (u64)-returned << 40}};
+
+    emit(space, &event);
+}
+
 static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
 {
     struct space_t *space = space_at(thread->life.space);
@@ -46,9 +120,13 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     u64 key = key_of(thread->life.space, start);
 
     count_call(thread, CALL_MMAP);
-    if (!space || has_failed(returned))
+    if (!space)
         return 0;
     registers = caller_registers();
+    if (has_failed(returned)) {
+        call_failed(thread, space, CALL_MMAP, returned, replaces(ARGUMENT_4(registers)));
+        return 0;
+    }
     row.prot = ARGUMENT_3(registers);
     row.flags = ARGUMENT_4(registers);
     row.length = mapped_length(ARGUMENT_2(registers), row.flags);
@@ -58,7 +136,7 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     row.made_at = row.since;
     row.site = record_stack(thread, registers, CALL_MMAP, row.made_at, 0);
     note_stand(thread, USER_SP(registers), row.since);
-    if ((row.flags & MAP_FIXED) && !(row.flags & MAP_FIXED_NOREPLACE)) {
+    if (replaces(row.flags)) {
         old = find_row(thread, key);
         if (old && old->length == row.length && is_clean(thread, space, old)) {
             count_outstanding(thread, old, -1);
@@ -77,12 +155,35 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
 }
 
 /*
+ * A call has an enter and an exit: where one is missing, the kernel skipped our program.  Before Linux 6.7 it
+ * does not count that (kernel/trace/bpf_trace.c, trace_call_bpf), so this is the only sign.
+ */
+static __always_inline void lose_run(struct thread_t *thread)
+{
+    struct space_t *space = space_at(thread->life.space);
+
+    if (space)
+        __sync_fetch_and_add(&space->lost_runs, 1);
+}
+
+static __always_inline void note_enter(struct thread_t *thread, u32 call)
+{
+    if (thread->entered)
+        lose_run(thread);
+    count_call(thread, call);
+    thread->entered = call;
+}
+
+/*
  * At the exit of a call whose enter was not seen: we came in its midst, or the kernel skipped our
  * program (ebpftrace/kernel/losses.py).  What the thread holds is of an earlier call.
  */
-static __always_inline void require_enter(struct thread_t *thread, u32 call)
+static __always_inline void require_enter(struct thread_t *thread, u32 call, s64 returned)
 {
     if (thread->entered != call) {
+        /* seccomp refuses calls that then fail without an enter. */
+        if (thread->has_called && !has_failed(returned))
+            lose_run(thread);
         thread->has_row = 0;
         thread->is_hard = 1;
         thread->entered_at = bpf_ktime_get_ns();
@@ -97,8 +198,7 @@ static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 
     struct mapping_t *row;
 
     length = round_to_pages(length);
-    count_call(thread, CALL_MUNMAP);
-    thread->entered = CALL_MUNMAP;
+    note_enter(thread, CALL_MUNMAP);
     thread->has_row = 0;
     thread->is_hard = 1;
     if (!space)
@@ -120,7 +220,7 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
     struct space_t *space;
     const struct pt_regs *registers;
 
-    require_enter(thread, CALL_MUNMAP);
+    require_enter(thread, CALL_MUNMAP, returned);
     if (!returned && !thread->is_hard && !thread->has_row)
         return 0;
     if (!returned && !thread->is_hard) {
@@ -135,6 +235,7 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
     if (returned) {
         if (thread->has_row)
             restore(thread, space, ARGUMENT_1(registers));
+        call_failed(thread, space, CALL_MUNMAP, returned, 0);
         return 0;
     }
     if (thread->has_row && thread->row.is_stack)
@@ -151,22 +252,48 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
     return 0;
 }
 
+/* Such a call makes a mapping beside the old one, as mmap does: an old size of 0 doubles a shared one. */
+static __always_inline int keeps_old(u64 length, u64 flags)
+{
+    return !length || (flags & MREMAP_DONTUNMAP);
+}
+
+static __always_inline void note_twin(struct thread_t *thread, struct space_t *space,
+                                      const struct pt_regs *registers, struct mapping_t *twin,
+                                      u64 start)
+{
+    u64 length = ARGUMENT_2(registers);
+    struct mapping_t *old = find_row(thread, key_of(thread->life.space, ARGUMENT_1(registers)));
+
+    twin->made_at = twin->since;
+    twin->mapper_tid = thread->life.tid;
+    twin->mapper_born = thread->life.born;
+    twin->prot = old ? old->prot : 0;
+    twin->flags = old ? old->flags : length ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    twin->site = record_stack(thread, registers, CALL_MREMAP, twin->since, 0);
+    note_stand(thread, USER_SP(registers), twin->since);
+    if (ARGUMENT_4(registers) & MREMAP_FIXED)
+        emit_hole(thread, space, twin->since, twin->since - 1, start, twin->length);
+    __sync_fetch_and_add(&thread->life.outstanding, 1);
+}
+
 static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 length, u64 flags)
 {
     struct space_t *space = space_at(thread->life.space);
     u64 key = key_of(thread->life.space, start);
     struct mapping_t *row;
 
-    count_call(thread, CALL_MREMAP);
-    thread->entered = CALL_MREMAP;
+    note_enter(thread, CALL_MREMAP);
     thread->has_row = 0;
     thread->is_hard = 1;
     if (!space)
         return 0;
-    row = find_row(thread, key);
     thread->entered_at = bpf_ktime_get_ns();
+    if (keeps_old(length, flags))
+        return 0;
+    row = find_row(thread, key);
     if (row && row->length == round_to_pages(length) && is_clean(thread, space, row) &&
-        !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))) {
+        !(flags & MREMAP_FIXED)) {
         take(thread, key, row);
         thread->is_hard = !thread->has_row;
     }
@@ -181,20 +308,26 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
     const struct pt_regs *registers = caller_registers();
     u64 now = bpf_ktime_get_ns();
     u64 new_length = round_to_pages(ARGUMENT_3(registers));
-    struct mapping_t row;
+    struct mapping_t row = {};
+    int makes_twin;
 
-    require_enter(thread, CALL_MREMAP);
+    require_enter(thread, CALL_MREMAP, returned);
     if (!space)
         return 0;
     if (has_failed(returned)) {
         if (thread->has_row)
             restore(thread, space, ARGUMENT_1(registers));
+        call_failed(thread, space, CALL_MREMAP, returned, ARGUMENT_4(registers) & MREMAP_FIXED);
         return 0;
     }
-    if (thread->has_row) {
-        row = thread->row;
+    makes_twin = keeps_old(ARGUMENT_2(registers), ARGUMENT_4(registers));
+    if (thread->has_row || makes_twin) {
+        if (thread->has_row)
+            row = thread->row;
         row.length = new_length;
         row.since = now;
+        if (makes_twin)
+            note_twin(thread, space, registers, &row, returned);
         insert(thread, space, key_of(thread->life.space, returned), &row);
     } else {
         struct event_t event = {.kind = EVENT_MOVE,
@@ -202,7 +335,7 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
                                 .tid = thread->life.tid,
                                 .call = {.at = thread->entered_at,
                                          .done_at = now,
-                                         .start = ARGUMENT_1(registers),
+                                         .start = address_of(ARGUMENT_1(registers)),
                                          .length = round_to_pages(ARGUMENT_2(registers)),
                                          .new_start = returned,
                                          .new_length = new_length,
@@ -218,18 +351,24 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
 static __always_inline int brk_exit(struct thread_t *thread, u64 returned)
 {
     struct space_t *space = space_at(thread->life.space);
-    u64 before;
+    const struct pt_regs *registers;
+    u64 before, wanted;
     s64 growth;
 
     count_call(thread, CALL_BRK);
     if (!space)
         return 0;
+    registers = caller_registers();
+    wanted = ARGUMENT_1(registers);
     before = space->brk;
     space->brk = returned;
+    /* Who asks for 0 asks where it is. */
+    if (wanted && wanted != returned)
+        count_failure(thread, CALL_BRK, -ENOMEM);
     if (!before || before == returned)
         return 0;
     growth = returned - before;
     thread->life.brk_growth += growth;
-    record_stack(thread, caller_registers(), CALL_BRK, bpf_ktime_get_ns(), growth);
+    record_stack(thread, registers, CALL_BRK, bpf_ktime_get_ns(), growth);
     return 0;
 }

@@ -24,10 +24,10 @@ enum call {
 };
 
 /* The calls whose stacks are recorded, numbered from 0. */
-#define RECORDED_CALLS 3
+#define RECORDED_CALLS 4
 static __always_inline u32 index_of(u32 call)
 {
-    return call == CALL_MMAP ? 0 : call == CALL_BRK ? 1 : 2;
+    return call == CALL_MMAP ? 0 : call == CALL_BRK ? 1 : call == CALL_CLONE ? 2 : 3;
 }
 
 /* One row of the ledger, keyed by its start (see key_of()). */
@@ -95,6 +95,8 @@ struct thread_t {
     u32 is_hard;          /* the call can't be settled by a start match: it goes out as an event */
     u32 entered;          /* enum call: the munmap or mremap call whose enter was seen, or 0 */
     u32 shares;           /* others end what it maps: it keeps nothing to itself */
+    u64 failures_from;    /* the running second ... */
+    u64 failures_told;    /* ... and how many calls that failed in it were told of */
     struct newest_t newest;
 };
 
@@ -154,6 +156,7 @@ struct space_t {
     u64 lost_events;
     u64 lost_mappings;
     u64 lost_threads;
+    u64 lost_runs; /* of our programs, as the calls that lack an enter or an exit tell */
 };
 
 /* One size for all kinds, so that Python reads them in bulk (layout.EVENT). */
@@ -169,7 +172,7 @@ struct event_t {
             u64 length;
             u64 new_start;
             u64 new_length;
-            u64 flags; /* of mremap */
+            u64 flags; /* of mmap and mremap; EVENT_FAILED: above them, from bit 32, enum call and errno */
         } call;
         struct {
             u64 since;

@@ -1,8 +1,8 @@
 /* Traced address spaces: who is in one, keys in it, what is lost of it. */
 #pragma once
 
-/* User addresses stay below bit SPACE_SHIFT; the number of the space goes above.  What a caller tags or
- * makes up beyond that bit must not lead into another space. */
+/* User addresses stay below bit SPACE_SHIFT; the number of the space goes above.  What a caller tags (arm64
+ * ignores the top byte) or makes up beyond that bit must not lead into another space. */
 static __always_inline u64 key_of(u32 space, u64 address)
 {
     return (address & ((1ULL << SPACE_SHIFT) - 1)) | (u64)space << SPACE_SHIFT;

@@ -33,6 +33,16 @@ class Covered:
         before = bisect_right(self._starts, start) - 1
         return before >= 0 and end <= self._ends[before]
 
+    def gaps(self, piece: Interval) -> Iterator[Interval]:
+        """Yield what of it is not covered, ascending."""
+        at = piece.start
+        for part in self.parts(piece):
+            if at < part.start:
+                yield Interval(at, part.start)
+            at = part.end
+        if at < piece.end:
+            yield Interval(at, piece.end)
+
     def parts(self, piece: Interval) -> Iterator[Interval]:
         """Yield what of it is covered, ascending."""
         start, end = piece

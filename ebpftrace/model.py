@@ -114,6 +114,31 @@ class Row(NamedTuple):
     """Signature of the user stack that made it, 0 where none was taken."""
 
 
+class FailedCall(NamedTuple):
+    """A call on the address space that failed, with its arguments."""
+
+    call: str
+    """``mmap``, ``munmap`` or ``mremap``."""
+    error: int
+    """errno"""
+    start: int
+    length: int
+    """Of mremap the old size; in whole pages, otherwise whatever the program passed."""
+    new: Interval
+    """Of mremap: where to, and how large."""
+    flags: int
+    tid: int
+    at: int
+
+
+class Failures(NamedTuple):
+    """How often a call failed for one reason."""
+
+    call: str
+    error: int
+    times: int
+
+
 class Mapping(NamedTuple):
     """An outstanding mapping: what one call made, minus what has been unmapped since."""
 
@@ -133,6 +158,8 @@ class Mapping(NamedTuple):
     """What the call made or moved, of which ``pieces`` are left; None for a mapping of the baseline."""
     runners: tuple[ThreadId, ...] = ()
     """Threads that were put on a part of it that is gone by now."""
+    file: str = ""
+    """What it maps, as /proc names it (a path, ``anon_inode:[io_uring]``); empty for memory of no file."""
 
     @property
     def start(self) -> int:
@@ -197,6 +224,8 @@ class Vma(NamedTuple):
     """smaps VmFlags or permissions say that nothing here can be touched (---p)."""
     huge: int = 0
     """Bytes in huge TLB pages, in neither ``rss`` nor the process's RSS; 0 unless smaps was read."""
+    page: int = 0
+    """Bytes of a page as the kernel maps it, larger on hugetlbfs; 0 unless smaps was read."""
 
     @property
     def size(self) -> int:
@@ -553,6 +582,12 @@ class Calls:
     """Ends of such."""
     fork: int = 0
     """Processes made by fork, or by vfork and posix_spawn, which share the memory until they execute."""
+    failed: tuple[Failures, ...] = ()
+    """Of mmap, munmap, mremap and brk, most first."""
+
+    def failed_of(self, call: str) -> tuple[Failures, ...]:
+        """Those of one call, most first."""
+        return tuple(one for one in self.failed if one.call == call)
 
 
 @dataclass(frozen=True)
@@ -686,7 +721,9 @@ class Report:
     outstanding_mappings: int = 0
     outstanding_bytes: int = 0
     unexplained_bytes: int = 0
-    """Mapped now, neither in the baseline nor by a call the tracer saw (shmat, lost events)."""
+    """Mapped now, neither in the baseline nor by a call the tracer saw (drivers, lost events)."""
+    unexplained: tuple[tuple[str, int], ...] = ()
+    """Of those, bytes by what /proc names, most first: a path, or ``[anon]``."""
     phantom_bytes: int = 0
     """The ledger had it mapped, /proc does not: left out of the report."""
     notes: tuple[str, ...] = field(default_factory=tuple)

@@ -6,6 +6,7 @@ under ``LC_ALL=C``; only names from the target bring other characters along.
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 import unicodedata
@@ -147,6 +148,12 @@ def plural(number: int, singular: str, several: str = "") -> str:
 def searches(number: int, searched: int) -> str:
     """So many searches of so many bytes: ``3 searches of 12.0 MiB``."""
     return f"{plural(number, 'search', 'searches')} of {size(searched)}"
+
+
+def error_name(number: int) -> str:
+    """Name of an errno; the kernel has some that no program sees (include/linux/errno.h)."""
+    name: str = errno.errorcode.get(number, f"error {number}")
+    return name
 
 
 def duration(seconds: float) -> str:

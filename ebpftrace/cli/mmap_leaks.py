@@ -109,7 +109,7 @@ Examples:
     "--max-mappings",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Room in the kernel's ledger; default: twice vm.max_map_count for each process.",
+    help="Room in the kernel's ledger; default: 262,144, or four times what the processes have mapped.",
 )
 @click.option(
     "--stack-bytes",

@@ -6,12 +6,15 @@ The kernel's rows name their site by a signature.  From here on a site is the nu
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Optional
 
-from ebpftrace.model import Finding, Mapping, Orphan, OwnedBy, Run, Stack, StackSource
+from ebpftrace.model import FailedCall, Finding, Mapping, Orphan, OwnedBy, Run, Stack, StackSource
 from ebpftrace.stacks.sites import Call, SiteStacks
+from ebpftrace.text import error_name
 
 
 class Attribution:
@@ -26,10 +29,9 @@ class Attribution:
         """Give the mappings the numbers of their stacks for sites; in place, since they may be many."""
         site_of = self._site
         for index, one in enumerate(mappings):
-            pieces, made_at, mapper, prot, flags, signature, since, made, runners = one
-            if mapper is not None and made_at is not None:
-                site = site_of(signature, (mapper.tid, made_at))
-                mappings[index] = Mapping(pieces, made_at, mapper, prot, flags, site, since, made, runners)
+            if one.mapper is not None and one.made_at is not None:
+                site = site_of(one.site, (one.mapper.tid, one.made_at))
+                mappings[index] = one._replace(site=site)
 
     def runs(self, runs: Iterable[Run]) -> list[Run]:
         """Return the clone calls with the numbers of their stacks for sites."""
@@ -66,6 +68,24 @@ class Attribution:
         elif source is StackSource.NONE:
             self._missing.add(call)
         return stack
+
+
+def with_failures(finding: Finding, failed: Iterable[FailedCall]) -> Finding:
+    """Return the finding with the reason why its mappings stand, where munmap was called and failed."""
+    tries = sorted((call.start, call.error) for call in failed if call.call == "munmap")
+    starts = [start for start, _ in tries]
+    tried: Counter[int] = Counter()
+    for orphan in finding.orphans if tries else ():
+        for start, end in orphan.outstanding.mapping.pieces:
+            touching = tries[bisect_left(starts, start) : bisect_left(starts, end)]
+            if touching:
+                tried[touching[-1][1]] += 1
+                break
+    why = tuple(
+        f"munmap was called on {number} of them and failed: {error_name(error)}"
+        for error, number in tried.most_common()
+    )
+    return replace(finding, evidence=(*finding.evidence, *why)) if why else finding
 
 
 def _call(orphan: Orphan) -> Optional[Call]:

@@ -87,6 +87,7 @@ class GrowthWatch(Watch):
             snapshot = tracer.read()[self.space]
             by_site = tracer.brk_growth_by_site()
             tracer.poll()  # holes and moves that concern the rows just read
+            self._settle_doubts()
             if time.monotonic_ns() - at > _LONG_READING or size is None or self._still(size):
                 break
         if self._resolver is not None:

@@ -16,7 +16,7 @@ from ebpftrace.anatomy.areas import Sight
 from ebpftrace.anatomy.claims import stacks_without_thread
 from ebpftrace.diagnosis import Evidence, History, baseline_verdict, diagnose, is_unjoined
 from ebpftrace.errors import CannotTrace
-from ebpftrace.jobs.attribution import Attribution
+from ebpftrace.jobs.attribution import Attribution, with_failures
 from ebpftrace.jobs.searching import Searcher
 from ebpftrace.jobs.watch import Watch
 from ebpftrace.kernel.rows import no_rows
@@ -25,7 +25,7 @@ from ebpftrace.kernel.tracer import Tracer
 from ebpftrace.ledger.owners import assign
 from ebpftrace.ledger.space import whole_mapping
 from ebpftrace.ledger.totals import totals
-from ebpftrace.ledger.verify import Verified, verify
+from ebpftrace.ledger.verify import Verified, as_shown, unexplained, verify
 from ebpftrace.model import (
     NOT_SEARCHED,
     BooksState,
@@ -54,6 +54,8 @@ from ebpftrace.stacks.engine import Engine
 from ebpftrace.syscalls import wait_name
 from ebpftrace.vmas import Vmas
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
 _PEEK_SECONDS = 0.5
 _PEEK_SHARE = 0.01
 """Of a core, for reading the books of a program that may end before the report."""
@@ -76,6 +78,7 @@ class Captured:
     outstanding: list[Outstanding]
     unexplained_bytes: int
     phantom_bytes: int
+    unexplained: tuple[tuple[str, int], ...]
 
 
 class LeakWatch(Watch):
@@ -179,6 +182,7 @@ class LeakWatch(Watch):
             self._history.add(now.books, now.read_at)
         snapshot = tracer.read()[self.space]
         tracer.poll()  # holes and moves that concern the rows just read
+        self._settle_doubts()
         if self._resolver is not None:
             self._stacks.work(self._resolver)
         give_back_memory()  # that reading and the stacks took; the mappings take more
@@ -187,10 +191,13 @@ class LeakWatch(Watch):
         give_back_memory()
         if self.keeps_standing:
             self.standing = standing.copy()
+        standing = as_shown(standing, now.vmas, PAGE)
         verified = self._verified(standing, now)
+        unexplained_areas: tuple[tuple[str, int], ...] = ()
         if verified.unexplained_bytes and self.ended_by is None:
-            unexplained = self._unexplained(tracer, standing, verified.unexplained_bytes)
-            verified = verified._replace(unexplained_bytes=unexplained)
+            least = self._unexplained(tracer, standing, now.vmas, verified.unexplained_bytes)
+            verified = verified._replace(unexplained_bytes=least)
+            unexplained_areas = tuple(unexplained(standing, now.vmas)) if least else ()
         del standing
         attribution = Attribution(self._stacks)
         attribution.number(verified.mappings)
@@ -206,6 +213,7 @@ class LeakWatch(Watch):
             outstanding,
             verified.unexplained_bytes,
             verified.phantom_bytes,
+            unexplained_areas,
         )
 
     def judge(self, captured: Captured, search: Searcher) -> Report:
@@ -243,11 +251,13 @@ class LeakWatch(Watch):
             )
         )
         findings = tuple(map(attribution.finding, diagnosis.findings))
+        findings = tuple(with_failures(finding, self._failed) for finding in findings)
         report = self._report(captured.ended_by, snapshot, captured.outstanding, findings, now.memory)
         return replace(
             report,
             losses=replace(report.losses, stacks=attribution.missing if self._wants_stacks else 0),
             unexplained_bytes=captured.unexplained_bytes,
+            unexplained=captured.unexplained,
             phantom_bytes=captured.phantom_bytes,
             notes=(*report.notes, *diagnosis.notes),
             undecided=diagnosis.undecided,
@@ -372,11 +382,12 @@ class LeakWatch(Watch):
         )
         return Verified(mappings, 0, 0)
 
-    def _unexplained(self, tracer: Tracer, mappings: list[Mapping], least: int) -> int:
+    def _unexplained(self, tracer: Tracer, mappings: list[Mapping], shown: Vmas, least: int) -> int:
         """Bytes that no reading explains: each has what came or went between /proc and the rows for some.
 
         /proc is held against the rows that were read before it, then against those read after it.
-        ``mappings`` are of the rows read last, ``least`` is what those leave unexplained.
+        ``mappings`` are of the rows read last, ``least`` is what those leave unexplained; ``shown`` says how
+        large the kernel made them.
         """
         began = time.thread_time()
         readings = _READINGS if len(mappings) <= _FEW_MAPPINGS else 1
@@ -389,7 +400,7 @@ class LeakWatch(Watch):
                 if least and readings:
                     rows = tracer.read()[self.space].rows
                     tracer.poll()
-                    mappings = self._ledger.outstanding(rows)
+                    mappings = as_shown(self._ledger.outstanding(rows), shown, PAGE)
                     least = min(least, verify(mappings, vmas, read_at).unexplained_bytes)
         return least
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.jobs.waiting import readable
-from ebpftrace.kernel.layout import Sizes
 from ebpftrace.kernel.loading import Loading
+from ebpftrace.kernel.sizing import Needs
 from ebpftrace.model import EndedBy, TracerCost
+from ebpftrace.process.maps import count_areas
 from ebpftrace.process.procfs import task_ids
 from ebpftrace.process.status import max_map_count, pid_max
 
@@ -32,9 +33,6 @@ _POLL_SECONDS = 0.1
 
 AnyWatch = TypeVar("AnyWatch", bound="Watch")
 
-_LEAST_THREADS = 16_384
-_SITES = 16_384
-
 
 def begin_loading(
     pids: Sequence[int],
@@ -42,22 +40,20 @@ def begin_loading(
     stack_bytes: int = STACK_BYTES,
     copies_per_second: int = COPIES_PER_SECOND,
 ) -> Loading:
-    """Begin to load the programs, with room for all that these processes can have.
+    """Begin to load the programs, with room for what these processes have and may come to have.
 
-    ``max_mappings``: rows in the kernel's ledger; None: by vm.max_map_count.  Raises CannotTrace.
+    ``max_mappings``: rows in the kernel's ledger; None: by what is mapped.  Raises CannotTrace.
     """
-    # Twice: rows of which only parts were unmapped, one after the other, linger.
-    mappings = max_mappings or 2 * max_map_count() * len(pids)
-    # Who lives, and who exited and whose stack stands: that and its guard are two mappings.
-    threads = _LEAST_THREADS + 2 * sum(len(task_ids(pid)) for pid in pids) + mappings // 4
-    sizes = Sizes(
-        mappings=mappings,
-        threads=min(threads, pid_max()),
-        sites=_SITES,
+    needs = Needs(
+        mapped=[count_areas(pid) for pid in pids],
+        tasks=sum(len(task_ids(pid)) for pid in pids),
+        most_mapped=max_map_count(),
+        most_tasks=pid_max(),
+        max_mappings=max_mappings,
         stack_bytes=stack_bytes,
         copies_per_second=-(-copies_per_second // (os.cpu_count() or 1)),
     )
-    return Loading(sizes)
+    return Loading(needs)
 
 
 def open_tracer(watches: Sequence[Watch], loading: Loading) -> Tracer:
@@ -107,6 +103,7 @@ def follow(
             _readable(urgent, min(until, polled + _POLL_SECONDS))
         tracer.poll()
         polled = time.monotonic()
+        tracer.find_missed_exits()
         crowded = tracer.crowded()
         behind = [watch for watch in living if watch.tend(tracer, crowded)]
         if interrupts.received:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Optional, TypeVar
 
+from ebpftrace.covered import Covered
 from ebpftrace.jobs.threads import register_threads
 from ebpftrace.kernel.images import code_ranges
 from ebpftrace.kernel.layout import CODE_REST_NS
@@ -22,7 +24,7 @@ from ebpftrace.kernel.tracer import (
     Tracer,
 )
 from ebpftrace.ledger.replay import Ledger
-from ebpftrace.model import EndedBy, Interval, TargetInfo, Vma
+from ebpftrace.model import EndedBy, FailedCall, Interval, TargetInfo, Vma
 from ebpftrace.process.clock import read_clock
 from ebpftrace.process.maps import read_heap_end, read_maps
 from ebpftrace.process.procfs import ProcessGone
@@ -47,6 +49,9 @@ _LONGEST_EXIT = 500_000_000
 
 _CODE_SHARE = 100
 """Readings of which code is mapped take no more than one in so many seconds of CPU."""
+
+_MOST_FAILED = 10_000
+"""Failed calls of which the arguments are remembered, the latest."""
 
 _COPIES_AT_ONCE = 200
 """Stacks unwound between two polls; the rest waits."""
@@ -75,6 +80,10 @@ class Watch:
         self._read_code_at = 0.0
         """Not sooner, in seconds of CLOCK_MONOTONIC."""
         self._notes: list[str] = []
+        self._failed: deque[FailedCall] = deque(maxlen=_MOST_FAILED)
+        self._doubtful: deque[FailedCall] = deque(maxlen=_MOST_FAILED)
+        """Those that may have changed something."""
+        self._settle_at = 0.0
         self._stacks = SiteStacks()
         self._shortfalls = Shortfalls()
         self._code: list[Interval] = []
@@ -146,6 +155,10 @@ class Watch:
         elif isinstance(event, ImageMapped):
             if self._resolver is not None:
                 self._resolver.mapped(_vma_of(event), event.at)
+        elif isinstance(event, FailedCall):
+            self._failed.append(event)
+            if event.call in ("mmap", "mremap"):
+                self._doubtful.append(event)
         else:
             self._ledger.apply(event)
 
@@ -173,6 +186,8 @@ class Watch:
         if self._unconfirmed and time.monotonic_ns() - self.began_at > _LONGEST_EXIT:
             confirm(self._unconfirmed, tracer.forget_thread)
             self._unconfirmed = []
+        if time.monotonic() >= self._settle_at:
+            self._settle_doubts()
         if crowded or self._ledger.pending > self._compact_at:
             self._compact(tracer)
         if self._code_at is not None and self.ended_by is None and time.monotonic() >= self._read_code_at:
@@ -202,6 +217,20 @@ class Watch:
         places = resolver.find_python()
         if places is not None:
             tracer.python_found(self.space, places)
+
+    def _settle_doubts(self) -> None:
+        """Find out what calls that failed did all the same; no more often than a share of CPU time allows."""
+        if not self._doubtful or self.ended_by is not None:
+            return
+        used = time.thread_time()
+        try:
+            vmas = read_maps(self.pid)
+        except ProcessGone:
+            self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
+            return
+        self._ledger.settle(self._doubtful, Covered(zip(vmas.starts, vmas.ends)))
+        self._doubtful.clear()
+        self._settle_at = time.monotonic() + (time.thread_time() - used) * _CODE_SHARE
 
     def _compact(self, tracer: Tracer) -> None:
         """Fold the events of the past, and have the kernel forget what nothing is left of."""

@@ -17,8 +17,8 @@ from ebpftrace.syscalls import MAX_ERRNO
 NAME_BYTES = 16
 CALLS = ("mmap", "munmap", "mremap", "brk", "clone", "thread_exit", "fork")
 IMAGES = 4
-SPACE_SHIFT = 57
-"""User addresses of x86-64 and arm64 stay below 2**57 (5-level page tables)."""
+SPACE_SHIFT = 56
+"""User addresses stay below 2**56 on x86-64 (5-level page tables) and 2**52 on arm64; tags lie above."""
 MAX_SPACES = 64
 SIGNATURE_WORDS = 64
 CLONE_SIGNATURE_WORDS = 128
@@ -50,6 +50,7 @@ class EventKind(IntEnum):
     MOVE = 3
     EXEC = 4
     CODE = 5
+    FAILED = 6
 
 
 class CallKind(IntEnum):
@@ -140,6 +141,8 @@ class ThreadT(ctypes.Structure):
         ("is_hard", _u32),
         ("entered", _u32),
         ("shares", _u32),
+        ("failures_from", _u64),
+        ("failures_told", _u64),
         ("newest", NewestT),
     )
 
@@ -192,6 +195,7 @@ class SpaceT(ctypes.Structure):
         ("lost_events", _u64),
         ("lost_mappings", _u64),
         ("lost_threads", _u64),
+        ("lost_runs", _u64),
     )
 
 
@@ -234,6 +238,12 @@ class SiteT(ctypes.Structure):
     """``struct site_t``: how often a site's stack was copied, and what its calls moved the break by."""
 
     _fields_ = (("copies", _u64), ("brk_growth", _s64))
+
+
+class CountT(ctypes.Structure):
+    """A number that is the whole leaf of a table."""
+
+    _fields_ = (("count", _u64),)
 
 
 class CopyHead(NamedTuple):
@@ -375,6 +385,8 @@ class Sizes:
     """How much room each table gets; entries unless said otherwise."""
 
     mappings: int
+    exited: int
+    """Threads that exited and left mappings."""
     threads: int
     sites: int
     stack_bytes: int
@@ -407,6 +419,7 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "SPACE_SHIFT": SPACE_SHIFT,
         "MAX_SPACES": MAX_SPACES,
         "MAX_MAPPINGS": sizes.mappings,
+        "MAX_EXITED": sizes.exited,
         "MAX_THREADS": sizes.threads,
         "MAX_SITES": sizes.sites,
         "KEEPERS": KEEPERS,

@@ -13,10 +13,13 @@ from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import layout
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.layout import Machine, PidNamespaces, Sizes, definitions
+from ebpftrace.kernel.sizing import Needs, kernel_bytes, sizes
 from ebpftrace.kernel.sources import bpf_dir, compiler_flags
 from ebpftrace.kernel.tracepoints import silence
+from ebpftrace.process.memorylimit import MORE_MEMORY, memory_limit, require_memory
 from ebpftrace.process.namespaces import own_pid_namespace
 from ebpftrace.syscalls import numbers
+from ebpftrace.text import size
 
 _KERNEL_STACK = 16384
 """THREAD_SIZE of x86-64 (arch/x86/include/asm/page_64_types.h) and, unless a page is larger, of arm64."""
@@ -83,10 +86,15 @@ def _pid_namespaces(btf: Btf) -> Optional[PidNamespaces]:
     )
 
 
-def ledger_constants(sizes: Sizes) -> dict[str, int]:
-    """Return what the ledger's programs are compiled with on this machine.  Raises CannotTrace."""
+def ledger_constants(needs: Needs) -> tuple[Sizes, dict[str, int]]:
+    """Return the room for what is traced, and what the ledger's programs are compiled with on this machine.
+
+    Raises CannotTrace, also where there is no memory for it.
+    """
     machine, preallocated = this_machine()
-    return definitions(machine, sizes, preallocated)
+    room = sizes(needs, preallocated)
+    require_memory(kernel_bytes(room, preallocated, machine.cpus, machine.page, platform.machine()))
+    return room, definitions(machine, room, preallocated)
 
 
 def load_ledger(constants: Mapping[str, int]) -> Any:
@@ -115,6 +123,10 @@ def load_programs(
     except Exception as error:  # bcc raises plain Exception for every kind of failure
         if os.strerror(errno.EMFILE) in str(error):  # descriptors.make_room can't know of many processes
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
+        if os.strerror(errno.ENOMEM) in str(error):
+            raise CannotTrace(
+                f"the kernel has no memory for our tables{_limit_told()}", MORE_MEMORY
+            ) from error
         raise CannotTrace(
             f"the kernel or bcc refused our programs ({error})", "ebpftrace doctor says what is missing"
         ) from error
@@ -123,6 +135,11 @@ def load_programs(
         if ctypes.sizeof(bpf[table].Leaf) != ctypes.sizeof(mirror):
             raise AssertionError(f"layout of table {table} differs between bpf and Python")
     return bpf
+
+
+def _limit_told() -> str:
+    limit = memory_limit()
+    return f": the control group of this process allows {size(limit.limit)}" if limit else ""
 
 
 def _huge_page() -> int:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ebpftrace.kernel.descriptors import make_room
-from ebpftrace.kernel.layout import Sizes
 from ebpftrace.kernel.loader import ledger_constants, load_ledger
+from ebpftrace.kernel.sizing import Needs
 from ebpftrace.kernel.sources import Apart
 from ebpftrace.spare import give_back_memory
 
@@ -19,12 +19,11 @@ class Loading:
     caller's (``sources.Apart``).
     """
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, needs: Needs) -> None:
         """Begin.  Raises CannotTrace where this machine can't be traced, OSError where files don't fit."""
-        self.sizes = sizes
         make_room()
         # Not in the thread: there it would compete with its owner for Python's lock, which clang needs not.
-        constants = ledger_constants(sizes)
+        self.sizes, constants = ledger_constants(needs)
         self._loaded = Apart(lambda: _load(constants))
 
     def __enter__(self) -> Loading:

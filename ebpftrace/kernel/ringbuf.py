@@ -13,6 +13,7 @@ import os
 import select
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -20,6 +21,9 @@ _HEADER = struct.Struct("@II")
 _POSITION_BYTES = 8
 _BUSY = 1 << 31
 _DISCARDED = 1 << 30
+
+_LONGEST_RECORD = 0.05
+"""Seconds that a record may take from its beginning to its end: its writer may have been preempted."""
 
 _PIPE_BYTES = 4096
 """Read at once of a pipe that only wakes."""
@@ -70,6 +74,20 @@ class RingBuffer:
                 self._waiting_bytes += end - begin
         self._consumed[0] = end
         return (end - begin) / self._size
+
+    def drain_all(self) -> None:
+        """Copy out all that has been sent by now.
+
+        Where the kernel preempts a program that is writing a record, those behind it wait for that one: it
+        needs the CPU for a moment.
+        """
+        until = self._produced[0]
+        patience = time.monotonic() + _LONGEST_RECORD
+        while True:
+            self.drain()
+            if self._consumed[0] >= until or time.monotonic() > patience:
+                return
+            os.sched_yield()
 
     def take(self) -> Iterator[bytes]:
         """Yield what waits, in pieces of whole records with their headers."""
@@ -137,7 +155,7 @@ class Drainer:
             os.read(self._drained_read, _PIPE_BYTES)
         with self._lock:
             for buffer in self._buffers:
-                buffer.drain()
+                buffer.drain_all()
 
     def stop(self) -> None:
         """End the thread; nothing can be drained any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Optional
@@ -10,6 +11,7 @@ from typing import Optional
 from ebpftrace.kernel import tables
 from ebpftrace.kernel.layout import (
     CALLS,
+    CountT,
     LifeKeyT,
     LifeT,
     SiteT,
@@ -17,7 +19,7 @@ from ebpftrace.kernel.layout import (
     ThreadT,
 )
 from ebpftrace.kernel.rows import NewestRow, Rows, newest_row, no_rows, read_rows
-from ebpftrace.model import Calls, Losses, Run, Stand, Thread, ThreadId
+from ebpftrace.model import Calls, Failures, Losses, Run, Stand, Thread, ThreadId
 
 _READINGS = 100
 """Of a row that its thread writes meanwhile: one in a thousand or so is half written."""
@@ -65,18 +67,31 @@ def read_snapshots(
         if life.space in found:
             _add_life(found[life.space], life)
             _add_run(found[life.space], life)
+    failed = _read_failures(fds["failures"])
     rows = read_rows(fds["mappings"], newest)
     for space, snapshot in found.items():
         snapshot.rows = rows[space]
         record = SpaceT()
         if tables.lookup(fds["spaces"], ctypes.c_uint32(space), record):
-            snapshot.calls = Calls(*(a + b for a, b in zip(counts[space], record.calls)))
+            totals = {name: a + b for name, a, b in zip(CALLS, counts[space], record.calls)}
+            snapshot.calls = Calls(**totals, failed=failed[space])
             snapshot.losses = Losses(
-                events=record.lost_events + skipped_runs,
+                events=record.lost_events + max(skipped_runs, record.lost_runs),
                 mappings=record.lost_mappings + lost_rows,
                 threads=record.lost_threads,
             )
     return found
+
+
+def _read_failures(fd: int) -> defaultdict[int, tuple[Failures, ...]]:
+    """How often which calls failed, by address space, most first (bpf/mappings.h, failure_key)."""
+    found: defaultdict[int, list[Failures]] = defaultdict(list)
+    for key, count in tables.entries(fd, ctypes.c_uint32, CountT):
+        call, error = CALLS[key.value >> 12 & 0xF], key.value & 0xFFF
+        found[key.value >> 16].append(Failures(call, error, count.count))
+    return defaultdict(
+        tuple, {space: tuple(sorted(of, key=lambda one: -one.times)) for space, of in found.items()}
+    )
 
 
 def read_brk_growth(fd: int) -> dict[int, int]:

@@ -46,7 +46,7 @@ class Sweeper:
     def __init__(self, fds: Mapping[str, int], sizes: Sizes) -> None:
         """``fds``: file descriptors of the tables by name."""
         self._fds = fds
-        self._room = {"mappings": sizes.mappings, "exited": sizes.mappings, "threads": sizes.threads}
+        self._room = {"mappings": sizes.mappings, "exited": sizes.exited, "threads": sizes.threads}
         self._limits = {name: room // 2 for name, room in self._room.items()}
         self._counts: dict[str, int] = {}
         """At the last look."""

@@ -17,9 +17,11 @@ from typing import Callable, Union
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import tables
 from ebpftrace.kernel.cost import RunTime, run_time
+from ebpftrace.kernel.exits import MissedExits
 from ebpftrace.kernel.images import code_ranges
 from ebpftrace.kernel.layout import (
     CALL_EVENT,
+    CALLS,
     COPY_HEAD,
     IMAGE_AUXV,
     IMAGE_HEAD,
@@ -52,7 +54,7 @@ from ebpftrace.kernel.snapshot import Snapshot, read_brk_growth, read_snapshots
 from ebpftrace.kernel.sweeper import Sweeper
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
 from ebpftrace.ledger.replay import Leftovers
-from ebpftrace.model import Interval, Row, ThreadId
+from ebpftrace.model import FailedCall, Interval, Row, ThreadId
 from ebpftrace.process.files import FileKey
 from ebpftrace.process.tasks import Task
 from ebpftrace.vmas import Vmas
@@ -60,7 +62,7 @@ from ebpftrace.vmas import Vmas
 _MOST_WAITING_BYTES = 64 << 20
 """Events, and likewise stack copies, that may wait in Python; what comes beyond is lost and counted."""
 
-_MREMAP_DONTUNMAP = 4  # include/uapi/linux/mman.h
+_FAILED_CALL, _FAILED_ERROR = 32, 40  # bits of flags (bpf/mappings.h, call_failed)
 _MINOR_BITS = 20  # include/linux/kdev_t.h
 _NEVER = (1 << 64) - 1
 _EVERYWHERE = Interval(0, 1 << SPACE_SHIFT)
@@ -125,7 +127,7 @@ class RawCopy:
     """Frames of Python code, innermost first: code object, instruction, and who called it (``cpython``)."""
 
 
-KernelEvent = Union[Event, Executed, CodeMapped, ImageMapped, ImageExecuted]
+KernelEvent = Union[Event, FailedCall, Executed, CodeMapped, ImageMapped, ImageExecuted]
 
 
 class Tracer:
@@ -150,7 +152,7 @@ class Tracer:
         self._told: dict[int, ToldT] = {}
         self._bpf = loading.wait()
         sizes = loading.sizes
-        names = ("mappings", "threads", "exited", "sites", "spaces", "told")
+        names = ("mappings", "threads", "exited", "sites", "spaces", "told", "failures")
         self._fds = {name: self._bpf[name].map_fd for name in names}
         self._programs = {name.decode(): function.fd for name, function in self._bpf.funcs.items()}
         self._skipped_before = skipped_runs(self._programs.values())
@@ -162,6 +164,7 @@ class Tracer:
         # In this order: when a copy is read, what it runs through has been read.
         self._drainer = Drainer([self._copies, self._images, self._events], [copies, images, events])
         self._sweeper = Sweeper(self._fds, sizes)
+        self._missed_exits = MissedExits(self._fds)
 
     def __enter__(self) -> Tracer:
         return self
@@ -234,6 +237,7 @@ class Tracer:
             life.name = task.name.encode("utf-8", "surrogateescape")[: NAME_BYTES - 1]
             if insert() or self._succeeds_exited(tid, record):
                 new.append(task)
+        self._missed_exits.threads_added()
         return new
 
     def _succeeds_exited(self, tid: ctypes.c_uint32, record: ThreadT) -> bool:
@@ -277,7 +281,9 @@ class Tracer:
 
     def read(self) -> dict[int, Snapshot]:
         """Read the ledger of every address space.  Poll afterwards: its events then cover the rows."""
-        lost = skipped_runs(self._programs.values()) - self._skipped_before
+        skipped = skipped_runs(self._programs.values()) - self._skipped_before
+        # Where the kernel counts what it skips, these are among them.
+        lost = max(skipped, self._missed_exits.count)
         lost += self._events.dropped // record_size(CALL_EVENT.size)
         snapshots = read_snapshots(self._fds, self._spaces, lost, self._sweeper.lost)
         for snapshot in snapshots.values():
@@ -287,6 +293,10 @@ class Tracer:
     def crowded(self) -> bool:
         """Say whether the kernel's tables should be swept: ask often, it is hardly ever looked at them."""
         return self._sweeper.crowded()
+
+    def find_missed_exits(self) -> None:
+        """Find threads whose exit the kernel side was not told of: call it often, too."""
+        self._missed_exits.look()
 
     def sweep(self, space: int, leftovers: Leftovers) -> None:
         """Delete from the tables what nothing is left of."""
@@ -338,7 +348,17 @@ class Tracer:
                 at=call.at,
                 # The kernel's clock for BPF may step back (ktime_get_mono_fast_ns); a call does not.
                 done_at=max(call.done_at, call.at + 1),
-                keeps_old=bool(call.flags & _MREMAP_DONTUNMAP) or not call.length,
+            )
+        elif call.kind == EventKind.FAILED:
+            event = FailedCall(
+                call=CALLS[call.flags >> _FAILED_CALL & 0xFF],
+                error=call.flags >> _FAILED_ERROR,
+                start=call.start,
+                length=call.length,
+                new=Interval(call.new_start, call.new_start + call.new_length),
+                flags=call.flags & 0xFFFFFFFF,
+                tid=call.tid,
+                at=call.at,
             )
         elif call.kind == EventKind.EXEC:
             event = Executed(call.tid, call.at)

@@ -35,15 +35,16 @@ class Displaced(NamedTuple):
 class Move(NamedTuple):
     """A successful mremap that was no plain move of one whole, untouched row.
 
-    ``old`` is empty (``end == start``) for an old_size of 0, which duplicates a shared mapping.
-    ``keeps_old``: MREMAP_DONTUNMAP, or an old_size of 0.  ``at`` is the enter, ``done_at`` the exit.
+    Not one that leaves the old range as it is (MREMAP_DONTUNMAP, an old size of 0): that makes a row.
+    ``at`` is the enter, ``done_at`` the exit.  ``may_be_empty``: nothing was perhaps mapped at ``old``, and
+    then nothing came.
     """
 
     old: Interval
     new: Interval
     at: int
     done_at: int
-    keeps_old: bool
+    may_be_empty: bool = False
 
 
 Event = Union[Hole, Displaced, Move]

@@ -8,10 +8,12 @@ from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, Optional, Union
 
+from ebpftrace.covered import Covered
+from ebpftrace.ledger.effects import effects
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
 from ebpftrace.ledger.intervals import apart
 from ebpftrace.ledger.space import BEFORE_ALL, Origin, RowKey, Space, row_key, whole_mapping
-from ebpftrace.model import Interval, Mapping, Row, Run, Stand, Thread, ThreadId, Vma
+from ebpftrace.model import FailedCall, Interval, Mapping, Row, Run, Stand, Thread, ThreadId, Vma
 
 Step = tuple[int, Union[Row, Hole, Move, Run]]
 """One change of the address space: when, as time * KINDS + kind, and what."""
@@ -64,6 +66,16 @@ class Ledger:
     def apply(self, event: Event) -> None:
         """Take in an event, in any order."""
         self._events.append(event)
+
+    def settle(self, failed: Iterable[FailedCall], mapped: Covered) -> None:
+        """Take in what calls that failed did all the same, by what is ``mapped`` now.
+
+        Of a call before the last ``compact`` that can't be told any more: it is left to ``verify``.
+        """
+        holes = [(event.at, event.interval) for event in self._events if isinstance(event, Hole)]
+        moves = [(event.at, event.old) for event in self._events if isinstance(event, Move)]
+        recent = [call for call in failed if call.at > self._folded_until]
+        self._events += effects(recent, mapped, holes + moves)
 
     def compact(self, rows: Iterable[Row], now: int, runs: Iterable[Run] = ()) -> None:
         """Fold what happened up to ``now`` into a checkpoint, so that memory and work stay bounded.
@@ -231,7 +243,7 @@ def _reaches(event: Event) -> tuple[Interval, ...]:
     if isinstance(event, Hole):
         return (event.interval,)
     old, new = event.old, event.new
-    # An empty ``old`` names a byte all the same, and what a plain move brings is as long as ``old``.
+    # What a plain move brings is as long as ``old``, and in place its last byte is looked at.
     return Interval(old.start - 1, old.end + 1), Interval(new.start, max(new.end, new.start + old.size))
 
 

@@ -152,7 +152,7 @@ class Space:
         if move in self._in_transit:
             return
         old, new = move.old, move.new
-        if not move.keeps_old and new.size < old.size:
+        if new.size < old.size:
             # A shrinking mremap first unmaps the tail, gaps or not (mm/mremap.c).
             self.dig(old.start + new.size, old.end, move.at)
             old = Interval(old.start, old.start + new.size)
@@ -160,11 +160,6 @@ class Space:
             # In place, nothing else than the tail changes.
             last = self._pieces.at(old.end - 1)
             self._in_transit[move] = [(old.end - 1, old.end, last)] if last else []
-        elif not old.size:
-            source = self._pieces.at(old.start)
-            self._in_transit[move] = [(old.start, old.start + new.size, source)] if source else []
-        elif move.keeps_old:
-            self._in_transit[move] = self._pieces.overlapping(*old)
         else:
             self._in_transit[move] = self.dig(*old, move.at)
 
@@ -180,6 +175,8 @@ class Space:
         if new.start == old.start:
             origin = found[-1][2].origin if found else Origin(move.done_at)
             self._put(old.end, new.end, Piece(origin, move.done_at, None))
+            return
+        if not found and move.may_be_empty:
             return
         if not found:
             self._put(new.start, new.end, Piece(Origin(move.done_at), move.done_at, None))

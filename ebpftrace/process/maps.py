@@ -46,6 +46,11 @@ def read_maps(pid: int) -> Vmas:
     return _read(pid, "maps", parse_maps)
 
 
+def count_areas(pid: int) -> int:
+    """How many mappings a process has.  Raises ``ProcessGone`` or ``CannotTrace``."""
+    return _read(pid, "maps", lambda chunks: sum(chunk.count(b"\n") for chunk in chunks))
+
+
 def read_heap_end(pid: int) -> int:
     """Where the break stands (brk(2)), 0 where there is no heap; reads no further than up to there.
 
@@ -159,6 +164,7 @@ def _kind(text: bytes) -> Optional[Vma]:
         rss=_figure(figures, b"\nRss:"),
         swap=_figure(figures, b"\nSwap:"),
         guard=access.startswith(_NO_ACCESS),
+        page=_figure(figures, b"\nKernelPageSize:") or 0,
         huge=(_figure(figures, b"\nShared_Hugetlb:") or 0) + (_figure(figures, b"\nPrivate_Hugetlb:") or 0),
     )
 

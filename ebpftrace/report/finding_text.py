@@ -26,6 +26,7 @@ Row = tuple[str, str]
 """A label (empty: goes on with the row before) and a line of text."""
 
 _OWNERS_SHOWN = 3
+_FILE_WIDTH = 60
 _SHAPES_SHOWN = 3
 _ADDRESSES_SHOWN = 3
 _FIRST_FRAMES, _LAST_FRAMES = 24, 8
@@ -107,11 +108,20 @@ def _shapes(finding: Finding) -> Iterator[str]:
     shapes = Counter(map(_Shape.of, finding.orphans))
     for shape, number in shapes.most_common(_SHAPES_SHOWN):
         yield shape.extent if len(shapes) == 1 else f"{count(number)} x {shape.extent}"
+        if shape.file:
+            yield f"of {shorten(escape(shape.file), _FILE_WIDTH)}{_again(shape, number)}"
         if shape.call:
             yield shape.call
     rest = len(shapes) - _SHAPES_SHOWN
     if rest > 0:
         yield f"and {count(rest)} more sizes or kinds"
+
+
+def _again(shape: _Shape, number: int) -> str:
+    """Whether the same pages are counted many times."""
+    if number < 2 or shape.flags is None or not shape.flags & callflags.MAP_SHARED:
+        return ""
+    return f", the same file {count(number)} times: RSS counts its pages as often"
 
 
 class _Shape(NamedTuple):
@@ -121,16 +131,20 @@ class _Shape(NamedTuple):
     guard: int
     prot: Optional[int]
     flags: Optional[int]
+    made: int
+    file: str
 
     @classmethod
     def of(cls, orphan: Orphan) -> _Shape:
         mapping = orphan.outstanding.mapping
-        return cls(mapping.size, orphan.guard or 0, mapping.prot, mapping.flags)
+        made = mapping.made.size if mapping.made else 0
+        return cls(mapping.size, orphan.guard or 0, mapping.prot, mapping.flags, made, mapping.file)
 
     @property
     def extent(self) -> str:
         guard = f", guard {size(self.guard)}" if self.guard else ""
-        return f"{exact_size(self.size)}{guard}"
+        left = f", left of {size(self.made)}" if self.size < self.made else ""
+        return f"{exact_size(self.size)}{left}{guard}"
 
     @property
     def call(self) -> str:

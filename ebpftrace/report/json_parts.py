@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, Optional
 
 from ebpftrace.model import Calls, Finding, Frame, Reached, Stack, TargetInfo
-from ebpftrace.text import without_surrogates
+from ebpftrace.text import error_name, without_surrogates
 
 _NS = 1_000_000_000
 _SECOND_LETTERS = len("2026-01-31T12:00:00")
@@ -46,6 +46,9 @@ def calls_object(calls: Calls) -> dict[str, Any]:
         "clone": calls.clone,
         "fork": calls.fork,
         "thread_exit": calls.thread_exit,
+        "failed": [
+            {"call": one.call, "error": error_name(one.error), "count": one.times} for one in calls.failed
+        ],
     }
 
 

@@ -106,6 +106,7 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
         },
         "outstanding": {"mappings": report.outstanding_mappings, "bytes": report.outstanding_bytes},
         "unexplained_bytes": report.unexplained_bytes,
+        "unexplained": [{"name": without_surrogates(name), "bytes": of} for name, of in report.unexplained],
         "threads": [_thread(total) for total in selection.threads],
         "hidden": {
             "findings": len(selection.hidden),
@@ -198,7 +199,7 @@ def _row(orphan: Orphan, owners: _Owners) -> str:
     Written by hand: a report may have a hundred thousand, and the encoder takes three times as long.
     """
     (mapping, owner, owned_by, _, _), rss, guard = orphan
-    pieces, made_at, mapper, prot, flags, _, _, made, _ = mapping
+    pieces, made_at, mapper, prot, flags, _, _, made, _, file = mapping
     start, end = pieces[0].start, pieces[-1].end
     extent = _range(start, end)
     if len(pieces) == 1:
@@ -209,6 +210,7 @@ def _row(orphan: Orphan, owners: _Owners) -> str:
         f'{{{extent}, "bytes": {size}, "rss_bytes": {_NULL if rss is None else rss}, '
         f'"guard_bytes": {_NULL if guard is None else guard}, "pieces": [{parts}], '
         f'"made_bytes": {made.end - made.start if made else _NULL}, '
+        f'"file": {_quoted(file) if file else _NULL}, '
         f'"prot": {_NULL if prot is None else prot}, "flags": {_NULL if flags is None else flags}, '
         f'"mapper_tid": {mapper.tid if mapper else _NULL}, '
         f'"mapped_at": {_quoted_time(made_at, owners.monotonic_began)}, {owners.text(owned_by, owner)}}}'

@@ -7,7 +7,7 @@ name from the target is ever taken for markup.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console, Group, JustifyMethod, RenderableType
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ebpftrace import frames
-from ebpftrace.model import Calls, EndedBy, Finding, Report, ThreadTotal, Verdict
+from ebpftrace.model import Calls, EndedBy, Failures, Finding, Report, ThreadTotal, Verdict
 from ebpftrace.report import finding_text
 from ebpftrace.report.headline import (
     explained_part,
@@ -28,7 +28,7 @@ from ebpftrace.report.headline import (
 )
 from ebpftrace.report.tables import NARROWEST, WIDTH
 from ebpftrace.report.view import Selection, View, select
-from ebpftrace.text import change, count, duration, escape, plural, searches, shorten, size, wall
+from ebpftrace.text import change, count, duration, error_name, escape, plural, searches, shorten, size, wall
 
 _INDENT = 3
 _LABEL = 12
@@ -180,10 +180,19 @@ def _calls(calls: Calls) -> str:
         (calls.brk, "brk"),
         (calls.clone, "clone"),
     )
-    seen = [f"{count(number)} {name}" for number, name in kinds]
+    seen = [f"{count(number)} {name}{_failed(calls.failed_of(name), number)}" for number, name in kinds]
     if calls.fork:
         seen.append(f"{count(calls.fork)} fork")
     return ", ".join([*seen, plural(calls.thread_exit, "thread exit")])
+
+
+def _failed(failures: Sequence[Failures], calls: int) -> str:
+    """How many of these calls failed, and why."""
+    if not failures:
+        return ""
+    number = sum(one.times for one in failures)
+    how_many = "all failed" if number == calls else f"{count(number)} failed"
+    return f" ({how_many}: {', '.join(error_name(one.error) for one in failures)})"
 
 
 def _finding(number: int, finding: Finding, report: Report, width: int) -> list[RenderableType]:
@@ -254,12 +263,17 @@ def _thread_cells(total: ThreadTotal) -> tuple[str, ...]:
     )
 
 
+_NAMES_SHOWN = 3
+"""Of what is mapped without an explanation."""
+
+
 def _closing(report: Report) -> list[tuple[str, str]]:
     rows = []
     if report.unexplained_bytes:
-        others = "shmat, io_uring, or lost events" if report.losses.any else "shmat or io_uring"
-        unexplained = f"mapped, but by no call that was seen ({others})"
-        rows.append(("unexplained", f"{size(report.unexplained_bytes)} {unexplained}"))
+        lost = " (or lost events)" if report.losses.any else ""
+        unexplained = f"mapped, but by no call that was seen{lost}"
+        names = ", ".join(f"{size(of)} of {escape(name)}" for name, of in report.unexplained[:_NAMES_SHOWN])
+        rows.append(("unexplained", f"{size(report.unexplained_bytes)} {unexplained}: {names or '?'}"))
     rows += [("note", escape(note)) for note in report.notes]
     searched = report.searched
     if searched.searches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -41,19 +42,36 @@ def spread(report: Json) -> float:
     return (max(made) - min(made)).total_seconds() / float(report["window"]["seconds"])
 
 
-@pytest.mark.parametrize("mode", ["kept", "hole", "moved", "overlaid", "unmapped", "destroyed"])
-def test_what_is_left_of_an_orphan(mode: str) -> None:
-    target, report = trace("orphans", mode, WORKERS, options=["--min-age", 0])
+MODES = ["kept", "hole", "moved", "overlaid", "unmapped", "destroyed"]
+MODES += ["undone", "half-moved", "stuck", "doubled", "emptied"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_left_of_an_orphan(mode: str, tmp_path: Path) -> None:
+    dump = tmp_path / "ledger.json"
+    target, report = trace("orphans", mode, WORKERS, options=["--min-age", 0, "--dump-ledger", dump])
 
     truth = fact_areas(target.facts("mapped"))
     found = reported_areas(report, "orphaned-mapping")
     assert sorted(found) == sorted(truth)
+    ledger = json.loads(dump.read_text())
+    assert (ledger["phantom_bytes"], ledger["unexplained_bytes"]) == (0, 0)
     assert sum(mapping["bytes"] for mapping in orphaned(report)) == size(truth)
     owners = {fact["start"]: fact["owner"] for fact in target.facts("mapped")}
     for mapping in orphaned(report):
         for start, _ in pieces(mapping):
             assert mapping["owner_tid"] == mapping["mapper_tid"] == owners[start]
     assert no_losses(report)
+
+
+def test_a_call_that_fails_is_counted_apart_and_named_where_it_matters() -> None:
+    _, report = trace("orphans", "stuck", WORKERS, options=["--min-age", 0])
+
+    assert report["calls"]["failed"] == [{"call": "munmap", "error": "EINVAL", "count": WORKERS}]
+    evidence = [line for finding in report["findings"] for line in finding["evidence"]]
+    told = [line for line in evidence if line.startswith("munmap was called on")]
+    assert sum(int(line.split()[4]) for line in told) == WORKERS
+    assert all(line.endswith("of them and failed: EINVAL") for line in told)
 
 
 def test_hole_leaves_one_mapping_of_two_pieces() -> None:

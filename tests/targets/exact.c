@@ -110,26 +110,6 @@ static void book_copy(struct role *role, unsigned long start, unsigned long end,
     }
 }
 
-/* The mapper of a range when it is whole and one mapper's, else -1. */
-static pid_t sole_mapper(struct role *role, unsigned long start, unsigned long end)
-{
-    unsigned long covered = 0;
-    pid_t mapper = -1;
-
-    for (int i = 0; i < role->count; i++) {
-        struct extent *extent = &role->extents[i];
-
-        if (extent->end <= start || end <= extent->start)
-            continue;
-        if (mapper != -1 && mapper != extent->mapper)
-            return -1;
-        mapper = extent->mapper;
-        covered += (extent->end < end ? extent->end : end) -
-                   (extent->start > start ? extent->start : start);
-    }
-    return covered == end - start ? mapper : -1;
-}
-
 static int in_window(struct role *role, unsigned long address)
 {
     return role->window <= address && address < role->window + WINDOW;
@@ -241,9 +221,14 @@ static void move_fixed(struct role *role, unsigned long start, unsigned long len
 
     if (mremap((void *)start, length, length, MREMAP_MAYMOVE | MREMAP_FIXED | flags,
                (void *)target) != MAP_FAILED) {
-        book_copy(role, start, start + length, target);
-        if (!(flags & MREMAP_DONTUNMAP))
+        if (flags & MREMAP_DONTUNMAP) {
+            /* It makes a mapping beside the old one. */
+            unbook(role, target, target + length);
+            book(role, target, target + length, own_tid());
+        } else {
+            book_copy(role, start, start + length, target);
             unbook(role, start, start + length);
+        }
         return;
     }
     role->failed++;
@@ -256,8 +241,7 @@ static void move_fixed(struct role *role, unsigned long start, unsigned long len
 
 static void duplicate_shared(struct role *role, unsigned long start, unsigned long length)
 {
-    /* The copy has one mapper only if the caller made the original. */
-    if (elsewhere_count(role) >= ELSEWHERE || sole_mapper(role, start, start + PAGE) != own_tid())
+    if (elsewhere_count(role) >= ELSEWHERE)
         return;
     void *copy = mremap((void *)start, 0, length, MREMAP_MAYMOVE);
     if (copy == MAP_FAILED) {

@@ -8,12 +8,22 @@
  *   unmapped     the main thread unmaps it, with its neighbours, in one call
  *   destroyed    an mremap of the main thread that *fails* unmaps part of it (before Linux 6.17
  *                the kernel clears the destination of MREMAP_FIXED before it looks at the source)
+ *   undone       an mmap of the main thread with MAP_FIXED that *fails* removes it (a socket can't be
+ *                mapped, which its driver says when the place has been cleared)
+ *   half-moved   an mremap of the main thread moves half of it and fails at the other, sealed half
+ *                (since Linux 6.17; before, and without mseal(2), nothing moves)
+ *   stuck        the main thread's munmap fails, since its address is wrong by one
+ *   doubled      the worker makes it by mremap from a shared mapping of the main thread's (old size 0)
+ *   emptied      the worker makes it by mremap(MREMAP_DONTUNMAP) from one of the main thread's
  *   leader-gone  as kept, but the thread group leader has called pthread_exit before "ready"
  * The lines "mapped" tell what is left at "done".
  */
 #include "target.h"
 
+#include <sys/socket.h>
+
 #define LENGTH (16 * PAGE)
+#define SYS_MSEAL 462 /* of all machines; younger than the C library */
 
 struct worker {
     char *start;
@@ -56,18 +66,34 @@ static void *map_and_exit(void *argument)
     struct worker *worker = argument;
 
     worker->tid = own_tid();
+    if (is("doubled") || is("emptied")) {
+        worker->start = is("doubled") ? mremap(worker->start, 0, LENGTH, MREMAP_MAYMOVE)
+                                      : mremap(worker->start, LENGTH, LENGTH,
+                                               MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+        need(worker->start != MAP_FAILED);
+        return NULL;
+    }
     worker->start = is("huge") ? map_huge() : map_anonymous(LENGTH);
     return NULL;
 }
 
 static struct worker run_worker(void)
 {
-    struct worker worker;
+    struct worker worker = {0};
     pthread_t thread;
 
+    if (is("doubled"))
+        worker.start = mmap(NULL, LENGTH, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (is("emptied"))
+        worker.start = map_anonymous(LENGTH);
     need(!pthread_create(&thread, NULL, map_and_exit, &worker));
     join_and_await(thread, &worker.tid);
     return worker;
+}
+
+static int is_mapped(char *start)
+{
+    return !msync(start, PAGE, MS_ASYNC) || errno != ENOMEM;
 }
 
 static void meddle(struct worker worker)
@@ -76,7 +102,7 @@ static void meddle(struct worker worker)
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS;
     pid_t tid = worker.tid;
 
-    if (is("kept") || is("leader-gone")) {
+    if (is("kept") || is("leader-gone") || is("doubled") || is("emptied")) {
         say_mapped(worker.start, LENGTH, tid, tid);
     } else if (is("huge")) {
         say_mapped(worker.start, huge_page(), tid, tid);
@@ -110,6 +136,27 @@ static void meddle(struct worker worker)
         if (msync(left, 4 * PAGE, MS_ASYNC) && errno == ENOMEM)
             left += 4 * PAGE;
         say_mapped(left, worker.start + LENGTH - left, tid, tid);
+    } else if (is("undone")) {
+        int unmappable = socket(AF_INET, SOCK_DGRAM, 0);
+
+        need(unmappable >= 0);
+        need(mmap(worker.start, LENGTH, PROT_READ, MAP_SHARED | MAP_FIXED, unmappable, 0) ==
+             MAP_FAILED);
+        need(!close(unmappable));
+        if (is_mapped(worker.start))
+            say_mapped(worker.start, LENGTH, tid, tid);
+    } else if (is("half-moved")) {
+        char *place = map_anonymous(LENGTH);
+        char *middle = worker.start + LENGTH / 2;
+
+        if (syscall(SYS_MSEAL, middle, LENGTH / 2, 0) == 0)
+            need(mremap(worker.start, LENGTH, LENGTH, MREMAP_MAYMOVE | MREMAP_FIXED, place) ==
+                 MAP_FAILED);
+        say_mapped(is_mapped(worker.start) ? worker.start : place, LENGTH / 2, tid, tid);
+        say_mapped(middle, LENGTH / 2, tid, tid);
+    } else if (is("stuck")) {
+        need(munmap(worker.start + 1, LENGTH) == -1);
+        say_mapped(worker.start, LENGTH, tid, tid);
     } else {
         _exit(64);
     }

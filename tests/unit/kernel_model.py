@@ -40,7 +40,8 @@ class Remap:
     old: Interval
     new: Interval
     entered: int
-    keeps_old: bool
+    twin_of: Optional[ThreadId]
+    """The call makes a mapping of its caller's beside the old one."""
     fixed: bool
     row: Optional[Row]
     """The row that goes along in the kernel; None where Python must finish it."""
@@ -132,13 +133,18 @@ class Target:
             return
         at = self._tick()
         row = self._find_row(caller, start)
+        keeps_old = keeps_old or not old.size
         exact = row is not None and row.length == old.size and row.since >= self.hard_at and not keeps_old
         if exact and row is not None:
             self._drop_row(row)
-        else:
+        elif not keeps_old:
             self.hard_at = self.moved_at = at
-        self._remap_pages(old, new, keeps_old)
-        self.under_way.append(Remap(old, new, at, keeps_old, to is not None, row if exact else None))
+        if keeps_old:
+            self._set(new, Page(caller, at))
+        else:
+            self._remap_pages(old, new)
+        twin_of = caller if keeps_old else None
+        self.under_way.append(Remap(old, new, at, twin_of, to is not None, row if exact else None))
 
     def finish(self, index: int) -> None:
         """Let one of the calls under way return."""
@@ -149,8 +155,13 @@ class Target:
         if isinstance(call, Unmap):
             if call.hole:
                 self._hole(call.area, call.entered)
+        elif call.twin_of is not None:
+            if call.fixed:
+                self._hole(call.new, at)
+            self._enter_row(Row(call.new.start, call.new.size, at, at, call.twin_of, 3, 0x22, 0))
+            self._set(call.new, Page(call.twin_of, at))
         elif call.row is None:
-            self.sent.append(Move(call.old, call.new, call.entered, at, call.keeps_old))
+            self.sent.append(Move(call.old, call.new, call.entered, at))
             self.hard_at = self.moved_at = at
         else:
             if call.fixed:
@@ -262,14 +273,10 @@ class Target:
             return in_place
         return self._free(0, new_size)
 
-    def _remap_pages(self, old: Interval, new: Interval, keeps_old: bool) -> None:
-        if not old.size:
-            self._set(new, self.pages[old.start])
-            return
+    def _remap_pages(self, old: Interval, new: Interval) -> None:
         last = self.pages[max(page for page in range(*old) if page in self.pages)]
         moved = {page: self.pages[page] for page in range(*old) if page in self.pages}
-        if not keeps_old:
-            self._clear(old)
+        self._clear(old)
         for page, held in moved.items():
             if page - old.start < new.size:
                 self.pages[page - old.start + new.start] = held

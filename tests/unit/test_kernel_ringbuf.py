@@ -94,6 +94,26 @@ def test_a_record_that_is_not_finished_stops_the_reader(kernel: Kernel) -> None:
     buffer.close()
 
 
+def test_who_drains_now_waits_for_a_record_that_is_being_written(kernel: Kernel) -> None:
+    buffer = RingBuffer(kernel.fd, SIZE, 1 << 20)
+    kernel.send(b"first")
+    unfinished = kernel.produced
+    kernel.send(b"second", BUSY)
+    kernel.send(b"third")
+    buffer.drain()
+    writer = threading.Thread(target=kernel.finish, args=(unfinished, len(b"second")))
+    writer.start()
+    buffer.drain_all()
+    assert kernel.consumed() == kernel.produced
+    writer.join()
+    got = [bytes(record) for piece in buffer.take() for record in records(piece)]
+    assert got == [b"first", b"second", b"third"]
+    kernel.send(b"never finished", BUSY)
+    buffer.drain_all()
+    assert kernel.consumed() < kernel.produced
+    buffer.close()
+
+
 def test_what_waits_is_bounded_and_the_rest_is_counted(kernel: Kernel) -> None:
     buffer = RingBuffer(kernel.fd, SIZE, most_bytes=record_size(8))
     kernel.send(b"a" * 8)

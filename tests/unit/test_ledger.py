@@ -115,6 +115,7 @@ class Tracer:
             else:
                 assert row in self.target.newest.values()
         moving = {call.row.mapper for call in self.target.under_way if isinstance(call, Remap) and call.row}
+        moving |= {call.twin_of for call in self.target.under_way if isinstance(call, Remap) and call.twin_of}
         standing = {page.mapper for page in self.target.pages.values()} - moving
         assert standing.isdisjoint(leftovers.threads)
         return leftovers

@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ebpftrace.callflags import MAP_FIXED, MREMAP_FIXED
+from ebpftrace.covered import Covered
+from ebpftrace.ledger.effects import effects
 from ebpftrace.ledger.events import Hole, Move
 from ebpftrace.ledger.replay import Ledger
-from ebpftrace.ledger.verify import verify
-from ebpftrace.model import Interval, Mapping, Row, ThreadId, Vma
+from ebpftrace.ledger.verify import as_shown, unexplained, verify
+from ebpftrace.model import FailedCall, Interval, Mapping, Row, ThreadId, Vma
 from ebpftrace.vmas import Vmas
 
 THREAD = ThreadId(11, 1)
@@ -42,7 +45,7 @@ def test_guard_and_stack_of_the_baseline_stay_two_mappings() -> None:
 
 def test_a_part_that_moved_is_a_mapping_of_its_own_with_the_same_maker() -> None:
     ledger = Ledger([])
-    ledger.apply(Move(Interval(14, 16), Interval(40, 44), 8, 9, False))
+    ledger.apply(Move(Interval(14, 16), Interval(40, 44), 8, 9))
     rest, moved = ledger.outstanding([row(10, 20, 5)])
     assert rest.pieces == (Interval(10, 14), Interval(16, 20))
     assert moved.pieces == (Interval(40, 44),)
@@ -51,7 +54,7 @@ def test_a_part_that_moved_is_a_mapping_of_its_own_with_the_same_maker() -> None
 
 def test_what_moved_from_nowhere_known_is_there_and_nobodys() -> None:
     ledger = Ledger([vma(10, 20, "[vdso]")])
-    ledger.apply(Move(Interval(10, 20), Interval(40, 50), 8, 9, False))
+    ledger.apply(Move(Interval(10, 20), Interval(40, 50), 8, 9))
     [moved] = ledger.outstanding([row(38, 42, 3)])[1:]
     assert (moved.pieces, moved.mapper, moved.made_at) == ((Interval(40, 50),), None, None)
 
@@ -131,3 +134,68 @@ def test_a_row_that_a_failed_munmap_restores_does_not_hide_newer_ones() -> None:
         (Interval(0, 4), Interval(6, 10)),
         (Interval(4, 6),),
     ]
+
+
+cells = st.integers(0, 24)
+spans = st.tuples(cells, cells).map(lambda ends: Interval(min(ends), max(ends)))
+
+
+@given(st.sampled_from(["mmap", "mremap"]), spans, spans, st.sets(cells), st.lists(spans, max_size=3))
+def test_what_a_failed_call_did_is_what_is_not_mapped_any_more(
+    kind: str, old: Interval, new: Interval, mapped: set[int], later: list[Interval]
+) -> None:
+    call = FailedCall(
+        kind, 22, old.start, old.size, new, MAP_FIXED if kind == "mmap" else MREMAP_FIXED, 1, 100
+    )
+    known = {cell for span in later for cell in range(*span)}
+    covered = Covered((cell, cell + 1) for cell in sorted(mapped))
+    found = effects([call], covered, [*((101, span) for span in later), (99, Interval(0, 25))])
+
+    gone = {cell for event in found if isinstance(event, Hole) for cell in range(*event.interval)}
+    replaced = set(range(*old)) | (set(range(*new)) if kind == "mremap" and old.size else set())
+    if kind == "mremap" and not old.size:
+        replaced = set()
+    assert gone == replaced - mapped - known
+    moves = [event for event in found if isinstance(event, Move)]
+    moved = {cell + move.new.start - move.old.start for move in moves for cell in range(*move.old)}
+    assert moved == (
+        {cell - old.start + new.start for cell in set(range(*old)) - mapped - known}
+        & set(range(*new))
+        & mapped
+        if kind == "mremap"
+        else set()
+    )
+    assert all(move.may_be_empty for move in moves)
+
+
+def test_nothing_comes_from_where_nothing_was() -> None:
+    ledger = Ledger([vma(40, 50)])
+    ledger.apply(Move(Interval(10, 20), Interval(40, 50), 8, 9, may_be_empty=True))
+    [kept] = ledger.outstanding([])
+    assert kept.before_attach
+
+
+def test_a_mapping_is_as_large_as_the_kernel_made_it_and_has_its_file() -> None:
+    huge = vma(0x200000, 0x600000, "/memfd:huge (deleted)")._replace(page=0x200000)
+    areas = Vmas([vma(0x1000, 0x9000), huge, vma(0x600000, 0x601000)])
+    down = Mapping((Interval(0x5000, 0x9000),), 5, THREAD, 3, 0x122, 5, 5)
+    first = Mapping((Interval(0x200000, 0x201000),), 5, THREAD, 3, 0x1, 5, 5)
+    second = Mapping((Interval(0x400000, 0x401000),), 5, THREAD, 3, 0x1, 5, 5)
+    plain = Mapping((Interval(0x600000, 0x601000),), 5, THREAD, 3, 0x22, 5, 5)
+    gone = Mapping((Interval(0x700000, 0x701000),), 5, THREAD, 3, 0x1, 5, 5)
+    shown = as_shown([down, first, second, plain, gone], areas, 0x1000)
+    assert [one.pieces[0] for one in shown] == [
+        (0x1000, 0x9000),
+        (0x200000, 0x400000),
+        (0x400000, 0x600000),
+        (0x600000, 0x601000),
+        (0x700000, 0x701000),
+    ]
+    assert [one.file for one in shown] == ["", "/memfd:huge (deleted)", "/memfd:huge (deleted)", "", ""]
+    assert verify(shown[:4], areas, 9)[1:] == (0, 0)
+
+
+def test_what_no_mapping_explains_is_named_by_proc() -> None:
+    areas = Vmas([vma(10, 20, "/[aio] (deleted)"), vma(20, 40), vma(50, 60, "[stack]"), vma(70, 71, "/x")])
+    mapping = Mapping((Interval(20, 25), Interval(30, 40)), 5, THREAD, 3, 0x22, 5, 5)
+    assert unexplained([mapping], areas) == [("/[aio] (deleted)", 10), ("[anon]", 5), ("/x", 1)]

@@ -88,6 +88,7 @@ def test_contract_of_the_design_is_there_member_by_member() -> None:
         "clone": 3,
         "fork": 0,
         "thread_exit": 3,
+        "failed": [],
     }
     assert not any(loaded["losses"].values())
     assert {"tid", "name", "alive", "mappings", "bytes"} <= set(loaded["threads"][0])

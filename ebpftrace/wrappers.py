@@ -186,3 +186,40 @@ def qualified(name: str) -> str:
 
 def _takes_arguments(text: str, begin: int, at: int) -> bool:
     return at > begin and not text.startswith("(anonymous ", at) and text[begin:at] != "decltype"
+
+
+_STARTERS = (
+    *("std::thread::thread<", "std::jthread::jthread<", "std::async<", "boost::thread::thread<"),
+    *("std::thread::spawn::<", "std::thread::functions::spawn::<"),
+    "<std::thread::builder::Builder>::spawn::<",
+)
+"""What starts a thread in C++ and Rust: its first template argument is the type of what the thread calls."""
+_PLACEHOLDERS = frozenset({"F", "_"})
+
+
+def started(frames: Sequence[Frame]) -> Optional[str]:
+    """What a thread calls, by the names of those that started it: a lambda's, a closure's or a class's.
+
+    The start routine of such a thread is one of a library, the same for all of them.  None where the frames
+    do not tell: of a pointer to a function they know the type alone.
+    """
+    for frame in past_thread_maker(frames):
+        if not is_wrapper(frame):
+            return None
+        name = qualified(frame.function or "")
+        starter = next((start for start in _STARTERS if name.startswith(start)), None)
+        if starter is not None:
+            called = _first_argument(name[len(starter) :])
+            if called and called not in _PLACEHOLDERS and "(&)" not in called and "(*)" not in called:
+                return called
+    return None
+
+
+def _first_argument(arguments: str) -> str:
+    """Up to the first comma or closing bracket that belongs to the list itself."""
+    depth = 0
+    for at, letter in enumerate(arguments):
+        if depth == 0 and letter in ",>":
+            return arguments[:at].strip()
+        depth += (letter in "<([{") - (letter in ">)]}")
+    return ""

@@ -21,6 +21,7 @@ from ebpftrace.text import (
     size,
     wall,
 )
+from ebpftrace.wrappers import started
 
 Row = tuple[str, str]
 """A label (empty: goes on with the row before) and a line of text."""
@@ -49,6 +50,9 @@ def rows(finding: Finding, report: Report, width: int) -> Iterator[Row]:
     yield from _labelled("addresses" if finding.count > 1 else "address", _addresses(finding))
     if finding.start_routine is not None:
         yield from _labelled("started at", iter(frames.lines(finding.start_routine, width)))
+    calls = started(finding.stack.frames) if finding.verdict.of_stacks else None
+    if calls is not None:
+        yield "calls", shorten(escape(calls), width)
     yield from _labelled(_stack_label(finding), _stack(finding, width))
     # Evidence and advice may quote a name from the target.
     yield from _labelled("why", map(escape, finding.evidence))

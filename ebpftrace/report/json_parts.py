@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from ebpftrace.model import Calls, Finding, Frame, Reached, Stack, TargetInfo
 from ebpftrace.text import error_name, without_surrogates
+from ebpftrace.wrappers import started
 
 _NS = 1_000_000_000
 _SECOND_LETTERS = len("2026-01-31T12:00:00")
@@ -117,5 +118,6 @@ def finding_object(finding: Finding) -> dict[str, Any]:
         "undecided": finding.undecided,
         "reach": reach_object(finding.reach) if finding.reach is not None else None,
         "start_routine": frame_object(finding.start_routine) if finding.start_routine else None,
+        "calls": fit(started(finding.stack.frames)) if finding.verdict.of_stacks else None,
         "stack": stack_object(finding.stack),
     }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ebpftrace.frames import called, culprit
 from ebpftrace.model import Frame, Stack
-from ebpftrace.wrappers import is_wrapper, qualified, users_frame
+from ebpftrace.wrappers import is_wrapper, qualified, started, users_frame
 
 LIBC = "/usr/lib/x86_64-linux-gnu/libc.so.6"
 STDCXX = "/usr/lib/x86_64-linux-gnu/libstdc++.so.6.0.30"
@@ -72,6 +72,45 @@ def test_python_code_is_the_users_where_its_frames_are_at_hand() -> None:
     found = users_frame(frames)
     assert found is not None
     assert (found.function, found.line) == ("spawn", 5)
+
+
+@pytest.mark.parametrize(
+    ("starters", "calls"),
+    [
+        (
+            ["std::thread::thread<serve()::{lambda()#1}, , void>(serve()::{lambda()#1}&&)"],
+            "serve()::{lambda()#1}",
+        ),
+        (["std::thread::thread<Job&, void>(Job&)"], "Job&"),
+        (["std::thread::thread<void (&)(int), int, void>(void (&)(int), int&&)"], None),
+        (
+            [
+                "std::__future_base::_Async_state_impl<A>::f",
+                "std::enable_if<b>::type std::async<Map<int, 3> >(Map)",
+            ],
+            "Map<int, 3>",
+        ),
+        (
+            [
+                "std::thread::lifecycle::spawn_unchecked::<leak::go::{closure#0}, ()>",
+                "std::thread::functions::spawn::<leak::go::{closure#0}, ()>",
+            ],
+            "leak::go::{closure#0}",
+        ),
+        (["std::thread::functions::spawn"], None),
+        (["start_job", "std::thread::thread<f()::{lambda()#1}>(x)"], None),
+    ],
+)
+def test_what_a_thread_calls_is_told_by_what_started_it(starters: list[str], calls: str | None) -> None:
+    assert (
+        started((*IN_LIBC, *stack(*((name, APP) for name in starters)), Frame("main", module=APP))) == calls
+    )
+
+
+@given(st.text(alphabet="ab:<>()[]{} ,&*", max_size=60))
+def test_what_any_starter_calls_is_a_part_of_its_name(arguments: str) -> None:
+    name = f"std::thread::thread<{arguments}"
+    assert (started([Frame(name, module=APP)]) or "") in name
 
 
 def test_modules_of_pythons_library_are_passed_over_by_their_place() -> None:

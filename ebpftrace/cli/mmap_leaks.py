@@ -68,7 +68,7 @@ Examples:
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="An owner that exited more recently has just exited: it may still be joined.",
+    help="Where memory was not searched, an owner that exited more recently may still be joined.",
 )
 @options.min_bytes("Leave out findings with fewer bytes.")
 @options.top("Most findings to show.")

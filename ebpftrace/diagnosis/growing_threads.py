@@ -56,6 +56,8 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     window = duration(context.window / NS)
     threads = plural(len(cases), "thread")
     why = [f"{threads} created over {window} all live, and none of this place ended for as many that began"]
+    births = [case.outstanding.run.thread.born for case in cases if case.outstanding.run is not None]
+    why.append(f"the first of these began {duration(context.age(min(births)) / NS)} before the report")
     waits = Counter(
         _what_it_does(case.outstanding.owner.id.tid, context)
         for case in cases

@@ -196,10 +196,16 @@ def _failed(failures: Sequence[Failures], calls: int) -> str:
 
 
 def _finding(number: int, finding: Finding, report: Report, width: int) -> list[RenderableType]:
-    when = "before attach" if finding.before_attach else "in the window"
-    heading = f"{number}. {finding.verdict.value}: {title([finding])}, mapped {when}"
+    heading = f"{number}. {finding.verdict.value}: {title([finding])}, mapped {_when(finding)}"
     room = width - _INDENT - _LABEL
     return [_hanging(heading, _HEAD, after=". "), _indented(_grid(finding_text.rows(finding, report, room)))]
+
+
+def _when(finding: Finding) -> str:
+    if finding.before_attach:
+        return "before attach"
+    before = sum(orphan.outstanding.mapping.before_attach for orphan in finding.orphans)
+    return f"in the window, {count(before)} before attach" if before else "in the window"
 
 
 def _short(findings: Iterable[Finding], ended_by: EndedBy) -> list[str]:

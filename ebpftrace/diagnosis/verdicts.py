@@ -165,8 +165,7 @@ def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
             before = facts.before_attach
             if rule is UNJOINED:
                 # Those from before the trace belong to the traced ones of the same cause.
-                place = unjoined.kind_of(case, context)[1]
-                before = before and place == facts.place
+                place, before = unjoined.kind_of(case, context)[1], False
             group = groups[number, bool(facts.occupant), before, routine, place, split]
         group.append(case)
     return [
@@ -195,7 +194,7 @@ def _finding(group: _Group, context: Context) -> Finding:
     cases.sort(key=lambda case: case.began_at or -1)
     began = _known(case.began_at for case in cases)
     exits = _known(case.facts.exited_at for case in cases)
-    before = sum(case.facts.before_attach for case in cases)
+    before = sum(case.facts.before_attach for case in cases) if context.window else len(cases)
     interval = _lasting_period(began, exits, context)
     batch = 1 if interval is None else _batch(began)
     rate = None if before == len(cases) else _rate(cases, began, interval, context)
@@ -258,7 +257,7 @@ def _known(times: Iterable[Optional[int]]) -> list[int]:
 
 def _exited(before: int, number: int, exits: Sequence[int], context: Context) -> list[str]:
     if before == number:
-        return ["exited before the trace began"]
+        return ["exited before the trace began"] if context.window else []
     lines = [f"{before} of them exited before the trace began"] if before else []
     if not exits or context.age(max(exits)) < 0:
         return lines

@@ -54,7 +54,7 @@ class History:
         self.readings += 1
 
     def with_exits(self, exits: Iterable[tuple[int, int]]) -> History:
-        """A copy that also knows when the threads exited that have these descriptors now, as (descriptor, ns).
+        """A copy that also knows when the threads exited that have these descriptors now: (descriptor, ns).
 
         glibc gives a descriptor with its stack to the next thread, so in a loop of create and join every
         reading shows the same address.  Where the thread that has it now exited after a reading that showed

@@ -352,6 +352,10 @@ def mapped(pid: int) -> list[Area]:
 # --- reports ----------------------------------------------------------------------------------
 
 
+ORPHANED = ("orphaned-mapping", "handed-over")
+"""Verdicts on mappings that outlive the thread that made them, whether somebody still has their address."""
+
+
 def reported(report: Json, *verdicts: str) -> list[Json]:
     """The mappings of all findings with one of these verdicts (all findings without any)."""
     return [

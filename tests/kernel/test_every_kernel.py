@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import pytest
 from harness import (
+    ORPHANED,
     PATIENCE,
     Area,
     Json,
@@ -32,7 +33,7 @@ NEIGHBOURS = 3
 NEIGHBOURS_MILLISECONDS = 600_000
 """They are ended before."""
 
-LEFT_BEHIND = ("abandoned-stack", "never-joined-thread", "orphaned-mapping")
+LEFT_BEHIND = ("abandoned-stack", "never-joined-thread", "not-joined-yet", *ORPHANED)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from harness import (
+    ORPHANED,
     PATIENCE,
     ROOT,
     TRACER,
@@ -284,7 +285,7 @@ def test_capabilities_that_suffice(capabilities: str, deleted: bool, tmp_path: P
     report = result.report
     assert result.status == 0
     assert union(reported_areas(report, "orphaned-mapping")) == made
-    (finding,) = [one for one in report["findings"] if one["verdict"] == "orphaned-mapping"]
+    (finding,) = [one for one in report["findings"] if one["verdict"] in ORPHANED]
     assert finding["stack"]["complete"]
     assert "map_and_exit" in [frame["function"] for frame in finding["stack"]["frames"]]
     assert set(report["losses"].values()) == {0}

@@ -108,7 +108,7 @@ def test_terminal_sees_how_it_goes() -> None:
     # It is wiped away, and the cursor is back; the report is plain.
     assert terminal.raw.rindex("\x1b[2K") > terminal.raw.rindex("orphaned")
     assert terminal.raw.rindex("\x1b[?25h") > terminal.raw.rindex("\x1b[?25l")
-    assert report.startswith("LEAK: ")
+    assert report.startswith("LEAK (")
     assert "\x1b" not in report
 
 

@@ -166,7 +166,7 @@ def test_never_joined_threads_are_orphaned_stacks_with_their_routine() -> None:
     assert len(orphans) == 300
     assert report["classes"]["orphaned-stack"]["bytes"] == 300 * STACK
     assert {area["start_routine"]["function"] for area in orphans} == {"minute_job"}
-    assert page.startswith("LEAK: 300 threads exited and were never joined: 2.9 GiB")
+    assert page.startswith("LEAK (proved): 300 threads exited and were never joined: 2.9 GiB")
 
 
 @pytest.mark.parametrize("mode", ["detached", "joined", "malloc-pool", "late-join"])

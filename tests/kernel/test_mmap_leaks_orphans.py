@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import (
+    ORPHANED,
     Json,
     Target,
     fact_areas,
@@ -106,7 +107,7 @@ def test_huge_pages_of_an_orphan_are_memory_that_it_takes(huge_pages: int) -> No
 
     assert sorted(reported_areas(report, "orphaned-mapping")) == sorted(fact_areas(target.facts("mapped")))
     assert {mapping["rss_bytes"] for mapping in orphaned(report)} == {huge_pages}
-    found = [finding for finding in report["findings"] if finding["verdict"] == "orphaned-mapping"]
+    found = [finding for finding in report["findings"] if finding["verdict"] in ORPHANED]
     assert sum(finding["rss_bytes"] for finding in found) == WORKERS * huge_pages
     assert no_losses(report)
 
@@ -117,7 +118,7 @@ def test_orphans_that_grow_in_number_are_a_leak() -> None:
         if spread(report) > 0.5:
             break
 
-    found = [finding for finding in leaks(report) if finding["verdict"] == "orphaned-mapping"]
+    found = [finding for finding in leaks(report) if finding["verdict"] in ORPHANED]
     assert sum(finding["count"] for finding in found) == 40
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from harness import (
+    ORPHANED,
     PATIENCE,
     ROOT,
     TRACER,
@@ -82,7 +83,7 @@ def test_target_in_a_namespace(kind: tuple[str, ...]) -> None:
     report = result.report
     assert report["target"]["pid"] == target.pid
     assert union(reported_areas(report, "orphaned-mapping")) == made
-    (finding,) = [one for one in report["findings"] if one["verdict"] == "orphaned-mapping"]
+    (finding,) = [one for one in report["findings"] if one["verdict"] in ORPHANED]
     assert finding["stack"]["complete"]
     assert "map_and_exit" in functions(finding)
     assert no_losses(report)

@@ -36,11 +36,16 @@ from ebpftrace.vmas import Vmas
 
 LOOKS = 32
 """Passes of either kind in which something that moves has to be overlooked before it is called lost."""
+_LEAST_LOOKS = 12
+"""The same where they take more CPU time than they should."""
 ENOUGH = 12
 """Passes over all memory that leave no doubt worth a word: one thing in 4,000 that move is overlooked."""
 _CPU_PER_BYTE = 0.9 / (1 << 30)
 _LEAST_CPU = 0.9
 """CPU seconds that may be taken in any case."""
+_LEAST_HOT = 4 << 20
+_HOT_SHARE = 100
+"""Bytes of changing pages that one pass reads at most: so much, or this part of all."""
 _PAUSE = (0.002, 0.012)
 """Seconds between two passes, from, to.
 
@@ -138,20 +143,22 @@ class Searching:
             return
         self._sums.done()
         self._pause()
-        first = time.process_time()
+        begin = time.process_time()
         quiet = self._full_pass()
-        cost = time.process_time() - first
+        cost = time.process_time() - begin
         other_cost = 0.1 * cost
         while not self._is_done(quiet):
             self._pause()
             begin = time.process_time()
             left = max(_LEAST_CPU, _CPU_PER_BYTE * self._pass_bytes) - (begin - before)
-            if cost + other_cost * (LOOKS - self._looks) <= left:
+            if cost + other_cost * max(0, _LEAST_LOOKS - self._looks) <= left:
                 quiet = self._full_pass()
                 cost = time.process_time() - begin
-            else:
+            elif other_cost <= left or self._looks < _LEAST_LOOKS:
                 self._hot_pass()
                 other_cost = time.process_time() - begin
+            else:
+                break
 
     def _is_done(self, quiet: bool) -> bool:
         """Whether all is found, or the rest is absent; ``quiet``: no thread ran during a pass over all."""
@@ -184,8 +191,24 @@ class Searching:
         new = difference(present, self._known)
         self._changing = union(self._changing, new)
         self._known = union(self._known, new)
-        hot = union(self._changing, runs_of(self._look.stacks))
+        hot = union(self._some(self._changing), runs_of(self._look.stacks))
         self._pass(moment, intersection(present, hot), self._read)
+
+    def _some(self, runs: Runs) -> Runs:
+        """All of these, or where it is too much for so many passes, some: others each time."""
+        most = max(_LEAST_HOT, self._pass_bytes // _HOT_SHARE)
+        if runs.size <= most:
+            return runs
+        sizes = np.cumsum(runs.ends - runs.starts)
+        begin = random.randrange(int(sizes[-1]))
+        first = int(np.searchsorted(sizes, begin, "right"))
+        last = int(np.searchsorted(sizes, begin + most, "right"))
+        start = int(runs.ends[first]) - (int(sizes[first]) - begin)
+        chosen = Runs(runs.starts[first : last + 1], runs.ends[first : last + 1])
+        start = start // PAGE * PAGE
+        return intersection(
+            chosen, runs_of([(start, start + most if last == first else int(chosen.ends[-1]))])
+        )
 
     def _look_around(self) -> _Look:
         vmas = self._source.vmas()

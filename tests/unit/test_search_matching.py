@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import struct
 from typing import Optional
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ebpftrace.model import Interval, Suspect
+from ebpftrace.search import matching
 from ebpftrace.search.matching import Matcher
 from ebpftrace.search.suspected import Suspected
 
@@ -141,3 +143,25 @@ def test_what_points_to_the_descriptor_of_a_joined_pthread_keeps_no_stack() -> N
         assert [(int(one), int(other)) for one, other in zip(speaking.starts, speaking.ends)] == [
             (stack.start, descriptor.start)
         ]
+
+
+@given(st.data())
+def test_dense_pointers_are_found_as_sparse_ones(data: st.DataObject) -> None:
+    """Most words are pointers into the same 4 GiB."""
+    about = data.draw(suspects())
+    first = about[0].pieces[0]
+    near = [first.start + PAGE * at + offset for at in range(-3, 6) for offset in (0, 16, PAGE - 1)]
+    words = data.draw(st.lists(st.sampled_from(near), min_size=1, max_size=20))
+    shift = data.draw(st.integers(0, 1))
+    halves = np.frombuffer(bytes(4 * shift) + struct.pack(f"<{len(words)}Q", *words) + bytes(4), np.uint32)
+    with patch.object(matching, "_DENSE", 10**9):
+        dense = matcher(about).find(halves)
+    with patch.object(matching, "_DENSE", 0):
+        sparse = matcher(about).find(halves)
+    expected = {index for index, suspect in enumerate(about) if any(refers(suspect, word) for word in words)}
+    for hits in (dense, sparse):
+        assert expected <= (set() if hits is None else set(hits.suspects.tolist()))
+    if dense is None or sparse is None:
+        assert dense is sparse
+    else:
+        assert set(dense.suspects.tolist()) == set(sparse.suspects.tolist())

@@ -212,7 +212,7 @@ def test_a_quiet_pass_proves_and_few_others_do_not() -> None:
     assert (quiet.complete, quiet.overlooked, quiet.searches) == (True, 0.0, 1)
     with patch.object(searching, "_LEAST_CPU", 0.0), patch.object(searching, "_PAUSE", (0, 0)):
         busy = made_search(Made({}, [], False))
-    assert busy.searches == searching.LOOKS
+    assert busy.searches == searching._LEAST_LOOKS
     assert busy.overlooked == 0.25, "two passes over all memory"
     assert not busy.complete
     assert "overlooked" in busy.gaps[-1]

@@ -30,7 +30,8 @@ BPF_ARRAY(runners, u32, RUNNERS);
 BPF_ARRAY(spaces, struct space_t, MAX_SPACES);
 BPF_ARRAY(told, struct told_t, MAX_SPACES);
 BPF_PERCPU_ARRAY(cpus, struct cpu_t, RECORDED_CALLS);
-BPF_PERCPU_ARRAY(copy_buffers, struct copy_t, RECORDED_CALLS);
+/* By CPU and call; what the kernel calls per-CPU holds no more than 32 KiB. */
+BPF_ARRAY(copy_buffers, struct copy_t, COPY_BUFFERS);
 BPF_RINGBUF_OUTPUT(events, EVENT_PAGES);
 BPF_RINGBUF_OUTPUT(copies, COPY_PAGES);
 BPF_PERCPU_ARRAY(unannounced, u64, 3);
@@ -155,7 +156,7 @@ static __always_inline struct cpu_t *this_cpu(u32 call)
 
 static __always_inline struct copy_t *copy_buffer(u32 call)
 {
-    u32 index = index_of(call);
+    u32 index = bpf_get_smp_processor_id() * RECORDED_CALLS + index_of(call);
     return copy_buffers.lookup(&index);
 }
 

@@ -25,6 +25,7 @@ enum call {
 
 /* The calls whose stacks are recorded, numbered from 0. */
 #define RECORDED_CALLS 4
+#define COPY_BUFFERS (RECORDED_CALLS * CPUS)
 static __always_inline u32 index_of(u32 call)
 {
     return call == CALL_MMAP ? 0 : call == CALL_BRK ? 1 : call == CALL_CLONE ? 2 : 3;
@@ -187,10 +188,11 @@ struct event_t {
     };
 };
 
-/* How often a site's stack was copied, and what its calls moved the break by. */
+/* How often a site's stack was copied, how far its calls moved the break, and how many did. */
 struct site_t {
     u64 copies;
     s64 brk_growth;
+    u64 brk_calls;
 };
 
 /* Registers and stack of a thread at a call. */
@@ -200,9 +202,11 @@ struct copy_t {
     u32 tid;
     u32 space;
     u32 call;
-    u32 size;   /* bytes in memory[] that were read */
-    u32 is_cut; /* the copy ended at its size limit, not at the end of the stack */
+    u32 size;    /* bytes in memory[] that were read */
+    u32 is_cut;  /* the copy ended at its size limit, not at the end of the stack */
+    u32 missing; /* pages that were not in memory: bit n is the one after the first and n more */
     u32 python_count;
+    u32 reserved;
     struct python_frame_t python[PYTHON_FRAMES];
     u64 registers[REGISTER_WORDS];
     u8 memory[STACK_BYTES + PAGE_BYTES];

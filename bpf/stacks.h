@@ -71,7 +71,7 @@ static __always_inline void copy_stack(struct thread_t *thread, const struct pt_
     copy->space = thread->life.space;
     copy->call = call;
     read_kernel(copy->registers, sizeof(copy->registers), registers);
-    size = copy_user_stack(copy->memory, USER_SP(registers), &copy->is_cut);
+    size = copy_user_stack(copy->memory, USER_SP(registers), &copy->is_cut, &copy->missing);
     copy->size = size;
     if (size && size <= STACK_BYTES + PAGE_BYTES)
         send_copy(copy, __builtin_offsetof(struct copy_t, memory) + size);
@@ -115,8 +115,10 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
         if (!site)
             return 0;
     }
-    if (brk_growth)
+    if (brk_growth) {
         __sync_fetch_and_add(&site->brk_growth, brk_growth);
+        __sync_fetch_and_add(&site->brk_calls, 1);
+    }
     if (site->copies < SITE_COPIES) {
         if (cpu->fresh_copies >= FRESH_COPIES_PER_SECOND)
             return id;

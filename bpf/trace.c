@@ -20,7 +20,8 @@ BPF_TABLE("lru_hash", u64, u32, executing, 4096);
 #endif
 BPF_PERCPU_ARRAY(totals, struct total_t, MAX_NUMBERS);
 BPF_PERCPU_ARRAY(exec_buffers, struct exec_t, 1);
-BPF_PERCPU_ARRAY(stack_buffers, struct stack_t, 1);
+/* By CPU; what the kernel calls per-CPU holds no more than 32 KiB. */
+BPF_ARRAY(stack_buffers, struct stack_t, CPUS);
 BPF_ARRAY(losses, struct lost_t, 1);
 BPF_RINGBUF_OUTPUT(records, RECORD_PAGES);
 
@@ -79,8 +80,8 @@ static __always_inline struct exec_t *exec_buffer(void)
 
 static __always_inline struct stack_t *stack_buffer(void)
 {
-    u32 zero = 0;
-    return stack_buffers.lookup(&zero);
+    u32 cpu = bpf_get_smp_processor_id();
+    return stack_buffers.lookup(&cpu);
 }
 
 static __always_inline struct lost_t *lost(void)

@@ -69,7 +69,7 @@ static __always_inline void send_stack(struct call_t *call, const struct pt_regs
     stack->tgid = call->tgid;
     stack->image = call->image;
     read_kernel(stack->registers, sizeof(stack->registers), registers);
-    size = copy_user_stack(stack->memory, USER_SP(registers), &stack->is_cut);
+    size = copy_user_stack(stack->memory, USER_SP(registers), &stack->is_cut, &stack->missing);
     stack->size = size;
     if (!size || size > STACK_BYTES + PAGE_BYTES ||
         !is_sent(stack, __builtin_offsetof(struct stack_t, memory) + size))

@@ -64,7 +64,9 @@ struct stack_t {
     u32 size;
     u32 is_cut; /* the copy ended at its size limit, not at the end of the stack */
     u32 tgid;
-    u32 image; /* as in traced_t */
+    u32 image;   /* as in traced_t */
+    u32 missing; /* pages that were not in memory: bit n is the one after the first and n more */
+    u32 reserved;
     u64 registers[sizeof(struct pt_regs) / 8];
     u8 memory[STACK_BYTES + PAGE_BYTES];
 };

@@ -8,16 +8,17 @@ import socket
 import struct
 from collections.abc import Sequence
 from itertools import chain, islice, repeat
-from typing import Optional
 
 from ebpftrace.stacks import engine, wire
-from ebpftrace.stacks.copies import REGISTER_NAMES, REGISTERS_SIZE, Pc, Registers, StackCopy
+from ebpftrace.stacks.code import Code, CodePlace
+from ebpftrace.stacks.copies import PAGE, REGISTER_NAMES, REGISTERS_SIZE, End, Pc, Registers, StackCopy
+from ebpftrace.stacks.debug_frame import as_eh_frame, inflated
 from ebpftrace.stacks.debugfiles import supplements
 from ebpftrace.stacks.demangle import demangle
 from ebpftrace.stacks.elf import ElfHeaders
 from ebpftrace.stacks.files import StoredFile
 from ebpftrace.stacks.framepointers import MAX_FRAMES, frame_pointer_walk
-from ebpftrace.stacks.gaps import Caller, Stretch, cross
+from ebpftrace.stacks.gaps import Caller, Copied, Stretch, cross
 from ebpftrace.stacks.modules import CodeRange, Layout
 from fuzz.elf import empty_root
 from fuzz.reader import Reader
@@ -46,6 +47,7 @@ _ODD: tuple[object, ...] = (
     [1, 2],
     {},
 )
+_END_VALUES: tuple[object, ...] = (*(end.value for end in End), "f", None, [])
 _FILE = StoredFile(0, "/bin/a", -1, ElfHeaders(2, (), (), None))
 
 
@@ -61,6 +63,26 @@ def _seeds() -> Sequence[bytes]:
     return found
 
 
+def _code_seeds() -> Sequence[bytes]:
+    """Three frames of code that calls, pops a word and returns, compiled or made at run time."""
+    found = []
+    for base, at in ((_CODE, 234), (_JIT, 2)):
+        words = dict.fromkeys(REGISTER_NAMES, 0)
+        words.update(ip=base + at, sp=_STACK, cs=0x33)
+        frames = [0, base + at, 0, base + at, 0, 0, 0, 0]
+        code = bytes.fromhex("ffd058c3") * 4
+        data = struct.pack("<29Q", *words.values(), *frames) + code
+        found.append(data if base == _CODE else code[:2] + data[2:])
+    return found
+
+
+def _debug_frame() -> bytes:
+    """One common part and one entry; and as much of nothing."""
+    common = struct.pack("<II", 20, 0xFFFFFFFF) + bytes.fromhex("0300017810" + "0c0708900100") + bytes(5)
+    tables = common + struct.pack("<IIQQ", 28, 0, _CODE, 64) + bytes(8)
+    return tables + bytes(len(tables))
+
+
 def _copy(data: bytes) -> StackCopy:
     return StackCopy(1, 1, 1, data[:REGISTERS_SIZE].ljust(REGISTERS_SIZE, b"\0"), data[REGISTERS_SIZE:])
 
@@ -71,28 +93,31 @@ def _by_frame_pointers(data: bytes) -> object:
     return len(pcs) > 1
 
 
-def _by_searching(data: bytes) -> object:
+def _by_code(data: bytes) -> object:
     """As ``unwind`` crosses one frame without a table after the other; the code is the same bytes."""
     copy = _copy(data)
     regs = Registers.from_bytes(copy.registers)
-    stack = regs.sp
-
-    def region(address: int) -> Optional[int]:
-        found = _LAYOUT.find(address)
-        return None if found is None else found.start
-
-    def code(address: int, count: int) -> bytes:
-        begin = address - _CODE
-        return data[begin : begin + count] if 0 <= begin < _LENGTH else b""
-
+    memory = Copied(regs.sp, copy.memory, data[0] if data else 0, bool(data[1:2]))
+    places = [CodePlace(place.start, place.end, place.file, place.offset) for place in _LAYOUT.ranges]
+    code = Code(places, lambda _, offset, count: data[offset : offset + count])
+    code.made({_JIT: data.ljust(PAGE, b"\xc3")[:PAGE]})
+    exact, sp_known = True, True
     for step in range(_MOST_STEPS):
-        frame = Stretch(regs, stack, copy.memory, step == 0 and regs.in_system_call)
-        caller = cross(frame, frozenset({_CODE + 8}), region, code)
-        if not isinstance(caller, Caller):
+        caller = cross(Stretch(regs, memory, exact, sp_known), [_CODE + 8], code)
+        if not isinstance(caller, Caller) or caller.outermost:
             return step
-        assert caller.outermost or caller.sp > regs.sp, "the walk does not go up"
-        regs = regs.replace(caller.return_address - 1, caller.sp, caller.bp)
+        if not caller.exact and caller.registers.sp <= regs.sp:
+            return step
+        regs, exact, sp_known = caller.registers, caller.exact, caller.sp_known
     return True
+
+
+def _tables(data: bytes) -> object:
+    """A section for debuggers, and beside it one that some functions are in already."""
+    half = len(data) // 2
+    made = as_eh_frame(inflated(data[:half]), data[half:], _CODE)
+    assert len(made) <= 40 * len(data) + 64
+    return len(made)
 
 
 def _names(data: bytes) -> object:
@@ -123,7 +148,10 @@ def _answer(data: bytes) -> object:
 def _made_up(data: bytes) -> dict[str, object]:
     """Which value stands at which place, by one byte each."""
     chosen = (_ODD[byte % len(_ODD)] for byte in chain(data, repeat(0)))
-    flags = {name: next(chosen) for name in ("stopped_at", "complete", "truncated", "guessed")}
+    flags = {name: next(chosen) for name in ("stopped_at", "lacking", "guessed", "wants")}
+    flags.update(
+        end=_END_VALUES[data[4] % len(_END_VALUES)] if data[4:] else None, slots=list(islice(chosen, 2))
+    )
     pairs = [list(islice(chosen, 2)) for _ in data[8::2]]
     names = [list(islice(chosen, 5)) for _ in data[8::5]]
     return {**flags, "supplement": list(islice(chosen, 2)), "pcs": pairs, "names": names}
@@ -136,7 +164,8 @@ def _answers() -> Sequence[bytes]:
 
 READERS = (
     Reader("frame-pointers", _by_frame_pointers, _seeds),
-    Reader("gaps", _by_searching, _seeds),
+    Reader("gaps", _by_code, _code_seeds),
+    Reader("debug-frame", _tables, lambda: [_debug_frame()]),
     Reader(
         "names",
         _names,

@@ -13,7 +13,7 @@ import click
 
 from ebpftrace.cli import options
 from ebpftrace.cli.gate import STATUS_LEAK, STATUS_UNDECIDED, Floor, FloorType, Gate, GateCommand
-from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
+from ebpftrace.defaults import COPIES_PER_SECOND, MAX_STACK_BYTES, STACK_BYTES
 
 if TYPE_CHECKING:
     from ebpftrace.jobs.leak_watch import LeakWatch
@@ -113,7 +113,7 @@ Examples:
 )
 @click.option(
     "--stack-bytes",
-    type=click.IntRange(min=0, max=20480),
+    type=click.IntRange(min=0, max=MAX_STACK_BYTES),
     metavar="BYTES",
     default=STACK_BYTES,
     show_default=True,

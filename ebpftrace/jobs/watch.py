@@ -11,7 +11,7 @@ from typing import Optional, TypeVar
 from ebpftrace.covered import Covered
 from ebpftrace.jobs.threads import register_threads
 from ebpftrace.kernel.images import code_ranges
-from ebpftrace.kernel.layout import CODE_REST_NS
+from ebpftrace.kernel.layout import CODE_REST_NS, signed_bytes
 from ebpftrace.kernel.registration import confirm, meet
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import (
@@ -173,6 +173,8 @@ class Watch:
                 memory=copy.memory,
                 truncated=copy.is_cut,
                 python=copy.python,
+                missing=copy.missing,
+                signed=signed_bytes(copy.call),
             )
         )
 

@@ -235,9 +235,9 @@ ROW_EVENT = struct.Struct("=HHI6QII")
 
 
 class SiteT(ctypes.Structure):
-    """``struct site_t``: how often a site's stack was copied, and what its calls moved the break by."""
+    """``struct site_t``: copies of a site's stack, how far its calls moved the break, and how many did."""
 
-    _fields_ = (("copies", _u64), ("brk_growth", _s64))
+    _fields_ = (("copies", _u64), ("brk_growth", _s64), ("brk_calls", _u64))
 
 
 class CountT(ctypes.Structure):
@@ -256,10 +256,12 @@ class CopyHead(NamedTuple):
     call: int
     size: int
     is_cut: int
+    missing: int
     python_count: int
+    reserved: int
 
 
-COPY_HEAD = struct.Struct("=QQ6I")
+COPY_HEAD = struct.Struct("=QQ8I")
 PYTHON_FRAME = struct.Struct("=3Q")
 """``struct python_frame_t``"""
 PYTHON_FRAMES = 24
@@ -403,6 +405,11 @@ class Sizes:
     """First copies of new sites, for each CPU."""
     site_copies: int = 4
     """Copies that count as first ones of a site."""
+
+
+def signed_bytes(call: CallKind) -> int:
+    """How many bytes of the stack, from its pointer on, go into the signature of a call."""
+    return 8 * (CLONE_SIGNATURE_WORDS if call is CallKind.CLONE else SIGNATURE_WORDS)
 
 
 BPF_F_NO_PREALLOC = 1  # include/uapi/linux/bpf.h

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, Optional
+
+from ebpftrace.model import Frame, Stack
 
 REGISTER_NAMES = (
     "r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si", "di",
@@ -16,11 +19,9 @@ REGISTER_NAMES = (
 REGISTERS = struct.Struct(f"<{len(REGISTER_NAMES)}Q")
 REGISTERS_SIZE = REGISTERS.size
 
-_BP = REGISTER_NAMES.index("bp")
-_ORIG_AX = REGISTER_NAMES.index("orig_ax")
-_IP = REGISTER_NAMES.index("ip")
-_CS = REGISTER_NAMES.index("cs")
-_SP = REGISTER_NAMES.index("sp")
+_INDEX = {name: index for index, name in enumerate(REGISTER_NAMES)}
+_WORD_MASK = (1 << 64) - 1
+_BP, _IP, _CS, _SP = (_INDEX[name] for name in ("bp", "ip", "cs", "sp"))
 
 TABLES_OF = "x86_64"
 """The machine (uname(2)) that stacks are unwound on by tables; on others, by frame pointers."""
@@ -59,19 +60,19 @@ class Registers(NamedTuple):
         return self.words[_BP]
 
     @property
-    def in_system_call(self) -> bool:
-        """``orig_ax`` is a call number at a system call and negative elsewhere."""
-        return self.words[_ORIG_AX] >> 63 == 0
-
-    @property
     def is_64_bit(self) -> bool:
         """Taken in 64-bit code; 32-bit code has another layout of everything."""
         return self.words[_CS] == USER_CS
 
-    def replace(self, ip: int, sp: int, bp: int) -> Registers:
-        """The same registers with other instruction, stack and frame pointers."""
+    def named(self, name: str) -> int:
+        """A register by its name in REGISTER_NAMES."""
+        return self.words[_INDEX[name]]
+
+    def replace(self, **changed: int) -> Registers:
+        """The same registers but for those named; a value is taken modulo 2^64."""
         words = list(self.words)
-        words[_IP], words[_SP], words[_BP] = ip, sp, bp
+        for name, word in changed.items():
+            words[_INDEX[name]] = word & _WORD_MASK
         return Registers(tuple(words))
 
 
@@ -90,6 +91,38 @@ class StackCopy:
     """The copy ended at the size limit, not at the end of the stack."""
     python: tuple[tuple[int, int, int], ...] = ()
     """Frames of Python code, innermost first, as ``process.cpython.CodeObjects`` takes them."""
+    missing: int = 0
+    """Pages that could not be read, zeros in ``memory``: bit n is that of memory[first + n * PAGE], where
+    ``first`` is what is left of the stack pointer's own page."""
+    signed: int = 0
+    """Bytes of the stack, from its pointer on, that went into the signature."""
+
+
+PAGE = 4096
+"""Bytes; on machines with larger pages tables are not read."""
+
+
+class End(Enum):
+    """Why a walk goes no further."""
+
+    OUTERMOST = "outermost"
+    """Nothing called the last frame: it is complete."""
+    COPY = "copy"
+    """The caller's frame lies beyond what was copied."""
+    ABSENT = "absent"
+    """... or in a page that was not in memory."""
+    OTHER_STACK = "other-stack"
+    """... or on another stack: of a signal handler (sigaltstack(2)), of a coroutine."""
+    NO_TABLE = "no-table"
+    """The code has no unwind table, and its instructions do not say how it returns."""
+    NO_CODE = "no-code"
+    """It returns to where no code is known."""
+    NO_CALL = "no-call"
+    """It returns to where nothing was called."""
+    TOO_LONG = "too-long"
+    """There are more frames than are taken."""
+    FAILED = "failed"
+    """Registers or tables make no sense."""
 
 
 class Pc(NamedTuple):
@@ -105,14 +138,33 @@ class Walk:
     """The physical frames of one copy, innermost first."""
 
     pcs: tuple[Pc, ...] = ()
-    complete: bool = False
-    """The outermost frame was reached: its unwind table says that it has no caller."""
-    truncated: bool = False
-    """Unwinding needed a byte that is not in the copy."""
-    guessed: bool = False
-    """Some frame had no unwind table; its caller was found by frame pointer or by searching the stack."""
+    end: End = End.FAILED
+    """Why there are no more."""
+    slots: tuple[Optional[int], ...] = ()
+    """Where each pc was found: bytes from the stack pointer.  None: in a register, or not known."""
+    guessed: Optional[int] = None
+    """The first frame whose caller nothing but a frame pointer tells, in code that cannot be read."""
+    lacking: int = 0
+    """Bytes that the copy is too short by, as far as is known; of an ``end`` COPY only."""
     stopped_at: Optional[int] = None
-    """The pc that lies in no executable mapping, where the walk was cut there."""
+    """The pc that lies in no executable mapping, of an ``end`` NO_CODE."""
+
+    @property
+    def complete(self) -> bool:
+        """Every frame is there, and none is a guess."""
+        return self.end is End.OUTERMOST and self.guessed is None
+
+
+def is_native(frame: Frame) -> bool:
+    """A physical frame: not one that is inlined, nor of Python code, which lies in no module."""
+    return not frame.inlined and (frame.module is not None or frame.offset is not None)
+
+
+class Unwound(NamedTuple):
+    """The stack of a copy, and where its native frames were found: ``Walk.slots``."""
+
+    stack: Stack
+    slots: tuple[Optional[int], ...] = ()
 
 
 class Name(NamedTuple):

@@ -26,7 +26,7 @@ from typing import Any, Optional
 from ebpftrace.installation import DRGN, import_path, install_command
 from ebpftrace.model import Frame
 from ebpftrace.stacks import wire
-from ebpftrace.stacks.copies import REGISTERS_SIZE, TABLES_OF, Pc, StackCopy, Walk
+from ebpftrace.stacks.copies import REGISTERS_SIZE, TABLES_OF, End, Pc, StackCopy, Walk
 from ebpftrace.stacks.debugfiles import DebugFile, debug_files, supplements
 from ebpftrace.stacks.debuginfod import Debuginfod
 from ebpftrace.stacks.files import FileStore, StoredFile
@@ -46,6 +46,12 @@ MAX_STRIKES = 3
 MAX_RESTARTS = 25
 _MAX_LAYOUTS = 32
 """At most worker.MAX_UNWINDERS, so that the worker knows what we think it knows."""
+_FRESH_SECONDS = 1.0
+"""Pages of code that a JIT compiler made are read anew when they are older."""
+_MOST_PAGES = 4096
+"""Of such code, of one layout."""
+_MOST_ROUNDS = 32
+"""How often a walk is begun anew with more of that code."""
 _MAX_NAME = 4096
 _MAX_FRAMES = 1 << 12
 """Of a walk, or of names for one address; more than a worker gives that has not been taken over."""
@@ -82,6 +88,10 @@ class Engine:
         self._named_files: set[int] = set()
         self._layouts: OrderedDict[Layout, int] = OrderedDict()
         self._next_layout = 0
+        self._made: dict[int, dict[int, bytes]] = {}
+        """Pages of code that the worker was given, by layout; empty ones that cannot be read."""
+        self._made_at: dict[int, float] = {}
+        """When they were read."""
         self._strikes: Counter[object] = Counter()
         self._seconds: Counter[object] = Counter()
         self._frames: dict[tuple[int, Pc], tuple[Frame, ...]] = {}
@@ -147,22 +157,60 @@ class Engine:
         if platform.machine() != TABLES_OF:
             self.because = f"by frame pointers alone: unwind tables are not read on {platform.machine()}"
 
-    def walk(self, layout: Layout, copy: StackCopy) -> Optional[Walk]:
-        """Physical frames of a copy; None where it could not be tried at all."""
+    def walk(
+        self, layout: Layout, copy: StackCopy, made_page: Callable[[int], bytes] = lambda _: b""
+    ) -> Optional[Walk]:
+        """Physical frames of a copy; None where it could not be tried at all.
+
+        ``made_page`` reads a page of the code that no file has, by its address; empty where it cannot.
+        """
         if not self.can_unwind or self._is_given_up(layout) or len(copy.registers) != REGISTERS_SIZE:
             return None
-        request: dict[str, Any] = {"do": "walk"}
-        blob = copy.registers + copy.memory
+        request: dict[str, Any] = {
+            "do": "walk", "memory": len(copy.memory), "missing": copy.missing, "cut": copy.truncated,
+        }  # fmt: skip
         try:
-            for _ in range(2):
-                request["layout"] = self._number(layout)
+            wanted: Sequence[int] = ()
+            for _ in range(_MOST_ROUNDS):
+                number = request["layout"] = self._number(layout)
+                pages = self._pages(number, wanted, made_page)
+                request["made"] = list(pages)
+                blob = b"".join((copy.registers, copy.memory, *pages.values()))
                 answer = self._ask(layout, request, blob, None, WALK_SECONDS)
-                if "unknown" not in answer:
+                if "unknown" in answer:
+                    self._layouts.pop(layout, None)
+                    continue
+                known = self._made.get(number, {})
+                wanted = [page for page in _pages_wanted(answer) if page not in known]
+                if not wanted:
                     break
-                self._layouts.pop(layout, None)
             return _walk(answer)
         except _DiedError:
             return None
+
+    def _pages(
+        self, layout: int, wanted: Sequence[int], made_page: Callable[[int], bytes]
+    ) -> dict[int, bytes]:
+        """What the worker is to be given of the code without a file: what it lacks, and what has changed.
+
+        It keeps them with the layout; what cannot be read is asked for once.
+        """
+        known = self._made.setdefault(layout, {})
+        now = time.monotonic()
+        addresses = list(wanted)
+        if known and now - self._made_at.get(layout, 0.0) >= _FRESH_SECONDS:
+            addresses += known
+            if len(known) > _MOST_PAGES:
+                known.clear()
+        if not known or len(addresses) > len(wanted):
+            self._made_at[layout] = now
+        new = {}
+        for address in addresses:
+            content = made_page(address)
+            if content and known.get(address) != content:
+                new[address] = content
+            known[address] = content
+        return new
 
     def _number(self, layout: Layout) -> int:
         number = self._layouts.get(layout)
@@ -181,7 +229,9 @@ class Engine:
         self._ask(layout, request, b"", None, LOAD_SECONDS)
         self._layouts[layout] = number
         if len(self._layouts) > _MAX_LAYOUTS:
-            self._layouts.popitem(last=False)
+            _, oldest = self._layouts.popitem(last=False)
+            self._made.pop(oldest, None)
+            self._made_at.pop(oldest, None)
         return number
 
     def names(
@@ -355,6 +405,7 @@ class Engine:
         self._known_files.clear()
         self._named_files.clear()
         self._layouts.clear()
+        self._made.clear()
 
     def close(self) -> None:
         """End the worker and close the kept files."""
@@ -372,13 +423,18 @@ def _wait(sock: socket.socket, seconds: float, used: Callable[[], float], until:
             raise TimeoutError
 
 
+def _pages_wanted(answer: dict[str, Any]) -> list[int]:
+    wanted = answer.get("wants")
+    return [page for page in wanted[:_MOST_PAGES] if type(page) is int] if isinstance(wanted, list) else []
+
+
 def _walk(answer: dict[str, Any]) -> Optional[Walk]:
     try:
         pcs = tuple(Pc(_address(address), bool(exact)) for address, exact in answer["pcs"][:_MAX_FRAMES])
-        stopped_at = answer["stopped_at"]
+        slots = [_maybe(slot) for slot in answer["slots"][: len(pcs)]]
         return Walk(
-            pcs, bool(answer["complete"]), bool(answer["truncated"]), bool(answer["guessed"]),
-            None if stopped_at is None else _address(stopped_at),
+            pcs, End(answer["end"]), tuple(slots + [None] * (len(pcs) - len(slots))),
+            _maybe(answer["guessed"]), _address(answer["lacking"]), _maybe(answer["stopped_at"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
@@ -389,6 +445,10 @@ def _address(value: Any) -> int:
     if not 0 <= address < 1 << 64:
         raise ValueError(value)
     return address
+
+
+def _maybe(value: Any) -> Optional[int]:
+    return None if value is None else _address(value)
 
 
 def _frames(file: StoredFile, pc: Pc, names: object) -> tuple[Frame, ...]:

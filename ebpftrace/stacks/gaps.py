@@ -1,210 +1,294 @@
-"""The caller of a function that has no unwind table: known in one case, guessed in the others.
+"""The caller of a function that has no unwind table: by what its code says, or not at all.
 
-* glibc ends the table of ``clone`` and ``clone3`` just before their ``syscall`` instruction (sysdeps/unix/
-  sysv/linux/x86_64/clone3.S, "End FDE now, because in the child the unwind info will be wrong"); the return
-  address is on top of the stack.  Go's and musl's bare system calls leave it there as well.  Known.
-* musl is built without tables, and so is some assembly: the first word up the stack that follows a call
-  which may have led here.
-* JIT compilers, the code that V8 builds into node, and Go keep frame pointers: what rbp points to, if it is
-  on this stack and holds the address after a call.  Code says that it keeps them by how its functions begin.
-* We are in the first instructions of a program, before main: the outermost frame.  Known.
-* Methods that OpenJDK compiles save their caller's rbp and then use it for data: the nearest word that is a
-  frame pointer with a return address above it.
-* A saved rbp of 0 beside a return address that follows no call: that is the outermost frame.  So Go begins
-  its goroutines (runtime.goexit).
-* rbp is 0 and no return address is left on the stack: the outermost frame, as the x86-64 psABI
-  marks it ("initial stack and register state").
+musl is built without tables, some assembly is, and JIT compilers and Go write none.
+
+* The instructions after the call say how the function returns (``returns``): where its return address
+  lies, and the caller's registers.  A call must end at that address, and may lead here.
+* The call that a frame is of, and the instructions from there on to where the frame is, say the same; so does
+  a function that never returns.
+* Code that finds its variables below rbp keeps a frame pointer: what it points to, if it is on this stack.
+  So do interpreters, whose code ends in jumps through tables.
+* What a signal handler returns to has the registers of the interrupted code above it
+  (arch/x86/include/uapi/asm/sigcontext.h).
+* A jump to where there is no code, such as a call through NULL: the return address is on top of the stack.
+* Outermost are the first instructions of a program, before main; code that returns to address 0; and code
+  that returns to nobody, if it was entered without a call (how coroutines and goroutines begin), or has no
+  return address but that of a program's first instructions above it.
+
+Only where code cannot be read, since a JIT compiler made it and its process has gone, a frame pointer is
+taken as it is; that is a guess, and the walk says so.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
-from typing import Callable, NamedTuple, Optional, Union
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Optional, Union
 
-from ebpftrace.stacks.callsites import LONGEST, call_before
-from ebpftrace.stacks.copies import Registers
+from ebpftrace.stacks.code import Code
+from ebpftrace.stacks.copies import PAGE, End, Registers
+from ebpftrace.stacks.returns import Return, Value
 
-ReadCode = Callable[[int, int], bytes]
-"""(address, count) -> those bytes of code, empty where no file is mapped (JIT code)."""
-Region = Callable[[int], Optional[int]]
-"""address -> which piece of executable memory it lies in, None for none."""
-
-NEAR = 64
-"""Words searched for the caller: functions without tables have small frames."""
-LARGEST_FRAME = 1 << 20
-"""Bytes; an rbp further beyond the copy is data."""
-LONGEST_FUNCTION = 1 << 14
+LARGEST_STACK = 16 << 20
+"""Bytes: twice what a main thread may have unless told otherwise.  What lies beyond is another stack."""
 LONGEST_ENTRY = 64
 """Bytes of ``_start``: it sets up arguments and calls into the C library."""
-_WORDS_OF_TRAMPOLINE = 2
-"""CPython's: sub $8,%rsp; call *%rcx (Python/asm_trampoline.S)."""
+_LARGEST_ENTERED = 1 << 12
+"""Bytes of a frame that is searched for the call that it is of."""
 _WORD = 8
-_PAGE = 4096
-_PROLOGUES = (
-    bytes.fromhex("554889e5"),  # push %rbp; mov %rsp,%rbp: compilers, V8, Go from 1.21 on
-    bytes.fromhex("48896c24"),  # mov %rbp,n(%rsp): Go before it
-)
-_ENDBR64 = bytes.fromhex("f30f1efa")
-_JUMPS_OF_PLT = (bytes.fromhex("ff25"), bytes.fromhex("f2ff25"))
-"""jmp *slot(%rip), with or without bnd: x86-64 psABI, procedure linkage table."""
-_SIGNAL_RETURN = bytes.fromhex("48c7c00f0000000f05")
-"""mov $15, %rax; syscall: what a signal handler returns to (rt_sigreturn), without having been called."""
+_SIGNAL_CONTEXT = 40
+"""Bytes of ``struct ucontext`` before its registers (arch/x86/include/uapi/asm/ucontext.h)."""
+_SIGNAL_REGISTERS = (
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "di", "si", "bp", "bx", "dx", "ax", "cx",
+    "sp", "ip",
+)  # fmt: skip
+
+
+_NO_FRAME = Value("sp", 0)
+"""What was read after a call is another function's beginning, most likely: the call does not come back."""
+_OF_THE_CODE = (End.NO_TABLE, End.NO_CODE, End.NO_CALL)
 
 
 class Caller(NamedTuple):
     """Registers of the calling frame."""
 
-    return_address: int
-    sp: int
-    bp: int
-    guessed: bool
+    registers: Registers
+    exact: bool = False
+    """It was interrupted, and did not call."""
+    guessed: bool = False
+    slot: Optional[int] = None
+    """Address of the word that is its pc."""
     outermost: bool = False
     """It has no caller itself."""
+    sp_known: bool = True
+    """Else the stack pointer is somewhere above the one in the registers, and only rbp tells more."""
 
 
 class NoCaller(NamedTuple):
     """Why there is no going on."""
 
-    outermost: bool
-    cut: bool
-    """The copy may just be too short."""
+    end: End
     unknown: Optional[int] = None
     """The return address there would be, if code were known to lie there: a JIT compiler's newest."""
+    lacking: int = 0
+    """Bytes that the copy is too short by."""
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """A frame without a table: its registers, and the copy [start, start + len(memory))."""
+class Copied:
+    """Stack memory [start, start + len(memory)), but for what is missing of it."""
 
-    regs: Registers
     start: int
     memory: bytes
-    in_system_call: bool
+    missing: int = 0
+    """Pages, as ``copies.StackCopy`` has them."""
+    is_cut: bool = False
+    """The stack goes on where the copy ends."""
+
+    @property
+    def end(self) -> int:
+        """The address after the last byte."""
+        return self.start + len(self.memory)
+
+    def lacks(self, address: int) -> bool:
+        """The page of an address inside was not in memory."""
+        first = self.start - self.start % PAGE + PAGE
+        return bool(self.missing and address >= first and self.missing >> (address - first) // PAGE & 1)
 
     def word(self, address: int) -> Optional[int]:
-        """The word of the copy at ``address``, None outside of it."""
+        """The word at ``address``, None outside of the copy."""
         at = address - self.start
-        if at < 0 or at + _WORD > len(self.memory):
+        if at < 0 or at + _WORD > len(self.memory) or self.lacks(address) or self.lacks(address + _WORD - 1):
             return None
         return int(struct.unpack_from("<Q", self.memory, at)[0])
 
-    def points_up(self, here: int, word: int) -> bool:
-        """The word is an address further up this stack, and not further than its frames are large."""
-        return word % _WORD == 0 and here <= word < self.start + len(self.memory) + LARGEST_FRAME
+    def why_not(self, address: int) -> NoCaller:
+        """Why there is no word at ``address``."""
+        if not self.start <= address < self.end + LARGEST_STACK:
+            return NoCaller(End.OTHER_STACK)
+        if address + _WORD <= self.end or not self.is_cut:
+            return NoCaller(End.ABSENT)
+        return NoCaller(End.COPY, lacking=address + _WORD - self.end)
 
-    def at(self, bp: int) -> Stretch:
-        """The same with another frame pointer."""
-        return replace(self, regs=self.regs.replace(self.regs.ip, self.regs.sp, bp))
+
+class Stretch(NamedTuple):
+    """A frame without a table."""
+
+    registers: Registers
+    copy: Copied
+    exact: bool
+    """Its pc is that of an instruction, not one after a call."""
+    sp_known: bool = True
+    """As in ``Caller``."""
 
 
-def cross(frame: Stretch, entries: frozenset[int], region: Region, code: ReadCode) -> Union[Caller, NoCaller]:
+def cross(frame: Stretch, entries: Sequence[int], code: Code) -> Union[Caller, NoCaller]:
     """The caller of a frame without unwind table; ``entries`` are where programs begin."""
-    regs = frame.regs
-    if any(regs.ip - LONGEST_ENTRY < entry <= regs.ip for entry in entries):
-        return NoCaller(outermost=True, cut=False)
-    top = frame.word(regs.sp)
-    if frame.in_system_call and top is not None and _follows_call(top, region, code):
-        return Caller(top, regs.sp + _WORD, regs.bp, guessed=False)
-    by_pointer = _by_frame_pointer(frame, region, code)
-    readable = bool(code(regs.ip, 1))
-    if by_pointer is not None and (not readable or _keeps_frame_pointers(regs.ip, code)):
-        return by_pointer
-    near = _search(frame, NEAR, region, code)
-    if by_pointer is not None and (near is None or by_pointer.sp <= near.sp):
-        return by_pointer
-    if near is not None and readable:
-        return near
-    if regs.bp == 0 and _search(frame, len(frame.memory) // _WORD, region, code) is None:
-        return NoCaller(outermost=True, cut=False)
-    if readable:
-        return NoCaller(outermost=False, cut=frame.word(regs.sp + NEAR * _WORD) is None and regs.bp != 0)
-    return _cross_unreadable(frame, region, code)
+    registers = frame.registers
+    ip = registers.ip
+    if _is_entry(ip, entries):
+        return NoCaller(End.OUTERMOST)
+    if not code.holds(ip - (not frame.exact)):
+        return _returned_to(frame, registers.sp, registers.replace(sp=registers.sp + _WORD), code)
+    if code.is_signal_return(ip):
+        return _interrupted(frame)
+    if not code.read(ip, 1):
+        return _by_frame_pointer(frame, code, guessed=True)
+    way = code.way_back(ip)
+    found: Union[Caller, NoCaller] = NoCaller(End.NO_TABLE)
+    if len(way.rules) == 1 and (frame.exact or way.rules[0].slot != _NO_FRAME):
+        found = _by_rule(frame, way.rules[0], code)
+    elif way.rules:
+        found = _by_one_of(frame, way.rules, code)
+    elif way.by_pointer:
+        found = _by_frame_pointer(frame, code, guessed=False)
+    if isinstance(found, NoCaller) and found.end in _OF_THE_CODE and frame.sp_known:
+        found = _by_entry(frame, code) or found
+        if way.never and isinstance(found, NoCaller):
+            found = _at_the_bottom(frame, entries, code)
+    return found
 
 
-def _cross_unreadable(frame: Stretch, region: Region, code: ReadCode) -> Union[Caller, NoCaller]:
-    """From JIT code whose rbp points to no known return address."""
-    bp = frame.regs.bp
-    saved, return_address = frame.word(bp), frame.word(bp + _WORD)
-    if frame.points_up(frame.regs.sp, bp):
-        if saved is None or return_address is None:
-            return NoCaller(outermost=False, cut=True)
-        if frame.points_up(bp, saved) and region(return_address - 1) is None:
-            return NoCaller(outermost=False, cut=False, unknown=return_address)
-
-    def readable(address: int) -> Optional[int]:
-        return region(address) if code(address, 1) else None
-
-    tiny = _search(frame, _WORDS_OF_TRAMPOLINE, readable, code)
-    record = tiny or _frame_record(frame, region, code)
-    return record or NoCaller(outermost=False, cut=frame.word(frame.regs.sp + NEAR * _WORD) is None)
+def _is_entry(address: int, entries: Sequence[int]) -> bool:
+    return any(0 <= address - entry < LONGEST_ENTRY for entry in entries)
 
 
-def _search(frame: Stretch, words: int, region: Region, code: ReadCode) -> Optional[Caller]:
-    """The first word that follows a call which may have led here, else the first that follows any."""
-    unlikely = None
-    for at in range(frame.regs.sp, frame.regs.sp + words * _WORD, _WORD):
-        word = frame.word(at)
-        if word is None:
-            break
-        if _follows_call(word, region, code):
-            caller = Caller(word, at + _WORD, frame.regs.bp, guessed=True)
-            if _may_lead_to(word, frame.regs.ip, code):
-                return caller
-            unlikely = unlikely or caller
-    return unlikely
+def _at_the_bottom(frame: Stretch, entries: Sequence[int], code: Code) -> Union[Caller, NoCaller]:
+    """Of code that never returns: outermost if no call has left anything above it.
+
+    Or one call alone, made by the first instructions of a program, or of a thread, which never return either.
+    """
+    copy = frame.copy
+    left = []
+    for slot in range(frame.registers.sp, copy.end - _WORD + 1, _WORD):
+        word = copy.word(slot)
+        if word is not None and code.holds(word - 1) and code.follows_call(word):
+            left.append((slot, word))
+    if copy.is_cut and len(left) < 2:
+        return NoCaller(End.COPY)
+    if not left:
+        return NoCaller(End.OUTERMOST)
+    slot, word = left[0]
+    if len(left) == 1 and (_is_entry(word, entries) or code.way_back(word).never):
+        return Caller(frame.registers.replace(ip=word, sp=slot + _WORD), slot=slot, outermost=True)
+    return NoCaller(End.NO_TABLE)
 
 
-def _by_frame_pointer(frame: Stretch, region: Region, code: ReadCode) -> Optional[Caller]:
-    bp = frame.regs.bp
-    saved, return_address = frame.word(bp), frame.word(bp + _WORD)
-    if bp < frame.regs.sp or bp % _WORD or saved is None or return_address is None:
-        return None
-    outermost = not _follows_call(return_address, region, code)
-    if outermost and (saved or region(return_address) is None):
-        return None
-    return Caller(return_address, bp + 2 * _WORD, saved, guessed=True, outermost=outermost)
+def begins_here(address: int, code: Code) -> bool:
+    """A stack may begin with this return address: no call ends there, and its code returns to nobody."""
+    return not code.follows_call(address) and code.way_back(address).never
 
 
-def _frame_record(frame: Stretch, region: Region, code: ReadCode) -> Optional[Caller]:
-    """The nearest saved rbp that is a frame pointer, with a return address above it."""
-    for at in range(frame.regs.sp, frame.regs.sp + NEAR * _WORD, _WORD):
-        saved = frame.word(at)
-        if saved is None:
-            break
-        if frame.points_up(at, saved) and _by_frame_pointer(frame.at(saved), region, code):
-            caller = _by_frame_pointer(frame.at(at), region, code)
-            if caller is not None and not caller.outermost:
-                return caller
+def _by_rule(frame: Stretch, rule: Return, code: Code) -> Union[Caller, NoCaller]:
+    slot = _value(frame, rule.slot)
+    sp = None if rule.sp is None else _value(frame, rule.sp)
+    if slot is None:
+        return NoCaller(End.NO_TABLE)
+    if slot < frame.registers.sp:
+        return NoCaller(End.OTHER_STACK)
+    restored = {}
+    for name, value in rule.registers:
+        word = None if value is None else _value(frame, value)
+        # What is not known must not be taken for a place on this stack.
+        restored[name] = 0 if word is None else word
+    registers = frame.registers.replace(**restored, sp=slot + _WORD if sp is None else sp)
+    # Who takes its frame down by a frame pointer has not been mistaken for the function after it.
+    may_lead_here = rule.slot.register == "bp" or _may_lead_here(frame, slot, code)
+    caller = _returned_to(frame, slot, registers, code)
+    if isinstance(caller, Caller) and not caller.outermost and not may_lead_here:
+        return NoCaller(End.NO_TABLE)
+    return caller._replace(sp_known=sp is not None) if isinstance(caller, Caller) else caller
+
+
+def _by_one_of(frame: Stretch, rules: Sequence[Return], code: Code) -> Union[Caller, NoCaller]:
+    """By the one whose caller called the function that the frame is of, and with a frame of that size."""
+    callers = (_by_rule(frame, rule, code) for rule in rules)
+    possible = [
+        caller
+        for caller in callers
+        if isinstance(caller, Caller)
+        and caller.slot is not None
+        and code.entered(caller.registers.ip, frame.registers.ip, caller.slot - frame.registers.sp)
+    ]
+    return possible[0] if len(possible) == 1 else NoCaller(End.NO_TABLE)
+
+
+def _by_entry(frame: Stretch, code: Code) -> Optional[Caller]:
+    """By the call of its function: one that loops for ever does not say how it returns."""
+    registers, copy = frame.registers, frame.copy
+    for slot in range(registers.sp, min(copy.end, registers.sp + _LARGEST_ENTERED), _WORD):
+        word = copy.word(slot)
+        if word is None or not code.holds(word - 1) or not code.follows_call(word):
+            continue
+        rule = code.entered(word, registers.ip, slot - registers.sp)
+        if rule is not None:
+            caller = _by_rule(frame, rule, code)
+            return caller if isinstance(caller, Caller) else None
     return None
 
 
-def _keeps_frame_pointers(ip: int, code: ReadCode) -> bool:
-    for length in (_PAGE, ip % _PAGE):
-        before = code(ip - length, length)
-        if before:
-            return any(prologue in before for prologue in _PROLOGUES)
-    return False
+def _returned_to(frame: Stretch, slot: int, caller: Registers, code: Code) -> Union[Caller, NoCaller]:
+    """To the address that the word at ``slot`` is."""
+    address = frame.copy.word(slot)
+    if address is None:
+        return frame.copy.why_not(slot)
+    if address == 0:
+        return NoCaller(End.OUTERMOST)
+    if not code.holds(address - 1):
+        return NoCaller(End.NO_CODE, unknown=address)
+    if not code.follows_call(address) and not _is_interpreter(address, slot, caller, frame.copy, code):
+        if begins_here(address, code):
+            return Caller(caller.replace(ip=address), slot=slot, outermost=True)
+        return NoCaller(End.NO_CALL)
+    return Caller(caller.replace(ip=address), slot=slot)
 
 
-def _follows_call(address: int, region: Region, code: ReadCode) -> bool:
-    if region(address - 1) is None:
-        return False
-    if code(address, len(_SIGNAL_RETURN)) == _SIGNAL_RETURN:
-        return True
-    before = code(address - LONGEST, LONGEST)
-    # JIT code cannot be read after the fact: that the address is executable must do.
-    return not before or call_before(before) is not None
+def _is_interpreter(address: int, slot: int, caller: Registers, copy: Copied, code: Code) -> bool:
+    """Code that was made, and finds its frame by rbp, which points up this stack.
+
+    HotSpot's interpreter pushes the address of what is to be done with a method's result, and jumps to the
+    method (src/hotspot/cpu/x86/templateTable_x86.cpp, prepare_invoke): no call ends there.
+    """
+    return (
+        code.is_made(address)
+        and slot < caller.bp < copy.end + LARGEST_STACK
+        and code.way_back(address).by_pointer
+    )
 
 
-def _may_lead_to(return_address: int, ip: int, code: ReadCode) -> bool:
-    """A direct call of another function leads here only by a tail call; of a PLT entry, anywhere."""
-    call = call_before(code(return_address - LONGEST, LONGEST))
-    if call is None or call.displacement is None:
-        return True
-    target = return_address + call.displacement
-    if 0 <= ip - target < LONGEST_FUNCTION:
-        return True
-    entry = code(target, len(_ENDBR64) + 3)
-    entry = entry[len(_ENDBR64) :] if entry.startswith(_ENDBR64) else entry
-    return entry.startswith(_JUMPS_OF_PLT)
+def _may_lead_here(frame: Stretch, slot: int, code: Code) -> bool:
+    address = frame.copy.word(slot)
+    return address is None or code.may_lead_to(address, frame.registers.ip, slot - frame.registers.sp)
+
+
+def _value(frame: Stretch, value: Value) -> Optional[int]:
+    if value.register == "sp" and not frame.sp_known:
+        return None
+    word = frame.registers.named(value.register) + value.offset & (1 << 64) - 1
+    return frame.copy.word(word) if value.loaded else word
+
+
+def _by_frame_pointer(frame: Stretch, code: Code, guessed: bool) -> Union[Caller, NoCaller]:
+    registers, copy = frame.registers, frame.copy
+    bp = registers.bp
+    if bp % _WORD or not registers.sp <= bp < copy.end + LARGEST_STACK:
+        return NoCaller(End.NO_TABLE)
+    saved, address = copy.word(bp), copy.word(bp + _WORD)
+    if saved is None or address is None:
+        return copy.why_not(bp if saved is None else bp + _WORD)
+    if guessed and saved != 0 and not bp < saved < copy.end + LARGEST_STACK:
+        return NoCaller(End.NO_TABLE)
+    caller = _returned_to(frame, bp + _WORD, registers.replace(bp=saved, sp=bp + 2 * _WORD), code)
+    return caller._replace(guessed=guessed) if isinstance(caller, Caller) else caller
+
+
+def _interrupted(frame: Stretch) -> Union[Caller, NoCaller]:
+    first = frame.registers.sp + _SIGNAL_CONTEXT
+    words: dict[str, int] = {}
+    for number, name in enumerate(_SIGNAL_REGISTERS):
+        word = frame.copy.word(first + number * _WORD)
+        if word is None:
+            return frame.copy.why_not(first + number * _WORD)
+        words[name] = word
+    return Caller(frame.registers.replace(**words), exact=True)

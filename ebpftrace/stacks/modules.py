@@ -108,6 +108,8 @@ class ModuleHistory:
         self._told: list[Optional[Layout]] = []
         """What the kernel side told of, over the layout before it; None: a layout that was read."""
         self._next_reading = 0.0
+        self.version = 0
+        """How often other code was found."""
         self._merge = lru_cache(maxsize=8)(Layout.over)
 
     def refresh(self, at: Optional[int] = None, vmas: Optional[Sequence[Vma]] = None) -> bool:
@@ -171,6 +173,7 @@ class ModuleHistory:
             self._layouts[later] = over.over(self._layouts[later - 1])
 
     def _insert(self, index: int, since: int, layout: Layout, told: Optional[Layout] = None) -> None:
+        self.version += 1
         self._since.insert(index, since)
         self._layouts.insert(index, layout)
         self._told.insert(index, told)

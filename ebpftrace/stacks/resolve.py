@@ -10,26 +10,31 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Optional
 
+from ebpftrace.defaults import MAX_STACK_BYTES
 from ebpftrace.errors import CannotTrace
+from ebpftrace.frames import name as frame_name
 from ebpftrace.model import Frame, Stack, StackSource, Vma
 from ebpftrace.process.files import FileKey
 from ebpftrace.process.memory import Memory
 from ebpftrace.process.procfs import read_small, through_live_task
 from ebpftrace.stacks import cpython, goroots
-from ebpftrace.stacks.copies import Pc, StackCopy, Walk
+from ebpftrace.stacks.copies import End, Pc, StackCopy, Unwound, Walk, is_native
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.framepointers import frame_pointer_walk
+from ebpftrace.stacks.madecode import MadeCode
 from ebpftrace.stacks.modules import Layout, ModuleHistory
 from ebpftrace.stacks.perfmap import JitNames, how_to_get
 from ebpftrace.stacks.shortfalls import Bare, Shortfalls
 from ebpftrace.stacks.startroutines import with_library_routine
+from ebpftrace.text import size
 
 JIT = "[jit]"
 """Module of frames in executable memory without a file."""
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 NOTE_TRUNCATED = "cut where the copy of the stack ends (see --stack-bytes)"
-NOTE_GUESSED = "some callers guessed: code without unwind tables lies between"
-NOTE_STOPPED = "unwinding stopped early"
+NOTE_ABSENT = "cut at a page of the stack that was not in memory"
+NOTE_OTHER_STACK = "cut: the callers are on another stack, of which there is no copy"
+NOTE_GUESSED = "is a guess, by a frame pointer in code that could not be read"
 NOTE_NO_FRAMES = "the registers are of no machine that is known here"
 
 
@@ -55,6 +60,7 @@ class StackResolver:
         self._jit = None if self._root is None else JitNames(self._root, *_identity(pid))
         self._python: Optional[cpython.PythonCode] = None
         self._memory: Optional[Memory] = None
+        self._made = MadeCode(pid)
         if not will_execute:
             self.refresh()
 
@@ -71,6 +77,7 @@ class StackResolver:
 
     def close(self) -> None:
         """Close what belongs to this process; files stay with the engine."""
+        self._made.close()
         for fd in (self._handle, self._root, self._own_root):
             if fd is not None:
                 os.close(fd)
@@ -133,37 +140,51 @@ class StackResolver:
             self._jit = JitNames(root, *_identity(self._pid))
         self._history.executed(file, auxv, at)
 
+    @property
+    def version(self) -> int:
+        """Another number when other code may lie at an address."""
+        return self._history.version
+
     def resolve(self, copy: StackCopy) -> Stack:
         """The named stack of a copy; without frames, but with a note, where it could not be unwound.
 
         Where nothing can be unwound on this machine it is what frame pointers tell.
         """
-        stack = self._resolve(copy)
-        if not stack.frames:
-            self.shortfalls.stack_failed()
-        return stack
+        return self.unwind(copy).stack
 
-    def _resolve(self, copy: StackCopy) -> Stack:
+    def unwind(self, copy: StackCopy) -> Unwound:
+        """As ``resolve``, with where the frames were found."""
+        unwound = self._unwind(copy)
+        if not unwound.stack.frames:
+            self.shortfalls.stack_failed()
+        return unwound
+
+    def _unwind(self, copy: StackCopy) -> Unwound:
         layout = self._history.at(copy.at)
-        walk = self._engine.walk(layout, copy)
+        walk = self._walk(layout, copy)
         ended_nowhere = walk is not None and (walk.stopped_at is not None or not walk.pcs)
         if ended_nowhere and self.alive and self._history.refresh_for_unknown():
             # A library that was loaded since the last reading, most likely.
             layout = self._history.at(copy.at)
-            walk = self._engine.walk(layout, copy) or walk
+            walk = self._walk(layout, copy) or walk
         if walk is None and self._engine.because:
             frames = self._frames(frame_pointer_walk(copy, layout), layout)
             if not frames:
-                return Stack(note=f"{self._engine.because}; {NOTE_NO_FRAMES}")
-            return Stack(frames, False, StackSource.FRAME_POINTER, self._engine.because)
+                return Unwound(Stack(note=f"{self._engine.because}; {NOTE_NO_FRAMES}"))
+            return Unwound(Stack(frames, False, StackSource.FRAME_POINTER, self._engine.because))
         if walk is None:
-            return Stack(note="unwinding failed on this program's files")
+            return Unwound(Stack(note="unwinding failed on this program's files"))
         frames = self._frames(walk.pcs, layout)
         if self._python is not None and copy.python:
             frames = cpython.with_python(frames, self._python.groups(copy.python))
         if goroots.is_bottom(frames):
-            walk = replace(walk, complete=not goroots.is_switched(frames), truncated=False)
-        return Stack(frames, walk.complete, StackSource.COPIED, _note(walk, frames))
+            walk = replace(walk, end=End.OUTERMOST)
+        complete = walk.complete and not goroots.is_switched(frames)
+        note = _note(walk, frames, len(copy.memory))
+        return Unwound(Stack(frames, complete, StackSource.COPIED, note), walk.slots)
+
+    def _walk(self, layout: Layout, copy: StackCopy) -> Optional[Walk]:
+        return self._engine.walk(layout, copy, lambda address: self._made.page(layout, address))
 
     def name_address(self, address: int, at: Optional[int] = None) -> Optional[Frame]:
         """A thread's start routine at the very address; None if no code is there."""
@@ -221,17 +242,33 @@ class StackResolver:
         return Frame(None if region is None else region.name, module=JIT, offset=pc.address)
 
 
-def _note(walk: Walk, frames: Sequence[Frame]) -> str:
+def _note(walk: Walk, frames: Sequence[Frame], copied: int) -> str:
+    """What is to be said of a walk; ``copied`` bytes of stack there were."""
     notes = []
-    if walk.truncated:
-        notes.append(NOTE_TRUNCATED)
-    elif not walk.complete and goroots.is_switched(frames):
+    native = [frame for frame in frames if is_native(frame)]
+    if goroots.is_switched(frames):
         notes.append(goroots.NOTE_OTHER_STACK)
-    elif not walk.complete:
-        notes.append(NOTE_STOPPED)
-    if walk.guessed:
-        notes.append(NOTE_GUESSED)
+    elif walk.end is End.COPY and copied + walk.lacking > MAX_STACK_BYTES:
+        notes.append(f"cut where the copy ends: the next frame is {size(walk.lacking)} further up the stack")
+    elif walk.end is not End.OUTERMOST:
+        last = frame_name(native[-1]) if native else "the first frame"
+        stopped_at = f"{walk.stopped_at or 0:#x}"
+        notes.append(_ENDS[walk.end].format(last=last, stopped_at=stopped_at))
+    if walk.guessed is not None:
+        notes.append(f"the caller of {frame_name(native[walk.guessed])} {NOTE_GUESSED}")
     return "; ".join(notes)
+
+
+_ENDS = {
+    End.COPY: NOTE_TRUNCATED,
+    End.ABSENT: NOTE_ABSENT,
+    End.OTHER_STACK: NOTE_OTHER_STACK,
+    End.NO_TABLE: "cut at {last}: its code has no unwind table, and how it returns could not be told",
+    End.NO_CODE: "cut at {last}: it returns to {stopped_at}, where no code is known",
+    End.NO_CALL: "cut at {last}: no call was made there",
+    End.TOO_LONG: "cut: there are more frames than are taken",
+    End.FAILED: "cut at {last}: the unwind tables make no sense there",
+}
 
 
 def _pidfd(pid: int) -> Optional[int]:

@@ -7,26 +7,29 @@ Where code has no unwind table drgn would follow rbp, which in code without fram
 garbage.  It does so by a read of 16 bytes (libdrgn/arch_x86_64.c, get_registers_from_frame_pointer; table
 rules read at most 8), which is refused here; ``gaps`` then decides how to go on, and drgn is started again
 from there.
+
+A table is believed, but only as far as what it leads to is a caller: a call ends there, or it is where stacks
+begin.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Optional
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Optional, Union
 
 import drgn
 
-from ebpftrace.stacks.copies import REGISTER_NAMES, REGISTERS_SIZE, Pc, Registers, Walk
-from ebpftrace.stacks.gaps import Caller, ReadCode, Stretch, cross
+from ebpftrace.stacks.code import Code
+from ebpftrace.stacks.copies import REGISTER_NAMES, REGISTERS_SIZE, End, Pc, Registers, Walk
+from ebpftrace.stacks.gaps import Caller, Copied, NoCaller, Stretch, begins_here, cross
 from ebpftrace.stacks.unwind_image import memory_file
 
 ADDRESS_SPACE = 1 << 47
 MAX_FRAMES = 1024
 """As many as drgn gives for one stack."""
-MAX_GAPS = 64
+MAX_GAPS = 256
 _FRAME_POINTER_READ = 16
 
 
@@ -45,30 +48,32 @@ class LoadedImage(NamedTuple):
 class _Reading:
     """The copy that is being unwound, and what was seen while it was."""
 
+    copy: Copied
     start: int
     end: int
     """Addresses that can be read.  Set to ``start`` by the first failed read, and so every later one
     fails: drgn would go on with rbp, jumping over frames or looping."""
-    memory: bytes
-    outside: bool = False
-    no_table: bool = False
+    failed_at: Optional[int] = None
+
+
+class _Found(NamedTuple):
+    """Frames by tables alone, and what comes after the last of them."""
+
+    frames: list[tuple[Pc, Optional[int]]]
+    """With the address of the word that each is."""
+    then: Union[NoCaller, Stretch]
 
 
 class Unwinder:
     """Unwinds copies of one process with one set of loaded files.
 
-    A file that drgn refuses is left out: to a walk it is code without tables.  ``executable`` are ascending,
-    disjoint [start, end) ranges; ``code`` reads the bytes of the files mapped there.
+    A file that drgn refuses is left out: to a walk it is code without tables.
     """
 
-    def __init__(
-        self, images: Sequence[LoadedImage], executable: Sequence[tuple[int, int]], code: ReadCode
-    ) -> None:
-        self._starts = [start for start, _ in executable]
-        self._ends = [end for _, end in executable]
+    def __init__(self, images: Sequence[LoadedImage], code: Code) -> None:
         self._code = code
-        self._entries = frozenset(image.entry for image in images)
-        self._reading = _Reading(0, 0, b"")
+        self._entries = [image.entry for image in images]
+        self._reading = _Reading(Copied(0, b""), 0, 0)
         self._program = drgn.Program(drgn.host_platform)
         self._program.set_enabled_debug_info_finders([])
         self._program.add_memory_segment(0, ADDRESS_SPACE, self._read)
@@ -90,71 +95,111 @@ class Unwinder:
             module.debug_file_status = drgn.ModuleFileStatus.DONT_WANT
             module.try_file(image.name, fd=memory_file("unwind", image.image), force=True)
 
-    def walk(self, registers: bytes, memory: bytes) -> Walk:
-        """Physical frames of a copy, cut at the first pc outside executable memory.
+    @property
+    def lacking(self) -> list[int]:
+        """Pages of code without a file, by their addresses, that the last walk would have read."""
+        return sorted(self._code.lacking)
 
-        Never raises on bad contents of copy or files; such a walk just ends early.
+    def walk(
+        self,
+        registers: bytes,
+        memory: bytes,
+        missing: int = 0,
+        is_cut: bool = False,
+        made: Optional[Mapping[int, bytes]] = None,
+    ) -> Walk:
+        """Physical frames of a copy (``missing`` and ``is_cut`` as in ``copies.StackCopy``).
+
+        ``made`` are pages, by their addresses, of code without a file.  Never raises on bad contents of copy
+        or files; such a walk just ends early.
         """
         regs = Registers.from_bytes(registers)
         if not regs.is_64_bit:
             return Walk()
-        stack = regs.sp
-        walk, last = self._stretch(regs, stack, memory)
+        self._code.lacking.clear()
+        self._code.made(made or {})
+        copy = Copied(regs.sp, memory, missing, is_cut)
+        frames: list[tuple[Pc, Optional[int]]] = []
+        guessed: Optional[int] = None
+        then: Union[NoCaller, Stretch] = Stretch(regs, copy, True)
+        caller: Union[Caller, NoCaller] = Caller(regs, exact=True)
         for _ in range(MAX_GAPS):
-            if last is None or len(walk.pcs) >= MAX_FRAMES:
+            if isinstance(caller, NoCaller) or len(frames) >= MAX_FRAMES:
                 break
-            gap = Stretch(last, stack, memory, regs.in_system_call and len(walk.pcs) == 1)
-            caller = cross(gap, self._entries, self._region, self._code)
-            if not isinstance(caller, Caller):
-                return replace(
-                    walk, complete=caller.outermost, truncated=caller.cut, stopped_at=caller.unknown
-                )
+            frames.append((Pc(caller.registers.ip, caller.exact), caller.slot))
             if caller.outermost:
-                return Walk((*walk.pcs, Pc(caller.return_address, False)), complete=True, guessed=True)
-            # drgn takes the first pc as exact; a return address may be one past the end of its function.
-            onward = last.replace(ip=caller.return_address - 1, sp=caller.sp, bp=caller.bp)
-            rest, last = self._stretch(onward, stack, memory)
-            walk = Walk(
-                (*walk.pcs, Pc(caller.return_address, False), *rest.pcs[1:])[:MAX_FRAMES],
-                rest.complete, rest.truncated, walk.guessed or caller.guessed, rest.stopped_at,
-            )  # fmt: skip
-        return walk
+                caller = NoCaller(End.OUTERMOST)
+                break
+            if caller.sp_known:
+                found, then = self._stretch(caller.registers, caller.exact, copy)
+                frames += found
+            else:
+                then = Stretch(caller.registers, copy, caller.exact, sp_known=False)
+            caller = then if isinstance(then, NoCaller) else cross(then, self._entries, self._code)
+            if isinstance(caller, Caller) and caller.guessed and guessed is None:
+                guessed = len(frames) - 1
+            if isinstance(caller, Caller) and not caller.exact and caller.registers.sp <= then.registers.sp:  # type: ignore[union-attr]
+                caller = NoCaller(End.FAILED)
+        end = caller if isinstance(caller, NoCaller) else NoCaller(End.TOO_LONG)
+        frames = frames[:MAX_FRAMES]
+        return Walk(
+            tuple(pc for pc, _ in frames), end.end,
+            tuple(None if slot is None else slot - copy.start for _, slot in frames),
+            guessed, end.lacking, end.unknown,
+        )  # fmt: skip
 
-    def _stretch(self, regs: Registers, stack: int, memory: bytes) -> tuple[Walk, Optional[Registers]]:
-        """Frames by tables alone; and the registers of the last one, if it is one without a table."""
-        self._reading = reading = _Reading(stack, stack + len(memory), memory)
-        pcs: list[Pc] = []
+    def _stretch(self, regs: Registers, exact: bool, copy: Copied) -> _Found:
+        """The callers of a frame by tables alone, and then the first one that has none."""
+        # drgn takes the first pc as exact; a return address may be one past the end of its function.
+        start = regs if exact else regs.replace(ip=regs.ip - 1)
+        self._reading = reading = _Reading(copy, copy.start, copy.end)
+        frames: list[tuple[Pc, Optional[int]]] = []
+        code = self._code
+        last, last_pc, frame = regs, Pc(regs.ip, exact), None
         try:
-            raw = drgn.Object.from_bytes_(self._program, self._pt_regs, regs.to_bytes())
-            for frame in self._program.stack_trace(raw):
+            raw = drgn.Object.from_bytes_(self._program, self._pt_regs, start.to_bytes())
+            for number, frame in enumerate(self._program.stack_trace(raw)):
+                if number == 0:
+                    continue
                 try:
-                    pc = frame.pc
+                    address = frame.pc
                 except LookupError:
                     # Follows only a frame whose table says that it has no caller, never a failed read.
-                    return Walk(tuple(pcs), complete=True), None
-                if self._region(pc - (not frame.interrupted)) is None:
-                    return Walk(tuple(pcs), stopped_at=pc), None
-                pcs.append(Pc(pc, frame.interrupted))
+                    return _Found(frames, NoCaller(End.OUTERMOST))
+                pc = Pc(address, frame.interrupted)
+                if not pc.exact:
+                    if address == 0:
+                        return _Found(frames, NoCaller(End.OUTERMOST))
+                    if not code.holds(address - 1):
+                        return _Found(frames, NoCaller(End.NO_CODE, unknown=address))
+                slot = frame.sp - 8
+                frames.append((pc, slot if not pc.exact and copy.word(slot) == address else None))
+                last_pc = pc
+                if pc.exact and not code.holds(address):
+                    # A jump to where there is no code made the signal.
+                    return _Found(frames, Stretch(_registers(start, frame), copy, True))
+                if not pc.exact and not code.follows_call(address):
+                    begins = begins_here(address, code)
+                    return _Found(frames, NoCaller(End.OUTERMOST if begins else End.NO_CALL))
+            if frame is not None:
+                last = _registers(start, frame)
         except Exception:  # drgn raises many types on bad data; the frames before it are lost with it
-            return Walk(), None
-        last = _registers(regs, frame) if reading.no_table and not reading.outside and pcs else None
-        return Walk(tuple(pcs), truncated=reading.outside), last
-
-    def _region(self, address: int) -> Optional[int]:
-        at = bisect_right(self._starts, address) - 1
-        return at if at >= 0 and address < self._ends[at] else None
+            return _Found([], NoCaller(End.FAILED))
+        if reading.failed_at is not None:
+            return _Found(frames, copy.why_not(reading.failed_at))
+        return _Found(frames, Stretch(last.replace(ip=last_pc.address), copy, last_pc.exact))
 
     def _read(self, address: int, count: int, _offset: int, _physical: bool) -> bytes:
         # Called five times a frame: the usual case first, in as few steps as it takes.
         reading = self._reading
         at = address - reading.start
         if at >= 0 and address + count <= reading.end and count != _FRAME_POINTER_READ:
-            return reading.memory[at : at + count]
-        if reading.end > reading.start or not reading.memory:
-            if count == _FRAME_POINTER_READ:
-                reading.no_table = True
-            else:
-                reading.outside = True
+            copy = reading.copy
+            if not copy.missing or not (copy.lacks(address) or copy.lacks(address + count - 1)):
+                return copy.memory[at : at + count]
+        is_first = reading.end > reading.start or not reading.copy.memory
+        if is_first and count != _FRAME_POINTER_READ and reading.failed_at is None:
+            reading.failed_at = address
         reading.end = reading.start
         raise drgn.FaultError("not in the copy", address)
 

@@ -1,5 +1,7 @@
 """The small ELF image that the unwinder reads: program headers and ``.eh_frame``, nothing else.
 
+What ``.debug_frame`` has beyond it is in that section as well (``debug_frame``).
+
 Never handing a target's own file to the unwinding library has three reasons:
 
 * drgn (0.3.0) takes ``.eh_frame`` only from sections of type SHT_PROGBITS, but the gold linker writes
@@ -14,6 +16,7 @@ import os
 import struct
 from typing import Optional
 
+from ebpftrace.stacks.debug_frame import as_eh_frame, inflated
 from ebpftrace.stacks.elf import (
     EHDR,
     EM_X86_64,
@@ -43,9 +46,12 @@ def unwind_image(read: Read, headers: ElfHeaders) -> Optional[bytes]:
     None where the file has no unwind table.  Raises OSError from ``read``.
     """
     found = _from_section(read, headers) or _from_segment(read, headers)
-    if found is None:
+    address, table = found or (0, b"")
+    more = _from_debug_frame(read, headers, address, table)
+    if more:
+        table = table[: _records_size(table)] + more + bytes(4)
+    if not table:
         return None
-    address, table = found
     loads = headers.loads
     phoff = EHDR.size
     table_at = phoff + len(loads) * PHDR.size + 15 & ~15
@@ -110,6 +116,13 @@ def _from_section(read: Read, headers: ElfHeaders) -> Optional[tuple[int, bytes]
         return None
     table = read(section.offset, section.size)
     return (section.address, table) if len(table) == section.size else None
+
+
+def _from_debug_frame(read: Read, headers: ElfHeaders, address: int, table: bytes) -> bytes:
+    section = headers.section(".debug_frame")
+    if section is None or section.type != SHT_PROGBITS or not 0 < section.size <= MAX_UNWIND_BYTES:
+        return b""
+    return as_eh_frame(inflated(read(section.offset, section.size)), table, address)
 
 
 def _from_segment(read: Read, headers: ElfHeaders) -> Optional[tuple[int, bytes]]:

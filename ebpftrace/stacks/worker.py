@@ -14,14 +14,13 @@ import resource
 import signal
 import socket
 import struct
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from ebpftrace.stacks import wire
-from ebpftrace.stacks.copies import REGISTERS_SIZE, TABLES_OF
+from ebpftrace.stacks.copies import PAGE, REGISTERS_SIZE, TABLES_OF
 from ebpftrace.stacks.elf import NotElfError, read_headers
 from ebpftrace.stacks.files import reader
 from ebpftrace.stacks.symtab import SymbolTables
@@ -81,15 +80,6 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
         raise OSError(code, os.strerror(code))
 
 
-class CodePlace(NamedTuple):
-    """Executable memory [start, end) and the file bytes in it, if any."""
-
-    start: int
-    end: int
-    file: Optional[int]
-    offset: int
-
-
 class Worker:
     """The requests of ``engine``, one method each; what drgn raises becomes an ``error`` in the answer."""
 
@@ -101,10 +91,12 @@ class Worker:
             if platform.machine() != TABLES_OF:
                 raise NotImplementedError(platform.machine())
             # The one place that needs drgn: it has no build for some platforms.
+            from ebpftrace.stacks.code import Code, CodePlace
             from ebpftrace.stacks.symbols import Symbolizer
             from ebpftrace.stacks.unwind import LoadedImage, Unwinder
 
             self._loaded_image, self._unwinder = LoadedImage, Unwinder
+            self._code, self._place = Code, CodePlace
             self._symbolizer = Symbolizer()
         except Exception as error:  # missing, too old, for another C library: all the same to the user
             self.without_drgn = f"{type(error).__name__}: {error}"[:300]
@@ -147,34 +139,32 @@ class Worker:
                         name, image, bias + headers.start, bias + headers.end, bias + headers.entry
                     )
                 )
-        ranges = [CodePlace(*fields) for fields in request["executable"]]
-        unwinder = self._unwinder(images, [place[:2] for place in ranges], self._code_reader(ranges))
-        self._unwinders[request["layout"]] = unwinder
+        code = self._code([self._place(*fields) for fields in request["executable"]], self._read_file)
+        self._unwinders[request["layout"]] = self._unwinder(images, code)
         if len(self._unwinders) > MAX_UNWINDERS:
             self._unwinders.popitem(last=False)
         return {}
 
-    def _code_reader(self, ranges: Sequence[CodePlace]) -> Callable[[int, int], bytes]:
-        starts = [place.start for place in ranges]
-
-        def read(address: int, count: int) -> bytes:
-            at = bisect_right(starts, address) - 1
-            if at < 0 or address + count > ranges[at].end:
-                return b""
-            start, _, file, offset = ranges[at]
-            return b"" if file is None else os.pread(self._files[file][1], count, offset + address - start)
-
-        return read
+    def _read_file(self, file: int, offset: int, count: int) -> bytes:
+        return os.pread(self._files[file][1], count, offset)
 
     def do_walk(self, request: dict[str, Any], blob: bytes, _: Optional[int]) -> dict[str, Any]:
-        """Unwind a copy: registers and stack memory."""
+        """Unwind a copy: registers, stack memory, and pages of code that no file has."""
         if request["layout"] not in self._unwinders:
             return {"unknown": True}
         self._unwinders.move_to_end(request["layout"])
-        walk = self._unwinders[request["layout"]].walk(blob[:REGISTERS_SIZE], blob[REGISTERS_SIZE:])
+        memory_end = REGISTERS_SIZE + request["memory"]
+        made = {
+            address: blob[memory_end + number * PAGE : memory_end + (number + 1) * PAGE]
+            for number, address in enumerate(request["made"])
+        }
+        unwinder = self._unwinders[request["layout"]]
+        walk = unwinder.walk(
+            blob[:REGISTERS_SIZE], blob[REGISTERS_SIZE:memory_end], request["missing"], request["cut"], made
+        )
         return {
-            "pcs": walk.pcs, "complete": walk.complete, "truncated": walk.truncated,
-            "guessed": walk.guessed, "stopped_at": walk.stopped_at,
+            "pcs": walk.pcs, "end": walk.end.value, "slots": walk.slots, "guessed": walk.guessed,
+            "lacking": walk.lacking, "stopped_at": walk.stopped_at, "wants": unwinder.lacking,
         }  # fmt: skip
 
     def do_symbols(self, request: dict[str, Any], _: bytes, __: Optional[int]) -> dict[str, Any]:

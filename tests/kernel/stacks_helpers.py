@@ -54,6 +54,19 @@ def physical(stack: Stack) -> list[str]:
     ]
 
 
+def matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether all of ``names`` but the innermost are these; "*" is any one frame, "..." any number."""
+
+    def rest(n: int, p: int) -> bool:
+        if p == len(pattern):
+            return n == len(names)
+        if pattern[p] == "...":
+            return any(rest(m, p + 1) for m in range(n, len(names) + 1))
+        return n < len(names) and pattern[p] in ("*", names[n]) and rest(n + 1, p + 1)
+
+    return rest(1, 0)
+
+
 def compile_target(out: Path, *command: str) -> Path:
     subprocess.run([*command, "-o", str(out)], check=True, capture_output=True, text=True)
     return out

@@ -13,7 +13,7 @@ from stacks_helpers import FIRST_PAGES, GCC, TARGETS, Caught, catch, compile_tar
 
 from ebpftrace.model import Stack
 from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.resolve import JIT, StackResolver
+from ebpftrace.stacks.resolve import JIT, NOTE_GUESSED, StackResolver
 
 pytest.importorskip("drgn")
 
@@ -240,13 +240,13 @@ def test_jit_code_is_named_by_the_perf_map(engine: Engine, tmp_path: Path, names
     with_pointer = physical(stacks[20])
     assert with_pointer[1:5] == ["leaf", "py::with_pointer:/srv/app.py", "outer", "main"]
     assert stacks[20].complete
-    assert "guessed" in stacks[20].note
+    assert stacks[20].note == ""
     trampoline = physical(stacks[23])
     assert trampoline[1:5] == ["leaf", "trampoline", "outer", "main"]
     assert stacks[23].complete
     without = physical(stacks[21])
-    assert without[1:] == ["leaf", "LazyCompile:~without app.js:1"]
-    assert not stacks[21].complete
+    assert without[1:5] == ["leaf", "LazyCompile:~without app.js:1", "outer", "main"]
+    assert stacks[21].complete
 
 
 def test_jit_code_without_a_map_keeps_its_place(engine: Engine, tmp_path: Path) -> None:
@@ -254,6 +254,27 @@ def test_jit_code_without_a_map_keeps_its_place(engine: Engine, tmp_path: Path) 
     stack = first_stack(engine, str(binary), "no-map")
     assert [f.module for f in stack.frames if f.function is None] == [JIT]
     assert stack.complete
+
+
+def test_jit_code_of_a_process_that_has_gone_is_crossed_by_a_guess_that_is_told(
+    engine: Engine, tmp_path: Path
+) -> None:
+    binary = compile_target(tmp_path / "jit", *GCC, str(TARGETS / "stacks_jit.c"))
+    caught: dict[int, Caught] = {}
+    resolver = None
+    for call in catch([str(binary)]):
+        resolver = resolver or StackResolver(call.pid, engine)
+        resolver.refresh()
+        caught[call.site] = call
+    assert resolver is not None
+    with_pointer = resolver.resolve(caught[20].copy)
+    assert physical(with_pointer)[1:5] == ["leaf", "py::with_pointer:/srv/app.py", "outer", "main"]
+    assert not with_pointer.complete
+    assert with_pointer.note == f"the caller of py::with_pointer:/srv/app.py {NOTE_GUESSED}"
+    without = resolver.resolve(caught[21].copy)
+    assert physical(without)[1:] == ["leaf", "LazyCompile:~without app.js:1"]
+    assert not without.complete
+    assert "no unwind table" in without.note
 
 
 def test_jit_code_made_since_the_maps_were_read(engine: Engine, tmp_path: Path) -> None:

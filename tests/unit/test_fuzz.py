@@ -62,7 +62,10 @@ def test_what_a_reader_must_not_do_is_seen() -> None:
 
 def test_a_worker_that_was_taken_over_is_not_believed() -> None:
     answers = READERS["worker-answers"]
-    infinite = b'{"pcs": [[Infinity, true]], "complete": 1, "truncated": 0, "guessed": 0, "stopped_at": null}'
+    infinite = (
+        b'{"pcs": [[Infinity, true]], "end": "outermost", "slots": [], "guessed": 0, "lacking": 0,'
+        b' "stopped_at": null}'
+    )
     nameless = rb'{"supplement": ["\ud800", "\ud800"]}'
     for text in (infinite, nameless):
         assert not examine(answers, struct.pack("<II", len(text), 0) + text)

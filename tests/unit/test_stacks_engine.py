@@ -119,11 +119,15 @@ def test_symbols_that_cannot_be_read_are_told(workers: Workers) -> None:
 
 
 def test_an_endless_walk_is_cut_and_odd_addresses_are_refused() -> None:
-    rest = {"complete": True, "truncated": False, "guessed": False, "stopped_at": None}
+    rest = {"end": "outermost", "slots": [], "guessed": None, "lacking": 0, "stopped_at": None}
     walk = engine_module._walk({"pcs": [[1, True]] * 100_000, **rest})
     assert walk is not None
     assert len(walk.pcs) < 10_000
     for address in (-1, 1 << 64, float("nan"), float("inf"), "x", None):
         assert engine_module._walk({"pcs": [[address, True]], **rest}) is None
         if address is not None:
-            assert engine_module._walk({"pcs": [], **rest, "stopped_at": address}) is None
+            for name in ("stopped_at", "guessed", "lacking"):
+                assert engine_module._walk({"pcs": [], **rest, name: address}) is None
+            assert engine_module._walk({"pcs": [[1, True]], **rest, "slots": [address]}) is None
+    assert engine_module._walk({"pcs": [], **rest, "end": "somewhere"}) is None
+    assert engine_module._pages_wanted({"wants": [1, -1, "x", None, 1 << 70, True]}) == [1, -1, 1 << 70]

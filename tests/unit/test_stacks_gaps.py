@@ -9,14 +9,88 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.stacks.callsites import Call, call_before
-from ebpftrace.stacks.copies import REGISTER_NAMES, Registers
-from ebpftrace.stacks.gaps import Caller, NoCaller, Stretch, cross
+from ebpftrace.stacks.copies import REGISTER_NAMES, End, Registers
 
-CODE = 0x400000
+pytest.importorskip("iced_x86")
+
+from ebpftrace.stacks.code import Code, CodePlace
+from ebpftrace.stacks.gaps import Caller, Copied, NoCaller, Stretch, cross
+
+CODE, MADE = 0x400000, 0x700000
 SIZE = 0x10000
 STACK = 0x7FFF0000
-CALL_F = bytes.fromhex("e8") + struct.pack("<i", 0x1000 - 0x505)
-"""At CODE + 0x500: calls CODE + 0x1000; returns to CODE + 0x505."""
+ENTRY = CODE + 0xF000
+FUNCTIONS = {
+    # call *%rax, at the end of which the caller of all others stands; then ret.
+    0x0800: "ffd0 c3",
+    # rt_sigreturn
+    0x0900: "48c7c00f0000000f05",
+    # push %rbx; sub $32,%rsp; call *%rsi; add $32,%rsp; pop %rbx; ret
+    0x1000: "53 4883ec20 ffd6 4883c420 5b c3",
+    # push %rbp; mov %rsp,%rbp; movq $0,-8(%rbp); call *%rsi; mov -8(%rbp),%rax; jmp *%rax
+    0x1100: "55 4889e5 48c745f800000000 ffd6 488b45f8 ffe0",
+    # The same as code that is left by a jump through a table, without a frame pointer.
+    0x1200: "53 4883ec20 ffd6 ffe0",
+    # call *%rsi, which does not come back; then another function: push %rbx; call *%rax; pop %rbx; ret
+    0x1300: "50 ffd6",
+    0x1303: "53 ffd0 5b c3",
+    # call 0x1300
+    0x1400: "e8 fbfeffff c3",
+    # for (;;) call *%rsi
+    0x1500: "53 4883ec20 ffd6 ebfc",
+    # call 0x1500
+    0x1600: "e8 fbfeffff c3",
+    # xor %edi,%edi; call *%rax; hlt: what a coroutine returns to
+    0x1700: "31ff ffd0 f4",
+    # mov $60,%eax; syscall
+    0x1800: "ffd1 b83c000000 0f05",
+    # push %rbp; mov %rsp,%rbp; call *%rsi; pop %rcx of what it pushed: leave; pop %rcx; lea 8(%r15),%rsp;
+    # push %rcx; ret
+    0x1900: "55 4889e5 ffd6 c9 59 498d6708 51 c3",
+    # the same, but add %rbx,%rsp
+    0x1A00: "55 4889e5 ffd6 c9 59 4801dc 51 c3",
+    # call 0x8000
+    0x1B00: "e8 fb640000 c3",
+}
+CALLED = CODE + 0x802
+
+
+def image() -> bytes:
+    code = bytearray(b"\xcc" * SIZE)
+    for at, text in FUNCTIONS.items():
+        raw = bytes.fromhex(text)
+        code[at : at + len(raw)] = raw
+    return bytes(code)
+
+
+IMAGE = image()
+
+
+def made_up_code(is_readable: bool = True) -> Code:
+    places = [CodePlace(CODE, CODE + SIZE, 0, 0), CodePlace(MADE, MADE + SIZE, None, 0)]
+    code = Code(places, lambda _file, offset, count: IMAGE[offset : offset + count])
+    if is_readable:
+        code.made({MADE + at: IMAGE[at : at + 4096] for at in range(0, SIZE, 4096)})
+    return code
+
+
+def registers(ip: int, **others: int) -> Registers:
+    values = {"ip": ip, "sp": STACK, "bp": 0x1234, **others}
+    return Registers(tuple(values.get(name, 0) for name in REGISTER_NAMES))
+
+
+def find(
+    ip: int, *words: int, readable: bool = True, missing: int = 0, cut: bool = False, **others: int
+) -> Caller | NoCaller:
+    memory = struct.pack(f"<{len(words)}Q", *words)
+    frame = Stretch(registers(ip, **others), Copied(STACK, memory, missing, cut), exact=False)
+    return cross(frame, [ENTRY], made_up_code(readable))
+
+
+def place(found: Caller | NoCaller) -> tuple[int, int, int]:
+    assert isinstance(found, Caller), found
+    assert not found.guessed
+    return found.registers.ip, found.registers.sp, found.registers.bp
 
 
 @pytest.mark.parametrize(
@@ -50,105 +124,150 @@ def test_call_before_takes_any_bytes(code: bytes) -> None:
     call_before(code)
 
 
-def read_code(address: int, count: int) -> bytes:
-    code = bytearray(SIZE)
-    code[0x500:0x505] = CALL_F
-    code[0x5000:0x5004] = bytes.fromhex("554889e5")
-    code[0x800:0x802] = b"\xff\xd0"
-    code[0x900:0x909] = bytes.fromhex("48c7c00f0000000f05")
-    return (
-        bytes(code[address - CODE : address - CODE + count]) if CODE <= address < CODE + SIZE - count else b""
-    )
+def test_the_frame_is_as_large_as_the_code_says() -> None:
+    """Whatever lies in it that could be a return address, too."""
+    stale = CALLED
+    found = find(CODE + 0x1007, stale, stale, stale, stale, 77, CALLED, bx=1)
+    assert place(found) == (CALLED, STACK + 48, 0x1234)
+    assert isinstance(found, Caller)
+    assert found.registers.named("bx") == 77
+    assert found.slot == STACK + 40
 
 
-def registers(ip: int, bp: int, sp: int = STACK) -> Registers:
-    values = {"ip": ip, "bp": bp, "sp": sp}
-    return Registers(tuple(values.get(name, 0) for name in REGISTER_NAMES))
+def test_without_a_call_at_its_return_address_nothing_is_shown() -> None:
+    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, CODE + 0x700, CALLED) == NoCaller(End.NO_CALL)
+    beyond = MADE + SIZE + 0x20
+    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, beyond) == NoCaller(End.NO_CODE, unknown=beyond)
 
 
-JIT = 0x700000
-"""Code there cannot be read; beyond JIT + SIZE nobody knows of code."""
+def test_a_call_that_cannot_lead_here_is_no_caller() -> None:
+    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, CODE + 0x1B05) == NoCaller(End.NO_TABLE)
 
 
-def region(address: int) -> int | None:
-    return next((at for at in (CODE, JIT) if at <= address < at + SIZE), None)
+def test_code_that_finds_its_variables_by_rbp_keeps_a_frame_pointer() -> None:
+    words = (CALLED, 0, 55, CALLED, 0)
+    assert place(find(CODE + 0x110E, *words, bp=STACK + 16)) == (CALLED, STACK + 32, 55)
+    assert find(CODE + 0x110E, *words, bp=STACK - 16) == NoCaller(End.NO_TABLE)
+    assert find(CODE + 0x110E, *words, bp=STACK + 12) == NoCaller(End.NO_TABLE)
 
 
-def find(ip: int, bp: int, *words: int, call: bool = False, entries: frozenset[int] = frozenset()) -> object:
-    memory = struct.pack(f"<{len(words)}Q", *words)
-    frame = Stretch(registers(ip, bp), STACK, memory, call)
-    return cross(frame, entries, region, read_code)
+def test_code_that_does_not_say_how_it_returns_is_where_a_stack_is_cut() -> None:
+    assert find(CODE + 0x1207, *[CALLED] * 40, bp=STACK + 16) == NoCaller(End.NO_TABLE)
 
 
-def test_a_bare_system_call_has_its_return_address_on_top() -> None:
-    assert find(CODE + 0x1010, 99, CODE + 0x802, call=True) == Caller(CODE + 0x802, STACK + 8, 99, False)
+def test_a_call_that_does_not_come_back_is_not_followed_into_the_next_function() -> None:
+    """Its own caller's call tells how large the frame is."""
+    assert place(find(CODE + 0x1303, CALLED, CODE + 0x1405, CALLED))[:2] == (CODE + 0x1405, STACK + 16)
+    assert find(CODE + 0x1303, CALLED, CALLED, CALLED) == NoCaller(End.NO_TABLE)
 
 
-def test_a_direct_call_of_another_function_is_stale() -> None:
-    found = find(CODE + 0x8010, 99, 1, CODE + 0x505, 2, CODE + 0x802)
-    assert found == Caller(CODE + 0x802, STACK + 32, 99, True)
+def test_a_function_that_never_returns_is_found_by_the_call_of_it() -> None:
+    stale = CODE + 0x1605
+    found = find(CODE + 0x1507, stale, stale, 0, 0, 77, stale, CALLED)
+    assert place(found)[:2] == (CODE + 0x1605, STACK + 48)
 
 
-def test_the_nearest_possible_caller_is_taken() -> None:
-    found = find(CODE + 0x1010, 99, 1, CODE + 0x802, 2, CODE + 0x505)
-    assert found == Caller(CODE + 0x802, STACK + 16, 99, True)
+def test_a_signal_handler_returns_to_the_interrupted_code() -> None:
+    words = [0] * 40
+    context = dict(zip(("r15", "di", "si", "bp", "bx", "dx", "ax", "cx", "sp", "ip"), range(100, 110)))
+    words[5 + 7 : 5 + 17] = context.values()
+    found = find(CODE + 0x900, *words)
+    assert isinstance(found, Caller)
+    assert found.exact
+    assert {name: found.registers.named(name) for name in context} == context
 
 
-def test_a_tail_call_leaves_only_an_unlikely_caller() -> None:
-    assert find(CODE + 0x8010, 99, CODE + 0x505) == Caller(CODE + 0x505, STACK + 8, 99, True)
+def test_a_jump_to_nowhere_has_its_return_address_on_top() -> None:
+    memory = struct.pack("<2Q", CALLED, 5)
+    frame = Stretch(registers(0), Copied(STACK, memory), exact=True)
+    assert place(cross(frame, [ENTRY], made_up_code()))[:2] == (CALLED, STACK + 8)
 
 
-def test_a_signal_handler_returns_to_code_that_called_nobody() -> None:
-    assert find(CODE + 0x1010, 99, CODE + 0x900) == Caller(CODE + 0x900, STACK + 8, 99, True)
+@pytest.mark.parametrize("begins", [0x1700])
+def test_a_coroutine_begins_where_nothing_was_called_and_returns_to_nobody(begins: int) -> None:
+    found = find(CODE + 0x1007, 0, 0, 0, 0, 77, CODE + begins, CALLED)
+    assert isinstance(found, Caller)
+    assert found.outermost
+    assert found.registers.ip == CODE + begins
+    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, 0, CALLED) == NoCaller(End.OUTERMOST)
 
 
-def test_a_pointer_into_code_that_follows_no_call_is_not_a_caller() -> None:
-    assert find(CODE + 0x1010, 0, CODE + 0x700, CODE) == NoCaller(outermost=True, cut=False)
-
-
-def test_frame_pointer() -> None:
-    found = find(CODE + 0x3000, STACK + 8, 7, STACK + 64, CODE + 0x802)
-    assert found == Caller(CODE + 0x802, STACK + 24, STACK + 64, True)
-
-
-def test_a_frame_pointer_below_the_stack_pointer_is_data() -> None:
-    assert find(CODE + 0x3000, STACK - 16, 1, 2) == NoCaller(outermost=False, cut=True)
-
-
-def test_code_that_keeps_frame_pointers_is_stepped_by_them_past_what_looks_like_a_caller() -> None:
-    words = (CODE + 0x802, 0, 0, STACK + 64, CODE + 0x802)
-    assert find(CODE + 0x5010, STACK + 24, *words) == Caller(CODE + 0x802, STACK + 40, STACK + 64, True)
-    assert find(CODE + 0x3000, STACK + 24, *words) == Caller(CODE + 0x802, STACK + 8, STACK + 24, True)
-    assert find(JIT + 0x10, STACK + 24, *words) == Caller(CODE + 0x802, STACK + 40, STACK + 64, True)
-
-
-def test_compiled_code_that_uses_rbp_for_data_has_saved_its_callers() -> None:
-    outer = STACK + 64
-    words = (7, STACK + 24, JIT + 0x20, 5, outer, JIT + 0x40, 1, 1, STACK + 128, CODE + 0x802)
-    assert find(JIT + 0x10, 0x1234, *words) == Caller(JIT + 0x40, STACK + 48, outer, True)
-
-
-def test_a_goroutine_begins_where_no_call_was() -> None:
-    found = find(CODE + 0x5010, STACK + 8, 1, 0, CODE + 0x700, CODE + 0x802)
-    assert found == Caller(CODE + 0x700, STACK + 24, 0, True, outermost=True)
-
-
-def test_a_caller_in_code_that_nobody_knows_of_is_told() -> None:
-    beyond = JIT + SIZE + 0x20
-    assert find(JIT + 0x10, STACK + 8, 1, STACK + 64, beyond) == NoCaller(False, False, unknown=beyond)
-
-
-def test_a_frame_pointer_beyond_the_copy_is_cut() -> None:
-    assert find(JIT + 0x10, STACK + 0x8000, *[1] * 80) == NoCaller(outermost=False, cut=True)
-    assert find(JIT + 0x10, STACK + (1 << 30), *[1] * 80) == NoCaller(outermost=False, cut=False)
+def test_who_never_returns_is_outermost_if_nothing_called_it() -> None:
+    assert find(CODE + 0x1802, 1, 2, 3) == NoCaller(End.OUTERMOST)
+    assert find(CODE + 0x1802, 1, 2, 3, cut=True) == NoCaller(End.COPY)
+    assert find(CODE + 0x1802, 1, CALLED, 3) == NoCaller(End.NO_TABLE)
+    found = find(CODE + 0x1802, 1, ENTRY + 0x20, 3)
+    assert isinstance(found, NoCaller) or found.outermost
 
 
 def test_the_first_instructions_of_a_program_have_no_caller() -> None:
-    found = find(CODE + 0x510, 99, CODE + 0x802, entries=frozenset([CODE + 0x500]))
-    assert found == NoCaller(outermost=True, cut=False)
+    assert find(ENTRY + 16, CALLED) == NoCaller(End.OUTERMOST)
 
 
-@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=40), st.integers(0, (1 << 64) - 1), st.booleans())
-def test_a_caller_is_always_further_up_the_stack(words: list[int], bp: int, call: bool) -> None:
-    found = find(CODE + 0x1010, bp, *words, call=call)
-    assert isinstance(found, NoCaller) or STACK < found.sp <= STACK + 8 * len(words)  # type: ignore[attr-defined]
+def test_v8_drops_arguments_when_it_returns() -> None:
+    words = (9, 9, 55, CALLED, 1, 2)
+    counted = find(CODE + 0x1906, *words, bp=STACK + 16, r15=STACK + 40)
+    assert place(counted) == (CALLED, STACK + 48, 55)
+    unknown = find(CODE + 0x1A06, *words, bp=STACK + 16)
+    assert place(unknown) == (CALLED, STACK + 32, 55)
+    assert isinstance(unknown, Caller)
+    assert not unknown.sp_known
+
+
+def test_without_a_stack_pointer_only_a_frame_pointer_tells() -> None:
+    memory = struct.pack("<8Q", 0, 0, 0, 0, 77, CALLED, 55, CALLED)
+    copy = Copied(STACK, memory)
+    by_rsp = Stretch(registers(CODE + 0x1007), copy, exact=False, sp_known=False)
+    assert cross(by_rsp, [ENTRY], made_up_code()) == NoCaller(End.NO_TABLE)
+    by_rbp = Stretch(registers(CODE + 0x110E, bp=STACK + 48), copy, exact=False, sp_known=False)
+    assert place(cross(by_rbp, [ENTRY], made_up_code()))[:2] == (CALLED, STACK + 64)
+
+
+def test_made_code_says_how_it_returns_while_it_can_be_read() -> None:
+    words = (MADE + 0x802, 0, STACK + 32, CALLED, 77, CALLED)
+    assert place(find(MADE + 0x1007, *words, bp=STACK + 16)) == (CALLED, STACK + 48, STACK + 16)
+    guess = find(MADE + 0x1007, *words, bp=STACK + 16, readable=False)
+    assert isinstance(guess, Caller)
+    assert guess.guessed
+    assert guess.registers.ip == CALLED
+    assert find(MADE + 0x1007, *words, bp=77, readable=False) == NoCaller(End.NO_TABLE)
+
+
+def test_why_a_word_is_not_there() -> None:
+    assert find(CODE + 0x1007, 0, 0, cut=True) == NoCaller(End.COPY, lacking=32)
+    assert find(CODE + 0x1007, 0, 0) == NoCaller(End.ABSENT)
+    page = [0] * 512
+    near = Stretch(
+        registers(CODE + 0x1007, sp=STACK + 4096 - 16), Copied(STACK + 4096 - 16, bytes(8192), 1), False
+    )
+    assert cross(near, [ENTRY], made_up_code()) == NoCaller(End.ABSENT)
+    assert len(page) == 512
+    interrupted = find(CODE + 0x110E, 0, 0, bp=STACK + (1 << 30))
+    assert interrupted == NoCaller(End.NO_TABLE)
+
+
+@given(
+    st.lists(
+        st.integers(0, (1 << 64) - 1) | st.sampled_from([CALLED, CODE + 0x1405, STACK + 64]), max_size=40
+    ),
+    st.integers(0, (1 << 64) - 1) | st.integers(STACK, STACK + 400),
+    st.sampled_from([0x1007, 0x110E, 0x1207, 0x1303, 0x1507, 0x1802, 0x1906, 0x1A06]),
+)
+def test_a_caller_is_always_further_up_the_stack_and_after_a_call(words: list[int], bp: int, at: int) -> None:
+    found = find(CODE + at, *words, bp=bp, r15=bp)
+    if isinstance(found, Caller) and not found.outermost:
+        assert found.slot is not None
+        assert STACK <= found.slot <= STACK + 8 * len(words) - 8
+        assert struct.pack("<Q", found.registers.ip) == struct.pack(
+            "<Q", words[(found.slot - STACK) // 8]
+        ) or ((found.slot - STACK) % 8)
+        assert found.registers.ip in (CALLED, CODE + 0x1405)
+
+
+@given(st.binary(max_size=600), st.integers(0, 599))
+def test_any_bytes_are_taken_for_code(raw: bytes, at: int) -> None:
+    code = Code(
+        [CodePlace(CODE, CODE + max(len(raw), 1), 0, 0)], lambda _f, offset, n: raw[offset : offset + n]
+    )
+    way = code.way_back(CODE + at)
+    assert not (way.never and way.rules)

@@ -71,8 +71,8 @@ CLONE_TAIL = struct.Struct(f"={CLONE_WORDS}QIIii")
 EXEC_TAIL = struct.Struct(f"={EXEC_STRINGS}Q{EXEC_STRINGS}iIIii")
 """``struct exec_t`` after its call, up to strings: pointers, sizes, string_count, is_open,
 variable_count, path_size."""
-STACK_TAIL = struct.Struct("=IIII")
-"""``struct stack_t`` after its head, up to registers: size, is_cut, tgid, image."""
+STACK_TAIL = struct.Struct("=5I4x")
+"""``struct stack_t`` after its head, up to registers: size, is_cut, tgid, image, missing."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def definitions(machine: Machine, filters: Filters, preallocated: bool) -> dict[
     constants = {
         **machine.definitions(),
         "EXIT_CODE_OFFSET": Btf.of_running_kernel().member_offset("task_struct", "exit_code"),
+        "CPUS": machine.cpus,
         "MAX_NUMBERS": MAX_NUMBERS,
         "MAX_THREADS": MAX_THREADS,
         "RECORD_PAGES": RECORD_PAGES,

@@ -79,7 +79,7 @@ class Decoder:
 
     def _stack(self, record: memoryview) -> CopiedStack:
         at, tid, _, _ = HEAD.unpack_from(record)
-        size, is_cut, tgid, image = STACK_TAIL.unpack_from(record, HEAD.size)
+        size, is_cut, tgid, image, missing = STACK_TAIL.unpack_from(record, HEAD.size)
         registers = HEAD.size + STACK_TAIL.size
         memory = registers + self._register_bytes
         copy = StackCopy(
@@ -89,6 +89,7 @@ class Decoder:
             registers=bytes(record[registers:memory]),
             memory=bytes(record[memory : memory + size]),
             truncated=bool(is_cut),
+            missing=missing,
         )
         return CopiedStack(at, tid, tgid, image, copy)
 

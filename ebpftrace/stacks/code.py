@@ -1,0 +1,185 @@
+"""The code of a process, as the unwinder asks for it: its bytes, and what they say of calls and returns.
+
+Runs in the worker process.  What was found out is kept: the same addresses come again with each copy.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Callable, NamedTuple, Optional
+
+from ebpftrace.stacks.callsites import LONGEST, call_before
+from ebpftrace.stacks.copies import PAGE
+from ebpftrace.stacks.returns import Instructions, Return, WayBack
+
+ReadFile = Callable[[int, int, int], bytes]
+"""(file, offset, count) -> at most count bytes."""
+
+LONGEST_FUNCTION = 1 << 14
+"""A call's target so near before an address is taken for the beginning of its function."""
+MAX_LACKING = 64
+MAX_KEPT = 1 << 16
+"""Addresses and pages of which something is kept."""
+_ENDBR64 = bytes.fromhex("f30f1efa")
+_JUMPS_OF_PLT = (bytes.fromhex("ff25"), bytes.fromhex("f2ff25"))
+"""jmp *slot(%rip), with or without bnd: x86-64 psABI, procedure linkage table."""
+_SIGNAL_RETURN = bytes.fromhex("48c7c00f0000000f05")
+"""mov $15, %rax; syscall: what a signal handler returns to (rt_sigreturn), without having been called."""
+
+
+class CodePlace(NamedTuple):
+    """Executable memory [start, end) and the file bytes in it, if any."""
+
+    start: int
+    end: int
+    file: Optional[int]
+    offset: int
+
+
+class Code:
+    """Executable memory: ascending, disjoint ranges, and the pages of those that no file is mapped to."""
+
+    def __init__(self, places: Sequence[CodePlace], read_file: ReadFile) -> None:
+        self._places = places
+        self._starts = [place.start for place in places]
+        self._read_file = read_file
+        self._pages: dict[tuple[int, int], bytes] = {}
+        self._made: dict[int, bytes] = {}
+        self.lacking: set[int] = set()
+        """Pages, by their addresses, that were asked for and that no file nor ``made`` has."""
+        self._instructions = Instructions(self.read)
+        self._calls: dict[int, bool] = {}
+        self._ways: dict[object, WayBack] = {}
+        self._entries: dict[tuple[int, int, int], Optional[Return]] = {}
+
+    def made(self, pages: Mapping[int, bytes]) -> None:
+        """Take pages (by their addresses) that a JIT compiler made, as they are now."""
+        self._made.update(pages)
+
+    def holds(self, address: int) -> bool:
+        """The address lies in executable memory."""
+        return self._place(address) is not None
+
+    def is_made(self, address: int) -> bool:
+        """No file is mapped there: a JIT compiler's code, which changes."""
+        place = self._place(address)
+        return place is not None and place.file is None
+
+    def read(self, address: int, count: int) -> bytes:
+        """At most ``count`` bytes; fewer where the mapping or what can be read of it ends."""
+        place = self._place(address)
+        if place is None:
+            return b""
+        count = min(count, place.end - address)
+        content = b""
+        while len(content) < count:
+            at = address + len(content)
+            page = self._page(place, at - at % PAGE)
+            part = page[at % PAGE : at % PAGE + count - len(content)]
+            content += part
+            if not part:
+                break
+        return content
+
+    def follows_call(self, address: int) -> bool:
+        """A call ends at ``address``, or a signal handler returns there; True where nothing can be read."""
+        if self.is_made(address - 1):
+            return self._follows_call(address)
+        if address not in self._calls:
+            self._shrink(self._calls)
+            self._calls[address] = self._follows_call(address)
+        return self._calls[address]
+
+    def _follows_call(self, address: int) -> bool:
+        if not self.holds(address - 1):
+            return False
+        if self.is_signal_return(address):
+            return True
+        before = self._before(address)
+        return not before or call_before(before) is not None
+
+    def _before(self, address: int) -> bytes:
+        """The bytes of the longest call, or what there is of them where a mapping begins."""
+        for length in range(LONGEST, 1, -1):
+            before = self.read(address - length, length)
+            if len(before) == length:
+                return before
+        return b""
+
+    def is_signal_return(self, address: int) -> bool:
+        """The code there has the kernel go on where a signal interrupted."""
+        return self.read(address, len(_SIGNAL_RETURN)) == _SIGNAL_RETURN
+
+    def way_back(self, address: int) -> WayBack:
+        """How the code at ``address`` returns."""
+        key: object = address
+        if self.is_made(address):
+            page = address - address % PAGE
+            key = address, self._made.get(page), self._made.get(page + PAGE)
+        way = self._ways.get(key)
+        if way is None:
+            self._shrink(self._ways)
+            way = self._ways[key] = self._instructions.way_back(address)
+        return way
+
+    def may_lead_to(self, return_address: int, address: int, depth: int) -> bool:
+        """The call before ``return_address`` may lead to ``address``, ``depth`` bytes below its own place.
+
+        Any call by register or memory may, and any of code that was made: it is patched as it runs.
+        A direct one calls the function that holds the address, or a PLT entry, or one that jumps there.
+        """
+        if self.is_made(address):
+            return True
+        target = self._target(return_address)
+        if target is None or 0 <= address - target < LONGEST_FUNCTION:
+            return True
+        entry = self.read(target, len(_ENDBR64) + 3)
+        entry = entry[len(_ENDBR64) :] if entry.startswith(_ENDBR64) else entry
+        return (
+            entry.startswith(_JUMPS_OF_PLT) or not entry or self._entered(target, address, depth) is not None
+        )
+
+    def entered(self, return_address: int, address: int, depth: int) -> Optional[Return]:
+        """How the frame is left if that call led to it, by what its instructions say from the first on.
+
+        None unless they come to ``address`` and have the stack ``depth`` bytes lower by then.
+        """
+        target = None if self.is_made(address) else self._target(return_address)
+        return None if target is None else self._entered(target, address, depth)
+
+    def _target(self, return_address: int) -> Optional[int]:
+        """Of a direct call; None for another, and where it may have been patched since."""
+        if self.is_made(return_address - 1):
+            return None
+        call = call_before(self._before(return_address))
+        return None if call is None or call.displacement is None else return_address + call.displacement
+
+    def _entered(self, target: int, address: int, depth: int) -> Optional[Return]:
+        key = target, address, depth
+        if key not in self._entries:
+            self._shrink(self._entries)
+            self._entries[key] = self._instructions.entered(target, address, depth)
+        return self._entries[key]
+
+    def _place(self, address: int) -> Optional[CodePlace]:
+        at = bisect_right(self._starts, address) - 1
+        return self._places[at] if at >= 0 and address < self._places[at].end else None
+
+    def _page(self, place: CodePlace, address: int) -> bytes:
+        if place.file is None:
+            page = self._made.get(address, b"")
+            if not page and len(self.lacking) < MAX_LACKING:
+                self.lacking.add(address)
+            return page
+        offset = place.offset + address - place.start
+        key = place.file, offset
+        if key not in self._pages:
+            self._shrink(self._pages)
+            self._pages[key] = self._read_file(place.file, offset, PAGE)
+        return self._pages[key]
+
+    @staticmethod
+    def _shrink(kept: dict) -> None:  # type: ignore[type-arg]
+        if len(kept) >= MAX_KEPT:
+            kept.clear()

@@ -11,7 +11,7 @@ escaped: only ``ebpftrace.report`` makes it fit for a screen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import NamedTuple, Optional
@@ -298,6 +298,13 @@ class Stack:
     source: StackSource = StackSource.NONE
     note: str = ""
     """One line about its limits, such as "3 of 40 copies differ"; empty on a good stack."""
+
+    def seen_for(self, copied: int, calls: int) -> Stack:
+        """The same as that of so many calls, of which only some were copied: it says so."""
+        if not self.frames or self.source is not StackSource.COPIED or copied >= calls:
+            return self
+        note = f"seen for {copied} of {calls} calls; the others have the same signature, made of all of it"
+        return replace(self, source=StackSource.SIGNATURE, note=f"{self.note}; {note}" if self.note else note)
 
 
 NO_STACK = Stack()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Callable, NamedTuple, Optional
 
@@ -9,13 +10,21 @@ from ebpftrace.growth.model import Cause, Change, How
 from ebpftrace.model import Stack, Thread, ThreadId
 
 
+class Place(NamedTuple):
+    """Where in the program a change came from."""
+
+    stack: int
+    """Number of the stack, equal for equal stacks; 0 where there is none."""
+    copied: bool = True
+    """It is that of the very call, or of all calls that made up the change."""
+
+
 class Names(NamedTuple):
     """Who and where, for a change."""
 
     thread: Callable[[ThreadId], Optional[Thread]]
     """None where the thread is not known any more."""
-    place: Callable[[Change], int]
-    """Number of the stack, equal for equal stacks; 0 where there is none."""
+    place: Callable[[Change], Place]
     stack: Callable[[int], Stack]
     """The stack of a number."""
 
@@ -30,17 +39,21 @@ class Group(NamedTuple):
 def group(changes: Iterable[Change], names: Names) -> list[Group]:
     """Return the causes of these changes, largest change first."""
     alike: dict[tuple[How, bool, str, int], list[Change]] = {}
+    copied: Counter[object] = Counter()
     threads: dict[ThreadId, Optional[Thread]] = {}
     for change in changes:
         if change.thread is not None and change.thread not in threads:
             threads[change.thread] = names.thread(change.thread)
         thread = threads[change.thread] if change.thread is not None else None
-        key = (change.how, change.before_attach, thread.name if thread else "", names.place(change))
+        place = names.place(change)
+        key = (change.how, change.before_attach, thread.name if thread else "", place.stack)
         alike.setdefault(key, []).append(change)
-    groups = [
-        Group(_cause(how, before_attach, names.stack(place), of, threads), tuple(of))
-        for (how, before_attach, _, place), of in alike.items()
-    ]
+        copied[key] += place.copied
+    groups = []
+    for key, of in alike.items():
+        how, before_attach, _, number = key
+        stack = names.stack(number).seen_for(copied[key], len(of))
+        groups.append(Group(_cause(how, before_attach, stack, of, threads), tuple(of)))
     return sorted(groups, key=lambda one: (-abs(one.cause.size), one.cause.how.value))
 
 

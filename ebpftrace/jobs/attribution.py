@@ -39,18 +39,8 @@ class Attribution:
 
     def finding(self, finding: Finding) -> Finding:
         """Return the finding with its stack marked as inherited where not every call was copied."""
-        if not finding.stack.frames or finding.stack.source is not StackSource.COPIED:
-            return finding
         copied = sum(_call(orphan) in self._copied for orphan in finding.orphans)
-        if copied == finding.count:
-            return finding
-        note = f"seen for {copied} of {finding.count} calls; the others have the same signature"
-        stack = replace(
-            finding.stack,
-            source=StackSource.SIGNATURE,
-            note=f"{finding.stack.note}; {note}" if finding.stack.note else note,
-        )
-        return replace(finding, stack=stack)
+        return replace(finding, stack=finding.stack.seen_for(copied, finding.count))
 
     @property
     def missing(self) -> int:

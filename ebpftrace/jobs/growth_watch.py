@@ -7,15 +7,15 @@ from collections import deque
 from dataclasses import replace
 from typing import NamedTuple, Optional
 
-from ebpftrace.growth.causes import Group, Names, group
+from ebpftrace.growth.causes import Group, Names, Place, group
 from ebpftrace.growth.model import Change, How, Regular, SiteGrowth, Size, Step, Summary
 from ebpftrace.growth.regular import regular
 from ebpftrace.growth.standing import Standing, changes, standing
 from ebpftrace.jobs.watch import Watch
 from ebpftrace.kernel.layout import CallKind
-from ebpftrace.kernel.snapshot import Snapshot
+from ebpftrace.kernel.snapshot import BrkMoves, Snapshot
 from ebpftrace.kernel.tracer import RawCopy, Tracer
-from ebpftrace.model import Clock, EndedBy, Stack, TargetInfo, Thread, ThreadId
+from ebpftrace.model import Clock, EndedBy, Stack, StackSource, TargetInfo, Thread, ThreadId
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.status import read_memory_use
@@ -54,6 +54,7 @@ class GrowthWatch(Watch):
         super().__init__(target, engine)
         self._brk_calls: deque[tuple[int, int]] = deque(maxlen=_MOST_BRK_TIMES)
         self._brk_callers: dict[int, set[int]] = {}
+        self._brk_moves: dict[int, BrkMoves] = {}
         self._threads: dict[ThreadId, Thread] = {}
 
     @property
@@ -85,7 +86,7 @@ class GrowthWatch(Watch):
             at = time.monotonic_ns()
             size = self.size()
             snapshot = tracer.read()[self.space]
-            by_site = tracer.brk_growth_by_site()
+            self._brk_moves = tracer.brk_moves_by_site()
             tracer.poll()  # holes and moves that concern the rows just read
             self._settle_doubts()
             if time.monotonic_ns() - at > _LONG_READING or size is None or self._still(size):
@@ -95,7 +96,12 @@ class GrowthWatch(Watch):
         mappings = self._ledger.outstanding(snapshot.rows)
         return Moment(
             size=size,
-            standing=standing(mappings, snapshot.brk_growth, by_site, self._brk_callers),
+            standing=standing(
+                mappings,
+                snapshot.brk_growth,
+                {site: moves.growth for site, moves in self._brk_moves.items()},
+                self._brk_callers,
+            ),
             snapshot=snapshot,
         )
 
@@ -119,11 +125,14 @@ class GrowthWatch(Watch):
 
         return Names(thread, self.place, self._stack)
 
-    def place(self, change: Change) -> int:
-        """Number of the stack of a change."""
+    def place(self, change: Change) -> Place:
+        """The stack of a change."""
         if change.thread is None or change.made_at is None:
-            return self._stacks.origin(change.site).stack
-        return self._stacks.origin(change.site, (change.thread.tid, change.made_at)).stack
+            calls = self._brk_moves[change.site].calls if change.site in self._brk_moves else None
+            stack, source = self._stacks.origin(change.site, calls=calls)
+        else:
+            stack, source = self._stacks.origin(change.site, (change.thread.tid, change.made_at))
+        return Place(stack, source is StackSource.COPIED)
 
     def brk_times(self, sites: set[int]) -> list[int]:
         """When these sites (signatures) moved the break, as far as their stacks were copied."""

@@ -6,7 +6,7 @@ import ctypes
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from ebpftrace.kernel import tables
 from ebpftrace.kernel.layout import (
@@ -94,12 +94,20 @@ def _read_failures(fd: int) -> defaultdict[int, tuple[Failures, ...]]:
     )
 
 
-def read_brk_growth(fd: int) -> dict[int, int]:
-    """Bytes by which the break was moved, net, by site (signature), from the table of sites."""
+class BrkMoves(NamedTuple):
+    """What the calls of one site did to the break."""
+
+    growth: int
+    """Bytes, net."""
+    calls: int
+
+
+def read_brk_moves(fd: int) -> dict[int, BrkMoves]:
+    """How the break was moved, by site (signature), from the table of sites."""
     return {
-        key.value: site.brk_growth
+        key.value: BrkMoves(site.brk_growth, site.brk_calls)
         for key, site in tables.entries(fd, ctypes.c_uint64, SiteT)
-        if site.brk_growth
+        if site.brk_calls
     }
 
 

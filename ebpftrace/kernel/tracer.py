@@ -50,7 +50,7 @@ from ebpftrace.kernel.layout import (
 from ebpftrace.kernel.loading import Loading
 from ebpftrace.kernel.losses import skipped_runs
 from ebpftrace.kernel.ringbuf import Drainer, RingBuffer, record_size, records
-from ebpftrace.kernel.snapshot import Snapshot, read_brk_growth, read_snapshots
+from ebpftrace.kernel.snapshot import BrkMoves, Snapshot, read_brk_moves, read_snapshots
 from ebpftrace.kernel.sweeper import Sweeper
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
 from ebpftrace.ledger.replay import Leftovers
@@ -125,6 +125,8 @@ class RawCopy:
     """The copy ended at its size limit, not at the end of the stack."""
     python: tuple[tuple[int, int, int], ...] = ()
     """Frames of Python code, innermost first: code object, instruction, and who called it (``cpython``)."""
+    missing: int = 0
+    """Pages that were not in memory: bit n is the one after the first and n more."""
 
 
 KernelEvent = Union[Event, FailedCall, Executed, CodeMapped, ImageMapped, ImageExecuted]
@@ -303,9 +305,9 @@ class Tracer:
         for row in self._sweeper.sweep(space, leftovers):
             self._on_event(space, Displaced(row))
 
-    def brk_growth_by_site(self) -> dict[int, int]:
-        """Bytes by which the break was moved, net, by site (signature); of all address spaces together."""
-        return read_brk_growth(self._fds["sites"])
+    def brk_moves_by_site(self) -> dict[int, BrkMoves]:
+        """How the break was moved, by site (signature); of all address spaces together."""
+        return read_brk_moves(self._fds["sites"])
 
     def run_times(self) -> dict[str, RunTime]:
         """What each of our programs has run so far; zeros unless the kernel measures them."""
@@ -396,6 +398,7 @@ class Tracer:
                 memory=bytes(record[memory : memory + head.size]),
                 is_cut=bool(head.is_cut),
                 python=tuple(PYTHON_FRAME.iter_unpack(python)),
+                missing=head.missing,
             ),
         )
 

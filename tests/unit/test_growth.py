@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reports import CLOCK, SECOND, STACK_BYTES, TIMER_STACK
 from rich.cells import cell_len
 
-from ebpftrace.growth.causes import Names, group
+from ebpftrace.growth.causes import Names, Place, group
 from ebpftrace.growth.model import Cause, Change, How, Regular, SiteGrowth, Size, Step, Summary
 from ebpftrace.growth.regular import regular
 from ebpftrace.growth.standing import Held, Standing, changes
@@ -125,7 +125,9 @@ def thread(identity: ThreadId, name: str) -> Thread:
 
 def test_threads_of_one_name_at_one_place_are_one_cause() -> None:
     known = {FIRST: thread(FIRST, "worker"), SECOND_THREAD: thread(SECOND_THREAD, "worker")}
-    names = Names(known.get, lambda change: change.site % 2, lambda place: TIMER_STACK if place else NO_STACK)
+    names = Names(
+        known.get, lambda change: Place(change.site % 2), lambda place: TIMER_STACK if place else NO_STACK
+    )
     made = [
         Change(How.MMAP, 10, FIRST, 1, 1),
         Change(How.MMAP, 20, SECOND_THREAD, 3, 2),

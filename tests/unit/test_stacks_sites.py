@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ebpftrace.model import Frame, Stack, StackSource
-from ebpftrace.stacks.copies import StackCopy
-from ebpftrace.stacks.sites import SiteStacks
+from ebpftrace.stacks.copies import REGISTER_NAMES, StackCopy, Unwound
+from ebpftrace.stacks.sites import NOTE_FURTHER_UP, SiteStacks
 
 
 def stack(*functions: str) -> Stack:
@@ -12,18 +17,27 @@ def stack(*functions: str) -> Stack:
     return Stack(frames, True, StackSource.COPIED)
 
 
+WHOLE = 512
+"""Bytes that a signature is made of; frame N of a stack was found in word N."""
+
+
 class Told:
     """A resolver that has been told the stack of each copy."""
 
     def __init__(self, **stacks: Stack) -> None:
         self.stacks = stacks
+        self.version = 1
+        self.unwound = 0
 
-    def resolve(self, copy: StackCopy) -> Stack:
-        return self.stacks[copy.registers.decode()]
+    def unwind(self, copy: StackCopy) -> Unwound:
+        self.unwound += 1
+        stack = self.stacks[copy.registers.decode()]
+        physical = sum(not frame.inlined for frame in stack.frames)
+        return Unwound(stack, (None, *range(8, 8 * physical, 8))[:physical])
 
 
-def copy(signature: int, at: int, way: str, size: int = 8, tid: int = 7) -> StackCopy:
-    return StackCopy(signature, at, tid, way.encode(), bytes(size))
+def copy(signature: int, at: int, way: str, size: int = 8, tid: int = 7, signed: int = WHOLE) -> StackCopy:
+    return StackCopy(signature, at, tid, way.encode(), bytes(size), signed=signed)
 
 
 def names(stacks: SiteStacks, number: int) -> list[str]:
@@ -143,3 +157,90 @@ def test_a_copy_that_cannot_be_unwound_gives_no_stack() -> None:
     stacks.add(copy(1, 1, "a"))
     stacks.work(Told(a=Stack(note="unwinding failed")))
     assert stacks.origin(1, (7, 1)).source is StackSource.NONE
+
+
+def test_a_call_that_was_not_copied_has_only_what_its_signature_is_made_of() -> None:
+    stacks = SiteStacks()
+    stacks.add(copy(1, 100, "a", signed=24))
+    stacks.work(Told(a=stack("mmap", "spawn", "left", "main")))
+    assert names(stacks, stacks.origin(1, (7, 100)).stack) == ["mmap", "spawn", "left", "main"]
+    inherited = stacks.origin(1, (7, 200))
+    assert inherited.source is StackSource.SIGNATURE
+    shown = stacks.stack(inherited.stack)
+    assert [frame.function for frame in shown.frames] == ["mmap", "spawn", "left"]
+    assert (shown.complete, shown.source, shown.note) == (False, StackSource.SIGNATURE, NOTE_FURTHER_UP)
+
+
+def test_a_frame_that_was_found_elsewhere_than_on_the_stack_is_of_its_call_alone() -> None:
+    class InRegisters(Told):
+        def unwind(self, copy: StackCopy) -> Unwound:
+            return super().unwind(copy)._replace(slots=(None, 8, None, 24))
+
+    stacks = SiteStacks()
+    stacks.add(copy(1, 100, "a"))
+    stacks.work(InRegisters(a=stack("mmap", "handler", "interrupted", "main")))
+    assert names(stacks, stacks.origin(1, (7, 200)).stack) == ["mmap", "handler"]
+
+
+def test_all_calls_of_a_site_have_the_stack_that_each_of_them_had() -> None:
+    stacks = SiteStacks()
+    for at in (1, 2):
+        stacks.add(copy(1, at, "a", signed=16))
+    stacks.work(Told(a=stack("brk", "malloc", "main")))
+    assert stacks.origin(1, calls=2).source is StackSource.COPIED
+    assert names(stacks, stacks.origin(1, calls=2).stack) == ["brk", "malloc", "main"]
+    assert names(stacks, stacks.origin(1, calls=3).stack) == ["brk", "malloc"]
+
+
+def same_place(at: int, *words: int, ip: int = 1) -> StackCopy:
+    registers = struct.pack(
+        f"<{len(REGISTER_NAMES)}Q", *(ip if name == "ip" else 0 for name in REGISTER_NAMES)
+    )
+    return StackCopy(1, at, 7, registers, struct.pack(f"<{len(words)}Q", *words), signed=16)
+
+
+class ByWords:
+    """Calls frames by the words of the copy, from the second on."""
+
+    def __init__(self) -> None:
+        self.version = 1
+        self.unwound = 0
+
+    def unwind(self, copy: StackCopy) -> Unwound:
+        self.unwound += 1
+        words = struct.unpack_from("<2Q", copy.memory, 8)
+        return Unwound(stack("mmap", *map(str, words)), (None, 8, 16))
+
+
+def test_a_copy_with_the_same_return_addresses_is_not_unwound_again() -> None:
+    stacks, resolver = SiteStacks(), ByWords()
+    for at, copied in enumerate(
+        [same_place(1, 0, 5, 6, 9), same_place(2, 7, 5, 6, 8), same_place(3, 0, 5, 7), same_place(4, 0, 5)]
+    ):
+        stacks.add(copied)
+        if at < 3:
+            stacks.work(resolver)
+    assert resolver.unwound == 2
+    assert names(stacks, stacks.origin(1, (7, 2)).stack) == ["mmap", "5", "6"]
+    assert names(stacks, stacks.origin(1, (7, 3)).stack) == ["mmap", "5", "7"]
+    stacks = SiteStacks()
+    for version in (1, 2):
+        resolver.version = version
+        stacks.add(same_place(version, 0, 5, 6))
+        stacks.work(resolver)
+    assert resolver.unwound == 4
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans()), min_size=1, max_size=30))
+def test_no_call_is_given_a_frame_that_it_has_not(calls: list[tuple[int, int, bool]]) -> None:
+    """Of calls with one signature, made of the first frame's word alone, some are copied."""
+    stacks, resolver = SiteStacks(), ByWords()
+    for at, (_, further, copied) in enumerate(calls):
+        if copied:
+            stacks.add(same_place(at, 0, 5, further))
+    stacks.work(resolver)
+    for at, (_, further, copied) in enumerate(calls):
+        shown = names(stacks, stacks.origin(1, (7, at)).stack)
+        true = ["mmap", "5", str(further)]
+        assert shown == true if copied else shown == true[: len(shown)]
+        assert stacks.stack(stacks.origin(1, (7, at)).stack).complete == (len(shown) == 3)

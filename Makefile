@@ -37,6 +37,10 @@ test-servers: .venv/.test ## trace real servers under load; as root, it installs
 	tests/servers/install.sh
 	$(PYTEST) tests/servers
 
+test-stacks: .venv/.test ## compare stacks of many languages with what is true of them; as root, it installs them
+	tests/stacks/install.sh
+	$(PYTEST) tests/stacks
+
 bench: .venv/.bench ## measure what tracing costs, beside other tools (benchmarks/, docs/performance.md)
 	$(BIN)/python -m benchmarks run
 

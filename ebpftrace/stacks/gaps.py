@@ -165,8 +165,8 @@ def _at_the_bottom(frame: Stretch, entries: Sequence[int], code: Code) -> Union[
         word = copy.word(slot)
         if word is not None and code.holds(word - 1) and code.follows_call(word):
             left.append((slot, word))
-    if copy.is_cut and len(left) < 2:
-        return NoCaller(End.COPY)
+    if copy.is_cut:
+        return NoCaller(End.NO_TABLE)
     if not left:
         return NoCaller(End.OUTERMOST)
     slot, word = left[0]

@@ -158,12 +158,12 @@ class Instructions:
         rules: set[Return] = set()
         never = True
         by_pointer = False
-        seen = 0
+        is_padding = True
         for path, instruction in self._follow(address, set(_NAMES)):
             if instruction is None:
                 never = False
                 continue
-            seen += 1
+            is_padding = is_padding and instruction.mnemonic in _TRAPS
             bp = path.registers.get(Register.RBP)
             by_pointer = by_pointer or (bp == Value("bp", 0) and _is_below_rbp(instruction))
             if _is_return(path, instruction):
@@ -177,7 +177,7 @@ class Instructions:
         for rule in rules:
             by_slot.setdefault((rule.slot, rule.sp), []).append(rule)
         agreed = tuple(_agreed(alike) for alike in by_slot.values())
-        return WayBack(agreed, never and not rules and seen > 1, by_pointer)
+        return WayBack(agreed, never and not rules and not is_padding, by_pointer)
 
     def entered(self, start: int, address: int, depth: int) -> Optional[Return]:
         """How a function that begins at ``start`` is left, by how it was entered.

@@ -194,7 +194,7 @@ def test_a_coroutine_begins_where_nothing_was_called_and_returns_to_nobody(begin
 
 def test_who_never_returns_is_outermost_if_nothing_called_it() -> None:
     assert find(CODE + 0x1802, 1, 2, 3) == NoCaller(End.OUTERMOST)
-    assert find(CODE + 0x1802, 1, 2, 3, cut=True) == NoCaller(End.COPY)
+    assert find(CODE + 0x1802, 1, 2, 3, cut=True) == NoCaller(End.NO_TABLE)
     assert find(CODE + 0x1802, 1, CALLED, 3) == NoCaller(End.NO_TABLE)
     found = find(CODE + 0x1802, 1, ENTRY + 0x20, 3)
     assert isinstance(found, NoCaller) or found.outermost

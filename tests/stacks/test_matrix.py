@@ -1,0 +1,146 @@
+"""Whole stacks of programs of many languages, against chains known by construction, or gdb's.
+
+Each stack is the true one, or begins like it and is cut with the reason: nothing else is ever shown.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from stacks_helpers import FIRST_PAGES, GCC, TARGETS, catch, compile_target, matches, physical
+
+from ebpftrace.model import Stack
+from ebpftrace.stacks.engine import Engine
+from ebpftrace.stacks.goroots import NOTE_OTHER_STACK
+from ebpftrace.stacks.resolve import StackResolver
+
+COPIED = 32768
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine() as engine:
+        yield engine
+
+
+def need(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+
+
+def stacks_of(engine: Engine, command: Sequence[str]) -> dict[int, Stack]:
+    stacks: dict[int, Stack] = {}
+    resolver = None
+    for caught in catch(command, limit=COPIED):
+        resolver = resolver or StackResolver(caught.pid, engine)
+        resolver.refresh()
+        stacks[caught.site] = resolver.resolve(caught.copy)
+    assert resolver is not None
+    resolver.close()
+    return stacks
+
+
+def go_build(tmp_path: Path, source: Path, *options: str) -> Path:
+    need("go", "gcc")
+    binary = tmp_path / "program"
+    environment = {**os.environ, "GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"}
+    command = ["go", "build", *options, "-o", str(binary), str(source)]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    return binary
+
+
+def test_go_calls_c_on_another_stack(engine: Engine, tmp_path: Path) -> None:
+    source = tmp_path / "main.go"
+    source.write_text(
+        "package main\n/*\n#include <sys/mman.h>\nstatic volatile int sink;\n"
+        "__attribute__((noinline)) void c_inner(void) { mmap(0, 0x1230 * 4096UL, PROT_READ,\n"
+        "  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); sink++; }\n"
+        "__attribute__((noinline)) void c_entry(void) { c_inner(); sink++; }\n"
+        '*/\nimport "C"\nfunc main() { d := make(chan bool); go func() { C.c_entry(); d <- true }(); <-d }\n'
+    )
+    stack = stacks_of(engine, [str(go_build(tmp_path, source))])[0]
+    assert physical(stack)[1:4] == ["c_inner", "c_entry", "runtime.asmcgocall"]
+    assert len(physical(stack)) == 4
+    assert not stack.complete
+    assert stack.note == NOTE_OTHER_STACK
+
+
+@pytest.mark.parametrize("options", [[], ["-ldflags=-s -w"]])
+def test_goroutines_end_in_goexit(engine: Engine, tmp_path: Path, options: list[str]) -> None:
+    whole = stacks_of(engine, [str(go_build(tmp_path, TARGETS / "stacks_goroutines.go"))])
+    binary = go_build(tmp_path, TARGETS / "stacks_goroutines.go", *options)
+    stacks = stacks_of(engine, [str(binary)])
+    assert physical(whole[31])[-1] == "runtime.goexit"
+    assert stacks[31].complete
+    assert len(physical(stacks[31])) == len(physical(whole[31]))
+    # runtime.main never returns, and nothing but the tables for debuggers says what called it.
+    assert stacks[30].complete or (options and stacks[30].note.startswith("cut at"))
+
+
+def test_fibers_of_boost(engine: Engine, tmp_path: Path) -> None:
+    source = tmp_path / "fiber.cpp"
+    source.write_text(
+        "#include <boost/context/fiber.hpp>\n#include <sys/mman.h>\nstatic volatile int sink;\n"
+        "namespace boost_fiber = boost::context;\n"
+        "__attribute__((noinline)) void inner() { mmap(0, 0x1230 * 4096UL, PROT_READ,\n"
+        "  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); sink = sink + 1; }\n"
+        "int main() { boost_fiber::fiber f([](boost_fiber::fiber &&m) {\n"
+        "  inner(); sink = sink + 1; return std::move(m); }); f = std::move(f).resume(); }\n"
+    )
+    try:
+        binary = compile_target(
+            tmp_path / "fiber", "g++", "-O2", "-fomit-frame-pointer", str(source), "-lboost_context"
+        )
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("Boost is not installed")
+    stack = stacks_of(engine, [str(binary)])[0]
+    names = physical(stack)
+    assert names[1] == "inner()"
+    assert "fiber_entry" in names[2]
+    assert len(names) == 4
+    assert stack.complete, stack.note
+
+
+def test_ruby(engine: Engine, tmp_path: Path) -> None:
+    need("ruby")
+    script = tmp_path / "app.rb"
+    script.write_text(
+        "require 'fiddle'\n"
+        "V, L, I = Fiddle::TYPE_VOIDP, Fiddle::TYPE_LONG, Fiddle::TYPE_INT\n"
+        "MAP = Fiddle::Function.new(Fiddle.dlopen(nil)['mmap'], [V, L, I, I, I, L], V)\n"
+        f"def map(site) = MAP.call(nil, ({FIRST_PAGES} + site) * 4096, 1, 0x4022, -1, 0)\n"
+        "map(1)\nThread.new { map(2) }.join\nFiber.new { map(3) }.resume\n"
+    )
+    stacks = stacks_of(engine, ["ruby", str(script)])
+    assert stacks[1].complete, stacks[1].note
+    assert "rb_vm_exec" in physical(stacks[1])
+    assert stacks[3].complete, stacks[3].note
+    # A thread's VM stack lies on its own: 1 MiB.
+    assert stacks[2].complete or "further up the stack" in stacks[2].note, stacks[2].note
+
+
+def test_gdb_says_the_same(engine: Engine, tmp_path: Path) -> None:
+    """Of functions that only tables for debuggers tell of."""
+    need("gdb")
+    source = str(TARGETS / "stacks_chain.c")
+    options = ["-g", "-fno-asynchronous-unwind-tables"]
+    binary = compile_target(tmp_path / "chain", *GCC, *options, source, "-pthread", "-ldl")
+    length = FIRST_PAGES * 4096
+    commands = ("catch syscall mmap", f"condition 1 $rsi == {length}", "run", "bt")
+    script = [word for command in commands for word in ("-ex", command)]
+    told = subprocess.run(
+        ["gdb", "-nx", "-batch", *script, str(binary)], check=True, capture_output=True, text=True
+    ).stdout
+    true = [line.split(" in ", 1)[-1].split(" (")[0] for line in told.splitlines() if line.startswith("#")]
+    true = [name.split()[-1] for name in true if "mmap" not in name]
+    if len(true) < 3:
+        pytest.skip("gdb cannot run programs here")
+    stack = stacks_of(engine, [str(binary)])[0]
+    assert stack.complete, stack.note
+    assert matches(physical(stack), [*true, "..."]), (physical(stack), true)

@@ -8,6 +8,7 @@ of what stands between; a library that is missing from it is one entry.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
@@ -44,7 +45,7 @@ class _Library(NamedTuple):
     functions: tuple[str, ...] = ()
     """Beginnings of names with their namespaces, without leading underscores and what is returned."""
     sources: tuple[str, ...] = ()
-    """Parts of the path of a source file, or of the file with the code."""
+    """Parts, as regular expressions, of the path of a source file, or of the file with the code."""
 
 
 _LIBC = _Library(
@@ -64,7 +65,7 @@ _LIBRARIES = {
     "C++": _Library(
         modules=("libstdc++", "libc++"),
         functions=("std::", "gthread_", "gnu_cxx::", "operator new"),
-        sources=("/include/c++/",),
+        sources=(r"/include/c\+\+/",),
     ),
     "Boost": _Library(modules=("libboost_",), functions=("boost::",)),
     "Rust": _Library(
@@ -77,13 +78,7 @@ _LIBRARIES = {
             *("PyThread_", "thread_PyThread_", "ThreadHandle_start", "PyEval_", "PyObject_", "ffi_call"),
             *("do_start_joinable_thread", "do_start_new_thread"),
         ),
-        sources=(
-            "/threading.py",
-            "/concurrent/futures/",
-            "/multiprocessing/",
-            "/ctypes/__init__.py",
-            "/lib-dynload/",
-        ),
+        sources=(r"/python3\.\d+/(?:threading\.py|concurrent/|multiprocessing/|ctypes/|lib-dynload/)",),
     ),
     "Go": _Library(
         functions=(
@@ -114,7 +109,7 @@ _LIBRARIES = {
 
 _MODULES = tuple(name for library in _LIBRARIES.values() for name in library.modules)
 _FUNCTIONS = tuple(name for library in _LIBRARIES.values() for name in library.functions)
-_SOURCES = tuple(part for library in _LIBRARIES.values() for part in library.sources)
+_SOURCES = re.compile("|".join(part for library in _LIBRARIES.values() for part in library.sources))
 
 
 def users_frame(frames: Sequence[Frame]) -> Optional[Frame]:
@@ -133,7 +128,7 @@ def is_wrapper(frame: Frame) -> bool:
     """Whether a frame is of a library or runtime between the user's code and the system call."""
     if posixpath.basename(frame.module or "").startswith(_MODULES):
         return True
-    if any(part in path for path in (frame.file, frame.module) if path for part in _SOURCES):
+    if any(path and _SOURCES.search(path) for path in (frame.file, frame.module)):
         return True
     if not frame.function:
         return False

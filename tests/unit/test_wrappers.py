@@ -113,6 +113,19 @@ def test_what_any_starter_calls_is_a_part_of_its_name(arguments: str) -> None:
     assert (started([Frame(name, module=APP)]) or "") in name
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        Frame("f", "/srv/app/multiprocessing/pool.py", 3),
+        Frame("f", "/srv/app/threading.py", 3),
+        Frame("f", module="/srv/multiprocessing/app"),
+        Frame("f", "/home/me/include/c/x.c", 3, APP),
+    ],
+)
+def test_files_of_the_user_are_none_of_a_library_by_their_name_alone(own: Frame) -> None:
+    assert not is_wrapper(own)
+
+
 def test_modules_of_pythons_library_are_passed_over_by_their_place() -> None:
     module = "/usr/lib/python3.11/lib-dynload/mmap.cpython-311-x86_64-linux-gnu.so"
     frames = (*IN_LIBC, *stack((None, module), ("_PyEval_EvalFrameDefault", PYTHON)), Frame("f", "/a.py", 1))

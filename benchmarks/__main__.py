@@ -11,7 +11,7 @@ from typing import Callable, Optional, TypeVar
 
 import click
 
-from benchmarks import imports, own_cost, programs, scans, tables
+from benchmarks import imports, own_cost, programs, scans, searches, tables
 from benchmarks.comparison import regressions
 from benchmarks.conditions import conditions, moment
 from benchmarks.loads import KINDS, LoadDied, kind_named
@@ -23,7 +23,8 @@ from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.checks.machine import mount_tracefs
 
 _COMPARED = (UNTRACED, FLOOR, OURS_WITHOUT_STACKS, OURS)
-_TABLE, _OWN, _SCANS, _PROGRAMS, _IMPORTS = _PARTS = ("table", "own", "scans", "programs", "imports")
+_PARTS = ("table", "own", "scans", "searches", "programs", "imports")
+_TABLE, _OWN, _SCANS, _SEARCHES, _PROGRAMS, _IMPORTS = _PARTS
 _FAILURES = (CannotRun, CannotTrace, LoadDied, OSError, ValueError, subprocess.SubprocessError)
 """What one measurement may meet without ending all others."""
 
@@ -98,6 +99,8 @@ def run(
         run.own_cost()
     if _SCANS in parts:
         run.scans()
+    if _SEARCHES in parts:
+        run.searches()
     if _PROGRAMS in parts:
         run.programs(kinds)
     if _IMPORTS in parts:
@@ -171,6 +174,14 @@ class _Run:
             if scan is not None:
                 self._keep(replace(self._results, scans=(*self._results.scans, scan)))
 
+    def searches(self) -> None:
+        self._begin(_SEARCHES)
+        self._keep(replace(self._results, searches=()))
+        for case in searches.CASES:
+            found = self._tried(f"search, {case}", searches.measure, case, self._rounds)
+            if found is not None:
+                self._keep(replace(self._results, searches=(*self._results.searches, found)))
+
     def programs(self, kinds: Sequence[str]) -> None:
         self._begin(_PROGRAMS)
         kept = tuple(program for program in self._results.programs if program.kind not in kinds)
@@ -211,6 +222,7 @@ _TOLD = {
     _TABLE: "side by side",
     _OWN: "own cost",
     _SCANS: "scan",
+    _SEARCHES: "search",
     _PROGRAMS: "programs",
     _IMPORTS: "imports",
 }

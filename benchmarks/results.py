@@ -68,6 +68,25 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Searched:
+    """One search of a process for suspects that nothing refers to."""
+
+    resident_bytes: int
+    """That one pass reads."""
+    suspects: int
+    works: bool
+    """The process works all the time; else it waits, and one pass is enough."""
+    passes: int
+    seconds: float
+    cpu_seconds: float
+    """With the start: numpy, and the program that reads registers."""
+    most_bytes: int
+    """Of memory, of the whole searching process."""
+    slowdown: Optional[float]
+    """Of the process that is searched, while it is; None of one that waits."""
+
+
+@dataclass(frozen=True)
 class Import:
     """How long Python takes to import what a command needs, in seconds; see python -X importtime."""
 
@@ -98,6 +117,7 @@ class Results:
     """By kind of load, seconds that an operation of the untraced process takes."""
     own: tuple[OwnCost, ...] = ()
     scans: tuple[Scan, ...] = ()
+    searches: tuple[Searched, ...] = ()
     imports: tuple[Import, ...] = ()
     programs: tuple[Program, ...] = ()
     failures: tuple[str, ...] = ()
@@ -136,6 +156,7 @@ def from_json(text: str) -> Results:
         paces=content["paces"],
         own=tuple(OwnCost(**own) for own in content["own"]),
         scans=tuple(Scan(**scan) for scan in content["scans"]),
+        searches=tuple(Searched(**searched) for searched in content.get("searches", ())),
         imports=tuple(
             Import(
                 entry["statement"],

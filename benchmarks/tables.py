@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.ratios import NO_PROGRESS
-from benchmarks.results import Cell, Import, OwnCost, Program, Results, Scan
+from benchmarks.results import Cell, Import, OwnCost, Program, Results, Scan, Searched
 
 BEGIN = "<!-- make bench writes from here -->"
 END = "<!-- to here -->"
@@ -25,6 +25,7 @@ def page(results: Results, kinds: Sequence[tuple[str, str]]) -> str:
         "What an operation costs more": added(results, names),
         "The tracer's own cost": own_cost(results.own),
         "A scan of the host": scans(results.scans),
+        "A search for handles and pointers": searches(results.searches),
         "Programs in the kernel": programs(results.programs),
         "Imports": imports(results.imports),
         "Not measured": "\n".join(f"- {failure}" for failure in results.failures),
@@ -117,6 +118,25 @@ def scans(measured: Iterable[Scan]) -> str:
         (f"{scan.processes:,}", f"{scan.seconds:.2f} s", f"{scan.cpu_seconds:.2f} s") for scan in measured
     ]
     return _table(("processes", "time", "CPU"), rows) if rows else ""
+
+
+def searches(measured: Iterable[Searched]) -> str:
+    """One row for each case; empty where there is none."""
+    rows = [
+        (
+            f"{one.resident_bytes / _MIB:,.0f} MiB",
+            f"{one.suspects:,}",
+            "works" if one.works else "waits",
+            str(one.passes),
+            f"{one.seconds:.2f} s",
+            f"{one.cpu_seconds:.2f} s",
+            f"{one.most_bytes / _MIB:.0f} MiB",
+            "-" if one.slowdown is None else f"{one.slowdown:.2f}",
+        )
+        for one in measured
+    ]
+    head = ("searched", "suspects", "process", "passes", "time", "CPU", "memory", "times slower meanwhile")
+    return _table(head, rows) if rows else ""
 
 
 def imports(measured: Iterable[Import]) -> str:

@@ -18,7 +18,7 @@ from benchmarks.loads import KINDS
 from benchmarks.perfdata import count_samples
 from benchmarks.ratios import NO_PROGRESS, Spread, rotated
 from benchmarks.record import Record
-from benchmarks.results import Cell, Import, OwnCost, Program, Results, Scan, from_json, to_json
+from benchmarks.results import Cell, Import, OwnCost, Program, Results, Scan, Searched, from_json, to_json
 from benchmarks.slices import Level, Slice, Slowdown, slowdown
 from benchmarks.tally import Tally
 from benchmarks.tools import FLOOR, OURS, UNTRACED, Tool
@@ -65,6 +65,20 @@ results_strategy = st.builds(
             *[st.floats(0, 1e6)] * 3,
             *[st.integers(0)] * 2,
             *[st.floats(0, 1e3)] * 2,
+        ),
+        max_size=2,
+    ).map(tuple),
+    searches=st.lists(
+        st.builds(
+            Searched,
+            st.integers(1),
+            st.integers(1),
+            st.booleans(),
+            st.integers(1),
+            st.floats(0, 9),
+            st.floats(0, 9),
+            st.integers(1),
+            st.none() | st.floats(0, 9),
         ),
         max_size=2,
     ).map(tuple),

@@ -173,9 +173,9 @@ class Instructions:
                 rules.add(rule)
             elif instruction.flow_control == FlowControl.INDIRECT_BRANCH:
                 never = False
-        by_slot: dict[tuple[Value, Optional[Value]], list[Return]] = {}
+        by_slot: dict[Value, list[Return]] = {}
         for rule in rules:
-            by_slot.setdefault((rule.slot, rule.sp), []).append(rule)
+            by_slot.setdefault(rule.slot, []).append(rule)
         agreed = tuple(_agreed(alike) for alike in by_slot.values())
         return WayBack(agreed, never and not rules and not is_padding, by_pointer)
 
@@ -432,4 +432,5 @@ def _agreed(rules: Sequence[Return]) -> Return:
         (name, value if all(dict(other.registers)[name] == value for other in others) else None)
         for name, value in first.registers
     )
-    return first._replace(registers=registers)
+    sp = first.sp if all(other.sp == first.sp for other in others) else None
+    return first._replace(sp=sp, registers=registers)

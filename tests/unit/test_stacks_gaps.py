@@ -49,6 +49,8 @@ FUNCTIONS = {
     0x1900: "55 4889e5 ffd6 c9 59 498d6708 51 c3",
     # the same, but add %rbx,%rsp
     0x1A00: "55 4889e5 ffd6 c9 59 4801dc 51 c3",
+    # Two ways out, which drop 8 bytes, or as many as %rbx says.
+    0x1C00: "55 4889e5 ffd6 85c0 7504 c9 c20800 c9 59 4801dc 51 c3",
     # call 0x8000
     0x1B00: "e8 fb640000 c3",
 }
@@ -212,6 +214,13 @@ def test_v8_drops_arguments_when_it_returns() -> None:
     assert place(unknown) == (CALLED, STACK + 32, 55)
     assert isinstance(unknown, Caller)
     assert not unknown.sp_known
+
+
+def test_ways_that_differ_in_what_they_drop_agree_on_the_caller() -> None:
+    found = find(CODE + 0x1C06, 9, 9, 55, CALLED, 1, 2, bp=STACK + 16)
+    assert place(found) == (CALLED, STACK + 32, 55)
+    assert isinstance(found, Caller)
+    assert not found.sp_known
 
 
 def test_without_a_stack_pointer_only_a_frame_pointer_tells() -> None:

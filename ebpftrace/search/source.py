@@ -12,12 +12,12 @@ from ebpftrace.process.books import read_books
 from ebpftrace.process.malloc import find_heaps
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.memory import Memory
-from ebpftrace.process.procfs import ProcessGone
+from ebpftrace.process.procfs import ProcessGone, read_small
 from ebpftrace.search.areas import Areas
 from ebpftrace.search.holders import Places
 from ebpftrace.search.kernelheld import kernel_words
 from ebpftrace.search.presence import Presence, Present
-from ebpftrace.search.runs import Runs
+from ebpftrace.search.runs import Runs, no_runs
 from ebpftrace.search.threads import Moment, Threads
 from ebpftrace.vmas import Vmas
 
@@ -79,7 +79,22 @@ class Source:
 
     def present(self, areas: Areas, within: Runs) -> Present:
         """Which pages of the areas are in memory now."""
-        return self._presence.look(areas, within)
+        present = self._presence.look(areas, within)
+        # To the page map a page that only moves, or a guard made by madvise(2), may look like one in swap.
+        return (
+            present
+            if not present.swapped.pieces or self._has_swapped()
+            else present._replace(swapped=no_runs())
+        )
+
+    def _has_swapped(self) -> bool:
+        """Some of it is in swap (proc(5), VmSwap); also where that can't be told."""
+        try:
+            status = read_small(f"/proc/{self._pid}/status")
+        except OSError:
+            return True
+        size = status.partition(b"VmSwap:")[2].split(None, 1)[:1]
+        return size != [b"0"]
 
     def read_into(self, buffer: memoryview, address: int) -> int:
         """Fill the buffer from ``address`` on; how many bytes of it, up to the first that can't be read."""
@@ -99,6 +114,9 @@ class Source:
         self, holders: Iterable[Holder], vmas: Vmas, books: Books, moment: Moment
     ) -> dict[Holder, Holder]:
         """Holders that say only where a word lies -> the same with all that is known of the place."""
+        holders = list(holders)
+        if not holders:
+            return {}
         heaps = find_heaps(vmas, self._memory) if "glibc" in books.libc else []
         places = Places(self._pid, vmas, books, heaps, moment.places)
         try:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -272,6 +276,49 @@ def test_the_process_gets_no_larger() -> None:
         before = rss(program.pid)
         search(program.pid, suspects, books)
         assert rss(program.pid) - before < 1 << 20
+
+
+@pytest.fixture
+def swap() -> Iterator[None]:
+    """128 MiB of swap, where this machine lets us have some."""
+    file = Path(tempfile.mkdtemp(dir="/var/tmp")) / "swap"
+    try:
+        with file.open("wb") as made:
+            for _ in range(128):
+                made.write(bytes(1 << 20))
+        file.chmod(0o600)
+        subprocess.run(["mkswap", file], check=True, capture_output=True)
+        swapped = subprocess.run(["swapon", file], check=False, capture_output=True, text=True)
+        if swapped.returncode:
+            pytest.skip(f"no swap can be had here: {swapped.stderr.strip()}")
+        try:
+            yield
+        finally:
+            subprocess.run(["swapoff", file], check=True)
+    finally:
+        shutil.rmtree(file.parent)
+
+
+@pytest.mark.usefixtures("swap")
+def test_what_is_in_swap_stays_there_and_is_said() -> None:
+    with Target("search_hostile", "swapped", 32) as program:
+        program.run()
+        suspect = mapping_at(program.facts("mapping")[0]["secret"] ^ INVERTED)
+        before = in_swap(program.pid)
+        assert before > 16 << 20, "the kernel was asked to page out 32 MiB"
+        found = search(program.pid, [suspect], books_of(program.pid))
+        # Reading glibc's lists and malloc's heaps may bring in a page.
+        assert before - in_swap(program.pid) <= 64 << 10
+        assert not found.complete
+        # The kernel may have left some pages in memory: then the pointer is found there.
+        assert found.reach[suspect].lost == (before >= 32 << 20)
+        assert abs(found.unsearched_bytes - before) <= 1 << 20
+        assert "in swap and were not searched" in found.gaps[0]
+
+
+def in_swap(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmSwap:")[2].split()[0]) << 10
 
 
 def rss(pid: int) -> int:

@@ -1,7 +1,7 @@
 /*
  * An address space that makes a search slow: search_hostile WAY MIB.
  * "matches": memory full of one pointer; "near": full of words that nearly are; "pieces": every second page is
- * there; "churn": a thread that maps and unmaps without a pause.
+ * there; "swapped": full of one pointer, and paged out where there is swap; "churn": a thread that maps and unmaps without a pause.
  */
 #include "target.h"
 
@@ -42,6 +42,8 @@ int main(int argc, char **argv)
 
         for (size_t at = 0; at < size; at += sizeof(word))
             *(uintptr_t *)(memory + at) = word;
+        if (!strcmp(argv[1], "swapped"))
+            need(!madvise(memory, size, 21 /* MADV_PAGEOUT */));
     }
     area = NULL;
     target_done();

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from harness import (
+    ORPHANED,
     PATIENCE,
     Json,
     Target,
@@ -59,7 +60,7 @@ def test_overflow_is_counted_and_the_report_stays_true() -> None:
         stale = minus(reported_areas(report), mapped(target.pid))
     assert result.status == 0
     truth = union(fact_areas(target.facts("mapped")))
-    found = reported_areas(report, "orphaned-mapping")
+    found = reported_areas(report, *ORPHANED)
     assert not stale
     assert not minus(found, truth)
     assert 0 < len(found) <= room

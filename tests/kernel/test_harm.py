@@ -194,7 +194,7 @@ def test_two_tracers_on_one_target() -> None:
         made = union(fact_areas(target.facts("mapped")))
         assert target.end() == 0
     for report in reports:
-        assert union(reported_areas(report, "orphaned-mapping")) == made
+        assert union(reported_areas(report, *ORPHANED)) == made
 
 
 def test_one_tracer_on_five_targets() -> None:
@@ -209,7 +209,7 @@ def test_one_tracer_on_five_targets() -> None:
         assert [report["target"]["pid"] for report in reports] == [target.pid for target in targets]
         for target, report in zip(targets, reports):
             made = union(fact_areas(target.facts("mapped")))
-            assert union(reported_areas(report, "orphaned-mapping")) == made
+            assert union(reported_areas(report, *ORPHANED)) == made
             assert report["calls"]["thread_exit"] == len(target.facts("mapped"))
             assert target.end() == 0
 
@@ -223,7 +223,7 @@ def test_one_of_two_targets_ends_early() -> None:
             reports = [json.loads(line) for line in tracer.interrupt().stdout.splitlines()]
         made = union(fact_areas(lives.facts("mapped")))
     assert [report["window"]["ended_by"] for report in reports] == ["target-exit", "interrupt"]
-    assert union(reported_areas(reports[1], "orphaned-mapping")) == made
+    assert union(reported_areas(reports[1], *ORPHANED)) == made
 
 
 def test_a_tracer_traces_another() -> None:
@@ -233,7 +233,7 @@ def test_a_tracer_traces_another() -> None:
             mine = traced_one.interrupt()
             result = tracer.wait()
         made = union(fact_areas(target.facts("mapped")))
-    assert union(reported_areas(mine.report, "orphaned-mapping")) == made
+    assert union(reported_areas(mine.report, *ORPHANED)) == made
     assert result.report["target"]["pid"] == traced_one.pid
     assert result.report["window"]["ended_by"] == "target-exit"
 
@@ -284,7 +284,7 @@ def test_capabilities_that_suffice(capabilities: str, deleted: bool, tmp_path: P
         made = union(fact_areas(target.facts("mapped")))
     report = result.report
     assert result.status == 0
-    assert union(reported_areas(report, "orphaned-mapping")) == made
+    assert union(reported_areas(report, *ORPHANED)) == made
     (finding,) = [one for one in report["findings"] if one["verdict"] in ORPHANED]
     assert finding["stack"]["complete"]
     assert "map_and_exit" in [frame["function"] for frame in finding["stack"]["frames"]]

@@ -12,7 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, ROOT, Program, Target, build, fact_areas, reported, reported_areas, union
+from harness import (
+    ORPHANED,
+    PATIENCE,
+    ROOT,
+    Program,
+    Target,
+    build,
+    fact_areas,
+    reported,
+    reported_areas,
+    union,
+)
 
 EBPFTRACE = (sys.executable, "-m", "ebpftrace")
 EVIL = "\x1b]0;x\x07\x1b[2J\n\x9b\u202e"
@@ -70,8 +81,8 @@ def test_mmap_leaks(evil: Program, form: str, tmp_path: Path) -> None:
     if form == "--json":
         made = union(fact_areas(evil.facts("mapped")))
         told = json.loads(report.read_text())
-        assert union(reported_areas(told, "orphaned-mapping")) == made
-        names = {one["owner_name"] for one in reported(told, "orphaned-mapping")}
+        assert union(reported_areas(told, *ORPHANED)) == made
+        names = {one["owner_name"] for one in reported(told, *ORPHANED)}
         assert names == {"\x1b[2J\n\\xff\\xfe) R 1\r"}
         assert told["losses"] == dict.fromkeys(told["losses"], 0)
 

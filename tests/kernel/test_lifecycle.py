@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from harness import (
+    ORPHANED,
     PATIENCE,
     ROOT,
     TRACER,
@@ -107,7 +108,7 @@ def test_signal_ends_the_trace_with_a_report(number: int) -> None:
         assert target.process.poll() is None
     assert result.status == 0
     assert result.report["window"]["ended_by"] == "interrupt"
-    assert len(reported(result.report, "orphaned-mapping")) == 3
+    assert len(reported(result.report, *ORPHANED)) == 3
     assert_gone(programs, maps)
 
 
@@ -137,7 +138,7 @@ def test_duration_ends_the_trace() -> None:
     assert window["seconds"] >= 5
     over_at = datetime.fromisoformat(window["ended_at"]) - timedelta(seconds=window["seconds"] - 5)
     if done_at <= over_at:  # a machine may sleep through the whole window
-        assert len(reported(report, "orphaned-mapping")) == 3
+        assert len(reported(report, *ORPHANED)) == 3
 
 
 @pytest.mark.parametrize("mode", ["exit", "killed"])
@@ -270,7 +271,7 @@ def test_command_that_outlives_the_trace(tmp_path: Path) -> None:
     said.until(None)
     report = Result(0, output.read_text(), "").report
     facts = [json.loads(line) for line in said.seen if line.startswith("{")]
-    found = reported_areas(report, "orphaned-mapping")
+    found = reported_areas(report, *ORPHANED)
     assert union(found) == union(fact_areas(facts))
     assert report["window"]["ended_by"] == "interrupt"
 

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from harness import PATIENCE, Json, Target, Tracer, no_losses, reported, traced
+from harness import ORPHANED, PATIENCE, Json, Target, Tracer, no_losses, reported, traced
 
 TIMES = int(os.environ.get("EBPFTRACE_LOAD", "1"))
 MAPPINGS = 6500 * TIMES
@@ -49,13 +49,13 @@ def is_exact(report: Json) -> bool:
 def test_as_many_mappings_before_as_in_the_trace() -> None:
     _, report = loaded("mappings", MAPPINGS, room=2 * MAPPINGS * BYTES_FOR_A_MAPPING)
     if is_exact(report):
-        assert len(reported(report, "orphaned-mapping")) == MAPPINGS
+        assert len(reported(report, *ORPHANED)) == MAPPINGS
         assert report["unexplained_bytes"] == 0
 
 
 def test_many_threads_that_live() -> None:
     _, report = loaded("threads", THREADS, room=THREADS * BYTES_FOR_A_THREAD)
-    assert not reported(report, "orphaned-mapping")
+    assert not reported(report, *ORPHANED)
     if is_exact(report):
         assert report["calls"]["mmap"] == THREADS
 
@@ -64,7 +64,7 @@ def test_threads_are_born_and_end_all_the_time() -> None:
     _, report = loaded("births", BIRTHS, 0)
     if is_exact(report):
         assert report["calls"]["clone"] == report["calls"]["thread_exit"] == BIRTHS
-    assert not reported(report, "orphaned-mapping")
+    assert not reported(report, *ORPHANED)
 
 
 def test_many_threads_flood() -> None:

@@ -34,7 +34,7 @@ ATTEMPTS = 4
 
 
 def orphaned(report: Json) -> list[Json]:
-    return reported(report, "orphaned-mapping")
+    return reported(report, *ORPHANED)
 
 
 def spread(report: Json) -> float:
@@ -53,7 +53,7 @@ def test_what_is_left_of_an_orphan(mode: str, tmp_path: Path) -> None:
     target, report = trace("orphans", mode, WORKERS, options=["--min-age", 0, "--dump-ledger", dump])
 
     truth = fact_areas(target.facts("mapped"))
-    found = reported_areas(report, "orphaned-mapping")
+    found = reported_areas(report, *ORPHANED)
     assert sorted(found) == sorted(truth)
     ledger = json.loads(dump.read_text())
     assert (ledger["phantom_bytes"], ledger["unexplained_bytes"]) == (0, 0)
@@ -105,7 +105,7 @@ def huge_pages() -> Iterator[int]:
 def test_huge_pages_of_an_orphan_are_memory_that_it_takes(huge_pages: int) -> None:
     target, report = trace("orphans", "huge", WORKERS, options=["--min-age", 0])
 
-    assert sorted(reported_areas(report, "orphaned-mapping")) == sorted(fact_areas(target.facts("mapped")))
+    assert sorted(reported_areas(report, *ORPHANED)) == sorted(fact_areas(target.facts("mapped")))
     assert {mapping["rss_bytes"] for mapping in orphaned(report)} == {huge_pages}
     found = [finding for finding in report["findings"] if finding["verdict"] in ORPHANED]
     assert sum(finding["rss_bytes"] for finding in found) == WORKERS * huge_pages
@@ -136,6 +136,6 @@ def test_group_leader_is_gone() -> None:
         report = tracer.interrupt().report
         stale = minus(reported_areas(report), mapped(target.pid))
     assert not stale
-    assert union(reported_areas(report, "orphaned-mapping")) == union(fact_areas(target.facts("mapped")))
+    assert union(reported_areas(report, *ORPHANED)) == union(fact_areas(target.facts("mapped")))
     assert report["memory"]["virt_end"] > size(fact_areas(target.facts("mapped")))
     assert no_losses(report)

@@ -82,7 +82,7 @@ def test_target_in_a_namespace(kind: tuple[str, ...]) -> None:
         target.end()
     report = result.report
     assert report["target"]["pid"] == target.pid
-    assert union(reported_areas(report, "orphaned-mapping")) == made
+    assert union(reported_areas(report, *ORPHANED)) == made
     (finding,) = [one for one in report["findings"] if one["verdict"] in ORPHANED]
     assert finding["stack"]["complete"]
     assert "map_and_exit" in functions(finding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness import Json, fact_areas, no_losses, pieces, reported, size, trace
+from harness import ORPHANED, Json, fact_areas, no_losses, pieces, reported, size, trace
 
 COUNT = 12
 
@@ -45,7 +45,7 @@ def test_what_is_left_of_a_stack_is_counted_as_what_is_left() -> None:
 def test_nothing_is_left_behind(mode: str) -> None:
     _, report = trace("own_stacks", mode, COUNT, options=["--min-age", 0])
 
-    assert not reported(report, "abandoned-stack", "orphaned-mapping")
+    assert not reported(report, "abandoned-stack", *ORPHANED)
     assert no_losses(report)
 
 

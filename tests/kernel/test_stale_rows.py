@@ -8,7 +8,18 @@ from __future__ import annotations
 import ctypes
 import os
 
-from harness import Target, Tracer, eventually, fact_areas, no_losses, reported, reported_areas, traced, union
+from harness import (
+    ORPHANED,
+    Target,
+    Tracer,
+    eventually,
+    fact_areas,
+    no_losses,
+    reported,
+    reported_areas,
+    traced,
+    union,
+)
 
 from ebpftrace.kernel import tables
 from ebpftrace.kernel.layout import LifeKeyT, LifeT, MappingT, ThreadT
@@ -75,6 +86,6 @@ def test_stale_rows_are_swept() -> None:
     assert no_losses(report), report["losses"]
     assert report["calls"]["clone"] == BATCHES * (ROUNDS + 1)
     kept = target.facts("mapped")
-    assert union(reported_areas(report, "orphaned-mapping")) == union(fact_areas(kept))
+    assert union(reported_areas(report, *ORPHANED)) == union(fact_areas(kept))
     assert {one["owner_tid"] for one in reported(report)} <= {fact["owner"] for fact in kept}
     assert report["unexplained_bytes"] == 0

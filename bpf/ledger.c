@@ -249,6 +249,7 @@ TRACEPOINT_PROBE(syscalls, sys_enter_mremap)
     return PASS_ON;
 }
 
+/* It serves shmat and io_setup as well (ebpftrace/kernel/loader.py). */
 TRACEPOINT_PROBE(syscalls, sys_exit_mremap)
 {
     struct thread_t *thread = current_thread();
@@ -266,6 +267,27 @@ TRACEPOINT_PROBE(syscalls, sys_exit_brk)
         brk_exit(thread, args->ret);
     return PASS_ON;
 }
+
+#ifdef HAS_SHARED_MEMORY
+/* These two serve io_destroy as well (ebpftrace/kernel/loader.py). */
+TRACEPOINT_PROBE(syscalls, sys_enter_shmdt)
+{
+    struct thread_t *thread = current_thread();
+
+    if (thread)
+        unmap_whole_enter(thread, (u64)args->shmaddr);
+    return PASS_ON;
+}
+
+TRACEPOINT_PROBE(syscalls, sys_exit_shmdt)
+{
+    struct thread_t *thread = current_thread();
+
+    if (thread)
+        unmap_whole_exit(thread, ARGUMENT_1(caller_registers()), args->ret);
+    return PASS_ON;
+}
+#endif
 
 /* Fires in the parent, inside the clone call, before the child can run (copy_process()). */
 #ifdef PID_NAMESPACE

@@ -127,7 +127,7 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
         call_failed(thread, space, CALL_MMAP, returned, replaces(ARGUMENT_4(registers)));
         return 0;
     }
-    row.prot = ARGUMENT_3(registers);
+    row.prot = ARGUMENT_3(registers) & ~SIZE_UNKNOWN;
     row.flags = ARGUMENT_4(registers);
     row.length = mapped_length(ARGUMENT_2(registers), row.flags);
     row.mapper_tid = thread->life.tid;
@@ -260,21 +260,73 @@ static __always_inline int keeps_old(u64 length, u64 flags)
 
 static __always_inline void note_twin(struct thread_t *thread, struct space_t *space,
                                       const struct pt_regs *registers, struct mapping_t *twin,
-                                      u64 start)
+                                      u64 start, int is_mremap)
 {
     u64 length = ARGUMENT_2(registers);
-    struct mapping_t *old = find_row(thread, key_of(thread->life.space, ARGUMENT_1(registers)));
+    struct mapping_t *old = 0;
 
+    if (is_mremap)
+        old = find_row(thread, key_of(thread->life.space, ARGUMENT_1(registers)));
     twin->made_at = twin->since;
     twin->mapper_tid = thread->life.tid;
     twin->mapper_born = thread->life.born;
-    twin->prot = old ? old->prot : 0;
-    twin->flags = old ? old->flags : length ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    twin->prot = old ? old->prot : is_mremap ? 0 : SIZE_UNKNOWN;
+    twin->flags = old ? old->flags : length && is_mremap ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
     twin->site = record_stack(thread, registers, CALL_MREMAP, twin->since, 0);
     note_stand(thread, USER_SP(registers), twin->since);
-    if (ARGUMENT_4(registers) & MREMAP_FIXED)
+    if (is_mremap && (ARGUMENT_4(registers) & MREMAP_FIXED))
         emit_hole(thread, space, twin->since, twin->since - 1, start, twin->length);
     __sync_fetch_and_add(&thread->life.outstanding, 1);
+}
+
+/* The program of mremap's exit serves shmat and io_setup, too. */
+static __always_inline int is_remapping(const struct pt_regs *registers)
+{
+    u32 number = CALL_NUMBER(registers);
+
+    return number != NR_SHMAT && number != NR_IO_SETUP;
+}
+
+/*
+ * shmat and io_setup map memory like mmap; how much, only the kernel knows.  The row has its first page, and
+ * says by `prot` that Python should look up the rest (layout.SIZE_UNKNOWN).  Returns where it begins, 0 where
+ * another call returns.  The number of an io_setup context is where its ring lies (fs/aio.c, ioctx_alloc).
+ */
+static __always_inline u64 mapped_elsewise(const struct pt_regs *registers, s64 returned)
+{
+    u64 start = 0;
+
+    if (CALL_NUMBER(registers) == NR_SHMAT)
+        return has_failed(returned) ? 0 : returned;
+    if (CALL_NUMBER(registers) == NR_IO_SETUP && !returned)
+        read_user(&start, sizeof(start), (void *)ARGUMENT_2(registers));
+    return start;
+}
+
+/* shmdt and io_destroy name what they unmap by its start. */
+static __always_inline int unmap_whole_enter(struct thread_t *thread, u64 start)
+{
+    u64 key = key_of(thread->life.space, start);
+    struct mapping_t *row = find_row(thread, key);
+
+    thread->has_row = 0;
+    if (row && (row->prot & SIZE_UNKNOWN))
+        take(thread, key, row);
+    return 0;
+}
+
+static __always_inline int unmap_whole_exit(struct thread_t *thread, u64 start, s64 returned)
+{
+    struct space_t *space = space_at(thread->life.space);
+
+    if (!space || !thread->has_row)
+        return 0;
+    thread->has_row = 0;
+    if (returned)
+        restore(thread, space, start);
+    else
+        count_outstanding(thread, &thread->row, -1);
+    return 0;
 }
 
 static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 length, u64 flags)
@@ -309,25 +361,35 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
     u64 now = bpf_ktime_get_ns();
     u64 new_length = round_to_pages(ARGUMENT_3(registers));
     struct mapping_t row = {};
-    int makes_twin;
+    int is_mremap = is_remapping(registers);
+    int makes_twin = 1;
 
-    require_enter(thread, CALL_MREMAP, returned);
+    if (is_mremap)
+        require_enter(thread, CALL_MREMAP, returned);
     if (!space)
         return 0;
-    if (has_failed(returned)) {
+    if (!is_mremap) {
+        returned = mapped_elsewise(registers, returned);
+        if (!returned)
+            return 0;
+        thread->has_called = 1;
+        thread->has_row = 0;
+        new_length = PAGE_BYTES;
+    } else if (has_failed(returned)) {
         if (thread->has_row)
             restore(thread, space, ARGUMENT_1(registers));
         call_failed(thread, space, CALL_MREMAP, returned, ARGUMENT_4(registers) & MREMAP_FIXED);
         return 0;
+    } else {
+        makes_twin = keeps_old(ARGUMENT_2(registers), ARGUMENT_4(registers));
     }
-    makes_twin = keeps_old(ARGUMENT_2(registers), ARGUMENT_4(registers));
     if (thread->has_row || makes_twin) {
         if (thread->has_row)
             row = thread->row;
         row.length = new_length;
         row.since = now;
         if (makes_twin)
-            note_twin(thread, space, registers, &row, returned);
+            note_twin(thread, space, registers, &row, returned, is_mremap);
         insert(thread, space, key_of(thread->life.space, returned), &row);
     } else {
         struct event_t event = {.kind = EVENT_MOVE,

@@ -98,6 +98,10 @@ class Stand(NamedTuple):
     at: int
 
 
+SIZE_UNKNOWN = 1 << 31
+"""In ``prot``, where no call uses this bit: only the first page is told of the mapping (shmat, io_setup)."""
+
+
 class Row(NamedTuple):
     """One row of the kernel's ledger: a mapping as its mmap or mremap call made it."""
 

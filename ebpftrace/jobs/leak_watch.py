@@ -62,7 +62,7 @@ _PEEK_SHARE = 0.01
 _READINGS = 10
 """How often rows and /proc are read again where they disagree: a busy program maps in between ..."""
 _READINGS_SECONDS = 0.2
-"""... as long as that took no more CPU time: what is mapped by shmat stays unexplained ..."""
+"""... as long as that took no more CPU time: what a driver maps stays unexplained ..."""
 _FEW_MAPPINGS = 20_000
 """... and once only where a reading takes long: then they hardly differ by more than such a moment."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, Optional
 
+from ebpftrace.model import SIZE_UNKNOWN
 from ebpftrace.syscalls import MAX_ERRNO
 
 NAME_BYTES = 16
@@ -446,6 +447,7 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "SITE_COPIES": sizes.site_copies,
         "HASH_FLAGS": 0 if preallocated else BPF_F_NO_PREALLOC,
         "IMAGES": IMAGES,
+        "SIZE_UNKNOWN": SIZE_UNKNOWN,
         "PYTHON_FRAMES": PYTHON_FRAMES,
         "PYTHON_THREADS": PYTHON_THREADS,
         "NAME_BYTES": NAME_BYTES,

@@ -15,7 +15,7 @@ from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.layout import Machine, PidNamespaces, Sizes, definitions
 from ebpftrace.kernel.sizing import Needs, kernel_bytes, sizes
 from ebpftrace.kernel.sources import bpf_dir, compiler_flags
-from ebpftrace.kernel.tracepoints import silence
+from ebpftrace.kernel.tracepoints import has_tracepoint, silence
 from ebpftrace.process.memorylimit import MORE_MEMORY, memory_limit, require_memory
 from ebpftrace.process.namespaces import own_pid_namespace
 from ebpftrace.syscalls import numbers
@@ -94,7 +94,31 @@ def ledger_constants(needs: Needs) -> tuple[Sizes, dict[str, int]]:
     machine, preallocated = this_machine()
     room = sizes(needs, preallocated)
     require_memory(kernel_bytes(room, preallocated, machine.cpus, machine.page, platform.machine()))
-    return room, definitions(machine, room, preallocated)
+    return room, {**definitions(machine, room, preallocated), **_optional_calls()}
+
+
+_SERVED_TOO = (
+    ("sys_exit_shmat", "sys_exit_mremap"),
+    ("sys_exit_io_setup", "sys_exit_mremap"),
+    ("sys_enter_io_destroy", "sys_enter_shmdt"),
+    ("sys_exit_io_destroy", "sys_exit_shmdt"),
+)
+"""Tracepoints whose fields are alike, so that one program serves both: each program takes clang its time."""
+
+
+def _optional_calls() -> dict[str, int]:
+    """Numbers of calls that a kernel may be built without, and whether it has them (CONFIG_SYSVIPC)."""
+    has = {"HAS_SHARED_MEMORY": 1} if has_tracepoint("syscalls", "sys_exit_shmdt") else {}
+    calls = numbers()
+    return {"NR_SHMAT": calls["shmat"], "NR_IO_SETUP": calls["io_setup"], **has}
+
+
+def _attach_to_more(bpf: Any) -> None:
+    for also, probe in _SERVED_TOO:
+        program = f"tracepoint__syscalls__{probe}".encode()
+        if program in bpf.funcs and has_tracepoint("syscalls", also):
+            bpf.attach_tracepoint(tp=f"syscalls:{also}".encode(), fn_name=program)
+    silence(bpf)
 
 
 def load_ledger(constants: Mapping[str, int]) -> Any:
@@ -102,7 +126,9 @@ def load_ledger(constants: Mapping[str, int]) -> Any:
 
     Raises CannotTrace.
     """
-    return load_programs("ledger.c", constants, _MIRRORED)
+    bpf = load_programs("ledger.c", constants, _MIRRORED)
+    _attach_to_more(bpf)
+    return bpf
 
 
 def load_programs(

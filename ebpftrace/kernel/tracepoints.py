@@ -9,9 +9,18 @@ record each call on its CPU, for nobody.
 from __future__ import annotations
 
 import fcntl
+from pathlib import Path
 from typing import Any
 
 _PERF_EVENT_IOC_DISABLE = 0x2401  # include/uapi/linux/perf_event.h
+
+
+_TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+
+
+def has_tracepoint(category: str, name: str) -> bool:
+    """Whether this kernel has a tracepoint, as far as tracefs is mounted and can be read."""
+    return any((tracefs / "events" / category / name / "id").exists() for tracefs in _TRACEFS)
 
 
 def silence(bpf: Any) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional
 from ebpftrace.callflags import MAP_GROWSDOWN
 from ebpftrace.covered import Covered
 from ebpftrace.ledger.space import is_special
-from ebpftrace.model import Interval, Mapping
+from ebpftrace.model import SIZE_UNKNOWN, Interval, Mapping
 from ebpftrace.vmas import Vmas
 
 
@@ -29,8 +29,9 @@ def as_shown(mappings: Iterable[Mapping], vmas: Vmas, page: int) -> list[Mapping
     """Return the mappings with their files, and as large as the kernel made them; ``page`` in bytes.
 
     The call does not always say how large that is: what lies on hugetlbfs is rounded up to its pages
-    (mm/mmap.c, ksys_mmap_pgoff; the file tells, not a flag), and with MAP_GROWSDOWN a mapping grows below its
-    start (mm/vma.c, expand_downwards).  No mapping grows into another one.
+    (mm/mmap.c, ksys_mmap_pgoff; the file tells, not a flag), with MAP_GROWSDOWN a mapping grows below its
+    start (mm/vma.c, expand_downwards), and of what shmat and io_setup map nobody is told the size.  No
+    mapping grows into another one.
     """
     shown: list[Mapping] = []
     reached = 0
@@ -46,6 +47,10 @@ def as_shown(mappings: Iterable[Mapping], vmas: Vmas, page: int) -> list[Mapping
             if (mapping.flags or 0) & MAP_GROWSDOWN and not kind.path:
                 grown = Interval(max(vmas.starts[at], reached), first.end)
                 mapping = mapping._replace(pieces=(grown, *mapping.pieces[1:]))
+        if mapping.prot is not None and mapping.prot & SIZE_UNKNOWN:
+            whole = at >= 0 and vmas.starts[at] == first.start and len(mapping.pieces) == 1
+            last = Interval(first.start, min(vmas.ends[at], following)) if whole else last
+            mapping = mapping._replace(pieces=(*mapping.pieces[:-1], last), made=last, prot=None)
         at = bisect_right(vmas.starts, last.end - 1) - 1
         if at >= 0 and vmas.kinds[at].page > page and vmas.ends[at] > last.end:
             huge = vmas.kinds[at].page

@@ -39,10 +39,8 @@ struct Job {
     struct Step {
         static INLINE void run(Pool<Job> &pool)
         {
-            auto twice = [&pool](int count) __attribute__((always_inline))
-            {
-                pool.grow(2 * count);
-            };
+            auto twice = [&pool](int count)
+                             __attribute__((always_inline)) { pool.grow(2 * count); };
             twice(1);
         }
     };

@@ -297,7 +297,10 @@ class Searching:
         if hits is not None:
             addresses, _ = batch.addresses(hits.positions)
             for suspect, address in zip(hits.suspects.tolist(), addresses.tolist()):
-                self._keep(suspect, Holder(Where.MAPPING, address))
+                # A descriptor begins with its own address: what is kept does not hold itself.
+                pieces = self._suspected.suspects[suspect].pieces
+                if not any(piece.start <= address < piece.end for piece in pieces):
+                    self._keep(suspect, Holder(Where.MAPPING, address))
 
     def _spend(self, size: int) -> None:
         """A batch is about to be searched.  Raises ``OutOfBudgetError``."""

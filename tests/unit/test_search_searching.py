@@ -205,6 +205,7 @@ def test_what_can_be_reached_is_kept_and_nothing_else(
         for holder in reach.holders:
             value = written(memory)[holder.address] if holder.address else registers[int(holder.symbol[1:])]
             assert refers(suspect, value)
+            assert not any(start <= (holder.address or 0) < end for start, end in suspect.pieces)
 
 
 def test_a_quiet_pass_proves_and_few_others_do_not() -> None:
@@ -307,3 +308,12 @@ def test_many_suspects_have_one_holder_each(count: int) -> None:
         ).run()
     assert [suspect for suspect, reach in found.reach.items() if not reach.lost] == suspects[:1]
     assert len(found.reach[suspects[0]].holders) == 1
+
+
+def test_a_descriptor_does_not_hold_itself() -> None:
+    """It begins with its own address (glibc nptl/descr.h, header.self), and counts once it is kept."""
+    handle = SUSPECTS[0].handle
+    assert handle is not None
+    found = made_search(Made({SCENE.globals.start: handle, handle: handle, handle + 16: handle}, [], True))
+    assert found.reach[SUSPECTS[0]].holders == (Holder(Where.MAPPING, SCENE.globals.start),)
+    assert made_search(Made({handle: handle}, [], True)).reach[SUSPECTS[0]].lost

@@ -97,6 +97,11 @@ class Stand(NamedTuple):
     """Its stack pointer, the last that was seen there."""
     at: int
 
+    @property
+    def stack_byte(self) -> int:
+        """A byte of the stack: of an empty one, the stack pointer is the first byte above it."""
+        return self.address - 1
+
 
 SIZE_UNKNOWN = 1 << 31
 """In ``prot``, where no call uses this bit: only the first page is told of the mapping (shmat, io_setup)."""

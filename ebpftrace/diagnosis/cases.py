@@ -159,7 +159,8 @@ class _Builder:
         self._sites = Sites(evidence.stack_of)
         cache = evidence.books.stack_cache if evidence.books.state is BooksState.READ else ()
         used = [thread.stack for thread in self._books if thread.stack and not thread.user_stack]
-        self._outstanding = whole_stacks(evidence.outstanding, _disjoint([*cache, *used]))
+        given = _given_in_parts(evidence.outstanding)
+        self._outstanding = whole_stacks(evidence.outstanding, _disjoint([*cache, *used, *given]))
         self._cache = RangeIndex((interval, None) for interval in _union(cache))
         self._occupants = PointIndex(
             [(pointer, f"thread {tid}") for tid, pointer in evidence.live_stack_pointers.items()]
@@ -360,6 +361,17 @@ def _is_orphan(outstanding: Outstanding, booked: Optional[BookedThread]) -> bool
     if outstanding.owner is not None and not outstanding.owner.alive:
         return True
     return booked is not None and not booked.user_stack
+
+
+def _given_in_parts(outstanding: Iterable[Outstanding]) -> Iterator[Interval]:
+    """Stacks that clone3 was given whole, of which the mapping with the top is a part only.
+
+    Such as those whose creator has laid a guard over the low end (mmap with MAP_FIXED).
+    """
+    for one in outstanding:
+        run = one.run
+        if run is not None and run.stack_size and run.stack < one.mapping.start < run.stack + run.stack_size:
+            yield Interval(run.stack, one.mapping.end)
 
 
 def _is_all_stack(mapping: Mapping, thread: BookedThread) -> bool:

@@ -19,6 +19,8 @@ class Departed(NamedTuple):
     number: int = 0
     longest: int = 0
     """ns from the first reading that showed one of them exited to the first that did not, at most."""
+    exact: bool = True
+    """Each was seen to leave; else several may have stood at one address, one after the other, for so long."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class History:
         for descriptor, exited_at in exits:
             standing = known._standing.get(descriptor)
             if standing is not None and exited_at > standing.since:
-                known._depart(descriptor, exited_at)
+                known._depart(descriptor, exited_at, exact=False)
                 known._standing[descriptor] = _Standing(standing.start_routine, exited_at)
         return known
 
@@ -91,11 +93,11 @@ class History:
         """The same at the first reading."""
         return self._first
 
-    def _depart(self, descriptor: int, at: int) -> None:
+    def _depart(self, descriptor: int, at: int, exact: bool = True) -> None:
         standing = self._standing.pop(descriptor)
-        number, longest = self._departed.get(standing.start_routine, Departed())
+        number, longest, were_exact = self._departed.get(standing.start_routine, Departed())
         longest = max(longest, at - standing.since)
-        self._departed[standing.start_routine] = Departed(number + 1, longest)
+        self._departed[standing.start_routine] = Departed(number + 1, longest, were_exact and exact)
 
 
 def is_unjoined(thread: BookedThread) -> bool:

@@ -185,13 +185,17 @@ def _judge_growing(cases: Sequence[Case], departed: Departed, context: Context) 
 
 def _joined_later(cases: Sequence[Case], departed: Departed) -> Judgement:
     joined = plural(departed.number, "thread")
+    late = f" up to {duration(departed.longest / NS)}" if departed.exact else ""
     why = (
         f"{_not_joined(cases)} so far; {joined} that began in the same function "
-        f"{'was' if departed.number == 1 else 'were'} joined up to {duration(departed.longest / NS)} "
-        "after it was seen to have exited"
+        f"{'was' if departed.number == 1 else 'were'} joined{late} after {_its(departed)} end was seen"
     )
     advice = "nothing to do: they are joined later"
     return Judgement(Verdict.JOINED_LATER, False, (why,), advice, Certainty.LIKELY)
+
+
+def _its(departed: Departed) -> str:
+    return "its" if departed.number == 1 else "their"
 
 
 def _exited(cases: Sequence[Case]) -> str:

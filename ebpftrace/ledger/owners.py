@@ -50,7 +50,7 @@ def assign(
         if index not in runners or _rank(runner) > _rank(runners[index][1]):
             runners[index] = run, runner
     standers: dict[int, tuple[int, Thread]] = {}
-    for index, stand in _located(((stand.address, stand) for stand in stands), mappings):
+    for index, stand in _located(((stand.stack_byte, stand) for stand in stands), mappings):
         since, stander = mappings[index].since, found.get(stand.thread)
         if index in runners or stander is None or since is None or stand.at < since:
             continue

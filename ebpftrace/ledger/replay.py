@@ -140,7 +140,7 @@ class Ledger:
         gone_runs = [run for run in runs if ended(run.exited_at) and not stands_still(run)]
         # Whose stack stands must be named, too.
         mappers.update({run.thread for run in runs}.difference(run.thread for run in gone_runs))
-        mappers.update(stand.thread for stand in stands if self._folded.origin_at(stand.address, stand.at))
+        mappers.update(stand.thread for stand in stands if self._folded.origin_at(stand.stack_byte, stand.at))
         idle_before = self._idle
         self._idle = {
             thread.id

@@ -69,7 +69,7 @@ def test_whoever_stood_and_does_not_any_more_has_left(sets: list[frozenset[int]]
 def test_how_long_the_longest_waited():
     stack = pthread_stack(1)
     known = history((0, listed([stack])), (2, listed([stack])), (7, listed([])))
-    assert known.departed(ROUTINE) == (1, 7 * SECOND)
+    assert known.departed(ROUTINE) == (1, 7 * SECOND, True)
 
 
 @pytest.mark.parametrize("state", [BooksState.UNSTABLE, BooksState.ABSENT])
@@ -90,7 +90,7 @@ def test_a_descriptor_that_a_later_thread_has_was_left_by_the_former():
     known = history((0, listed([stack])), (5, listed([stack])))
     descriptor = booked(span(stack)).descriptor
     again = known.with_exits([(descriptor, at(3))])
-    assert again.departed(ROUTINE) == (1, 3 * SECOND)
+    assert again.departed(ROUTINE) == (1, 3 * SECOND, False)
     assert again.since(descriptor) == at(3)
     assert known.departed(ROUTINE).number == 0, "the readings themselves stay as they are"
     assert known.with_exits([(descriptor, at(-1))]).departed(ROUTINE).number == 0

@@ -65,3 +65,17 @@ def test_stacks_that_overlap_in_the_books_join_nothing() -> None:
     wild = Interval(stack.start - 4096, stack.end + 4096)
     findings = judge(parts, books(stack_cache=(stack, wild))).findings
     assert sum(finding.size for finding in findings) == GUARD
+
+
+def test_a_stack_whose_creator_laid_a_guard_over_its_low_end_is_one() -> None:
+    """clone3 is given all of it; the guard is a mapping of the creator, which lives."""
+    whole = pthread_stack(1, tgid=6000, size=65536)
+    assert whole.run is not None
+    start, end = span(whole)
+    top = whole._replace(
+        mapping=whole.mapping._replace(pieces=(Interval(start + 4096, end),)),
+        run=whole.run._replace(stack=start, stack_size=65536),
+    )
+    guard = Mapping((Interval(start, start + 4096),), at(9), MAIN.id, 0, 0x32, 0)
+    finding = only(judge([Outstanding(guard, MAIN, OwnedBy.MAPPED_IT, MAIN), top], books()))
+    assert (finding.verdict, finding.count, finding.size) == (Verdict.ABANDONED_STACK, 1, 65536)

@@ -146,7 +146,10 @@ def test_who_stood_on_a_mapping_owns_it_where_nobody_was_put() -> None:
     stood = Stand(gone.id, 1500, 300)
     assert owner(stood) == (30, OwnedBy.STOOD_ON_IT)
     assert owner(stood, Stand(living.id, 1600, 200)) == (31, OwnedBy.STOOD_ON_IT)
-    assert owner(Stand(gone.id, 2000, 300)) == (10, OwnedBy.MAPPED_IT)
+    assert owner(Stand(gone.id, 2001, 300)) == (10, OwnedBy.MAPPED_IT)
+    # The stack pointer of an empty stack is the first byte above it.
+    assert owner(Stand(gone.id, 2000, 300)) == (30, OwnedBy.STOOD_ON_IT)
+    assert owner(Stand(gone.id, 1000, 300)) == (10, OwnedBy.MAPPED_IT)
     assert owner(Stand(ThreadId(77, 1), 1500, 300)) == (10, OwnedBy.MAPPED_IT)
     assert owner(stood, area=mapping(1000, 2000, made_at=350)) == (10, OwnedBy.MAPPED_IT), "it came later"
     assert owner(stood, runs=[run(200, 1100, 800)]) == (20, OwnedBy.RUNS_ON_IT)

@@ -20,7 +20,7 @@ class Departed(NamedTuple):
     longest: int = 0
     """ns from the first reading that showed one of them exited to the first that did not, at most."""
     exact: bool = True
-    """Each was seen to leave; else several may have stood at one address, one after the other, for so long."""
+    """Each was seen to leave; else several may have stood at one address for so long, in turn."""
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,11 @@ class Attribution:
 
     def finding(self, finding: Finding) -> Finding:
         """Return the finding with its stack marked as inherited where not every call was copied."""
-        copied = sum(_call(orphan) in self._copied for orphan in finding.orphans)
-        return replace(finding, stack=finding.stack.seen_for(copied, finding.count))
+        calls = [call for call in map(_call, finding.orphans) if call is not None]
+        if not calls:  # all from before the trace
+            return finding
+        copied = sum(call in self._copied for call in calls)
+        return replace(finding, stack=finding.stack.seen_for(copied, len(calls)))
 
     @property
     def missing(self) -> int:

@@ -16,7 +16,7 @@ from ebpftrace.search.hidden import KeptWithoutPointer, disguised_pointers
 __all__ = ["KeptWithoutPointer", "disguised_pointers", "search"]
 
 _THREADS = "OPENBLAS_NUM_THREADS"
-NO_NUMPY = "numpy is not installed: handles and pointers were not searched"
+NO_NUMPY = "numpy cannot be imported (ebpftrace doctor says why): handles and pointers were not searched"
 
 
 def ignore(_: float) -> None:
@@ -59,7 +59,7 @@ def _has_numpy() -> bool:
     os.environ[_THREADS] = "1"
     try:
         import numpy  # noqa: F401
-    except ImportError:
+    except Exception:  # a RuntimeError too, where it is built for later CPUs
         return False
     finally:
         if before is None:

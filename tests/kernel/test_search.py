@@ -199,7 +199,7 @@ def test_without_numpy_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     found = search(1, [mapping_at(PAGE)], Books(BooksState.ABSENT))
     assert found.reach == {}
     assert not found.complete
-    assert "numpy is not installed" in found.gaps[0]
+    assert "numpy cannot be imported" in found.gaps[0]
 
 
 def test_a_process_that_has_exited() -> None:

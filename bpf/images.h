@@ -58,7 +58,8 @@ static __always_inline u32 read_path(struct image_t *image, u64 path)
 }
 
 /* What can't be told completely is not told: Python reads /proc/PID/maps as well. */
-static __always_inline void send_file(struct image_t *image, u32 space, u32 tid, u64 file)
+static __always_inline void send_file(struct image_t *image, struct thread_t *mapper, u32 space,
+                                      u32 tid, u64 file)
 {
     u64 inode;
     u32 device = 0;
@@ -72,6 +73,8 @@ static __always_inline void send_file(struct image_t *image, u32 space, u32 tid,
     read_kernel(&device, sizeof(device),
                 (const void *)(kernel_word(inode + INODE_SB) + SUPER_BLOCK_DEV));
     image->device = device;
+    if (mapper)
+        library_mapped(mapper, image->inode, device, image->start, image->offset);
     image->slots = read_path(image, file + FILE_PATH);
     if (image->slots && image->slots <= PATH_NAMES)
         send_image(image, __builtin_offsetof(struct image_t, names) + image->slots * NAME_SLOT);
@@ -98,7 +101,7 @@ static __always_inline void image_mapped(struct thread_t *thread, const struct p
     image->start = start;
     image->length = length;
     image->offset = ARGUMENT_6(registers);
-    send_file(image, thread->life.space, thread->life.tid,
+    send_file(image, thread, thread->life.space, thread->life.tid,
               kernel_word(files + descriptor * sizeof(u64)));
 }
 
@@ -115,7 +118,7 @@ static __always_inline void program_executed(u32 space, u32 tid, u64 at)
     image->is_program = 1;
     image->start = image->length = image->offset = 0;
     read_kernel(image->auxv, sizeof(image->auxv), (const void *)(memory + MM_AUXV));
-    send_file(image, space, tid, kernel_word(memory + MM_EXE_FILE));
+    send_file(image, 0, space, tid, kernel_word(memory + MM_EXE_FILE));
 }
 #else
 static __always_inline void image_mapped(struct thread_t *thread, const struct pt_regs *registers,

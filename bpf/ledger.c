@@ -16,7 +16,12 @@
 BPF_F_TABLE("hash", u64, struct mapping_t, mappings, MAX_MAPPINGS, HASH_FLAGS);
 BPF_F_TABLE("hash", u32, struct thread_t, threads, MAX_THREADS, HASH_FLAGS);
 BPF_F_TABLE("hash", struct life_key_t, struct life_t, exited, MAX_EXITED, HASH_FLAGS);
+#if FOLLOW_FORKS
+/* Those of processes that have ended make room by themselves. */
+BPF_TABLE("lru_hash", u64, struct site_t, sites, MAX_SITES);
+#else
 BPF_F_TABLE("hash", u64, struct site_t, sites, MAX_SITES, HASH_FLAGS);
+#endif
 /* How often a call failed; see failure_key(). */
 BPF_F_TABLE("hash", u32, u64, failures, 1024, HASH_FLAGS);
 #ifdef PID_NAMESPACE
@@ -38,6 +43,19 @@ BPF_PERCPU_ARRAY(unannounced, u64, 3);
 /* For an mmap call and for an exec. */
 BPF_PERCPU_ARRAY(image_buffers, struct image_t, 2);
 BPF_RINGBUF_OUTPUT(images, IMAGE_PAGES);
+
+/* The libcs that are known, the libc of each address space, and the walk at the end of each. */
+BPF_TABLE("hash", struct libc_key_t, struct libc_t, libcs, MAX_LIBCS);
+BPF_ARRAY(libraries, struct library_t, MAX_SPACES);
+BPF_ARRAY(walks, struct walk_t, MAX_SPACES);
+/* Address spaces that are being walked or have been; and of the tasks that walk, which one. */
+BPF_TABLE("hash", u32, u32, claims, MAX_SPACES);
+BPF_TABLE("hash", u64, u32, walkers, MAX_SPACES);
+BPF_PROG_ARRAY(further, 1);
+/* Numbers for address spaces of processes that are followed. */
+BPF_QUEUE(numbers, u32, MAX_SPACES);
+/* How many processes were followed, and how many could not be. */
+BPF_PERCPU_ARRAY(processes, u64, 2);
 
 static __always_inline struct space_t *space_at(u32 space)
 {
@@ -181,10 +199,17 @@ static __always_inline long send_event(struct event_t *event)
 {
     u64 flags = wake_up_after(0, sizeof(*event), EVENT_PAGES);
 
-    /* Another program, or code that no signature knows yet: the reader should look at once. */
-    if (event->kind == EVENT_EXEC || event->kind == EVENT_CODE)
+    /* Another program, or code that no signature knows yet, or the end: the reader should look at once. */
+    if (event->kind == EVENT_EXEC || event->kind == EVENT_CODE || event->kind == EVENT_WALKED ||
+        event->kind == EVENT_SETTLED)
         flags = BPF_RB_FORCE_WAKEUP;
     return events.ringbuf_output(event, sizeof(*event), flags);
+}
+
+/* One of many at once, of which the last wakes the reader. */
+static __always_inline long send_event_quietly(struct event_t *event)
+{
+    return events.ringbuf_output(event, sizeof(*event), BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline long send_copy(struct copy_t *copy, u64 size)
@@ -202,12 +227,69 @@ static __always_inline long send_image(struct image_t *image, u64 size)
     return images.ringbuf_output(image, size, wake_up_after(2, size, IMAGE_PAGES));
 }
 
+static __always_inline struct libc_t *find_libc(struct libc_key_t *key)
+{
+    return libcs.lookup(key);
+}
+
+static __always_inline struct library_t *library_of(u32 space)
+{
+    return libraries.lookup(&space);
+}
+
+static __always_inline struct walk_t *walk_of(u32 space)
+{
+    return walks.lookup(&space);
+}
+
+/* 1: nobody walks this address space, and nobody else will. */
+static __always_inline int claim_walk(u32 space)
+{
+    u64 task = bpf_get_current_pid_tgid();
+    u32 one = 1;
+
+    if (claims.insert(&space, &one))
+        return 0;
+    walkers.update(&task, &space);
+    return 1;
+}
+
+static __always_inline void free_walk(u32 space)
+{
+    claims.delete(&space);
+}
+
+/* 0, or an error where there is none left. */
+static __always_inline long take_number(u32 *number)
+{
+    return (long)numbers.pop(number);
+}
+
+static __always_inline void count_in(u32 index)
+{
+    u64 *count = processes.lookup(&index);
+
+    if (count)
+        *count += 1;
+}
+
+static __always_inline void count_process(void)
+{
+    count_in(0);
+}
+
+static __always_inline void lose_process(void)
+{
+    count_in(1);
+}
+
 #include "call.h"
 #include "pids.h"
 #include "sending.h"
 #include "space.h"
 #include "python.h"
 #include "stacks.h"
+#include "walk.h"
 #include "images.h"
 #include "rows.h"
 #include "threads.h"
@@ -301,18 +383,6 @@ RAW_TRACEPOINT_PROBE(task_newtask)
     return PASS_ON;
 }
 
-/* A thread that executes takes its leader's number: the one it had is lost by then. */
-TRACEPOINT_PROBE(syscalls, sys_enter_execve)
-{
-    remember_executing();
-    return PASS_ON;
-}
-
-TRACEPOINT_PROBE(syscalls, sys_enter_execveat)
-{
-    remember_executing();
-    return PASS_ON;
-}
 #else
 TRACEPOINT_PROBE(task, task_newtask)
 {
@@ -324,17 +394,117 @@ TRACEPOINT_PROBE(task, task_newtask)
 }
 #endif
 
+/* Tail-called where a walk begins, and by itself as long as there is more. */
+int walk_further(void *context)
+{
+    u64 task = bpf_get_current_pid_tgid();
+    u32 *space = walkers.lookup(&task);
+    struct walk_t *walk = space ? walk_of(*space) : 0;
+    struct library_t *library = space ? library_of(*space) : 0;
+
+    if (!walk || !library)
+        return PASS_ON;
+    if (walk_on(*space, walk, library)) {
+        further.call(context, 0);
+        walk->stop = WALK_TOO_LONG;
+    }
+    end_walk(*space, walk);
+    walkers.delete(&task);
+    return PASS_ON;
+}
+
 TRACEPOINT_PROBE(sched, sched_process_exit)
 {
     struct thread_t *thread = find_living(current_tid());
+    int walks_on = 0;
 
     if (thread) {
+        if (process_is_dying())
+            dies_with_process(thread);
+#ifdef EXIT_HAS_MEMORY
+        /* The last one: nobody changes the lists any more. */
+        if (args->group_dead)
+            walks_on = begin_walk(thread, END_DIES);
+#endif
         note_stand(thread, USER_SP(caller_registers()), bpf_ktime_get_ns());
         leave_newest(thread);
         thread_left(thread);
     }
+    if (walks_on)
+        further.call(args, 0);
     return PASS_ON;
 }
+
+#ifndef EXIT_HAS_MEMORY
+/* Before Linux 6.16 a task that exits has no memory any more when the tracepoint above tells of it. */
+TRACEPOINT_PROBE(syscalls, sys_enter_exit_group)
+{
+    struct thread_t *thread = current_thread();
+
+    if (thread && begin_walk(thread, END_DIES))
+        further.call(args, 0);
+    return PASS_ON;
+}
+
+/* Those that stop, go on or are ignored by default (signal(7)): CHLD to URG, WINCH. */
+#define KILLS (~(0x7fULL << 17 | 1ULL << 28))
+
+TRACEPOINT_PROBE(signal, signal_deliver)
+{
+    struct thread_t *thread;
+
+    if (args->sa_handler || !(KILLS >> (args->sig & 63) & 1))
+        return PASS_ON;
+    thread = current_thread();
+    if (thread && begin_walk(thread, END_DIES))
+        further.call(args, 0);
+    return PASS_ON;
+}
+#endif
+
+#ifdef HAS_PREPARE_EXEC
+/* The old program is still there, and there is no way back to it. */
+TRACEPOINT_PROBE(sched, sched_prepare_exec)
+{
+    struct thread_t *thread = current_thread();
+
+    if (thread && begin_walk(thread, END_EXECUTES))
+        further.call(args, 0);
+    return PASS_ON;
+}
+#endif
+
+#if defined(PID_NAMESPACE) || !defined(HAS_PREPARE_EXEC)
+static __always_inline int execution_begins(void)
+{
+#ifdef PID_NAMESPACE
+    /* A thread that executes takes its leader's number: the one it had is lost by then. */
+    remember_executing();
+#endif
+#ifndef HAS_PREPARE_EXEC
+    /* The call may fail yet: then nobody asks for what this walk told. */
+    struct thread_t *thread = current_thread();
+
+    return thread && begin_walk(thread, END_EXECUTES);
+#else
+    return 0;
+#endif
+}
+
+TRACEPOINT_PROBE(syscalls, sys_enter_execve)
+{
+    if (execution_begins())
+        further.call(args, 0);
+    return PASS_ON;
+}
+
+TRACEPOINT_PROBE(syscalls, sys_enter_execveat)
+{
+    if (execution_begins())
+        further.call(args, 0);
+    return PASS_ON;
+}
+#endif
 
 TRACEPOINT_PROBE(sched, sched_process_exec)
 {

@@ -110,6 +110,39 @@ static __always_inline void call_failed(struct thread_t *thread, struct space_t 
     emit(space, &event);
 }
 
+/*
+ * Of a process without a number only the mapping that was made last is known: when it creates its first thread,
+ * that is the stack.
+ */
+static __always_inline void lone_mmap_exit(struct thread_t *thread, u64 start)
+{
+    const struct pt_regs *registers = caller_registers();
+    struct mapping_t *row = &thread->newest.row;
+
+    row->prot = ARGUMENT_3(registers);
+    row->flags = ARGUMENT_4(registers);
+    row->length = mapped_length(ARGUMENT_2(registers), row->flags);
+    row->since = bpf_ktime_get_ns();
+    row->made_at = row->since;
+    row->mapper_born = thread->life.born;
+    row->mapper_tid = thread->life.tid;
+    row->site = UNSEEN_SITE;
+    row->is_stack = 0;
+    thread->newest.key = key_of(NO_SPACE, start);
+    thread->has_called = 1;
+    if (row->prot & PROT_EXEC)
+        image_mapped(thread, registers, row->since, start, row->length, row->flags);
+}
+
+/* It may be gone, or another's. */
+static __always_inline void lone_forget(struct thread_t *thread, u64 start, u64 length)
+{
+    u64 own = address_of(thread->newest.key);
+
+    if (start < own + thread->newest.row.length && own < start + length)
+        thread->newest.row.length = 0;
+}
+
 static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
 {
     struct space_t *space = space_at(thread->life.space);
@@ -120,8 +153,11 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     u64 key = key_of(thread->life.space, start);
 
     count_call(thread, CALL_MMAP);
-    if (!space)
+    if (!space) {
+        if (thread->life.space == NO_SPACE && !has_failed(returned))
+            lone_mmap_exit(thread, start);
         return 0;
+    }
     registers = caller_registers();
     if (has_failed(returned)) {
         call_failed(thread, space, CALL_MMAP, returned, replaces(ARGUMENT_4(registers)));
@@ -201,8 +237,10 @@ static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 
     note_enter(thread, CALL_MUNMAP);
     thread->has_row = 0;
     thread->is_hard = 1;
-    if (!space)
+    if (!space) {
+        lone_forget(thread, start, length);
         return 0;
+    }
     row = find_row(thread, key);
     if (row && row->length <= length) {
         thread->is_hard = row->length != length || !is_clean(thread, space, row);
@@ -338,8 +376,10 @@ static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 
     note_enter(thread, CALL_MREMAP);
     thread->has_row = 0;
     thread->is_hard = 1;
-    if (!space)
+    if (!space) {
+        lone_forget(thread, start, length);
         return 0;
+    }
     thread->entered_at = bpf_ktime_get_ns();
     if (keeps_old(length, flags))
         return 0;

@@ -67,7 +67,7 @@ struct life_t {
     u64 stood; /* its stack pointer at a call or at its exit, where it was on no stack it was given */
     u64 stood_at;
     u32 is_thread; /* it counts as one: no vfork child, no worker of the kernel's */
-    u32 reserved;
+    u32 dies_with; /* it exited because its whole process ended */
 };
 
 /*
@@ -79,6 +79,12 @@ struct newest_t {
     u64 key;
     struct mapping_t row; /* length 0: there is none */
     u64 check;            /* sum over the above: a reader sees by it what is half written */
+};
+
+struct libc_key_t {
+    u64 inode;
+    u32 device; /* as the kernel numbers it (include/linux/kdev_t.h) */
+    u32 reserved;
 };
 
 /*
@@ -98,6 +104,11 @@ struct thread_t {
     u32 shares;           /* others end what it maps: it keeps nothing to itself */
     u64 failures_from;    /* the running second ... */
     u64 failures_told;    /* ... and how many calls that failed in it were told of */
+    u32 image; /* the process that executed the program: itself, or whom it was forked from */
+    u32 reserved;
+    struct libc_key_t
+        libc;      /* of a process without an address space of its own here (space NO_SPACE) ... */
+    u64 libc_base; /* ... once it is mapped */
     struct newest_t newest;
 };
 
@@ -151,8 +162,9 @@ struct space_t {
     u64 moved_at; /* last mremap of that kind */
     u64 brk;      /* current break, 0: not known yet */
     u64 code_at;  /* last time that the reader was told of executable memory */
+    u64 settled_at; /* of a number that many may have one after the other: since when it is this one's */
     /* An exit writes what follows, a munmap on another CPU reads the above: a cache line for each. */
-    u64 reserved[4];
+    u64 reserved[3];
     u64 calls[CALLS]; /* of threads that have exited */
     u64 lost_events;
     u64 lost_mappings;
@@ -185,7 +197,66 @@ struct event_t {
             u32 prot;
             u32 flags;
         } row; /* EVENT_DISPLACED: it left the ledger, but a part of it may stand */
+        struct {
+            u64 descriptor; /* struct pthread, and what it said when it was read ... */
+            u64 join;
+            u64 start_routine;
+            u64 block;
+            u64 block_size;
+            u32 tid;
+            u32 cancelhandling;
+            u32 setxid;
+            u32 place; /* ... on which list (lowest bit: that of the application's stacks), in which pass */
+        } listed; /* EVENT_LISTED */
+        struct {
+            u64 at;
+            u64 born; /* when it was forked, or executed its program */
+            u32 tgid;
+            u32 image; /* as in thread_t */
+            char name[NAME_BYTES];
+        } settled; /* EVENT_SETTLED: a process has got a number, that of the event */
     };
+};
+
+/* What must be known of a glibc to walk its lists of thread stacks (ebpftrace/process/books/lists.py). */
+struct libc_t {
+    u64 text; /* of the executable segment: address less offset in the file */
+    u64 root; /* where it keeps the address of _rtld_global, 0: nowhere */
+    u64 used; /* heads of the lists: offsets in _rtld_global, else addresses before relocation */
+    u64 user;
+    u32 link; /* offsets in struct pthread */
+    u32 tid;
+    u32 cancelhandling;
+    u32 setxid;
+    u32 join;
+    u32 start_routine;
+    u32 block;
+    u32 reserved;
+};
+
+/* The libc of an address space. */
+struct library_t {
+    struct libc_key_t key;
+    u64 base;     /* what relocation adds to its addresses */
+    u64 is_known; /* libc is filled in */
+    struct libc_t libc;
+};
+
+/* A walk along the lists of an address space, at its end. */
+struct walk_t {
+    u64 ended_at; /* first sign of the end, 0: none */
+    u64 began_at; /* of the running walk */
+    u64 heads[2]; /* used, user */
+    u64 node;
+    u64 came_from;
+    u64 seen;
+    u64 sent;
+    u32 list;
+    u32 pass;   /* counts walks, also those that were broken off */
+    u32 again;  /* how often the running walk was begun anew */
+    u32 stop;   /* WALK_* */
+    u32 tgid;   /* the process that stands for the address space */
+    u32 reason; /* END_* */
 };
 
 /* How often a site's stack was copied, how far its calls moved the break, and how many did. */

@@ -1,16 +1,20 @@
 /* Traced address spaces: who is in one, keys in it, what is lost of it. */
 #pragma once
 
-/* User addresses stay below bit SPACE_SHIFT; the number of the space goes above.  What a caller tags (arm64
- * ignores the top byte) or makes up beyond that bit must not lead into another space. */
+/*
+ * User addresses stay below bit ADDRESS_BITS, and mappings begin on pages of 4 KiB at least; the number of the
+ * space goes above.  What a caller tags or makes up beyond must not lead into another space.
+ */
+#define LEAST_PAGE_SHIFT 12
+
 static __always_inline u64 key_of(u32 space, u64 address)
 {
-    return (address & ((1ULL << SPACE_SHIFT) - 1)) | (u64)space << SPACE_SHIFT;
+    return (address & ((1ULL << ADDRESS_BITS) - 1)) >> LEAST_PAGE_SHIFT | (u64)space << SPACE_SHIFT;
 }
 
 static __always_inline u64 address_of(u64 key)
 {
-    return key & ((1ULL << SPACE_SHIFT) - 1);
+    return (key & ((1ULL << SPACE_SHIFT) - 1)) << LEAST_PAGE_SHIFT;
 }
 
 /* Whoever has that number now may be another than the one that had it. */

@@ -82,6 +82,7 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
                                         u32 call, u64 now, s64 brk_growth)
 {
     struct told_t *told = told_of(thread->life.space);
+    struct space_t *space = space_at(thread->life.space);
     struct cpu_t *cpu = this_cpu(call);
     struct copy_t *copy = copy_buffer(call);
     struct site_t first = {};
@@ -94,7 +95,7 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
     if (!id)
         return 0;
     /* Processes forked from one have the same addresses: each has copies of its own. */
-    id = mix(id, thread->life.space + 1);
+    id = mix(mix(id, thread->life.space + 1), space ? space->settled_at : 0);
     /* All Python code is run by the same C code: what differs is in its own frames. */
     copy->python_count = python_frames(&told->python, copy->python);
 #pragma nounroll

@@ -56,11 +56,10 @@ static __always_inline void note_stand(struct thread_t *thread, u64 sp, u64 at)
  */
 static __always_inline u32 *free_stack(u32 space, u64 stack)
 {
-    u64 key = key_of(space, stack);
-    u32 *runner = runner_at(mix(0, key) % RUNNERS);
+    u32 *runner = runner_at(mix(mix(0, space), stack) % RUNNERS);
     struct thread_t *thread = runner && *runner ? find_thread(*runner) : 0;
 
-    if (thread && key_of(thread->life.space, thread->life.stack) == key) {
+    if (thread && thread->life.space == space && thread->life.stack == stack) {
         /* First this, then the look: it may be exiting. */
         thread->life.stack = 0;
         if (thread->life.exited_at)
@@ -118,6 +117,104 @@ static __always_inline int makes_thread(u64 clone_flags)
     return (clone_flags & CLONE_VM) && !(clone_flags & (CLONE_VFORK | CLONE_UNTRACED));
 }
 
+/*
+ * A process that has threads gets a number of its own, and its mappings a ledger.  Most processes never do,
+ * and cost no more than an entry among the threads.
+ */
+static __always_inline int settle(struct thread_t *thread)
+{
+    struct event_t event = {.kind = EVENT_SETTLED,
+                            .tid = thread->life.tid,
+                            .settled = {.at = bpf_ktime_get_ns(),
+                                        .born = thread->life.born,
+                                        .tgid = thread->life.tgid,
+                                        .image = thread->image}};
+    struct newest_t *newest = &thread->newest;
+    struct library_t *library;
+    struct space_t *space;
+    struct told_t *told;
+    struct walk_t *walk;
+    struct libc_t *libc;
+    u32 number = 0;
+    u32 *keeper;
+
+    if (take_number(&number))
+        return 0;
+    space = space_at(number);
+    told = told_of(number);
+    walk = walk_of(number);
+    library = library_of(number);
+    if (!space || !told || !walk || !library)
+        return 0;
+    __builtin_memset(space, 0, sizeof(*space));
+    __builtin_memset(told, 0, sizeof(*told));
+    __builtin_memset(walk, 0, sizeof(*walk));
+    __builtin_memset(library, 0, sizeof(*library));
+    space->settled_at = event.settled.at;
+    /* Until it is known where code lies all words tell call paths apart. */
+    told->all_code.end = told->code[0].end = 1ULL << ADDRESS_BITS;
+    told->baseline_at = ~0ULL;
+    walk->tgid = thread->life.tgid;
+    libc = thread->libc.inode ? find_libc(&thread->libc) : 0;
+    if (libc) {
+        library->key = thread->libc;
+        library->base = thread->libc_base;
+        library->libc = *libc;
+        library->is_known = 1;
+    }
+    free_walk(number);
+    thread->life.space = number;
+    if (newest->row.length) {
+        /* The stack of its first thread, most likely. */
+        newest->key = key_of(number, address_of(newest->key));
+        newest->check = check_of(newest);
+        thread->life.outstanding = 1;
+        keeper = keeper_of(newest->key);
+        if (keeper)
+            *keeper = thread->life.tid;
+    }
+    bpf_get_current_comm(event.settled.name, NAME_BYTES);
+    event.space = number;
+    emit(space, &event);
+    return 1;
+}
+
+/* A process of its own begins: it was forked, or executes a program.  It has no number yet. */
+static __always_inline void put_lone(struct thread_t *lone, u32 tid, u32 image)
+{
+    struct thread_t *former;
+
+    lone->life.born = bpf_ktime_get_ns();
+    lone->life.tid = tid;
+    lone->life.tgid = tid;
+    lone->life.space = NO_SPACE;
+    lone->life.is_thread = 1;
+    lone->image = image;
+    bpf_get_current_comm(lone->life.name, NAME_BYTES);
+    count_process();
+    if (!add_thread(tid, lone))
+        return;
+    former = find_thread(tid);
+    if (former)
+        keep_exited(former);
+    if (put_thread(tid, lone))
+        lose_process();
+}
+
+static __always_inline void lone_born(struct thread_t *parent, struct thread_t *child, u32 tid)
+{
+    struct library_t *library = library_of(parent->life.space);
+
+    __builtin_memset(child, 0, sizeof(*child));
+    child->libc = parent->libc;
+    child->libc_base = parent->libc_base;
+    if (library && library->is_known) {
+        child->libc = library->key;
+        child->libc_base = library->base;
+    }
+    put_lone(child, tid, parent->image);
+}
+
 static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clone_flags)
 {
     struct space_t *space = space_at(parent->life.space);
@@ -129,7 +226,20 @@ static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clo
         count_call(parent, CALL_CLONE);
     else if (!(clone_flags & CLONE_UNTRACED))
         count_call(parent, CALL_FORK);
-    if (!space || !cpu || !(clone_flags & CLONE_VM))
+    if (!cpu)
+        return 0;
+    if (FOLLOW_FORKS && (!(clone_flags & CLONE_VM) || (!space && (clone_flags & CLONE_VFORK)))) {
+        lone_born(parent, &cpu->child, tid);
+        return 0;
+    }
+    if (!space && parent->life.space == NO_SPACE && makes_thread(clone_flags)) {
+        if (!settle(parent)) {
+            lose_process();
+            return 0;
+        }
+        space = space_at(parent->life.space);
+    }
+    if (!space || !(clone_flags & CLONE_VM))
         return 0;
     child = &cpu->child;
     __builtin_memset(child, 0, sizeof(*child));
@@ -137,6 +247,7 @@ static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clo
     child->life.tid = tid;
     child->life.tgid = clone_flags & CLONE_THREAD ? parent->life.tgid : tid;
     child->life.space = parent->life.space;
+    child->image = parent->image;
     child->life.is_thread = makes_thread(clone_flags);
     child->life.creator_tid = parent->life.tid;
     child->life.creator_born = parent->life.born;
@@ -187,12 +298,14 @@ static __always_inline int thread_left(struct thread_t *thread)
 static __always_inline int thread_executed(struct thread_t *thread, u32 tid)
 {
     struct space_t *space = space_at(thread->life.space);
+    struct cpu_t *cpu = this_cpu(CALL_BRK);
     struct event_t event = {.kind = EVENT_EXEC,
                             .space = thread->life.space,
                             .tid = tid,
                             .call = {.at = bpf_ktime_get_ns()}};
+    int is_followed = FOLLOW_EXEC && !thread->waits_for_exec;
 
-    program_executed(thread->life.space, tid, event.call.at);
+    program_executed(is_followed ? NO_SPACE : thread->life.space, tid, event.call.at);
     if (space)
         emit(space, &event);
     /* Rare: what a vfork child mapped in its parent's memory. */
@@ -204,5 +317,10 @@ static __always_inline int thread_executed(struct thread_t *thread, u32 tid)
         thread->life.born = event.call.at;
         return 0;
     }
-    return thread_left(thread);
+    thread_left(thread);
+    if (!is_followed || !cpu)
+        return 0;
+    __builtin_memset(&cpu->child, 0, sizeof(cpu->child));
+    put_lone(&cpu->child, tid, tid);
+    return 0;
 }

@@ -709,6 +709,18 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Processes:
+    """What came of the processes that were followed."""
+
+    followed: int
+    """All that were forked, and all that executed another program; each time counts."""
+    judged: int
+    """Those of them that created threads, and so have a report."""
+    lost: int
+    """Those that there was no room for."""
+
+
+@dataclass(frozen=True)
 class TracerCost:
     """What tracing cost, told to the user after each run."""
 
@@ -750,3 +762,9 @@ class Report:
     command: Optional[CommandEnd] = None
     """Of a target that was started to be traced: what had become of it at this report."""
     searched: Search = NOT_SEARCHED
+    executed: str = ""
+    """What the target executed then, where that ended it."""
+    processes: Optional[Processes] = None
+    """How many were followed, where this is the only report."""
+    is_child: bool = False
+    """The process was not named by the user: it came from one that was."""

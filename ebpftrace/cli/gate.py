@@ -88,6 +88,8 @@ class Gate:
         self._most: dict[int, _Found] = {}
         """The largest leak of each target: what an earlier report told is not taken back by a later one."""
         self._last: dict[int, _Last] = {}
+        self.has_lost = False
+        """There were processes that could not be followed."""
 
     def add(self, target: int, report: Report) -> None:
         """Take in one report; ``target`` is any number that names the traced process."""
@@ -109,7 +111,7 @@ class Gate:
     @property
     def is_unsure(self) -> bool:
         """Something could not be judged."""
-        return any(last.undecided or last.may_hide for last in self._last.values())
+        return self.has_lost or any(last.undecided or last.may_hide for last in self._last.values())
 
     def _reached(self, found: Sequence[_Found]) -> bool:
         count, size = sum(one.count for one in found), sum(one.size for one in found)

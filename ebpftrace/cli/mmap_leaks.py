@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -18,7 +18,7 @@ from ebpftrace.defaults import COPIES_PER_SECOND, MAX_STACK_BYTES, STACK_BYTES
 if TYPE_CHECKING:
     from ebpftrace.jobs.leak_watch import LeakWatch
     from ebpftrace.kernel.tracer import Tracer
-    from ebpftrace.model import CommandEnd, Report, Standing
+    from ebpftrace.model import CommandEnd, Processes, Report, Standing
     from ebpftrace.report.live import LiveView
     from ebpftrace.report.output import Growing
     from ebpftrace.report.view import View
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _NS = 1_000_000_000
 _DURATION = 30.0
 """Seconds that a running process is traced for."""
+
+_MOST_CLEAN = 100
+"""Reports of followed processes that tell nothing, and are kept for JSON all the same."""
 
 _LIVE_SECONDS = 1.0
 """Between two drawings of the live view ..."""
@@ -55,6 +58,13 @@ Examples:
 @options.pids
 @options.duration(f"How long to trace; default: {_DURATION:g}, COMMAND until it has ended.", zero=True)
 @click.option("--until-interrupt", is_flag=True, help="Trace until Ctrl-C or SIGTERM instead.")
+@click.option(
+    "-f/",
+    "--follow-forks/--no-follow-forks",
+    "follow_forks",
+    default=None,
+    help="Trace child processes too; the default with COMMAND.  What a process executes is always traced.",
+)
 @click.option(
     "-i",
     "--interval",
@@ -152,6 +162,7 @@ def mmap_leaks(
     pids: tuple[int, ...],
     duration: Optional[float],
     until_interrupt: bool,
+    follow_forks: Optional[bool],
     interval: Optional[float],
     min_age: float,
     min_bytes: int,
@@ -214,6 +225,7 @@ def mmap_leaks(
         copies_per_second=stack_rate,
         search=not no_search,
         search_limit=search_limit,
+        follow_forks=follow_forks,
         measure_cost=cost,
         debuginfod=debuginfod,
     )
@@ -281,6 +293,10 @@ class _Narrator:
         self._search_began: Optional[float] = None
         self._next_bar = 0.0
         self._bar_shown = False
+        self._held: list[Report] = []
+        """Of processes at their ends, until all have ended."""
+        self._unread = 0
+        """Those of them that tell nothing."""
 
     def __enter__(self) -> _Narrator:
         return self
@@ -358,21 +374,52 @@ class _Narrator:
         """Write one report."""
         from ebpftrace.model import EndedBy
         from ebpftrace.report import flamegraph, ledger_dump, output, speedscope
+        from ebpftrace.report.family import is_telling
 
         if report.ended_by is not EndedBy.INTERVAL:
             self._end_live()
-        self._gate.add(watch.space if watch.space >= 0 else report.target.pid, report)
-        if self._files.output is None:
-            output.write_stream(sys.stdout, self._render(report))
-        else:
-            self._output = self._output or output.Growing(str(self._files.output))
-            self._output.add(self._render(report))
+        self._gate.add(watch.serial, report)
+        if report.ended_by is EndedBy.INTERVAL or watch.space < 0:
+            self._write(self._render(report))
+        elif not report.is_child or self._unread < _MOST_CLEAN or is_telling(report):
+            self._held.append(report)
+            self._unread += report.is_child and not is_telling(report)
+        if report.is_child:
+            return
         if self._files.flamegraph is not None:
             output.write(str(self._files.flamegraph), flamegraph.render(report))
         if self._files.speedscope is not None:
             output.write(str(self._files.speedscope), speedscope.render(report))
         if self._files.ledger is not None:
             output.write(str(self._files.ledger), ledger_dump.render(report, watch.standing))
+
+    def followed(self, processes: Processes) -> None:
+        """Write the reports of all processes at their ends."""
+        from ebpftrace.report import folded, mmap_leaks_json
+        from ebpftrace.report.family import chosen, last_line
+
+        self._gate.has_lost = processes.lost > 0
+        reports = sorted(self._held, key=lambda report: report.is_child)
+        if self._form == "json" and any(report.is_child for report in reports):
+            self._write(mmap_leaks_json.render_all(reports, processes, self._view))
+            return
+        if self._form == "folded":
+            self._write(map(folded.render, reports))
+            return
+        for report in reports if self._form == "json" else chosen(reports):
+            self._write(self._render(replace(report, processes=processes)))
+        line = last_line(reports, processes)
+        if line and self._form == "text":
+            self._write((f"\n{line}\n",))
+
+    def _write(self, pages: Iterable[str]) -> None:
+        from ebpftrace.report import output
+
+        if self._files.output is None:
+            output.write_stream(sys.stdout, pages)
+        else:
+            self._output = self._output or output.Growing(str(self._files.output))
+            self._output.add(pages)
 
     def _begin_live(self) -> LiveView:
         from ebpftrace.report.live import LiveView

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Optional
 
+from ebpftrace.kernel.layout import UNSEEN_SITE
 from ebpftrace.model import FailedCall, Finding, Mapping, Orphan, OwnedBy, Run, Stack, StackSource
 from ebpftrace.stacks.sites import Call, SiteStacks
 from ebpftrace.text import error_name
@@ -55,6 +56,8 @@ class Attribution:
         return self._stacks.stack(site)
 
     def _site(self, signature: int, call: Call) -> int:
+        if signature == UNSEEN_SITE:
+            return 0  # no stack was wanted there
         stack, source = self._stacks.origin(signature, call)
         if source is StackSource.COPIED:
             self._copied.add(call)

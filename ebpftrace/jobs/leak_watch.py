@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional, Union
 
 from ebpftrace.anatomy import dissect
 from ebpftrace.anatomy.areas import Sight
@@ -17,17 +18,28 @@ from ebpftrace.anatomy.claims import stacks_without_thread
 from ebpftrace.diagnosis import Evidence, History, baseline_verdict, diagnose, is_unjoined
 from ebpftrace.errors import CannotTrace
 from ebpftrace.jobs.attribution import Attribution, with_failures
+from ebpftrace.jobs.ending import Ending, Libcs
 from ebpftrace.jobs.searching import Searcher
-from ebpftrace.jobs.watch import Watch
+from ebpftrace.jobs.watch import Watch, vma_of
 from ebpftrace.kernel.rows import no_rows
 from ebpftrace.kernel.snapshot import Snapshot
-from ebpftrace.kernel.tracer import Tracer
+from ebpftrace.kernel.tracer import (
+    Awaited,
+    ImageExecuted,
+    ImageMapped,
+    KernelEvent,
+    ListedAtEnd,
+    Settled,
+    Tracer,
+    Walked,
+)
 from ebpftrace.ledger.owners import assign
 from ebpftrace.ledger.space import whole_mapping
 from ebpftrace.ledger.totals import totals
 from ebpftrace.ledger.verify import Verified, as_shown, unexplained, verify
 from ebpftrace.model import (
     NOT_SEARCHED,
+    Books,
     BooksState,
     EndedBy,
     Finding,
@@ -40,19 +52,26 @@ from ebpftrace.model import (
     Search,
     Standing,
     Suspect,
+    TargetInfo,
+    Vma,
 )
+from ebpftrace.process.books.symbols import file_mappings
+from ebpftrace.process.files import file_key
 from ebpftrace.process.livethreads import read_live_threads
 from ebpftrace.process.maps import read_maps
 from ebpftrace.process.now import GONE, Now, nothing_now, read_books_of, read_lists, read_now
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.status import MemoryUse, live_threads, read_memory_use
-from ebpftrace.process.target import Target
+from ebpftrace.process.target import Gone, Target
 from ebpftrace.process.tunables import arena_limit, read_environment
 from ebpftrace.report.live_state import LiveState
 from ebpftrace.spare import give_back_memory
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.syscalls import wait_name
 from ebpftrace.vmas import Vmas
+
+if TYPE_CHECKING:
+    from ebpftrace.jobs.family import Image
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -79,16 +98,30 @@ class Captured:
     unexplained_bytes: int
     phantom_bytes: int
     unexplained: tuple[tuple[str, int], ...]
+    is_final: bool
+    """The books are those of the target's last moment."""
 
 
 class LeakWatch(Watch):
     """``look`` first, ``attach``, then ``report`` at any time."""
 
     def __init__(
-        self, target: Target, engine: Engine, min_age: int, wants_stacks: bool, program: str = ""
+        self,
+        target: Union[Target, Gone],
+        engine: Engine,
+        libcs: Libcs,
+        min_age: int,
+        wants_stacks: bool,
+        program: str = "",
     ) -> None:
         """``program`` as for ``Watch``."""
         super().__init__(target, engine, program)
+        self._ending = Ending(target.pid, libcs)
+        self.code: list[Vma] = []
+        """Files that it executed when its baseline was read."""
+        self._program = ""
+        """What the kernel side said that it executes."""
+        self._is_child = False
         self.keeps_standing = False
         """Somebody wants to see ``standing``."""
         self.standing: list[Mapping] = []
@@ -164,9 +197,44 @@ class LeakWatch(Watch):
         self._memory = read_memory_use(self.pid)
         self._info = replace(self._info, threads_start=live_threads(self.pid))
 
-    def tend(self, tracer: Tracer, crowded: bool) -> bool:
+    def handle(self, event: KernelEvent, tracer: Tracer) -> None:
+        """As ``Watch.handle``; and take in what tells of the end."""
+        if isinstance(event, (ListedAtEnd, Walked, Awaited)):
+            self._ending.handle(event)
+            if self._is_child and isinstance(event, Walked) and event.dies and self.ended_by is None:
+                self._end(EndedBy.TARGET_EXIT, event.ended_at)
+            return
+        if isinstance(event, ImageExecuted) and event.tid == self.pid:
+            self._ending.executed(event)
+            self._program = event.file.path
+        elif isinstance(event, ImageMapped):
+            self._ending.mapped(event.file, vma_of(event), self.space, tracer)
+        super().handle(event, tracer)
+
+    def settle(self, space: int, event: Settled, image: Image, tracer: Tracer) -> None:
+        """Watch a process that is followed from its first thread on; it may be gone already.
+
+        ``image`` is what the kernel side told of what it executes.
+        """
+        self.space, self._is_child = space, True
+        self.began_at = event.at
+        path = image.executed.file.path if image.executed is not None else ""
+        self._info = TargetInfo(self.pid, event.name, path)
+        resolver = self._resolver = self._resolve(will_execute=True)
+        if image.executed is not None:
+            self._ending.executed(image.executed)
+            resolver.executed(image.executed.file, image.executed.auxv, image.executed.at)
+        for vma, at in image.mapped:
+            self._ending.mapped(file_key(vma), vma, space, tracer)
+            resolver.mapped(vma, at)
+        if not self.target.exited:
+            with suppress(CannotTrace):
+                self.begin(tracer)
+                self.began_at = event.at
+
+    def tend(self, tracer: Tracer, crowded: bool, look: bool = True) -> bool:
         """As ``Watch.tend``; and read the books, which show joins and may be gone at the report."""
-        has_more = super().tend(tracer, crowded)
+        has_more = super().tend(tracer, crowded, look)
         if self.begun and time.monotonic() >= self._peek_at:
             self._peek_at = self._peek()
         return has_more
@@ -183,6 +251,9 @@ class LeakWatch(Watch):
         snapshot = tracer.read()[self.space]
         tracer.poll()  # holes and moves that concern the rows just read
         self._settle_doubts()
+        final = self._final(snapshot)
+        if final is not None:
+            now = now._replace(books=final, books_read_at=None)
         if self._resolver is not None:
             self._stacks.work(self._resolver)
         give_back_memory()  # that reading and the stacks took; the mappings take more
@@ -214,6 +285,7 @@ class LeakWatch(Watch):
             verified.unexplained_bytes,
             verified.phantom_bytes,
             unexplained_areas,
+            final is not None,
         )
 
     def judge(self, captured: Captured, search: Searcher) -> Report:
@@ -248,6 +320,7 @@ class LeakWatch(Watch):
                 virt_growth=_growth(self._memory, now.memory),
                 thread_growth=_difference(self._info.threads_start, threads_now),
                 stack_shaped=self._stack_shaped(now),
+                books_final=captured.is_final,
             )
         )
         findings = tuple(map(attribution.finding, diagnosis.findings))
@@ -263,6 +336,26 @@ class LeakWatch(Watch):
             undecided=diagnosis.undecided,
             searched=diagnosis.search,
         )
+
+    def _final(self, snapshot: Snapshot) -> Optional[Books]:
+        """The books of a target that has ended, if the kernel side could read them in its last moment."""
+        at = self._ending.at
+        if self.ended_by is None or at is None:
+            return None
+        self._ended_at = at
+        # Who went later went with the process; an exec ends the other threads before it is told of.
+        ran = [one for one in snapshot.threads.values() if one.exited_at is not None and one.exited_at >= at]
+        snapshot.threads.update((one.id, replace(one, exited_at=None)) for one in ran)
+        snapshot.runs = [
+            run._replace(exited_at=None) if run.exited_at is not None and run.exited_at >= at else run
+            for run in snapshot.runs
+        ]
+        earlier = self._books if self._books.state is BooksState.READ else None
+        books = self._ending.final(snapshot.runs, snapshot.threads.values(), earlier)
+        if books.state is not BooksState.READ and books.libc != "musl":
+            self.note(f"the end was not judged: {books.why}")
+            return None
+        return books
 
     def live_state(self, tracer: Tracer, seconds_left: Optional[float]) -> LiveState:
         """The figures of this moment, straight from the kernel's rows."""
@@ -304,7 +397,7 @@ class LeakWatch(Watch):
         made = [one for one in outstanding if not one.mapping.before_attach]
         return Report(
             target=replace(self._info, threads=self._live_threads()),
-            seconds=(ended_at - self.began_at) / 1e9 if self.begun else 0.0,
+            seconds=max(0.0, (ended_at - self.began_at) / 1e9) if self.begun else 0.0,
             ended_by=ended_by,
             ended_at=ended_at,
             clock=self._clock,
@@ -316,10 +409,20 @@ class LeakWatch(Watch):
             outstanding_mappings=len(made),
             outstanding_bytes=sum(one.mapping.size for one in made),
             notes=self.notes(snapshot),
+            executed=self.executed_path,
+            is_child=self._is_child,
         )
+
+    def _has_begun(self, vmas: Vmas, tracer: Tracer) -> None:
+        self.code = file_mappings(vmas)
+        self._ending.look(vmas, self.space, tracer)
 
     def _meet(self, vmas: Vmas) -> None:
         super()._meet(vmas)
+        name = Path(self._program).name
+        if name and name != Path(self._info.exe.removesuffix(" (deleted)")).name:
+            # It has executed another program since: that is told as such.
+            self._info = replace(self._info, comm=name, exe=self._program)
         self._memory = read_memory_use(self.pid)
         self._arena_limit = arena_limit(read_environment(self.pid))
 

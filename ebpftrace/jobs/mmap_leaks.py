@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Optional, Protocol
+from typing import TYPE_CHECKING, Optional, Protocol, Union
 
 from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 from ebpftrace.jobs.command import Command
@@ -20,9 +20,10 @@ from ebpftrace.jobs.tracing import (
 )
 from ebpftrace.jobs.waiting import readable
 from ebpftrace.kernel.cost import measured_runs
-from ebpftrace.model import CommandEnd, EndedBy, Report, Standing, TracerCost
+from ebpftrace.kernel.layout import Follow
+from ebpftrace.model import CommandEnd, EndedBy, Processes, Report, Standing, TracerCost
 from ebpftrace.process.sharing import one_of_each_space
-from ebpftrace.process.target import open_target
+from ebpftrace.process.target import Gone, Target, open_target
 
 if TYPE_CHECKING:
     from ebpftrace.jobs.leak_watch import LeakWatch
@@ -54,6 +55,8 @@ class Settings:
     """Search the memory of the target for who can still free what exited threads left."""
     search_limit: Optional[int] = None
     """Bytes to search at most; None: all."""
+    follow_forks: Optional[bool] = None
+    """Trace child processes too; None: those of a COMMAND."""
     measure_cost: bool = False
     """Have the kernel measure how long our programs run, which makes each run a little longer."""
     debuginfod: bool = False
@@ -81,6 +84,9 @@ class Observer(Protocol):
     def report(self, report: Report, watch: LeakWatch) -> None:
         """A report is made: one for each address space at its end, and at each interval."""
 
+    def followed(self, processes: Processes) -> None:
+        """All reports are made; so many processes were followed."""
+
 
 def run(settings: Settings, observer: Observer) -> None:
     """Trace and report.  Ended by the duration, a signal, or the end of all targets.
@@ -88,6 +94,7 @@ def run(settings: Settings, observer: Observer) -> None:
     Raises CannotTrace where nothing could be traced; nothing is left attached.
     """
     is_traced = bool(settings.command) or settings.duration != 0
+    follows_forks = bool(settings.command) if settings.follow_forks is None else settings.follow_forks
     with ExitStack() as held:
         command: Optional[Command] = None
         if settings.command:
@@ -102,20 +109,31 @@ def run(settings: Settings, observer: Observer) -> None:
         attached = held.enter_context(ExitStack())
         if is_traced:
             loading = attached.enter_context(
-                begin_loading(pids, settings.max_mappings, settings.stack_bytes, settings.copies_per_second)
+                begin_loading(
+                    pids,
+                    settings.max_mappings,
+                    settings.stack_bytes,
+                    settings.copies_per_second,
+                    Follow.FORKS if follows_forks else Follow.EXEC,
+                )
             )
         # Not at the top: these (and what reads the kernel's tables) take as long to import as half a
         # compilation, which goes on meanwhile.
+        from ebpftrace.jobs.ending import Libcs
+        from ebpftrace.jobs.family import Family
         from ebpftrace.jobs.leak_watch import LeakWatch
         from ebpftrace.stacks.engine import Engine
 
         search, quick_search = _searchers(settings, observer)
+        libcs = Libcs()
         engine = held.enter_context(Engine(debuginfod=settings.debuginfod))
         program = command.program if command else ""
+
+        def make_watch(target: Union[Target, Gone], program: str = "") -> LeakWatch:
+            return LeakWatch(target, engine, libcs, settings.min_age, settings.stack_bytes > 0, program)
+
         watches = [
-            held.enter_context(LeakWatch(target, engine, settings.min_age, settings.stack_bytes > 0, program))
-            for target in targets
-            if target.pid in sharers
+            held.enter_context(make_watch(target, program)) for target in targets if target.pid in sharers
         ]
         for watch in watches:
             for pid in sharers[watch.pid]:
@@ -134,13 +152,24 @@ def run(settings: Settings, observer: Observer) -> None:
             with collector_off():
                 for watch in watches:
                     watch.meet_threads()
-        tracer = attached.enter_context(open_tracer(watches, loading))
+
+        def judge_child(watch: LeakWatch, ended_by: EndedBy) -> None:
+            with collector_off():
+                tell(watch.report(tracer, ended_by, search), watch, cost.now())
+
+        family = Family(make_watch, judge_child)
+        tracer = attached.enter_context(open_tracer(watches, loading, family))
+        tracer.follow(len(watches))
+        for watch in watches:
+            watch.follows_exec = True
         with collector_off():
+            libcs.meet_own(tracer)
             for watch in watches:
                 if command:
                     watch.attach_at_exec(tracer)
                 else:
                     watch.attach(tracer)
+                    family.met(watch)
             cost = Cost(engine, tracer if settings.measure_cost else None)
             observer.attached(watches)
             if command:
@@ -150,7 +179,7 @@ def run(settings: Settings, observer: Observer) -> None:
                     observer.standing(watch.standing_before())
 
         def tell(report: Report, watch: LeakWatch, used: TracerCost) -> None:
-            if command:
+            if command and watch.pid == command.pid:
                 has_ended = watch.ended_by is EndedBy.TARGET_EXIT
                 report = replace(report, command=command.end(has_ended=has_ended))
             observer.report(replace(report, cost=used), watch)
@@ -163,9 +192,13 @@ def run(settings: Settings, observer: Observer) -> None:
         def progress(seconds_left: Optional[float]) -> None:
             observer.progress(watches, tracer, seconds_left)
 
-        ended_by = follow(settings.duration, settings.interval, watches, tracer, interrupts, progress, due)
+        ended_by = follow(
+            settings.duration, settings.interval, watches, tracer, interrupts, progress, due, family
+        )
+        family.finish(ended_by, tracer)
         with collector_off():
             captured = [watch.capture(tracer, watch.ended_by or ended_by) for watch in watches]
+            processes = family.processes(tracer)
             traced = cost.now()
             attached.close()
             while watches:
@@ -173,6 +206,7 @@ def run(settings: Settings, observer: Observer) -> None:
                 report = watch.judge(captured.pop(0), search)
                 cpu_seconds = cost.cpu_seconds - report.searched.cpu_seconds
                 tell(report, watch, replace(traced, cpu_seconds=cpu_seconds))
+            observer.followed(processes)
 
 
 def _searchers(settings: Settings, observer: Observer) -> tuple[Searcher, Searcher]:

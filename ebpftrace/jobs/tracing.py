@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.jobs.waiting import readable
+from ebpftrace.kernel.layout import Follow
 from ebpftrace.kernel.loading import Loading
 from ebpftrace.kernel.sizing import Needs
 from ebpftrace.model import EndedBy, TracerCost
 from ebpftrace.process.maps import count_areas
 from ebpftrace.process.procfs import task_ids
 from ebpftrace.process.status import max_map_count, pid_max
+from ebpftrace.process.target import Target
 
 if TYPE_CHECKING:
+    from ebpftrace.jobs.family import Family
     from ebpftrace.jobs.watch import Watch
     from ebpftrace.kernel.tracer import KernelEvent, RawCopy, Tracer
     from ebpftrace.stacks.engine import Engine
@@ -39,6 +42,7 @@ def begin_loading(
     max_mappings: Optional[int] = None,
     stack_bytes: int = STACK_BYTES,
     copies_per_second: int = COPIES_PER_SECOND,
+    follow: Follow = Follow.NOTHING,
 ) -> Loading:
     """Begin to load the programs, with room for what these processes have and may come to have.
 
@@ -52,21 +56,33 @@ def begin_loading(
         max_mappings=max_mappings,
         stack_bytes=stack_bytes,
         copies_per_second=-(-copies_per_second // (os.cpu_count() or 1)),
+        follow=follow,
     )
     return Loading(needs)
 
 
-def open_tracer(watches: Sequence[Watch], loading: Loading) -> Tracer:
-    """Wait until the programs are attached; the watches get what they tell.  Raises CannotTrace."""
+def open_tracer(watches: Sequence[Watch], loading: Loading, family: Optional[Family] = None) -> Tracer:
+    """Wait until the programs are attached; the watches get what they tell.  Raises CannotTrace.
+
+    ``family`` gets it too, and what is told of other processes.
+    """
     from ebpftrace.kernel.tracer import Tracer  # not at the top: see ``jobs.mmap_leaks.run``
 
     by_space = dict(enumerate(watches))
 
     def on_event(space: int, event: KernelEvent) -> None:
-        by_space[space].handle(event, tracer)
+        watch = by_space.get(space)
+        if family is not None:
+            family.take(space, event, watch, tracer)
+        if watch is not None:
+            watch.handle(event, tracer)
 
     def on_copy(space: int, copy: RawCopy) -> None:
-        by_space[space].keep_copy(copy)
+        watch = by_space.get(space)
+        if watch is not None:
+            watch.keep_copy(copy)
+        elif family is not None:
+            family.keep_copy(space, copy)
 
     tracer = Tracer(loading, on_event, on_copy)
     return tracer
@@ -80,6 +96,7 @@ def follow(
     interrupts: Interrupts,
     progress: Callable[[Optional[float]], None],
     due: Callable[[Sequence[AnyWatch]], None],
+    family: Optional[Family] = None,
 ) -> EndedBy:
     """Handle events until the trace ends; return why it does.
 
@@ -88,24 +105,28 @@ def follow(
     """
     began = time.monotonic()
     polled = 0.0
-    behind: list[AnyWatch] = []
+    is_behind: list[bool] = []
     ends = None if duration is None else began + duration
     next_due = None if interval is None else began + interval
     while True:
-        living = [watch for watch in watches if watch.ended_by is None]
-        if not living:
+        going = [watch for watch in watches if not watch.over]
+        if not going:
             return EndedBy.TARGET_EXIT
+        living = [watch for watch in going if watch.ended_by is None]
         now = time.monotonic()
-        until = now + (_POLL_SECONDS if behind else _IDLE_SECONDS)
+        until = now + (_POLL_SECONDS if any(is_behind) else _IDLE_SECONDS)
         until = min([until, *(moment for moment in (ends, next_due) if moment is not None)])
-        urgent = [interrupts.fileno(), *(watch.target.fileno() for watch in living)]
+        held = (watch.target for watch in going)
+        urgent = [interrupts.fileno(), *(one.fileno() for one in held if isinstance(one, Target))]
         if _readable([tracer.fileno(), *urgent], until) == [tracer.fileno()]:
             _readable(urgent, min(until, polled + _POLL_SECONDS))
         tracer.poll()
         polled = time.monotonic()
         tracer.find_missed_exits()
         crowded = tracer.crowded()
-        behind = [watch for watch in living if watch.tend(tracer, crowded)]
+        is_behind = [watch.tend(tracer, crowded) for watch in living]
+        if family is not None:
+            is_behind.append(family.tend(tracer, crowded))
         if interrupts.received:
             return EndedBy.INTERRUPT
         now = time.monotonic()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Optional, TypeVar
+from typing import Optional, TypeVar, Union
 
 from ebpftrace.covered import Covered
 from ebpftrace.jobs.threads import register_threads
@@ -15,13 +16,17 @@ from ebpftrace.kernel.layout import CODE_REST_NS, signed_bytes
 from ebpftrace.kernel.registration import confirm, meet
 from ebpftrace.kernel.snapshot import Snapshot
 from ebpftrace.kernel.tracer import (
+    Awaited,
     CodeMapped,
     Executed,
     ImageExecuted,
     ImageMapped,
     KernelEvent,
+    ListedAtEnd,
     RawCopy,
+    Settled,
     Tracer,
+    Walked,
 )
 from ebpftrace.ledger.replay import Ledger
 from ebpftrace.model import EndedBy, FailedCall, Interval, TargetInfo, Vma
@@ -29,7 +34,7 @@ from ebpftrace.process.clock import read_clock
 from ebpftrace.process.maps import read_heap_end, read_maps
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.status import read_target_info
-from ebpftrace.process.target import Target, refuse_32_bit
+from ebpftrace.process.target import Gone, Target, refuse_32_bit
 from ebpftrace.process.tasks import Listed, Task, listed_tasks
 from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.stacks.engine import Engine
@@ -56,15 +61,23 @@ _MOST_FAILED = 10_000
 _COPIES_AT_ONCE = 200
 """Stacks unwound between two polls; the rest waits."""
 
+_SERIALS = itertools.count()
+
 Self = TypeVar("Self", bound="Watch")
 
 
 class Watch:
     """A traced address space: ``attach``, then events come in by ``handle``; its kinds make the reports."""
 
-    def __init__(self, target: Target, engine: Engine, program: str = "") -> None:
+    def __init__(self, target: Union[Target, Gone], engine: Engine, program: str = "") -> None:
         """``program`` is the path of a COMMAND's program, which may be gone before it can be looked at."""
         self.target = target
+        self.serial = next(_SERIALS)
+        """Tells it from all others, also from those that had its address space's number before."""
+        self.executed_path = ""
+        """What the process executed, where that ended its address space."""
+        self.follows_exec = False
+        """What the process executes later is traced too."""
         self.ended_by: Optional[EndedBy] = None
         """Why this address space is at its end; None while it lives."""
         self.space = -1
@@ -106,6 +119,13 @@ class Watch:
         return self.target.pid
 
     @property
+    def over(self) -> bool:
+        """Nothing more will come of the process that the user named."""
+        return self.ended_by is not None and not (
+            self.follows_exec and self.ended_by is EndedBy.EXEC and not self.target.exited
+        )
+
+    @property
     def begun(self) -> bool:
         """The baseline has been read; false for a COMMAND that has not executed yet."""
         return self.began_at > 0
@@ -124,7 +144,7 @@ class Watch:
 
         Raises CannotTrace, ProcessGone where it exits meanwhile.
         """
-        self.space = tracer.add_space(read_heap_end(self.pid), self._code)
+        self.space = tracer.add_space(self.pid, read_heap_end(self.pid), self._code)
         registered, notes = register_threads(self.pid, self.space, tracer, self._met)
         self._met = {}
         self._unconfirmed = registered.added
@@ -137,6 +157,7 @@ class Watch:
         vmas = read_maps(self.pid)
         tracer.baseline_read(self.space, vmas)
         self._ledger = Ledger(vmas)
+        self._has_begun(vmas, tracer)
         if not self._code:  # a COMMAND that has only begun
             self._meet(vmas)
         if self._resolver is not None:
@@ -154,12 +175,12 @@ class Watch:
                 self._resolver.executed(event.file, event.auxv, event.at)
         elif isinstance(event, ImageMapped):
             if self._resolver is not None:
-                self._resolver.mapped(_vma_of(event), event.at)
+                self._resolver.mapped(vma_of(event), event.at)
         elif isinstance(event, FailedCall):
             self._failed.append(event)
             if event.call in ("mmap", "mremap"):
                 self._doubtful.append(event)
-        else:
+        elif not isinstance(event, (ListedAtEnd, Walked, Awaited, Settled)):  # of the end, and of others
             self._ledger.apply(event)
 
     def keep_copy(self, copy: RawCopy) -> None:
@@ -178,12 +199,12 @@ class Watch:
             )
         )
 
-    def tend(self, tracer: Tracer, crowded: bool) -> bool:
-        """Do between polls what events made necessary; notice the target's end.
+    def tend(self, tracer: Tracer, crowded: bool, look: bool = True) -> bool:
+        """Do between polls what events made necessary; notice the target's end, if told to ``look``.
 
         ``crowded``: the kernel's tables should be swept.  Returns whether there is more to do.
         """
-        if self.ended_by is None and self.target.exited:
+        if look and self.ended_by is None and self.target.exited:
             self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
         if self._unconfirmed and time.monotonic_ns() - self.began_at > _LONGEST_EXIT:
             confirm(self._unconfirmed, tracer.forget_thread)
@@ -247,6 +268,9 @@ class Watch:
             self._ledger.leftovers(read.rows, read.threads.values(), read.runs, read.brk_growth, read.stands),
         )
 
+    def _has_begun(self, vmas: Vmas, tracer: Tracer) -> None:
+        """For kinds of watches that want to look at the process when its baseline has been read."""
+
     def notes(self, snapshot: Snapshot) -> tuple[str, ...]:
         """What may be missing, and why: lines of the report."""
         dropped = snapshot.dropped_copy_bytes + self._stacks.dropped_bytes
@@ -271,6 +295,7 @@ class Watch:
         try:
             refuse_32_bit(self.pid)  # a script's interpreter may be
             self.begin(tracer)
+            self.began_at = event.at
         except ProcessGone:
             self.began_at = event.at
             self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
@@ -280,7 +305,8 @@ class Watch:
         self._ended_at = at
 
 
-def _vma_of(event: ImageMapped) -> Vma:
+def vma_of(event: ImageMapped) -> Vma:
+    """The mapping of a file that is executed, as /proc/PID/maps would tell it."""
     start, end = event.interval
     device, inode, path = event.file
     return Vma(start, end, "r-xp", event.offset, device, inode, path)

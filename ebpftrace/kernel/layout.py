@@ -18,9 +18,17 @@ from ebpftrace.syscalls import MAX_ERRNO
 NAME_BYTES = 16
 CALLS = ("mmap", "munmap", "mremap", "brk", "clone", "thread_exit", "fork")
 IMAGES = 4
-SPACE_SHIFT = 56
-"""User addresses stay below 2**56 on x86-64 (5-level page tables) and 2**52 on arm64; tags lie above."""
-MAX_SPACES = 64
+ADDRESS_BITS = 56
+"""User addresses of x86-64 and arm64 stay below 2**56 (5-level page tables, LVA)."""
+_LEAST_PAGE_SHIFT = 12
+SPACE_SHIFT = ADDRESS_BITS - _LEAST_PAGE_SHIFT
+"""Where the number of the address space begins in the key of a mapping; below is the number of its page."""
+MAX_SPACES = 1024
+"""Address spaces at once; those of processes that have ended are used again."""
+NO_SPACE = 0xFFFF
+"""Of a process that is followed, and has no number because it has created no thread."""
+MAX_LIBCS = 1024
+"""Files of libcs, of all that is traced: containers have their own."""
 SIGNATURE_WORDS = 64
 CLONE_SIGNATURE_WORDS = 128
 """Words of the stack that go into the signature of a call, and of a clone call; at most a page."""
@@ -43,6 +51,20 @@ _MAX_PID_LEVEL = 32
 """How deep PID namespaces nest (include/linux/pid_namespace.h)."""
 
 
+UNSEEN_SITE = 1
+"""Signature of a mapping whose call nobody looked at: its process had created no thread yet."""
+
+
+def key_of(space: int, address: int) -> int:
+    """The key of a mapping."""
+    return address >> _LEAST_PAGE_SHIFT | space << SPACE_SHIFT
+
+
+def address_of(key: int) -> int:
+    """Where the mapping with this key begins."""
+    return (key & (1 << SPACE_SHIFT) - 1) << _LEAST_PAGE_SHIFT
+
+
 class EventKind(IntEnum):
     """Kinds of ``struct event_t``."""
 
@@ -52,6 +74,10 @@ class EventKind(IntEnum):
     EXEC = 4
     CODE = 5
     FAILED = 6
+    LISTED = 7
+    WALKED = 8
+    AWAITED = 9
+    SETTLED = 10
 
 
 class CallKind(IntEnum):
@@ -124,8 +150,14 @@ class LifeT(ctypes.Structure):
         ("stood", _u64),
         ("stood_at", _u64),
         ("is_thread", _u32),
-        ("reserved", _u32),
+        ("dies_with", _u32),
     )
+
+
+class LibcKeyT(ctypes.Structure):
+    """``struct libc_key_t``: names the file of a libc."""
+
+    _fields_ = (("inode", _u64), ("device", _u32), ("reserved", _u32))
 
 
 class ThreadT(ctypes.Structure):
@@ -144,6 +176,10 @@ class ThreadT(ctypes.Structure):
         ("shares", _u32),
         ("failures_from", _u64),
         ("failures_told", _u64),
+        ("image", _u32),
+        ("reserved", _u32),
+        ("libc", LibcKeyT),
+        ("libc_base", _u64),
         ("newest", NewestT),
     )
 
@@ -191,13 +227,98 @@ class SpaceT(ctypes.Structure):
         ("moved_at", _u64),
         ("brk", _u64),
         ("code_at", _u64),
-        ("reserved", _u64 * 4),
+        ("settled_at", _u64),
+        ("reserved", _u64 * 3),
         ("calls", _u64 * len(CALLS)),
         ("lost_events", _u64),
         ("lost_mappings", _u64),
         ("lost_threads", _u64),
         ("lost_runs", _u64),
     )
+
+
+class LibcT(ctypes.Structure):
+    """``struct libc_t``: what must be known of a glibc to walk its lists."""
+
+    _fields_ = (
+        ("text", _u64),
+        ("root", _u64),
+        ("used", _u64),
+        ("user", _u64),
+        ("link", _u32),
+        ("tid", _u32),
+        ("cancelhandling", _u32),
+        ("setxid", _u32),
+        ("join", _u32),
+        ("start_routine", _u32),
+        ("block", _u32),
+        ("reserved", _u32),
+    )
+
+
+class LibraryT(ctypes.Structure):
+    """``struct library_t``: the libc of an address space."""
+
+    _fields_ = (("key", LibcKeyT), ("base", _u64), ("is_known", _u64), ("libc", LibcT))
+
+
+class WalkT(ctypes.Structure):
+    """``struct walk_t``: a walk along the lists of an address space."""
+
+    _fields_ = (
+        ("ended_at", _u64),
+        ("began_at", _u64),
+        ("heads", _u64 * 2),
+        ("node", _u64),
+        ("came_from", _u64),
+        ("seen", _u64),
+        ("sent", _u64),
+        ("list", _u32),
+        ("passes", _u32),
+        ("again", _u32),
+        ("stop", _u32),
+        ("tgid", _u32),
+        ("reason", _u32),
+    )
+
+
+class WalkStop(IntEnum):
+    """``WALK_*`` of ``bpf/walk.h``: how a walk ended."""
+
+    COMPLETE = 1
+    CHANGED = 2
+    TOO_LONG = 3
+    NO_LIST = 4
+
+
+class ListedEvent(NamedTuple):
+    """``struct event_t`` of kind LISTED."""
+
+    kind: int
+    space: int
+    tid: int
+    descriptor: int
+    join: int
+    start_routine: int
+    block: int
+    block_size: int
+    thread_tid: int
+    cancelhandling: int
+    setxid: int
+    place: int
+
+
+class SettledEvent(NamedTuple):
+    """``struct event_t`` of kind SETTLED."""
+
+    kind: int
+    space: int
+    tid: int
+    at: int
+    born: int
+    tgid: int
+    image: int
+    name: bytes
 
 
 class CallEvent(NamedTuple):
@@ -233,6 +354,8 @@ class RowEvent(NamedTuple):
 
 CALL_EVENT = struct.Struct("=HHI7Q")
 ROW_EVENT = struct.Struct("=HHI6QII")
+SETTLED_EVENT = struct.Struct(f"=HHI2QII{NAME_BYTES}s16x")
+LISTED_EVENT = struct.Struct("=HHI5QiIII")
 
 
 class SiteT(ctypes.Structure):
@@ -359,6 +482,15 @@ class Machine:
     """That may be there: the kernel numbers them below this."""
     nr_clone: int
     nr_clone3: int
+    nr_futex: int
+    task_signal: int
+    """``task_struct.signal``"""
+    signal_flags: int
+    """``signal_struct.flags``"""
+    exit_has_memory: bool = False
+    """A task that exits still has its memory when the tracepoint tells of it (Linux 6.16)."""
+    has_prepare_exec: bool = False
+    """There is a tracepoint between the last failure of an exec and the end of the old program (6.10)."""
     task_stack_offset: Optional[int] = None
     """Where ``task_struct.stack`` lies, on kernels without ``bpf_task_pt_regs`` (before 5.15)."""
     registers_offset: int = 0
@@ -378,9 +510,23 @@ class Machine:
             constants["REGISTERS_OFFSET"] = self.registers_offset
         if self.pids is not None:
             constants.update(self.pids.definitions())
+        if self.exit_has_memory:
+            constants["EXIT_HAS_MEMORY"] = 1
+        if self.has_prepare_exec:
+            constants["HAS_PREPARE_EXEC"] = 1
         constants.update(self.image_offsets)
         constants.update(self.python_offsets)
         return constants
+
+
+class Follow(IntEnum):
+    """Which processes that come from a traced one are traced too; each includes the ones above."""
+
+    NOTHING = 0
+    EXEC = 1
+    """What it executes."""
+    FORKS = 2
+    """Its children."""
 
 
 @dataclass(frozen=True)
@@ -406,6 +552,8 @@ class Sizes:
     """First copies of new sites, for each CPU."""
     site_copies: int = 4
     """Copies that count as first ones of a site."""
+    follow: Follow = Follow.NOTHING
+    """Which processes that come from a traced one are traced too."""
 
 
 def signed_bytes(call: CallKind) -> int:
@@ -424,7 +572,16 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "CPUS": machine.cpus,
         "NR_CLONE": machine.nr_clone,
         "NR_CLONE3": machine.nr_clone3,
+        "NR_FUTEX": machine.nr_futex,
+        "TASK_SIGNAL": machine.task_signal,
+        "SIGNAL_FLAGS": machine.signal_flags,
+        "MAX_LIBCS": MAX_LIBCS,
+        "ADDRESS_BITS": ADDRESS_BITS,
         "SPACE_SHIFT": SPACE_SHIFT,
+        "NO_SPACE": NO_SPACE,
+        "UNSEEN_SITE": UNSEEN_SITE,
+        "FOLLOW_EXEC": int(sizes.follow >= Follow.EXEC),
+        "FOLLOW_FORKS": int(sizes.follow >= Follow.FORKS),
         "MAX_SPACES": MAX_SPACES,
         "MAX_MAPPINGS": sizes.mappings,
         "MAX_EXITED": sizes.exited,

@@ -31,6 +31,9 @@ _MIRRORED = {
     "sites": layout.SiteT,
     "spaces": layout.SpaceT,
     "told": layout.ToldT,
+    "libcs": layout.LibcT,
+    "libraries": layout.LibraryT,
+    "walks": layout.WalkT,
 }
 
 
@@ -51,6 +54,12 @@ def this_machine() -> tuple[Machine, bool]:
         cpus=os.sysconf("SC_NPROCESSORS_CONF"),
         nr_clone=calls["clone"],
         nr_clone3=calls["clone3"],
+        nr_futex=calls["futex"],
+        task_signal=btf.member_offset("task_struct", "signal"),
+        signal_flags=btf.member_offset("signal_struct", "flags"),
+        # Both came with one change ("exit: move and extend sched_process_exit() tracepoint").
+        exit_has_memory=btf.has_name("trace_event_raw_sched_process_exit"),
+        has_prepare_exec=btf.has_name("trace_event_raw_sched_prepare_exec"),
         task_stack_offset=None if has_helper else btf.member_offset("task_struct", "stack"),
         registers_offset=0 if has_helper else max(_KERNEL_STACK, page) - btf.struct_size("pt_regs"),
         pids=_pid_namespaces(btf),
@@ -128,7 +137,16 @@ def load_ledger(constants: Mapping[str, int]) -> Any:
     """
     bpf = load_programs("ledger.c", constants, _MIRRORED)
     _attach_to_more(bpf)
+    _chain(bpf)
     return bpf
+
+
+def _chain(bpf: Any) -> None:
+    """Have the program that walks glibc's lists go on where it has had to stop."""
+    import bcc
+
+    walk = bpf.load_func("walk_further", bcc.BPF.TRACEPOINT)
+    bpf["further"][ctypes.c_int(0)] = ctypes.c_int(walk.fd)
 
 
 def load_programs(

@@ -20,10 +20,10 @@ from ebpftrace.kernel.layout import (
     SPACE_SHIFT,
     MappingT,
     NewestT,
+    address_of,
 )
 from ebpftrace.model import Row, ThreadId
 
-_ADDRESS_MASK = (1 << SPACE_SHIFT) - 1
 _WORD_MASK = (1 << 64) - 1
 
 NewestRow = tuple[int, bytes]
@@ -56,7 +56,7 @@ class Rows:
             if since == made_at:
                 since = made_at
             flags, site = one_of(flags, flags), one_of(site, site)
-            start = self._keys[position] & _ADDRESS_MASK
+            start = address_of(self._keys[position])
             yield Row(start, length, since, made_at, mapper, prot, flags, site)
 
 

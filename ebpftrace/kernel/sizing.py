@@ -24,6 +24,7 @@ from ebpftrace.kernel.layout import (
     PYTHON_FRAMES,
     REGISTER_BYTES,
     RUNNERS,
+    Follow,
     LifeKeyT,
     LifeT,
     MappingT,
@@ -67,6 +68,7 @@ class Needs:
     stack_bytes: int = 0
     copies_per_second: int = 0
     """For each CPU."""
+    follow: Follow = Follow.NOTHING
 
 
 def sizes(needs: Needs, preallocated: bool) -> Sizes:
@@ -92,6 +94,7 @@ def sizes(needs: Needs, preallocated: bool) -> Sizes:
         sites=_SITES_PREALLOCATED if preallocated else _SITES,
         stack_bytes=needs.stack_bytes,
         copies_per_second=needs.copies_per_second,
+        follow=needs.follow,
     )
 
 

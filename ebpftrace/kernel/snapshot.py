@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
 
@@ -44,14 +44,14 @@ class Snapshot:
 
 
 def read_snapshots(
-    fds: Mapping[str, int], spaces: int, skipped_runs: int, lost_rows: int = 0
+    fds: Mapping[str, int], spaces: Iterable[int], skipped_runs: int, lost_rows: int = 0
 ) -> dict[int, Snapshot]:
-    """Read the tables (name -> file descriptor) of the first ``spaces`` address spaces.
+    """Read the tables (name -> file descriptor) of these address spaces.
 
     ``skipped_runs`` and ``lost_rows`` count for each of them: nobody knows whose they were.
     Raises CannotTrace.
     """
-    found = {space: Snapshot() for space in range(spaces)}
+    found = {space: Snapshot() for space in spaces}
     counts: dict[int, list[int]] = {space: [0] * len(CALLS) for space in found}
     newest: list[NewestRow] = []
     for tid, thread in tables.entries(fds["threads"], ctypes.c_uint32, ThreadT):
@@ -149,13 +149,18 @@ def _creator(life: LifeT) -> Optional[ThreadId]:
     return ThreadId(life.creator_tid, life.creator_born) if life.creator_tid else None
 
 
+def _exited_at(life: LifeT) -> Optional[int]:
+    """When it exited by itself: who ran until its process ended had not."""
+    return None if life.dies_with else life.exited_at or None
+
+
 def _thread(life: LifeT) -> Thread:
     creator = _creator(life)
     return Thread(
         id=ThreadId(life.tid, life.born),
         name=decode_name(life.name),
         tgid=life.tgid,
-        exited_at=life.exited_at or None,
+        exited_at=_exited_at(life),
         creator=creator,
         creator_name=decode_name(life.creator_name) if creator else None,
         before_attach=creator is None,
@@ -168,7 +173,7 @@ def _run(life: LifeT) -> Run:
         name=decode_name(life.name),
         stack=life.stack,
         stack_size=life.stack_size,
-        exited_at=life.exited_at or None,
+        exited_at=_exited_at(life),
         creator=ThreadId(life.creator_tid, life.creator_born),
         creator_name=decode_name(life.creator_name),
         site=life.site,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Optional, Union
 
 from ebpftrace.kernel import tables
-from ebpftrace.kernel.layout import SPACE_SHIFT, LifeKeyT, LifeT, MappingT, Sizes, ThreadT
+from ebpftrace.kernel.layout import LifeKeyT, LifeT, MappingT, Sizes, ThreadT, key_of
 from ebpftrace.kernel.tables import Taken
 from ebpftrace.ledger.replay import Leftovers
 from ebpftrace.model import Row, ThreadId
@@ -116,7 +116,7 @@ class Sweeper:
     def _take_row(self, space: int, row: Row) -> Optional[Row]:
         """Delete one row; return the newer one that lost its place by that."""
         fd = self._fds["mappings"]
-        key = ctypes.c_uint64(row.start | space << SPACE_SHIFT)
+        key = ctypes.c_uint64(key_of(space, row.start))
         found = MappingT()
         taken = tables.take(fd, key, found, lambda: bool(found.since == row.since))
         if taken is Taken.UNSEEN:

@@ -107,6 +107,26 @@ def update(fd: int, key: Data, leaf: ctypes.Structure) -> None:
         raise TableRefused("write", error) from error
 
 
+def push(fd: int, leaf: ctypes._SimpleCData[int]) -> None:
+    """Add one element to a queue.  Raises TableRefused when full."""
+    try:
+        bpf(_UPDATE_ELEM, _ElementAttributes(map_fd=fd, value=ctypes.addressof(leaf)))
+    except OSError as error:
+        raise TableRefused("write", error) from error
+
+
+def per_cpu_sum(fd: int, index: int, cpus: int) -> int:
+    """Return the sum over all CPUs of one element of a per-CPU array of u64."""
+    values = (ctypes.c_uint64 * cpus)()
+    key = ctypes.c_uint32(index)
+    attributes = _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(values))
+    try:
+        bpf(_LOOKUP_ELEM, attributes)
+    except OSError as error:
+        raise TableRefused("read", error) from error
+    return sum(values)
+
+
 def inserter(fd: int, key: Data, leaf: ctypes.Structure) -> Callable[[], bool]:
     """Return what writes ``leaf`` at ``key``, as both are when it is called; False where there is an entry.
 

@@ -10,9 +10,11 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Union
+from pathlib import Path
+from typing import Callable, Optional, Union
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import tables
@@ -20,11 +22,13 @@ from ebpftrace.kernel.cost import RunTime, run_time
 from ebpftrace.kernel.exits import MissedExits
 from ebpftrace.kernel.images import code_ranges
 from ebpftrace.kernel.layout import (
+    ADDRESS_BITS,
     CALL_EVENT,
     CALLS,
     COPY_HEAD,
     IMAGE_AUXV,
     IMAGE_HEAD,
+    LISTED_EVENT,
     MAX_SPACES,
     NAME_BYTES,
     NAME_SLOT,
@@ -32,29 +36,39 @@ from ebpftrace.kernel.layout import (
     PYTHON_FRAMES,
     REGISTER_BYTES,
     ROW_EVENT,
+    SETTLED_EVENT,
     SPACE_SHIFT,
     CallEvent,
     CallKind,
     CopyHead,
     EventKind,
     ImageHead,
+    LibcKeyT,
+    LibcT,
+    LibraryT,
     LifeKeyT,
     LifeT,
+    ListedEvent,
+    MappingT,
     PythonT,
     RangeT,
     RowEvent,
+    SettledEvent,
     SpaceT,
     ThreadT,
     ToldT,
+    WalkStop,
+    WalkT,
 )
 from ebpftrace.kernel.loading import Loading
 from ebpftrace.kernel.losses import skipped_runs
 from ebpftrace.kernel.ringbuf import Drainer, RingBuffer, record_size, records
-from ebpftrace.kernel.snapshot import BrkMoves, Snapshot, read_brk_moves, read_snapshots
+from ebpftrace.kernel.snapshot import BrkMoves, Snapshot, decode_name, read_brk_moves, read_snapshots
 from ebpftrace.kernel.sweeper import Sweeper
 from ebpftrace.ledger.events import Displaced, Event, Hole, Move
 from ebpftrace.ledger.replay import Leftovers
 from ebpftrace.model import FailedCall, Interval, Row, ThreadId
+from ebpftrace.process.books.final import LibcFile, Listed
 from ebpftrace.process.files import FileKey
 from ebpftrace.process.tasks import Task
 from ebpftrace.vmas import Vmas
@@ -63,9 +77,10 @@ _MOST_WAITING_BYTES = 64 << 20
 """Events, and likewise stack copies, that may wait in Python; what comes beyond is lost and counted."""
 
 _FAILED_CALL, _FAILED_ERROR = 32, 40  # bits of flags (bpf/mappings.h, call_failed)
+_END_DIES = 1  # bpf/walk.h
 _MINOR_BITS = 20  # include/linux/kdev_t.h
 _NEVER = (1 << 64) - 1
-_EVERYWHERE = Interval(0, 1 << SPACE_SHIFT)
+_EVERYWHERE = Interval(0, 1 << ADDRESS_BITS)
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class ImageMapped:
     interval: Interval
     offset: int
     """In the file, of the first byte mapped."""
+    tid: int
     at: int
 
 
@@ -107,6 +123,53 @@ class ImageExecuted:
     auxv: dict[int, int]
     """What is of use of its auxiliary vector: values by type (getauxval(3))."""
     at: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A process that is followed has created its first thread, and its address space has got a number."""
+
+    tgid: int
+    image: int
+    """The process that executed its program: itself, or the one that it was forked from."""
+    name: str
+    born: int
+    """When it was forked, or executed its program."""
+    at: int
+
+
+@dataclass(frozen=True)
+class ListedAtEnd:
+    """A thread on glibc's lists at the end of an address space, read in one ``walk``."""
+
+    walk: int
+    thread: Listed
+
+
+@dataclass(frozen=True)
+class Walked:
+    """The lists of an address space have been walked at its end, or could not be.
+
+    Of an exec that fails it is told too, on kernels before 6.10: only what comes before ``Executed`` counts.
+    """
+
+    walk: int
+    complete: bool
+    why: str
+    """What kept the walk from being complete."""
+    sent: int
+    """How many were told as ``ListedAtEnd`` in this walk."""
+    dies: bool
+    """The process ends; else it executes another program."""
+    ended_at: int
+    """First sign of the end."""
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """A thread that ended with its process slept at this futex."""
+
+    address: int
 
 
 @dataclass(frozen=True)
@@ -129,7 +192,18 @@ class RawCopy:
     """Pages that were not in memory: bit n is the one after the first and n more."""
 
 
-KernelEvent = Union[Event, FailedCall, Executed, CodeMapped, ImageMapped, ImageExecuted]
+KernelEvent = Union[
+    Event,
+    FailedCall,
+    Executed,
+    CodeMapped,
+    ImageMapped,
+    ImageExecuted,
+    ListedAtEnd,
+    Walked,
+    Awaited,
+    Settled,
+]
 
 
 class Tracer:
@@ -149,12 +223,28 @@ class Tracer:
         self._on_copy = on_copy
         self._register_bytes = REGISTER_BYTES[platform.machine()]
         self._spaces = 0
+        self._known: set[int] = set()
+        """Address spaces in use."""
+        self._followed_from = MAX_SPACES
+        self._same: Optional[dict[int, Snapshot]] = None
         self._baseline_at: dict[int, int] = {}
         self._python: dict[int, PythonT] = {}
         self._told: dict[int, ToldT] = {}
         self._bpf = loading.wait()
         sizes = loading.sizes
-        names = ("mappings", "threads", "exited", "sites", "spaces", "told", "failures")
+        names = [
+            "mappings",
+            "threads",
+            "exited",
+            "sites",
+            "spaces",
+            "told",
+            "failures",
+            "libcs",
+            "libraries",
+            "walks",
+        ]
+        names += ["numbers", "processes"]
         self._fds = {name: self._bpf[name].map_fd for name in names}
         self._programs = {name.decode(): function.fd for name, function in self._bpf.funcs.items()}
         self._skipped_before = skipped_runs(self._programs.values())
@@ -181,22 +271,25 @@ class Tracer:
         self._copies.close()
         self._images.close()
 
-    def add_space(self, heap_end: int, code: Sequence[Interval]) -> int:
-        """Prepare one more address space and return its number.  Raises CannotTrace beyond MAX_SPACES.
+    def add_space(self, pid: int, heap_end: int, code: Sequence[Interval]) -> int:
+        """Prepare the address space of process ``pid`` and return its number.
 
         ``code`` as ``code_ranges`` returns it; it may be of a while ago.
+        Raises CannotTrace beyond MAX_SPACES.
         """
-        space = self._new_space(SpaceT(brk=heap_end))
+        space = self._new_space(SpaceT(brk=heap_end), pid)
         self._tell(space, code, _NEVER)
         return space
 
     def add_pending_space(self, pid: int) -> int:
         """Prepare the address space that process ``pid`` will have once it executes a program."""
-        space = self._new_space(SpaceT())
+        space = self._new_space(SpaceT(), pid)
         # Where its code will lie is not known: until set_code() all words tell call paths apart.
         self._tell(space, [_EVERYWHERE], _NEVER)
         life = LifeT(born=time.monotonic_ns(), tid=pid, tgid=pid, space=space, is_thread=1)
-        tables.update(self._fds["threads"], ctypes.c_uint32(pid), ThreadT(life=life, waits_for_exec=1))
+        tables.update(
+            self._fds["threads"], ctypes.c_uint32(pid), ThreadT(life=life, waits_for_exec=1, image=pid)
+        )
         return space
 
     def baseline_read(self, space: int, vmas: Vmas) -> None:
@@ -235,7 +328,7 @@ class Tracer:
         for task in tasks:
             tid.value = life.tid = task.id.tid
             life.born = _born(task)
-            life.tgid = task.tgid
+            life.tgid = record.image = task.tgid
             life.name = task.name.encode("utf-8", "surrogateescape")[: NAME_BYTES - 1]
             if insert() or self._succeeds_exited(tid, record):
                 new.append(task)
@@ -271,10 +364,13 @@ class Tracer:
         """Handle all events and copies that have come; does not wait."""
         self._drainer.drain()
         copies = list(self._copies.take())  # first, and looked at last: see where the drainer is made
+        events = list(self._events.take())
+        # Once more: what a process executes was told before it settled.
+        self._drainer.drain()
         for piece in self._images.take():
             for record in records(piece):
                 self._image(record)
-        for piece in self._events.take():
+        for piece in events:
             for record in records(piece):
                 self._event(record)
         for piece in copies:
@@ -283,14 +379,63 @@ class Tracer:
 
     def read(self) -> dict[int, Snapshot]:
         """Read the ledger of every address space.  Poll afterwards: its events then cover the rows."""
+        if self._same is not None:
+            return self._same
         skipped = skipped_runs(self._programs.values()) - self._skipped_before
         # Where the kernel counts what it skips, these are among them.
         lost = max(skipped, self._missed_exits.count)
         lost += self._events.dropped // record_size(CALL_EVENT.size)
-        snapshots = read_snapshots(self._fds, self._spaces, lost, self._sweeper.lost)
+        snapshots = read_snapshots(self._fds, self._known, lost, self._sweeper.lost)
         for snapshot in snapshots.values():
             snapshot.dropped_copy_bytes = self._copies.dropped
         return snapshots
+
+    @contextmanager
+    def same_reading(self) -> Iterator[None]:
+        """Read the tables once for several address spaces that have ended."""
+        self._same = self.read()
+        try:
+            yield
+        finally:
+            self._same = None
+
+    def follow(self, first: int) -> None:
+        """Give the numbers from ``first`` on to address spaces of processes that are followed."""
+        self._followed_from = first
+        for space in range(first, MAX_SPACES):
+            tables.push(self._fds["numbers"], ctypes.c_uint32(space))
+
+    def processes(self) -> tuple[int, int]:
+        """How many processes have been followed, and how many could not be, for want of room."""
+        fd, cpus = self._fds["processes"], possible_cpus()
+        return tables.per_cpu_sum(fd, 0, cpus), tables.per_cpu_sum(fd, 1, cpus)
+
+    def give_back(self, spaces: Collection[int]) -> None:
+        """Delete what stands of address spaces that have ended; others may have their numbers then.
+
+        Not where somebody still lives in one: a process that shared it.
+        """
+        if not spaces:
+            return
+        living = set()
+        for tid, thread in tables.entries(self._fds["threads"], ctypes.c_uint32, ThreadT):
+            if thread.life.space in spaces:
+                if thread.life.exited_at:
+                    tables.delete(self._fds["threads"], ctypes.c_uint32(tid.value))
+                else:
+                    living.add(thread.life.space)
+        for key, life in tables.entries(self._fds["exited"], LifeKeyT, LifeT):
+            if life.space in spaces:
+                tables.delete(self._fds["exited"], LifeKeyT(born=key.born, tid=key.tid))
+        for keys, _ in tables.batches(self._fds["mappings"], ctypes.c_uint64, MappingT):
+            for row in keys.cast("B").cast("Q"):
+                if row >> SPACE_SHIFT in spaces:
+                    tables.delete(self._fds["mappings"], ctypes.c_uint64(row))
+        for space in spaces:
+            self._known.discard(space)
+            self._baseline_at.pop(space, None)
+            if space >= self._followed_from and space not in living:
+                tables.push(self._fds["numbers"], ctypes.c_uint32(space))
 
     def crowded(self) -> bool:
         """Say whether the kernel's tables should be swept: ask often, it is hardly ever looked at them."""
@@ -313,11 +458,28 @@ class Tracer:
         """What each of our programs has run so far; zeros unless the kernel measures them."""
         return {name: run_time(fd) for name, fd in self._programs.items()}
 
-    def _new_space(self, record: SpaceT) -> int:
+    def know_libc(self, file: FileKey, libc: LibcFile) -> None:
+        """Have the kernel side recognise this libc wherever it is mapped."""
+        text = libc.text
+        if text is None:
+            return
+        try:
+            tables.update(self._fds["libcs"], _libc_key(file), _libc_record(libc, text))
+        except tables.TableRefused:
+            return  # it is full: of such a process the end is not judged
+
+    def set_libc(self, space: int, file: FileKey, libc: LibcFile, base: int) -> None:
+        """Tell which libc an address space has, and what relocation adds to its addresses."""
+        record = LibraryT(_libc_key(file), base, 1, _libc_record(libc, libc.text or 0))
+        tables.update(self._fds["libraries"], ctypes.c_uint32(space), record)
+
+    def _new_space(self, record: SpaceT, pid: int) -> int:
         space = self._spaces
-        if space >= MAX_SPACES:
+        if space >= min(MAX_SPACES, self._followed_from):
             raise CannotTrace(f"more than {MAX_SPACES} address spaces at once can't be traced")
         tables.update(self._fds["spaces"], ctypes.c_uint32(space), record)
+        tables.update(self._fds["walks"], ctypes.c_uint32(space), WalkT(tgid=pid))
+        self._known.add(space)
         self._spaces += 1
         return space
 
@@ -364,6 +526,21 @@ class Tracer:
             )
         elif call.kind == EventKind.EXEC:
             event = Executed(call.tid, call.at)
+        elif call.kind == EventKind.SETTLED:
+            settled = SettledEvent(*SETTLED_EVENT.unpack(record))
+            name = decode_name(settled.name.partition(b"\0")[0])
+            event = Settled(settled.tgid, settled.image, name, settled.born, settled.at)
+            self._known.add(call.space)
+        elif call.kind == EventKind.LISTED:
+            listed = ListedEvent(*LISTED_EVENT.unpack(record))
+            event = ListedAtEnd(listed.place >> 1, _listed(listed))
+        elif call.kind == EventKind.WALKED:
+            stop = WalkStop(call.new_start)
+            complete = stop is WalkStop.COMPLETE
+            dies = call.flags == _END_DIES
+            event = Walked(call.new_length, complete, _STOPS[stop], call.length, dies, call.at)
+        elif call.kind == EventKind.AWAITED:
+            event = Awaited(call.start)
         else:
             event = CodeMapped(call.at)
         self._on_event(call.space, event)
@@ -378,7 +555,8 @@ class Tracer:
             words = IMAGE_AUXV.unpack_from(record, IMAGE_HEAD.size)
             event = ImageExecuted(file, head.tid, dict(zip(words[::2], words[1::2])), head.at)
         else:
-            event = ImageMapped(file, Interval(head.start, head.start + head.length), head.offset, head.at)
+            area = Interval(head.start, head.start + head.length)
+            event = ImageMapped(file, area, head.offset, head.tid, head.at)
         self._on_event(head.space, event)
 
     def _copy(self, record: memoryview) -> None:
@@ -403,11 +581,61 @@ class Tracer:
         )
 
 
+_STOPS = {
+    WalkStop.COMPLETE: "",
+    WalkStop.CHANGED: "glibc's thread lists changed while they were read, or are broken",
+    WalkStop.TOO_LONG: "glibc's thread lists are too long to be read in a dying process",
+    WalkStop.NO_LIST: "no glibc was known to be in the process, or its thread lists could not be read",
+}
+
+
+def _listed(event: ListedEvent) -> Listed:
+    return Listed(
+        descriptor=event.descriptor,
+        join=event.join,
+        start_routine=event.start_routine,
+        block=event.block,
+        block_size=event.block_size,
+        tid=event.thread_tid,
+        cancelhandling=event.cancelhandling,
+        setxid=event.setxid,
+        user_stack=bool(event.place & 1),
+    )
+
+
+def _libc_key(file: FileKey) -> LibcKeyT:
+    major, _, minor = file.device.partition(":")
+    return LibcKeyT(inode=file.inode, device=int(major, 16) << _MINOR_BITS | int(minor, 16))
+
+
+def _libc_record(libc: LibcFile, text: int) -> LibcT:
+    layout = libc.lists.layout
+    return LibcT(
+        text=text,
+        root=libc.root,
+        used=libc.lists.used,
+        user=libc.lists.user,
+        link=layout.link,
+        tid=layout.tid,
+        cancelhandling=layout.cancelhandling,
+        setxid=libc.setxid,
+        join=libc.join,
+        start_routine=layout.start_routine,
+        block=libc.block,
+    )
+
+
 def image_path(slots: bytes) -> str:
     """Path of the file whose names ``struct image_t`` has, as /proc/PID/maps would print it."""
     names = [slots[at : slots.index(0, at)] for at in range(0, len(slots), NAME_SLOT)]
     path = b"/" + b"/".join(name for name in reversed(names) if name)
     return path.replace(b"\n", b"\\012").decode("utf-8", "surrogateescape")
+
+
+def possible_cpus() -> int:
+    """How many values the kernel hands out of a per-CPU table (libbpf_num_possible_cpus())."""
+    last = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip().split(",")[-1]
+    return int(last.split("-")[-1]) + 1
 
 
 def _born(task: Task) -> int:

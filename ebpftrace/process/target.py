@@ -79,6 +79,34 @@ class Target:
         return self.wait(0)
 
 
+class Gone:
+    """A process that had ended before it could be held."""
+
+    exited = True
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def hold(pid: int, at: int) -> Optional[Target]:
+    """Hold the process that had this PID at a moment (ns of CLOCK_MONOTONIC); None where it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        leader = read_task(pid, pid)
+    except CannotTrace:
+        leader = None
+    if leader is None or leader.id.born > at:  # another one has its PID
+        os.close(pidfd)
+        return None
+    return Target(leader, pidfd)
+
+
 def open_target(pid: int) -> Target:
     """Check that ``pid`` is a process we can trace, and hold it.
 

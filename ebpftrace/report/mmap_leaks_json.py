@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any, Optional
 
 from ebpftrace import __version__
-from ebpftrace.model import Orphan, OwnedBy, Report, Thread, ThreadTotal
+from ebpftrace.model import CommandEnd, Orphan, OwnedBy, Processes, Report, Thread, ThreadTotal
 from ebpftrace.report.json_parts import (
     calls_object,
     finding_object,
@@ -53,6 +53,25 @@ def render(report: Report, view: View) -> Iterator[str]:
         yield ", " * bool(position) + _begun(finding_object(finding), "mappings")
         yield from _rows(finding.orphans, report)
         yield "]}"
+    yield "]}\n"
+
+
+def render_all(reports: Sequence[Report], processes: Processes, view: View) -> Iterator[str]:
+    """The reports of several processes as one line of ASCII JSON, part by part."""
+    commands = [report.command for report in reports if report.command is not None]
+    members = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "command": _command(commands[-1]) if commands else None,
+        "undecided": sum(report.undecided for report in reports),
+        "processes": _processes(processes),
+    }
+    yield _begun(members, "reports")
+    for position, report in enumerate(reports):
+        yield ", " * bool(position)
+        *parts, last = render(report, view)
+        yield from parts
+        yield last.rstrip("\n")
     yield "]}\n"
 
 
@@ -115,7 +134,6 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
             "threads": len(selection.hidden_threads),
         },
         "undecided": report.undecided,
-        "command": _command(report),
         "search": {
             "searches": report.searched.searches,
             "bytes": report.searched.bytes_searched,
@@ -124,19 +142,28 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
             "gaps": [without_surrogates(gap) for gap in report.searched.gaps],
             "cpu_seconds": report.searched.cpu_seconds,
         },
+        "command": _command(report.command),
+        "executed": without_surrogates(report.executed) or None,
+        "processes": _processes(report.processes),
         "notes": [without_surrogates(note) for note in report.notes],
         "cost": _cost(report),
     }
 
 
-def _command(report: Report) -> Optional[dict[str, Any]]:
-    if report.command is None:
+def _command(command: Optional[CommandEnd]) -> Optional[dict[str, Any]]:
+    if command is None:
         return None
     return {
-        "argv": [without_surrogates(argument) for argument in report.command.argv],
-        "exit_status": report.command.exit_status,
-        "signal": report.command.signal,
+        "argv": [without_surrogates(argument) for argument in command.argv],
+        "exit_status": command.exit_status,
+        "signal": command.signal,
     }
+
+
+def _processes(processes: Optional[Processes]) -> Optional[dict[str, Any]]:
+    if processes is None:
+        return None
+    return {"followed": processes.followed, "judged": processes.judged, "lost": processes.lost}
 
 
 def _cost(report: Report) -> Optional[dict[str, Any]]:

@@ -165,9 +165,10 @@ def _window(report: Report) -> str:
         return "none: the state at this moment, without tracing"
     ended = report.clock.wall_ns(report.ended_at)
     began = ended - round(report.seconds * 1e9)
-    span = (
-        f"{duration(report.seconds)}, {wall(began, ended)} to {wall(ended, ended)}{_ENDED[report.ended_by]}"
-    )
+    why = _ENDED[report.ended_by]
+    if report.executed:
+        why = f"{why} of {escape(report.executed)}"
+    span = f"{duration(report.seconds)}, {wall(began, ended)} to {wall(ended, ended)}{why}"
     lost = "see LOST above" if report.losses.any else "nothing lost"
     return f"{span}: {_calls(report.calls)}; {lost}"
 

@@ -56,7 +56,9 @@ class StackResolver:
         self._handle = _pidfd(pid)
         self._root = _root(pid)
         self._own_root = _own_root()
-        self._history = ModuleHistory(pid, engine.files, self._root)
+        # Of a process that is gone, files are sought at their paths here; each is looked at whether it is it.
+        root = self._own_root if self._root is None else self._root
+        self._history = ModuleHistory(pid, engine.files, root)
         self._jit = None if self._root is None else JitNames(self._root, *_identity(pid))
         self._python: Optional[cpython.PythonCode] = None
         self._memory: Optional[Memory] = None

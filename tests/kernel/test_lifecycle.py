@@ -155,16 +155,17 @@ def test_end_of_the_target_ends_the_trace(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["exec", "thread"])
-def test_exec_of_the_target_ends_the_trace(mode: str) -> None:
+def test_exec_of_the_target_ends_its_address_space_and_not_the_trace(mode: str) -> None:
     """All that was mapped is gone at once: none of it may be reported as still there."""
     with Target("ends", mode) as target, traced(target, "--min-age", 0) as tracer:
         target.go()
-        result = tracer.wait()
-        assert target.process.poll() is None
         assert target.end() == 0
+        result = tracer.wait()
     assert result.status == 0
     assert result.report["window"]["ended_by"] == "exec"
     assert result.report["target"]["comm"] == "ends"
+    assert Path(result.report["executed"]).name == "cat"
+    assert result.report["processes"] == {"followed": 1, "judged": 0, "lost": 0}
     assert not leaks(result.report)
 
 
@@ -240,7 +241,7 @@ def test_command_is_traced_from_its_first_instruction(tmp_path: Path) -> None:
 def test_report_of_a_command_that_ended_tells_what_was_so_at_its_end() -> None:
     told = run_tracer("--min-age", 600, "--", "/bin/true")
     assert told.status == 0, told.stderr
-    for past in ("stood when it ended: ", "standing when it ended, by owner", "at its end: ", "has ended"):
+    for past in ("stood when it ended: ", "standing when it ended, by owner", "has ended"):
         assert past in told.stdout
     for present in ("still", "not yet", "gone"):
         assert present not in told.stdout
@@ -277,25 +278,21 @@ def test_command_that_outlives_the_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("joins", [(), ("joins",)])
-def test_command_that_ends_is_judged_by_its_last_books(tmp_path: Path, joins: tuple[str, ...]) -> None:
-    """Threads pile up from its beginning to its end; joined at the very end they are no proved leak."""
+def test_command_that_ends_is_judged_by_its_last_moment(tmp_path: Path, joins: tuple[str, ...]) -> None:
+    """Threads pile up from its beginning to its end; joined at the very end they are no leak."""
     output = tmp_path / "report.json"
-    options = ["--json", "--fail-on-leak", "--min-age", 0.1, "-d", 300, "-o", output]
-    # Where the tracer slept through most of a program that takes 5 s, one that takes a minute tells.
-    for pause_ms in (250, 3000):
-        result = run_tracer(*options, "--", build("unjoined"), 20, pause_ms, *joins)
-        report = Result(0, output.read_text(), "").report
-        assert report["window"]["ended_by"] == "target-exit"
-        if joins:
-            assert (result.status, leaks(report)) == (0, [])
-            return
-        if result.status:
-            break
+    options = ["--json", "--fail-on-leak", "-o", output]
+    result = run_tracer(*options, "--", build("unjoined"), 20, 20, *joins)
+    report = Result(0, output.read_text(), "").report
+    assert report["window"]["ended_by"] == "target-exit"
+    if joins:
+        assert (result.status, leaks(report)) == (7, [])
+        return
     assert result.status == 3, result.stderr
-    (leak,) = leaks(report)
-    assert leak["verdict"] == "never-joined-thread"
-    assert 3 <= leak["count"] <= 20
-    assert leak["start_routine"]["function"] == "end_at_once"
+    assert {leak["verdict"] for leak in leaks(report)} == {"never-joined-thread"}
+    assert {leak["start_routine"]["function"] for leak in leaks(report)} == {"end_at_once"}
+    # The last one may be about to exit.
+    assert 19 <= sum(leak["count"] for leak in leaks(report)) <= 20
 
 
 # --- errors -----------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def watched(target: Program) -> Iterator[tuple[Tracer, list[KernelEvent]]]:
         Tracer(loading, lambda _, event: events.append(event), lambda *_: None) as tracer,
     ):
         vmas = read_maps(target.pid)
-        space = tracer.add_space(read_heap_end(target.pid), code_ranges(vmas))
+        space = tracer.add_space(target.pid, read_heap_end(target.pid), code_ranges(vmas))
         tracer.add_threads(space, list_tasks(target.pid))
         tracer.baseline_read(space, vmas)
         yield tracer, events

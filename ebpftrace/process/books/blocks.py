@@ -16,7 +16,7 @@ from typing import Optional
 from ebpftrace.covered import Covered
 from ebpftrace.model import Interval
 from ebpftrace.process.books.descriptors import Descriptor
-from ebpftrace.process.books.lists import Lists, Readable
+from ebpftrace.process.books.lists import Layout, Lists, Readable
 from ebpftrace.vmas import Vmas
 
 _SEARCHED = 256
@@ -54,10 +54,15 @@ def find_block_offset(lists: Lists, memory: Readable) -> Optional[int]:
                 if _is_block(descriptor, lists.layout.size, *words[at : at + 4]):
                     votes[_search_start(lists) + 8 * at] += 1
     agreed = [offset for offset, count in votes.items() if 2 * count >= samples]
-    usual = -(-_search_start(lists) // _EXC_ALIGNMENT) * _EXC_ALIGNMENT + _EXC_SIZE
+    usual = usual_block_offset(lists.layout)
     if usual in agreed:
         return usual
     return agreed[0] if len(agreed) == 1 else None
+
+
+def usual_block_offset(layout: Layout) -> int:
+    """Offset of ``stackblock`` in 2.28 to 2.43, where nothing can be derived."""
+    return -(-(layout.next_event + 8) // _EXC_ALIGNMENT) * _EXC_ALIGNMENT + _EXC_SIZE
 
 
 def _search_start(lists: Lists) -> int:

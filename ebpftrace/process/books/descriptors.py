@@ -68,6 +68,17 @@ class Fate(Enum):
     """Neither alive nor marked as exited: seen after a fork behind glibc's back."""
 
 
+def join_offset(lists: Lists) -> int:
+    """Where ``joinid`` (``joinstate``) is: with ``result`` right before ``schedparam`` (nptl/descr.h)."""
+    return lists.layout.sched_priority - 16
+
+
+def setxid_offset(lists: Lists) -> int:
+    """Where ``setxid_futex`` is."""
+    since, before = _SETXID_BEHIND_CLOCK
+    return join_offset(lists) - (12 if since <= lists.version < before else 4)
+
+
 class Format:
     """Unpacks descriptors of one process, from one read each."""
 
@@ -75,19 +86,15 @@ class Format:
         layout = lists.layout
         self.lists = lists
         self._link = layout.link
-        # joinid (joinstate) and result come right before schedparam in all of these versions (nptl/descr.h).
-        join = layout.sched_priority - 16
-        setxid_gap = 4
-        since, before = _SETXID_BEHIND_CLOCK
-        if since <= lists.version < before:
-            setxid_gap = 12
+        join = join_offset(lists)
+        since, _ = _SETXID_BEHIND_CLOCK
         self._knows_setxid = lists.version >= since
         fields = [
             (layout.link, "Q"),
             (layout.link + 8, "Q"),
             (layout.tid, "i"),
             (layout.cancelhandling, "i"),
-            (join - setxid_gap, "I"),
+            (setxid_offset(lists), "I"),
             (join, "Q"),
             (layout.start_routine, "Q"),
         ]

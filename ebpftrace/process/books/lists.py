@@ -31,22 +31,22 @@ _FIELDS = (
     "list_t_next",
     "list_t_prev",
 )
-_ROOT_FIELDS = ("rtld_global__dl_stack_used", "rtld_global__dl_stack_user")
+ROOT_FIELDS = ("rtld_global__dl_stack_used", "rtld_global__dl_stack_user")
 _SIZEOF_PTHREAD = _DB + "sizeof_pthread"
 _VERSION = ("__nptl_version", "nptl_version")
-_ROOT = "__nptl_rtld_global"
-_USED = ("_dl_stack_used", "stack_used")
-_USER = ("_dl_stack_user", "__stack_user")
+ROOT = "__nptl_rtld_global"
+USED = ("_dl_stack_used", "stack_used")
+USER = ("_dl_stack_user", "__stack_user")
 _CACHE = ("_dl_stack_cache", "stack_cache")
 _CACHE_SIZE = ("_dl_stack_cache_actsize", "stack_cache_actsize")
 _CACHE_LIMIT = ("__nptl_stack_cache_maxsize", "stack_cache_maxsize")
 SYMBOLS = frozenset(
-    [_DB + name for name in (*_FIELDS, *_ROOT_FIELDS)]
-    + [_SIZEOF_PTHREAD, _ROOT, *_VERSION, *_USED, *_USER, *_CACHE, *_CACHE_SIZE, *_CACHE_LIMIT]
+    [_DB + name for name in (*_FIELDS, *ROOT_FIELDS)]
+    + [_SIZEOF_PTHREAD, ROOT, *_VERSION, *USED, *USER, *_CACHE, *_CACHE_SIZE, *_CACHE_LIMIT]
 )
 
-_LIBRARY = re.compile(r"lib(c|pthread)[.-]")
-_MUSL = re.compile(r"/(ld-musl-|libc\.musl-)|musl[^/]*/libc\.so$")
+LIBRARY = re.compile(r"lib(c|pthread)[.-]")
+MUSL = re.compile(r"/(ld-musl-|libc\.musl-)|musl[^/]*/libc\.so$")
 """Distributions differ in whether the file is named after the loader or the library."""
 _LOADER = re.compile(r"ld(64)?[.-]")
 _MAX_FILES = 4
@@ -115,9 +115,9 @@ def find_lists(pid: int, vmas: Vmas, memory: Readable) -> Union[Lists, Absent]:
     refusals: list[str] = []
     files = file_mappings(vmas)
     names = [PurePosixPath(vma.path).name for vma in files]
-    if any(_MUSL.search(vma.path) for vma in files):
+    if any(MUSL.search(vma.path) for vma in files):
         return Absent("musl keeps no list of threads that exited", "musl")
-    libraries = [vma for vma, name in zip(files, names) if _LIBRARY.match(name)]
+    libraries = [vma for vma, name in zip(files, names) if LIBRARY.match(name)]
     # libpthread.so.0 of glibc < 2.34 holds what libc.so.6 holds later, so it is asked first.
     libraries.sort(key=lambda vma: "pthread" not in PurePosixPath(vma.path).name)
     static = not libraries and not any(_LOADER.match(name) for name in names)
@@ -129,7 +129,7 @@ def find_lists(pid: int, vmas: Vmas, memory: Readable) -> Union[Lists, Absent]:
             continue
         with os.fdopen(fd, "rb") as file:
             image = read_image(file, SYMBOLS)
-        if image is None or not any(name in image.symbols for name in (*_USED, _ROOT)):
+        if image is None or not any(name in image.symbols for name in (*USED, ROOT)):
             continue
         found = lists_of_image(image, vma, memory, static)
         if found is not None:
@@ -146,16 +146,16 @@ def lists_of_image(image: Image, vma: Vma, memory: Readable, static: bool) -> Op
     bias = image.bias(vma)
     if bias is None:
         return None
-    symbols = _Symbols(image, bias, memory)
+    symbols = Symbols(image, bias, memory)
     try:
         version = symbols.version()
         layout = symbols.layout()
         root = symbols.root()
-        used, user = (symbols.address(*names) for names in (_USED, _USER))
+        used, user = (symbols.address(*names) for names in (USED, USER))
         if root is not None:
-            used = used or root + symbols.offset(_ROOT_FIELDS[0])
+            used = used or root + symbols.offset(ROOT_FIELDS[0])
             # 2.33 has the list of used stacks in ld.so and describes only that one.
-            user = user or root + symbols.offset(_ROOT_FIELDS[1])
+            user = user or root + symbols.offset(ROOT_FIELDS[1])
         if used is None or user is None:
             return None
         cache, cache_size = symbols.address(*_CACHE), symbols.address(*_CACHE_SIZE)
@@ -165,17 +165,17 @@ def lists_of_image(image: Image, vma: Vma, memory: Readable, static: bool) -> Op
             cache = user + _LIST_HEAD_SIZE
             cache_size = cache + _LIST_HEAD_SIZE
         limit = symbols.address(*_CACHE_LIMIT)
-    except (OSError, _UnsoundError):
+    except (OSError, UnsoundError):
         return None
     return Lists(version, static, image.order, layout, used, user, cache, cache_size, limit)
 
 
-class _UnsoundError(Exception):
+class UnsoundError(Exception):
     """The descriptions contradict each other."""
 
 
-class _Symbols:
-    """The symbols of one loaded image, and what they hold in the target's memory."""
+class Symbols:
+    """The symbols of one loaded image, and what they hold in memory."""
 
     def __init__(self, image: Image, bias: int, memory: Readable) -> None:
         self._image = image
@@ -183,6 +183,7 @@ class _Symbols:
         self._memory = memory
 
     def address(self, *names: str) -> Optional[int]:
+        """Where the first of these is that there is; None where there is none."""
         for name in names:
             if name in self._image.symbols:
                 return (self._image.symbols[name] + self._bias) % (1 << 64)
@@ -191,12 +192,12 @@ class _Symbols:
     def _need(self, *names: str) -> int:
         address = self.address(*names)
         if address is None:
-            raise _UnsoundError(names[0])
+            raise UnsoundError(names[0])
         return address
 
     def root(self) -> Optional[int]:
         """Address of ``_rtld_global``, which libc keeps a pointer to for debuggers."""
-        address = self.address(_ROOT)
+        address = self.address(ROOT)
         if address is None:
             return None
         (pointer,) = struct.unpack(self._image.order + "Q", self._memory.read(address, 8))
@@ -207,7 +208,7 @@ class _Symbols:
         text = self._memory.read(self._need(*_VERSION), 8)
         match = re.match(rb"(\d)\.(\d{1,3})[.\0]", text)
         if not match:
-            raise _UnsoundError("version")
+            raise UnsoundError("version")
         return int(match[1]), int(match[2])
 
     def offset(self, name: str) -> int:
@@ -215,10 +216,11 @@ class _Symbols:
         raw = self._memory.read(self._need(_DB + name), 12)
         _, _, offset = struct.unpack(self._image.order + "3I", raw)
         if offset >= _MAX_PTHREAD:
-            raise _UnsoundError(name)
+            raise UnsoundError(name)
         return int(offset)
 
     def layout(self) -> Layout:
+        """Offsets in struct pthread."""
         size_raw = self._memory.read(self._need(_SIZEOF_PTHREAD), 4)
         (size,) = struct.unpack(self._image.order + "I", size_raw)
         link, tid, cancel, priority, start, event, forward, back = (self.offset(name) for name in _FIELDS)
@@ -231,5 +233,5 @@ class _Symbols:
             and start + 8 <= event
             and event + 8 <= size <= _MAX_PTHREAD
         ):
-            raise _UnsoundError("layout")
+            raise UnsoundError("layout")
         return Layout(size, link, forward, back, tid, cancel, priority, start, event)

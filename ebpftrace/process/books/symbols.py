@@ -29,6 +29,9 @@ _MAX_OCCURRENCES = 16
 _SYMBOL = "I4xQ8x"
 """Elf64_Sym (elf(5)): st_name, then st_info, st_other, st_shndx skipped, st_value, st_size skipped."""
 _SYMBOL_SIZE = 24
+_PF_X = 1
+_MAX_INTERPRETER = 4096
+"""Bytes of its name (PATH_MAX)."""
 _PAGE = 4096
 """The least page size; segments are aligned at least to it."""
 
@@ -40,6 +43,7 @@ class Segment:
     offset: int
     address: int
     size: int
+    executable: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,20 @@ def read_image(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
     status = os.fstat(file.fileno())
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     return _read_image(_Identified(identity, file), names)
+
+
+def read_interpreter(file: BinaryIO) -> Optional[str]:
+    """Path of the loader that an ELF file names; empty for a static one, None for what is no sound file."""
+    try:
+        elf = ELFFile(file)
+        for header in _headers(elf, "p", elf.structs.Elf_Phdr, _MAX_SEGMENTS):
+            if header["p_type"] == "PT_INTERP":
+                file.seek(header["p_offset"])
+                size = min(header["p_filesz"], _MAX_INTERPRETER)
+                return file.read(size).partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    except (ELFError, ConstructError, OSError, ValueError, OverflowError, struct.error):
+        return None
+    return ""
 
 
 class _Identified:
@@ -97,7 +115,7 @@ def _parse(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
         return None
     order = "<" if elf.little_endian else ">"
     segments = tuple(
-        Segment(header["p_offset"], header["p_vaddr"], header["p_filesz"])
+        Segment(header["p_offset"], header["p_vaddr"], header["p_filesz"], bool(header["p_flags"] & _PF_X))
         for header in _headers(elf, "p", elf.structs.Elf_Phdr, _MAX_SEGMENTS)
         if header["p_type"] == "PT_LOAD"
     )

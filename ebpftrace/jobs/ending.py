@@ -1,0 +1,178 @@
+"""The end of an address space: what the kernel side read of glibc's lists in the dying task, put together."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import PurePosixPath
+from typing import Optional, Union
+
+from ebpftrace.errors import CannotTrace
+from ebpftrace.kernel.tracer import Awaited, ImageExecuted, ListedAtEnd, Tracer, Walked
+from ebpftrace.model import Books, BooksState, Interval, Run, Thread, Vma
+from ebpftrace.process.books.final import LibcFile, Listed, final_books, read_libc_file
+from ebpftrace.process.books.lists import LIBRARY, MUSL
+from ebpftrace.process.books.symbols import file_mappings, read_interpreter
+from ebpftrace.process.files import FileKey, file_key, is_file, names, open_mapped_file
+from ebpftrace.process.maps import read_maps
+from ebpftrace.vmas import Vmas
+
+EndEvent = Union[ListedAtEnd, Walked, Awaited]
+
+_MOST_KEPT = 1 << 18
+"""Threads of one walk, and futexes, that are kept: more than a process can have stacks for by default."""
+
+
+class Libcs:
+    """The libcs met so far, by their files: each file is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], Optional[LibcFile]] = {}
+
+    def meet_own(self, tracer: Tracer) -> None:
+        """Have the kernel side recognise the libc of this very process: most programs have the same."""
+        pid = os.getpid()
+        for vma in _libraries(read_maps(pid)):
+            self.find(pid, vma, tracer)
+
+    def known(self, file: FileKey) -> Optional[LibcFile]:
+        """The libc in this file, if it was met."""
+        return self._known.get((file.device, file.inode))
+
+    def find(self, pid: int, vma: Vma, tracer: Tracer) -> Optional[LibcFile]:
+        """The libc that process ``pid`` has mapped there; None for what is none, or cannot be read."""
+        place = vma.device, vma.inode
+        if place not in self._known:
+            try:
+                handle = open_mapped_file(pid, vma)
+            except CannotTrace:
+                return None
+            with os.fdopen(handle, "rb") as file:
+                libc = self._known[place] = read_libc_file(file)
+            if libc is not None:
+                tracer.know_libc(file_key(vma), libc)
+        return self._known[place]
+
+
+class Ending:
+    """What is known of the end of one address space; ``final`` makes books of it."""
+
+    def __init__(self, pid: int, libcs: Libcs) -> None:
+        self._pid = pid
+        self._libcs = libcs
+        self._libc: Optional[LibcFile] = None
+        self._is_musl = False
+        self._listed: list[Listed] = []
+        self._walk = -1
+        """Which walk these are of."""
+        self._walked: Optional[Walked] = None
+        self.awaited: set[int] = set()
+        """Futexes that threads slept at when they died."""
+
+    @property
+    def at(self) -> Optional[int]:
+        """First sign of the end, in ns of CLOCK_MONOTONIC; None where none was seen."""
+        return self._walked.ended_at if self._walked is not None else None
+
+    def look(self, vmas: Vmas, space: int, tracer: Tracer) -> None:
+        """Find the libc of a process that runs, and tell the kernel side."""
+        self._is_musl |= any(MUSL.search(vma.path) for vma in file_mappings(vmas))
+        for vma in _libraries(vmas):
+            libc = self._libcs.find(self._pid, vma, tracer)
+            base = libc.image.bias(vma) if libc is not None else None
+            if libc is not None and base is not None:
+                self._libc = libc
+                tracer.set_libc(space, file_key(vma), libc, base)
+
+    def executed(self, event: ImageExecuted) -> None:
+        """Take in which program it is: one that is linked with musl maps no libc by a call of its own."""
+        interpreter = _interpreter(self._pid, event.file)
+        self._is_musl = interpreter is not None and MUSL.search(interpreter) is not None
+
+    def mapped(self, key: FileKey, vma: Vma, space: int, tracer: Tracer) -> None:
+        """Take in a library; the kernel side knows it already, or is told now."""
+        if self._libc is not None or not LIBRARY.match(PurePosixPath(vma.path).name):
+            return
+        self._libc = self._libcs.known(key)
+        if self._libc is None:
+            libc = self._libcs.find(self._pid, vma, tracer)
+            base = libc.image.bias(vma) if libc is not None else None
+            if libc is not None and base is not None:
+                self._libc = libc
+                tracer.set_libc(space, key, libc, base)
+
+    def handle(self, event: EndEvent) -> None:
+        """Take in what the kernel side tells of the end."""
+        if isinstance(event, Awaited):
+            if len(self.awaited) < _MOST_KEPT:
+                self.awaited.add(event.address)
+        elif isinstance(event, Walked):
+            self._walked = event
+        else:
+            if event.walk != self._walk:
+                self._walk, self._listed = event.walk, []
+            if len(self._listed) < _MOST_KEPT:
+                self._listed.append(event.thread)
+
+    def final(self, runs: Sequence[Run], threads: Iterable[Thread], earlier: Optional[Books]) -> Books:
+        """The books of its last moment; UNSTABLE or ABSENT where they could not be read.
+
+        ``runs`` and ``threads`` are what the trace knows; ``earlier`` the books at attach.
+        """
+        if self._is_musl:
+            return Books(BooksState.ABSENT, "musl keeps no list of threads that exited", libc="musl")
+        if self._walked is None:
+            return Books(BooksState.ABSENT, "the end of the process was not seen")
+        if self._libc is None or not self._walked.complete:
+            return Books(BooksState.ABSENT, self._walked.why or "no glibc was seen in the process")
+        listed = self._listed if self._walk == self._walked.walk else []
+        if len(listed) != self._walked.sent:
+            why = f"{self._walked.sent - len(listed)} exited threads could not be told of at the end"
+            return Books(BooksState.UNSTABLE, why)
+        exits = _Exits(runs, threads, earlier)
+        return final_books(self._libc, listed, self.awaited, exits.had_exited)
+
+
+class _Exits:
+    """Who had exited before the process began to end, by descriptor and stack."""
+
+    def __init__(self, runs: Sequence[Run], threads: Iterable[Thread], earlier: Optional[Books]) -> None:
+        self._runs = sorted(runs, key=lambda run: run.stack_byte)
+        self._starts = [run.stack_byte for run in self._runs]
+        self._before = {thread.id.tid: thread for thread in threads if thread.before_attach}
+        self._earlier = {one.descriptor: one for one in earlier.threads} if earlier is not None else {}
+
+    def had_exited(self, descriptor: int, stack: Interval) -> Optional[bool]:
+        """None where the trace knows nothing of that thread."""
+        first = bisect_left(self._starts, stack.start)
+        last = bisect_left(self._starts, stack.end)
+        on_it = self._runs[first:last]
+        if on_it:
+            return max(on_it, key=lambda run: run.thread.born).exited_at is not None
+        earlier = self._earlier.get(descriptor)
+        if earlier is None:
+            return None
+        if earlier.exited:
+            return True
+        thread = self._before.get(earlier.tid)
+        return None if thread is None else not thread.alive
+
+
+def _libraries(vmas: Vmas) -> list[Vma]:
+    """Mappings of what is a libc by its name; of glibc before 2.34 the library of threads comes first."""
+    found = [vma for vma in file_mappings(vmas) if LIBRARY.match(PurePosixPath(vma.path).name)]
+    return sorted(found, key=lambda vma: "pthread" not in PurePosixPath(vma.path).name)
+
+
+def _interpreter(pid: int, file: FileKey) -> Optional[str]:
+    """The dynamic loader of a program that may have ended; None where its file is not to be found."""
+    for root in (f"/proc/{pid}/root", ""):
+        for name in names(file.path):
+            with suppress(OSError):
+                handle = os.open(root + name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+                with os.fdopen(handle, "rb") as opened:
+                    if is_file(handle, file):
+                        return read_interpreter(opened)
+    return None

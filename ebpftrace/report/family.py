@@ -1,0 +1,47 @@
+"""Which of the reports of many processes are shown, and the line that tells of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ebpftrace.model import EndedBy, Processes, Report
+from ebpftrace.text import plural
+
+
+def is_telling(report: Report) -> bool:
+    """There is a leak, or something that could not be judged."""
+    return any(finding.leak for finding in report.findings) or report.undecided > 0 or report.losses.may_hide
+
+
+def chosen(reports: Sequence[Report]) -> list[Report]:
+    """Those that tell something, leaks first; of none that does, those that the user named."""
+    telling = [report for report in reports if is_telling(report)]
+    if telling:
+        return sorted(telling, key=lambda report: not any(finding.leak for finding in report.findings))
+    named = [report for report in reports if not report.is_child]
+    return [_last_image(report, reports) for report in named]
+
+
+def last_line(reports: Sequence[Report], processes: Processes) -> str:
+    """What became of the processes that no page tells of; empty where there is none."""
+    lines = []
+    if processes.followed:
+        told = sum(report.is_child and is_telling(report) for report in reports)
+        rest = processes.judged - told
+        threads = "created a thread" if processes.judged == 1 else "created threads"
+        lines.append(
+            f"Followed: {plural(processes.followed, 'process', 'processes')} (forked or executed); "
+            f"{processes.judged} {threads}, {rest} of them left nothing to tell"
+        )
+    if processes.lost:
+        lost = plural(processes.lost, "process", "processes")
+        lines.append(f"LOST: {lost} could not be followed: there was no room for more at once")
+    return "\n".join(lines)
+
+
+def _last_image(report: Report, reports: Sequence[Report]) -> Report:
+    """What the same process executed last, if that created threads."""
+    if report.ended_by is not EndedBy.EXEC:
+        return report
+    later = [one for one in reports if one.is_child and one.target.pid == report.target.pid]
+    return later[-1] if later else report

@@ -1,0 +1,155 @@
+"""What a traced process executes and forks: each process that creates threads is judged, also a short one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import jsonschema
+import pytest
+from harness import SCHEMA, Json, Result, Target, Tracer, build, leaks, run_tracer, traced
+from programs import STRIPPED, compiled
+
+LEAK, UNDECIDED, CHOSEN = 3, 4, 7
+LEAKING = {
+    "leak5": 5,
+    "exits": 1,
+    "cancelled": 1,
+    "gives_up": 1,
+    "c11": 1,
+    "mixed": 2,
+    "own_stack": 1,
+}
+HEALTHY = (
+    "joined",
+    "at_end",
+    "runs",
+    "detached",
+    "detached_after",
+    "self_detached",
+    "attr_detached",
+    "tryjoin",
+    "timedjoin",
+    "c11_joined",
+    "churn",
+    "waits",
+)
+ENDS = ("return", "exit", "_exit", "term", "kill", "abort", "segv", "last")
+
+
+def document(result: Result) -> Json:
+    """What it reported of several processes; each report checked against its schema."""
+    told: Json = json.loads(result.stdout)
+    schema = json.loads(SCHEMA.read_text())
+    for report in told["reports"]:
+        jsonschema.validate(report, schema)
+    return told
+
+
+def leaked(report: Json) -> int:
+    return sum(finding["count"] for finding in leaks(report))
+
+
+def run_script(directory: Path, lines: list[str], *options: object) -> Result:
+    script = directory / "script.sh"
+    script.write_text("\n".join([*lines, "exit 0"]))
+    return run_tracer("--json", "-q", "--fail-on-leak", *options, "--", "sh", script)
+
+
+def test_every_child_of_a_script_is_judged_by_itself(tmp_path: Path) -> None:
+    """All ways to leave threads unjoined, or not, and to end; 0 or 2 ms after."""
+    expected, lines = {}, []
+    for number, body in enumerate((*LEAKING, *HEALTHY)):
+        for place, end in enumerate(ENDS):
+            if (body, end) == ("waits", "last"):
+                continue
+            name = f"p{len(expected)}"  # what the process is called
+            (tmp_path / name).symlink_to(build("finale"))
+            tail_ms = 2 * ((number + place) % 2)
+            lines.append(f"{tmp_path / name} {body} {tail_ms} {end} 2>/dev/null")
+            expected[name] = LEAKING.get(body, 0)
+    result = run_script(tmp_path, lines)
+    assert result.status == LEAK
+    told = document(result)
+    assert told["processes"] == {"followed": len(lines), "judged": len(lines), "lost": 0}
+    assert told["undecided"] == 0
+    found = {report["target"]["comm"]: leaked(report) for report in told["reports"] if leaked(report)}
+    assert found == {name: number for name, number in expected.items() if number}
+    for report in told["reports"]:
+        for finding in leaks(report):
+            assert "main" in [frame["function"] for frame in finding["stack"]["frames"]]
+
+
+def test_healthy_children_leave_the_status_of_the_command(tmp_path: Path) -> None:
+    finale = build("finale")
+    result = run_script(tmp_path, [f"{finale} {body} 2 return" for body in HEALTHY])
+    assert (result.status, document(result)["undecided"]) == (0, 0)
+
+
+def test_what_a_process_executes_is_traced_under_its_new_name() -> None:
+    finale = build("finale")
+    result = run_tracer("--json", "-q", "--fail-on-leak", "--", "env", finale, "leak1", 0, "kill")
+    told = document(result)
+    assert result.status == LEAK
+    assert (told["command"]["signal"], told["command"]["exit_status"]) == (signal.SIGKILL, None)
+    before, after = told["reports"]
+    assert (before["window"]["ended_by"], Path(before["executed"]).name) == ("exec", "finale")
+    assert before["target"]["pid"] == after["target"]["pid"]
+    assert before["target"]["comm"] == "env"
+    assert (leaked(before), leaked(after), after["target"]["comm"]) == (0, 1, "finale")
+
+
+def test_without_following_children_are_not_traced() -> None:
+    finale = build("finale")
+    script = f"{finale} leak1 0 return; exit 0"
+    options = ("--json", "-q", "--fail-on-leak", "--no-follow-forks")
+    assert run_tracer(*options, "--", "sh", "-c", script).status == 0
+    assert run_tracer(*options, "--", "sh", "-c", f"exec {finale} leak1 0 return").status == LEAK
+
+
+def test_what_cannot_be_judged_in_a_child_is_no_success(tmp_path: Path) -> None:
+    program = compiled(tmp_path, "unjoined", STRIPPED)
+    result = run_script(tmp_path, [f"{program} 3 2"])
+    assert (result.status, document(result)["undecided"]) == (UNDECIDED, 3)
+
+
+def test_processes_without_threads_cost_a_line(tmp_path: Path) -> None:
+    script = tmp_path / "script.sh"
+    script.write_text("i=0; while [ $i -lt 500 ]; do (:); i=$((i+1)); done; /bin/true; exit 0")
+    result = run_tracer("-q", "--fail-on-leak", "--", "sh", script)
+    assert result.status == 0
+    # A vfork counts when it executes.
+    assert re.search(r"Followed: 50[12] processes \(forked or executed\); 0 created threads", result.stdout)
+    assert "LOST" not in result.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("-f",)])
+def test_children_of_a_running_process_are_traced_when_asked_for(options: tuple[str, ...]) -> None:
+    with Target("prefork", 3, 2) as target, traced(target, "--fail-on-leak", *options) as tracer:
+        target.run()
+        assert target.end() == 0
+        result = tracer.wait()
+    if not options:
+        assert result.status == 0
+        assert leaked(result.report) == 0
+        return
+    assert result.status == LEAK
+    children = {fact["pid"] for fact in target.facts("worker")}
+    told = {report["target"]["pid"]: leaked(report) for report in document(result)["reports"]}
+    assert {pid: number for pid, number in told.items() if number} == dict.fromkeys(children, 2)
+
+
+def test_a_leak_before_an_exec_counts_and_names_what_was_executed() -> None:
+    with (
+        Target("exec_after", 4) as target,
+        Tracer("-p", target.pid, "--until-interrupt", "--fail-on-leak") as tracer,
+    ):
+        target.go()
+        assert target.end() == 0
+        result = tracer.wait()
+    assert result.status == LEAK
+    assert leaked(result.report) == 4
+    assert os.path.basename(result.report["executed"]) == "cat"  # noqa: PTH119

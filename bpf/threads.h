@@ -303,7 +303,10 @@ static __always_inline int thread_executed(struct thread_t *thread, u32 tid)
                             .space = thread->life.space,
                             .tid = tid,
                             .call = {.at = bpf_ktime_get_ns()}};
-    int is_followed = FOLLOW_EXEC && !thread->waits_for_exec;
+    struct walk_t *walk = walk_of(thread->life.space);
+    /* A vfork child is one, too. */
+    int is_child = walk && walk->tgid != thread->life.tgid;
+    int is_followed = (is_child ? FOLLOW_FORKS : FOLLOW_EXEC) && !thread->waits_for_exec;
 
     program_executed(is_followed ? NO_SPACE : thread->life.space, tid, event.call.at);
     if (space)

@@ -79,7 +79,7 @@ static __always_inline void emit_hole(struct thread_t *thread, struct space_t *s
         .kind = EVENT_HOLE,
         .space = thread->life.space,
         .tid = thread->life.tid,
-        .call = {.at = at, .done_at = done_at, .start = address_of(start), .length = length}};
+        .call = {.at = at, .done_at = done_at, .start = untagged(start), .length = length}};
 
     mark_hard(space, done_at);
     emit(space, &event);

@@ -7,9 +7,15 @@
  */
 #define LEAST_PAGE_SHIFT 12
 
+/* An address as the kernel sees it: arm64 ignores the top byte. */
+static __always_inline u64 untagged(u64 address)
+{
+    return address & ((1ULL << ADDRESS_BITS) - 1);
+}
+
 static __always_inline u64 key_of(u32 space, u64 address)
 {
-    return (address & ((1ULL << ADDRESS_BITS) - 1)) >> LEAST_PAGE_SHIFT | (u64)space << SPACE_SHIFT;
+    return untagged(address) >> LEAST_PAGE_SHIFT | (u64)space << SPACE_SHIFT;
 }
 
 static __always_inline u64 address_of(u64 key)

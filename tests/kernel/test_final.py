@@ -72,14 +72,16 @@ def test_what_is_killed_in_the_window_is_judged_as_it_died() -> None:
 
 def test_musl_keeps_no_stack_of_a_joined_thread(tmp_path: Path) -> None:
     program = compiled(tmp_path, "unjoined", MUSL)
-    leaking = run_tracer("--json", "-q", "--fail-on-leak", "--", program, 5, 2)
-    assert ([count for _, count, _ in found(leaking.report)], leaking.status) == ([5], LEAK)
+    leaking = run_tracer("--json", "-q", "--fail-on-leak", "--", program, 5, 20)
+    # The last one may run on when the program ends.
+    assert sum(count for _, count, _ in found(leaking.report)) in (4, 5)
+    assert leaking.status == LEAK
     healthy = run_tracer("--json", "-q", "--fail-on-leak", "--", program, 5, 2, "joins")
     assert (found(healthy.report), healthy.status) == ([], CHOSEN)
 
 
 def test_a_stripped_static_program_is_not_judged(tmp_path: Path) -> None:
-    program = compiled(tmp_path, "unjoined", STRIPPED)
-    result = run_tracer("--json", "-q", "--fail-on-leak", "--", program, 5, 2)
+    program = compiled(tmp_path, "finale", STRIPPED)
+    result = run_tracer("--json", "-q", "--fail-on-leak", "--", program, "leak5", 2, "return")
     assert result.report["undecided"] == 5
     assert (found(result.report), result.status) == ([], CHOSEN)

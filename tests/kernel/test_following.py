@@ -111,9 +111,9 @@ def test_without_following_children_are_not_traced() -> None:
 
 
 def test_what_cannot_be_judged_in_a_child_is_no_success(tmp_path: Path) -> None:
-    program = compiled(tmp_path, "unjoined", STRIPPED)
-    result = run_script(tmp_path, [f"{program} 3 2"])
-    assert (result.status, document(result)["undecided"]) == (UNDECIDED, 3)
+    program = compiled(tmp_path, "finale", STRIPPED)
+    result = run_script(tmp_path, [f"{program} leak5 2 return"])
+    assert (result.status, document(result)["undecided"]) == (UNDECIDED, 5)
 
 
 def test_processes_without_threads_cost_a_line(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ebpftrace.stacks import debugfiles, modules
 from ebpftrace.stacks import files as files_module
 from ebpftrace.stacks.elf import (
     EHDR,
-    MAX_SECTIONS,
+    MAX_KEPT_SECTIONS,
     MAX_SEGMENTS,
     PT_LOAD,
     ElfHeaders,
@@ -263,8 +263,8 @@ def test_headers_of_endless_tables_are_not_kept(real: bytes) -> None:
         content = EHDR.pack(ident, kind, machine, version, entry, EHDR.size, EHDR.size, *counts) + tables
         return read_headers(lambda offset, count: content[offset : offset + count])
 
-    assert len(read(MAX_SEGMENTS, MAX_SECTIONS).sections) == MAX_SECTIONS
-    assert not read(MAX_SEGMENTS, 65_535).sections
+    for sections in (MAX_KEPT_SECTIONS, MAX_KEPT_SECTIONS + 1, 65_535):
+        assert len(read(MAX_SEGMENTS, sections).sections) == MAX_KEPT_SECTIONS
     with pytest.raises(NotElfError):
         read(MAX_SEGMENTS + 1, 1)
 

@@ -81,6 +81,7 @@ class Server:
         if ended.returncode:
             raise RuntimeError(f"$ {command}: status {ended.returncode}\n{ended.stdout}")
         output = re.sub(rf"\b{pid}\b", SHOWN_PID, ended.stdout).replace(str(self._directory), SHOWN_DIRECTORY)
+        output = output.replace(f"{ROOT}/", "")  # where this checkout lies
         return "".join(f"{line.rstrip()}\n" for line in output.splitlines())
 
     def was_late(self) -> bool:

@@ -14,7 +14,9 @@ import pytest
 from harness import Target
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.jobs.ending import Libcs
 from ebpftrace.jobs.leak_watch import LeakWatch
+from ebpftrace.jobs.searching import MemorySearcher
 from ebpftrace.jobs.tracing import begin_loading, open_tracer
 from ebpftrace.kernel import tables
 from ebpftrace.model import EndedBy, Report
@@ -90,7 +92,7 @@ def in_turn(fault: Fault, job: Callable[[], object]) -> tuple[int, int]:
 
 
 def watched(target: Process, engine: Engine) -> LeakWatch:
-    return LeakWatch(target, engine, min_age=0, wants_stacks=True)
+    return LeakWatch(target, engine, Libcs(), min_age=0, wants_stacks=True)
 
 
 def descriptors() -> int:
@@ -125,7 +127,7 @@ def test_look_and_verdict(
     def job() -> None:
         with open_target(target.pid) as held, watched(held, engine) as watch:
             watch.look()
-            assert isinstance(watch.verdict(), Report)
+            assert isinstance(watch.verdict(MemorySearcher()), Report)
 
     job()
     before = descriptors()
@@ -149,7 +151,7 @@ def test_report_of_a_trace(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> N
 
             def job() -> None:
                 watch.tend(tracer, crowded=True)
-                assert watch.report(tracer, EndedBy.INTERVAL).findings
+                assert watch.report(tracer, EndedBy.INTERVAL, MemorySearcher()).findings
 
             job()
             for place, name, code in FAULTS:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT, Target, eventually
 
+from ebpftrace.jobs.ending import Libcs
 from ebpftrace.jobs.leak_watch import LeakWatch
 from ebpftrace.jobs.searching import no_searcher
 from ebpftrace.jobs.tracing import begin_loading, open_tracer
@@ -41,7 +42,7 @@ def watched(target: Target) -> Iterator[tuple[LeakWatch, Tracer]]:
     with (
         Engine() as engine,
         open_target(target.pid) as held,
-        LeakWatch(held, engine, min_age=0, wants_stacks=False) as watch,
+        LeakWatch(held, engine, Libcs(), min_age=0, wants_stacks=False) as watch,
     ):
         watch.look()
         with begin_loading([target.pid]) as loading, open_tracer([watch], loading) as tracer:

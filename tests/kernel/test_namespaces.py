@@ -157,7 +157,7 @@ AS_ON_THE_HOST = (
     "test_exactness.py::test_ledger_is_what_the_kernel_has[1]",
     "test_growth_command.py::test_every_byte_has_its_cause",
     "test_lifecycle.py::test_command_is_traced_from_its_first_instruction",
-    "test_lifecycle.py::test_exec_of_the_target_ends_the_trace[thread]",
+    "test_lifecycle.py::test_exec_of_the_target_ends_its_address_space_and_not_the_trace[thread]",
     "test_mmap_leaks_orphans.py::test_what_is_left_of_an_orphan[kept]",
     "test_namespaces.py::test_clones_in_a_container",
     "test_trace.py::test_same_lines_as_strace[options0]",

@@ -325,12 +325,17 @@ def test_of_what_is_far_slower_one_round_is_enough_whatever_the_noise() -> None:
 
 
 def test_floor_is_on_the_tracepoints_of_our_programs() -> None:
-    found = empty_probes.probes_of((ROOT / "bpf" / "ledger.c").read_text())
+    source = (ROOT / "bpf" / "ledger.c").read_text()
+    found = empty_probes.probes_of(source, {"HAS_SHARED_MEMORY", "EXIT_HAS_MEMORY", "HAS_PREPARE_EXEC"})
     assert {("syscalls", "sys_exit_mmap"), ("syscalls", "sys_enter_munmap"), ("task", "task_newtask")} <= {
         *found
     }
     assert len(found) == len({*found})
-    assert ("syscalls", "sys_enter_execve") not in found
+    older = empty_probes.probes_of(source, set())
+    for probe in (("syscalls", "sys_enter_execve"), ("syscalls", "sys_enter_exit_group")):
+        assert probe not in found
+        assert probe in older
+    assert ("sched", "sched_prepare_exec") in {*found} - {*older}
 
 
 def test_import_times_are_those_of_the_modules_themselves() -> None:

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE, ROOT, Json, Program, Tracer, leaks, run_tracer
+from harness import PATIENCE, ROOT, Json, Program, Tracer, eventually, leaks, run_tracer
 from programs import compiled
 
 COUNT = 12
 KINDS = (
-    *("batch", "fork-join", "result", "pool", "ring", "linked", "list-lost", "regions", "lost", "living"),
-    "piling",
+    *("piling", "living", "batch", "fork-join", "result", "pool", "ring", "linked", "list-lost", "regions"),
+    "lost",
 )
+"""Those first that must be at it all through the window, or for a second."""
 HEALTHY = ("batch", "fork-join", "result", "pool", "ring", "linked")
 _ROOM = 20_000
 
@@ -44,6 +45,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Seen]]:
         with Tracer(*pids, "--until-interrupt", "--max-mappings", _ROOM) as tracer:
             for program in programs.values():
                 program.run()
+            tasks = Path(f"/proc/{programs['piling'].pid}/task")
+            eventually(lambda: len(list(tasks.iterdir())) > 3 * COUNT, "threads pile up for seconds")
             traced = by_pid(tracer.interrupt().stdout)
         alone = by_pid(run_tracer(*pids, "-d", 0, "--json").stdout)
         maps = {pid: looked_at(pid) for pid in (program.pid for program in programs.values())}

@@ -20,10 +20,18 @@ from ebpftrace.diagnosis.origin import (
     creator_frame,
     fills_mapping,
     foreign,
-    raw_clone,
     used_late,
 )
-from ebpftrace.diagnosis.reach import State, held_by, searched, state_of, why_unknown
+from ebpftrace.diagnosis.reach import (
+    State,
+    doubts,
+    held_by,
+    kept_of,
+    proved,
+    searched,
+    why_unknown,
+    with_stale,
+)
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.stack_cache import cache_limit
 from ebpftrace.frames import called
@@ -66,8 +74,7 @@ def kind_of(case: Case) -> Hashable:
 
 
 def _state(case: Case, context: Context) -> State:
-    state = state_of(case, context)
-    return State.LOST if state is State.KEPT and kind_of(case) in context.stale else state
+    return with_stale(case, context, kind_of(case))
 
 
 def _kind(case: Case) -> _Kind:
@@ -116,10 +123,9 @@ def _judge_unjoined(cases: Sequence[Case], state: State, context: Context) -> Ju
         why = f"{listed} when the process ended (proved)"
         return Judgement(Verdict.ABANDONED_STACK, True, (why,), advice, Certainty.PROVED)
     if state is State.LOST:
-        proved = " (proved)" if context.search.complete else ""
         why = (
-            f"{listed}; no copy of their pthread_t is left, so nobody can join them any more{proved} "
-            f"({searched(context)})"
+            f"{listed}; no copy of their pthread_t is left, so nobody can join them any more"
+            f"{proved(context)} ({searched(context)})"
         )
         return Judgement(Verdict.ABANDONED_STACK, True, (why,), advice, context.lost_is)
     if context.is_leak_of_kept(cases) or (context.ended and context.keeps_growing(cases)):
@@ -134,29 +140,27 @@ def _judge_unjoined(cases: Sequence[Case], state: State, context: Context) -> Ju
 
 
 def _judge_lost(cases: Sequence[Case], context: Context) -> Judgement:
-    kept = [case for case in cases if state_of(case, context) is State.KEPT]
-    proved = " (proved)" if context.search.complete else ""
+    kept = kept_of(cases, context)
     lost = plural(len(cases) - len(kept), "stack")
     why = [
         f"{lost} on which the last thread has exited; nothing points there any more, so nobody can unmap "
-        f"{'it' if len(cases) - len(kept) == 1 else 'them'}{proved} ({searched(context)})"
+        f"{'it' if len(cases) - len(kept) == 1 else 'them'}{proved(context)} ({searched(context)})"
     ]
     if kept:
         more = "1 more was" if len(kept) == 1 else f"{count(len(kept))} more were"
         why.append(f"{more} left likewise, and an address is still stored {held_by(kept)}: a stale copy")
-    if not context.search.complete:
-        why += [f"not proved: {gap}" for gap in context.search.gaps]
-    return Judgement(Verdict.ABANDONED_STACK, True, tuple(why), _advice(cases[0], context), context.lost_is)
+    why += doubts(context)
+    return Judgement(Verdict.ABANDONED_STACK, True, tuple(why), _advice(cases[0]), context.lost_is)
 
 
 def _judge_kept(cases: Sequence[Case], state: State, late: bool, context: Context) -> Judgement:
     stacks = plural(len(cases), "stack")
-    advice = _advice(cases[0], context)
+    advice = _advice(cases[0])
     why = f"{stacks} that the application mapped; the last owner has exited, and no thread runs on them"
     if context.ended:
         # Whoever mapped a stack for one thread and still had it at the end did not unmap it.
         known = context.libc is not Libc.UNKNOWN or foreign(cases[0].outstanding, context.evidence.tgid)
-        if context.keeps_growing(cases) or (known and not late and _never_joins(cases[0], context)):
+        if context.keeps_growing(cases) or (known and not late and cases[0].facts.by_clone):
             return Judgement(Verdict.ABANDONED_STACK, True, (why, "they stood at the end"), advice)
         doubt = "perhaps a pool of stacks: no growth over the window"
         return Judgement(Verdict.ABANDONED_STACK, False, (why, doubt), _LONGER, Certainty.POSSIBLE)
@@ -176,11 +180,6 @@ def _judge_kept(cases: Sequence[Case], state: State, late: bool, context: Contex
     )
 
 
-def _never_joins(case: Case, context: Context) -> bool:
-    """Whether no pool of a thread library can hold it: its task was cloned without the library."""
-    return raw_clone(case.outstanding, context.evidence.tgid)
-
-
 def _overflow(cases: Sequence[Case], context: Context) -> str:
     total = size(sum(case.mapping.size for case in cases))
     if context.cache_listed:
@@ -190,10 +189,10 @@ def _overflow(cases: Sequence[Case], context: Context) -> str:
     return f"{source}{total} of stacks of exited threads, more than glibc's stack cache of {limit} can hold"
 
 
-def _advice(case: Case, context: Context) -> str:
+def _advice(case: Case) -> str:
     creator = creator_frame(case.facts.stack)
     where = f" in {called(creator)}" if creator is not None else ""
-    if raw_clone(case.outstanding, context.evidence.tgid):
+    if case.facts.by_clone:
         return f"munmap the stack{where} once waitpid has returned for the task cloned on it"
     return f"munmap the stack{where} after the thread was joined, or give it to the next one"
 

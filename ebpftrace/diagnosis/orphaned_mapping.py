@@ -12,7 +12,16 @@ from collections.abc import Hashable, Sequence
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import NS
 from ebpftrace.diagnosis.origin import allocator_of, by_malloc, creator_frame
-from ebpftrace.diagnosis.reach import State, held_by, searched, state_of, why_unknown
+from ebpftrace.diagnosis.reach import (
+    State,
+    doubts,
+    held_by,
+    kept_of,
+    proved,
+    searched,
+    why_unknown,
+    with_stale,
+)
 from ebpftrace.diagnosis.rule import LONG_ENOUGH, Context, Judgement, Rule
 from ebpftrace.frames import called
 from ebpftrace.model import Certainty, OwnedBy, Verdict
@@ -36,10 +45,7 @@ def _split(case: Case, context: Context) -> Hashable:
 
 
 def _state(case: Case, context: Context) -> State:
-    state = state_of(case, context)
-    if state is State.KEPT and kind_of(case) in context.stale:
-        state = State.LOST
-    return state
+    return with_stale(case, context, kind_of(case))
 
 
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:
@@ -75,18 +81,16 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
 
 
 def _judge_lost(cases: Sequence[Case], context: Context) -> Judgement:
-    kept = [case for case in cases if state_of(case, context) is State.KEPT]
+    kept = kept_of(cases, context)
     lost = plural(len(cases) - len(kept), "mapping")
-    proved = " (proved)" if context.search.complete else ""
     why = [
         f"nothing in the process points into {lost} of threads that exited, so nobody can unmap "
-        f"{'it' if len(cases) - len(kept) == 1 else 'them'} any more{proved} ({searched(context)})"
+        f"{'it' if len(cases) - len(kept) == 1 else 'them'} any more{proved(context)} ({searched(context)})"
     ]
     if kept:
         more = "1 more was" if len(kept) == 1 else f"{len(kept)} more were"
         why.append(f"{more} left likewise, and an address is still stored {held_by(kept)}: a stale copy")
-    if not context.search.complete:
-        why += [f"not proved: {gap}" for gap in context.search.gaps]
+    why += doubts(context)
     first = cases[0]
     return Judgement(
         Verdict.ORPHANED_MAPPING, True, (*why, *_of_malloc(first)), _advice(first), context.lost_is

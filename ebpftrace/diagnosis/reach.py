@@ -50,6 +50,27 @@ def is_overlooked(reaches: Iterable[Reach], search: Search) -> bool:
     return sum(reach.lost for reach in reaches) * _WORD <= search.unsearched_bytes
 
 
+def with_stale(case: Case, context: Context, kind: Hashable) -> State:
+    """As ``state_of``; what is kept of a kind most of which are lost is kept by a stale copy: lost too."""
+    state = state_of(case, context)
+    return State.LOST if state is State.KEPT and kind in context.stale else state
+
+
+def kept_of(cases: Sequence[Case], context: Context) -> list[Case]:
+    """Of cases that count as lost, those that a stale copy still refers to."""
+    return [case for case in cases if state_of(case, context) is State.KEPT]
+
+
+def proved(context: Context) -> str:
+    """`` (proved)`` where what the search calls lost is."""
+    return " (proved)" if context.search.complete else ""
+
+
+def doubts(context: Context) -> list[str]:
+    """Why what the search calls lost is not proved; none where it is."""
+    return [] if context.search.complete else [f"not proved: {gap}" for gap in context.search.gaps]
+
+
 def stale_kinds(states: Iterable[tuple[Hashable, State]]) -> frozenset[Hashable]:
     """Kinds of which so many are lost that the kept ones are stale copies."""
     counts: dict[Hashable, Counter[State]] = {}

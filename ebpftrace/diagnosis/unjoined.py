@@ -19,7 +19,16 @@ from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import NS
 from ebpftrace.diagnosis.history import Departed
 from ebpftrace.diagnosis.origin import Libc, Origin, creator_frame, fills_mapping
-from ebpftrace.diagnosis.reach import State, held_by, searched, state_of, why_unknown
+from ebpftrace.diagnosis.reach import (
+    State,
+    doubts,
+    held_by,
+    kept_of,
+    proved,
+    searched,
+    state_of,
+    why_unknown,
+)
 from ebpftrace.diagnosis.rule import LONG_ENOUGH, Context, Judgement, Rule
 from ebpftrace.diagnosis.sites import SiteKey
 from ebpftrace.frames import called
@@ -138,21 +147,19 @@ def _judge_ended(cases: Sequence[Case], context: Context) -> Judgement:
 
 
 def _judge_lost(cases: Sequence[Case], context: Context) -> Judgement:
-    kept = [case for case in cases if state_of(case, context) is State.KEPT]
+    kept = kept_of(cases, context)
     lost = len(cases) - len(kept)
     who = "nobody can join it" if lost == 1 else "nobody can join them"
     copies = "its pthread_t" if lost == 1 else "their pthread_t"
-    proved = " (proved)" if context.search.complete else ""
     are = "thread has" if lost == 1 else "threads have"
     why = [
-        f"{count(lost)} {are} exited and {who} any more{proved}: no copy of {copies} is left in the process "
-        f"({searched(context)})"
+        f"{count(lost)} {are} exited and {who} any more{proved(context)}: "
+        f"no copy of {copies} is left in the process ({searched(context)})"
     ]
     if kept:
         also = "1 more has" if len(kept) == 1 else f"{count(len(kept))} more have"
         why.append(f"{also} exited likewise, and the handle is still stored {held_by(kept)}: a stale copy")
-    if not context.search.complete:
-        why += [f"not proved: {gap}" for gap in context.search.gaps]
+    why += doubts(context)
     return Judgement(Verdict.NEVER_JOINED, True, tuple(why), _advice(cases), context.lost_is)
 
 

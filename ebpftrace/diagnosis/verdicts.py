@@ -96,10 +96,9 @@ def _search(evidence: Evidence, cases: Sequence[Case]) -> Search:
 def _with_reach(cases: list[Case], search: Search) -> list[Case]:
     if not search.reach:
         return cases
-    # By the suspect it is of: most are found, and a pointer to each is all that is kept.
     return [
-        case if case.suspect is None else case._replace(reach=search.reach.get(case.suspect))
-        for case in cases
+        case if suspect is None else case._replace(reach=search.reach.get(suspect))
+        for case, suspect in ((case, case.suspect) for case in cases)
     ]
 
 

@@ -31,7 +31,7 @@ def test_thread_that_will_be_joined_is_not_accused() -> None:
     _, report = trace("healthy", "later-join", options=["--min-age", 3600])
 
     assert not leaks(report)
-    assert len(reported(report, "just-exited")) >= 8
+    assert len(reported(report, "not-joined-yet")) >= 8
 
 
 @pytest.mark.parametrize("mode", ["joined", "malloc-pool"])

@@ -224,7 +224,8 @@ def test_without_root_the_rest_is_counted_and_said() -> None:
         timeout=harness.PATIENCE,
         check=False,
     )
-    assert ended.returncode == 0, ended.stderr
+    # 4: what the greater part of the processes do could not be judged.
+    assert ended.returncode == 4, ended.stderr
     report = json.loads(ended.stdout)
     jsonschema.validate(report, SCHEMA)
     assert report["counts"]["unreadable"] > 0

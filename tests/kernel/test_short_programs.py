@@ -28,9 +28,11 @@ class Watched:
         self.stacks: Counter[Stack] = Counter()
 
     def attached(self, watches: Sequence[LeakWatch]) -> None: ...
-    def looked(self, report: Report) -> None: ...
-    def command_ended(self, fate: str) -> None: ...
+    def standing(self, standing: object) -> None: ...
+    def command_ended(self, end: object) -> None: ...
+    def followed(self, processes: object) -> None: ...
     def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: object) -> None: ...
+    def searching(self, part: float) -> None: ...
 
     def report(self, report: Report, watch: LeakWatch) -> None:
         self.last = report
@@ -39,13 +41,15 @@ class Watched:
             for number, times in ways.items():
                 self.stacks[stacks.stack(number)] += times
 
-    def times(self, *functions: str) -> int:
-        """How many complete stacks have these functions, one called by the next."""
+    def times(self, *functions: str, complete: bool = True) -> int:
+        """How many stacks, complete ones unless that is not asked for, have these functions in a row."""
         found = 0
         for stack, times in self.stacks.items():
             names = [frame.function for frame in stack.frames]
             at = names.index(functions[0]) if functions[0] in names else len(names)
-            found += times * (stack.complete and tuple(names[at : at + len(functions)]) == functions)
+            found += times * (
+                (stack.complete or not complete) and tuple(names[at : at + len(functions)]) == functions
+            )
         return found
 
 
@@ -85,8 +89,10 @@ def test_no_stack_is_lost(run_late: Run) -> None:
 def test_however_it_is_linked(run_late: Run, tmp_path: Path, way: Build) -> None:
     watched = run_late(compiled(tmp_path, "short_lived", way), COUNT)
     assert watched.last.losses.stacks == 0
-    # Of musl's own functions a stripped library gives no names; in the program all have theirs.
-    assert sum(watched.times(name) for name in ("start_thread_here", "main")) >= COUNT
+    # Of musl's own functions a stripped library gives no names, and what called main has no unwind table:
+    # such a stack may end there.  In the program all have their names.
+    complete = way is not MUSL
+    assert sum(watched.times(name, complete=complete) for name in ("start_thread_here", "main")) >= COUNT
 
 
 def test_through_an_interpreter_of_scripts(run_late: Run, tmp_path: Path) -> None:

@@ -259,15 +259,18 @@ def test_jit_code_without_a_map_keeps_its_place(engine: Engine, tmp_path: Path) 
 def test_jit_code_of_a_process_that_has_gone_is_crossed_by_a_guess_that_is_told(
     engine: Engine, tmp_path: Path
 ) -> None:
-    binary = compile_target(tmp_path / "jit", *GCC, str(TARGETS / "stacks_jit.c"))
+    # With frame pointers, as the code below a JIT's must be for the guess to be a good one.
+    options = (*GCC, "-fno-omit-frame-pointer")
+    binary = compile_target(tmp_path / "jit", *options, str(TARGETS / "stacks_jit.c"))
     caught: dict[int, Caught] = {}
     resolver = None
-    for call in catch([str(binary)]):
+    for call in catch([str(binary), "keep-map"]):
         resolver = resolver or StackResolver(call.pid, engine)
         resolver.refresh()
         caught[call.site] = call
     assert resolver is not None
     with_pointer = resolver.resolve(caught[20].copy)
+    Path(f"/tmp/perf-{caught[20].pid}.map").unlink()
     assert physical(with_pointer)[1:5] == ["leaf", "py::with_pointer:/srv/app.py", "outer", "main"]
     assert not with_pointer.complete
     assert with_pointer.note == f"the caller of py::with_pointer:/srv/app.py {NOTE_GUESSED}"

@@ -2,8 +2,8 @@
 //   20 through code that keeps a frame pointer   21 through code that does not
 //   22 through code of a page that is new, with a frame too large to search, then as 20
 //   23 through code that only aligns the stack
-// The code is listed in /tmp/perf-PID.map, PID as this process sees it, unless argv[1] is given: then
-// nothing is written.
+// The code is listed in /tmp/perf-PID.map, PID as this process sees it, until it ends; for ever if argv[1] is
+// "keep-map", and never with any other argv[1].
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,11 +66,12 @@ int main(int argc, char **argv)
     uint8_t *code =
         mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-    (void)argv;
+    int keeps_map = argc > 1 && !strcmp(argv[1], "keep-map");
+
     memcpy(code, with, sizeof(with));
     memcpy(code + 64, without, sizeof(without));
     memcpy(code + 128, trampoline, sizeof(trampoline));
-    if (argc == 1) {
+    if (argc == 1 || keeps_map) {
         snprintf(path, sizeof(path), "/tmp/perf-%d.map", (int)getpid());
         FILE *map = fopen(path, "w");
         if (!map)

@@ -60,6 +60,7 @@ def vma_lists(draw: st.DrawFn) -> list[Vma]:
                 rss=draw(st.integers(0, 1 << 40)) * 1024,
                 swap=draw(st.integers(0, 1 << 40)) * 1024,
                 guard=access.startswith("---"),
+                page=draw(st.sampled_from([PAGE, 2 << 20])),
             )
         )
     return vmas
@@ -75,7 +76,7 @@ def figures(vma: Vma) -> bytes:
     assert vma.rss is not None
     assert vma.swap is not None
     return (
-        f"Size:           {vma.size // 1024:8} kB\nKernelPageSize:        4 kB\n"
+        f"Size:           {vma.size // 1024:8} kB\nKernelPageSize: {vma.page // 1024:8} kB\n"
         f"Rss:            {vma.rss // 1024:8} kB\nPss:            {vma.rss // 2048:8} kB\n"
         f"Swap:           {vma.swap // 1024:8} kB\nSwapPss:               9 kB\n"
         f"THPeligible:           0\nVmFlags: rd wr mr mw me ac \n"

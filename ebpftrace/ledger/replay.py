@@ -82,9 +82,9 @@ class Ledger:
 
         ``now`` is a time before the reading of ``rows`` and ``runs`` began, and the events sent until that
         reading ended have been applied.  A ``Hole`` older than ``now`` may still arrive later (an munmap that
-        was under way is told at its exit) and acts as if it had come in time.  A late ``Move`` does so
-        unless something else was mapped at its ``old`` place before ``now``: let ``now`` lie about a
-        second back, and no mremap that was under way then still is.
+        was under way sends it at its exit) and acts as if it had come in time, unless what lay around it was
+        moved before ``now``.  A late ``Move`` does so unless something else was mapped at its ``old`` place
+        before ``now``: let ``now`` lie about a second back, and no such call of that time is still under way.
         """
         now = self._folded_until = max(now, self._folded_until)
         alone: list[Row] = []

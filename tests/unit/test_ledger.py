@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from kernel_model import SIZE, Page, Remap, Target
+from kernel_model import SIZE, Page, Remap, Target, Unmap
 
-from ebpftrace.ledger.events import Hole
+from ebpftrace.ledger.events import Hole, Move
 from ebpftrace.ledger.replay import Ledger, Leftovers
 from ebpftrace.model import Interval, Mapping, Row, Run, Thread, ThreadId
 
@@ -98,11 +98,21 @@ class Tracer:
     def compact(self, lag: int) -> Leftovers:
         rows = self.rows()
         self.drain()
-        moving = (call.entered for call in self.target.under_way if isinstance(call, Remap))
-        self.ledger.compact(
-            rows, min(self.target.now - lag, *(entered - 1 for entered in moving), sys.maxsize)
+        late = (
+            call.entered for call in self.target.under_way if isinstance(call, Remap) or self.was_moved(call)
         )
+        self.ledger.compact(rows, min(self.target.now - lag, *(entered - 1 for entered in late), sys.maxsize))
         return self.sweep(rows)
+
+    def was_moved(self, unmap: Unmap) -> bool:
+        """What the call unmapped a part of has been moved since, before the call returned."""
+        return any(
+            isinstance(event, Move)
+            and event.at > unmap.entered
+            and event.old.start < unmap.area.end
+            and unmap.area.start < event.old.end
+            for event in self.target.sent
+        )
 
     def sweep(self, rows: list[Row]) -> Leftovers:
         """The kernel's table loses what nothing is left of, and nobody who mapped something is forgotten."""

@@ -280,10 +280,11 @@ def _rate(
     """Bytes per minute of what the window left behind; None where they did not come all through it.
 
     ``began``: when each of them did, where it is known, ascending.  ``interval``: seconds from one to the
-    next, where they came regularly to the end.  An owner needs ``min_age`` to count as exited, so the window
-    ends that much earlier.  It is never more than what VIRT grew by.
+    next, where they came regularly to the end.  Unless the target has ended or was searched, an owner needs
+    ``min_age`` to count as exited, so the window ends that much earlier.  It is never more than VIRT grew by.
     """
-    end = context.evidence.judged_at - context.evidence.min_age
+    counts_at_once = context.ended or all(case.reach is not None for case in cases)
+    end = context.evidence.judged_at - (0 if counts_at_once else context.evidence.min_age)
     window = end - context.evidence.attached_at
     made = [(case.mapping.made_at, case.mapping.size) for case in cases if case.mapping.made_at is not None]
     if window <= 0 or len(made) < _LEAST_OF_A_RATE or not began:

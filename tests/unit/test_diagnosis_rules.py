@@ -86,7 +86,17 @@ def test_three_all_through_the_window_have_a_rate_and_two_have_none():
         only(judge(some, books(*(booked(span(stack)) for stack in some)))) for some in (stacks[:2], stacks)
     )
     assert two.bytes_per_minute is None
-    assert three.bytes_per_minute == pytest.approx(3 * STACK_BYTES * 60 / 59)
+    assert three.bytes_per_minute == pytest.approx(3 * STACK_BYTES)
+
+
+@pytest.mark.parametrize(
+    "how", [{"target_exited_at": at(1.5)}, {"report_at": at(1.5)}], ids=["ended", "lives"]
+)
+def test_what_is_judged_at_once_counts_against_the_whole_window(how):
+    """Not against the half second that is left of it when owners need a second to count as exited."""
+    stacks = [pthread_stack(n, born=n * 0.3 + n % 2 * 0.05, exited=n * 0.3 + 0.1) for n in range(5)]
+    finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks)), **how))
+    assert finding.bytes_per_minute == pytest.approx(5 * STACK_BYTES * 60 / 1.5, rel=0.2)
 
 
 def test_a_burst_has_no_rate():

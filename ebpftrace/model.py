@@ -525,6 +525,17 @@ class Orphan(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Site:
+    """One place in the program that orphans of a finding come from."""
+
+    stack: Stack
+    count: int
+    """How many of them."""
+    size: int
+    """Their bytes."""
+
+
+@dataclass(frozen=True)
 class Finding:
     """Orphans of one site with one verdict, with the evidence for it."""
 
@@ -536,7 +547,7 @@ class Finding:
     orphans: tuple[Orphan, ...]
     bytes_per_minute: Optional[float]
     stack: Stack = NO_STACK
-    """Who made the mappings; for a thread's stack, who created the thread."""
+    """Who made the mappings; for a thread's stack, who created the thread.  The first of ``sites``."""
     start_routine: Optional[Frame] = None
     period: Optional[float] = None
     """Seconds between one orphan, or batch of orphans, and the next where they come regularly."""
@@ -547,6 +558,10 @@ class Finding:
     """None where nothing was searched for."""
     undecided: bool = False
     """Whether this is a leak can't be told."""
+    sites: tuple[Site, ...] = ()
+    """The places whose stacks are known, most orphans first: at most three."""
+    more_sites: int = 0
+    """How many other places there are."""
 
     @property
     def count(self) -> int:

@@ -26,7 +26,7 @@ from ebpftrace.diagnosis.rule import Context, Judgement, Rule
 from ebpftrace.diagnosis.sites import SiteKey
 from ebpftrace.diagnosis.stack_cache import STACK_CACHE, overflowing_places
 from ebpftrace.diagnosis.unjoined import UNJOINED
-from ebpftrace.model import NO_STACK, BooksState, Finding, Orphan, Search, Stack
+from ebpftrace.model import BooksState, Finding, Orphan, Search, Site, Stack
 from ebpftrace.text import duration
 from ebpftrace.text import period as in_words
 
@@ -52,6 +52,8 @@ _SPREAD = 0.5
 _LEAST_OF_A_RATE = 3
 
 _PER_MINUTE = 60 * NS
+_SITES_TOLD = 3
+"""Of one finding, by their stacks."""
 _MISSED = 2
 """Intervals without another one after which it has stopped."""
 
@@ -61,7 +63,6 @@ _GroupKey = tuple[int, bool, bool, Optional[int], Optional[SiteKey], Hashable]
 
 @dataclass(frozen=True)
 class _Group:
-    by_place: bool
     cases: list[Case]
     conflict: bool
     judgement: Judgement
@@ -76,9 +77,9 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     context = _context(evidence, orphans, search)
     groups = _grouped(orphans, context)
     del orphans  # a reference to each of a hundred thousand
-    groups += [_Group(True, cases, False, judgement) for cases, judgement in lost_mappings(kept, context)]
+    groups += [_Group(cases, False, judgement) for cases, judgement in lost_mappings(kept, context)]
     growing = growing_threads(collected.live_stacks, context)
-    groups += [_Group(True, cases, False, judgement) for cases, judgement in growing]
+    groups += [_Group(cases, False, judgement) for cases, judgement in growing]
     undecided = sum(len(group.cases) for group in groups if group.judgement.undecided)
     findings = [_finding(group, context) for group in groups]
     findings.sort(key=lambda finding: (not finding.leak, -finding.size, finding.verdict.value))
@@ -167,10 +168,7 @@ def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
                 place, before = unjoined.kind_of(case, context)[1], False
             group = groups[number, bool(facts.occupant), before, routine, place, split]
         group.append(case)
-    return [
-        _Group(RULES[key[0]].by_place, members, key[1], RULES[key[0]].judge(members, context))
-        for key, members in groups.items()
-    ]
+    return [_Group(members, key[1], RULES[key[0]].judge(members, context)) for key, members in groups.items()]
 
 
 def _first_claim(case: Case, context: Context) -> tuple[int, Rule]:
@@ -202,7 +200,8 @@ def _finding(group: _Group, context: Context) -> Finding:
         batch = 1 if interval is None else _batch(exits)
     del began  # as long as the cases
     evidence += _exited(before, len(cases), exits, context) + _regularity(interval, batch)
-    stack = _stack_of(cases) if group.by_place else NO_STACK
+    sites = _sites(cases)
+    stack = sites[0].stack if sites else first.stack
     reach = reached(cases, context.search)
     return Finding(
         verdict=judgement.verdict,
@@ -221,12 +220,24 @@ def _finding(group: _Group, context: Context) -> Finding:
         certainty=judgement.certainty,
         reach=reach,
         undecided=judgement.undecided and not group.conflict,
+        sites=tuple(sites[:_SITES_TOLD]),
+        more_sites=len(sites[_SITES_TOLD:]),
     )
 
 
-def _stack_of(cases: Sequence[Case]) -> Stack:
-    """That of the first whose call was seen; the others of the group have the same."""
-    return next((case.facts.stack for case in cases if case.facts.stack.frames), cases[0].facts.stack)
+def _sites(cases: Sequence[Case]) -> list[Site]:
+    """The places that they come from, as far as their stacks are known, most cases first."""
+    stacks: dict[SiteKey, Stack] = {}
+    numbers: Counter[SiteKey] = Counter()
+    sizes: Counter[SiteKey] = Counter()
+    for case in cases:
+        place, stack = case.facts.place, case.facts.stack
+        if stack.frames:
+            stacks.setdefault(place, stack)
+            numbers[place] += 1
+            sizes[place] += case.mapping.size
+    sites = [Site(stack, numbers[place], sizes[place]) for place, stack in stacks.items()]
+    return sorted(sites, key=lambda site: (-site.count, -site.size))
 
 
 def _used_up(cases: list[Case]) -> tuple[Orphan, ...]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Optional
 
 from ebpftrace.kernel.layout import UNSEEN_SITE
-from ebpftrace.model import FailedCall, Finding, Mapping, Orphan, OwnedBy, Run, Stack, StackSource
+from ebpftrace.model import FailedCall, Finding, Frame, Mapping, Orphan, OwnedBy, Run, Stack, StackSource
 from ebpftrace.stacks.sites import Call, SiteStacks
 from ebpftrace.text import error_name
 
@@ -25,6 +25,8 @@ class Attribution:
         self._stacks = stacks
         self._copied: set[Call] = set()
         self._missing: set[Call] = set()
+        self._places: dict[tuple[Frame, ...], int] = {}
+        self._place_of: dict[int, int] = {}
 
     def number(self, mappings: list[Mapping]) -> None:
         """Give the mappings the numbers of their stacks for sites; in place, since they may be many."""
@@ -39,12 +41,40 @@ class Attribution:
         return [run._replace(site=self._site(run.site, _clone_call(run))) for run in runs]
 
     def finding(self, finding: Finding) -> Finding:
-        """Return the finding with its stack marked as inherited where not every call was copied."""
-        calls = [call for call in map(_call, finding.orphans) if call is not None]
-        if not calls:  # all from before the trace
-            return finding
-        copied = sum(call in self._copied for call in calls)
-        return replace(finding, stack=finding.stack.seen_for(copied, len(calls)))
+        """Return the finding with stacks marked as inherited where not every call was copied."""
+        made: Counter[int] = Counter()
+        copied: Counter[int] = Counter()
+        for orphan in finding.orphans:
+            seen = self._call(orphan)
+            if seen is not None:
+                place, call = seen
+                made[place] += 1
+                copied[place] += call in self._copied
+        sites = tuple(
+            replace(site, stack=site.stack.seen_for(copied[place], made[place]))
+            for site, place in ((site, self._places.get(site.stack.frames, 0)) for site in finding.sites)
+        )
+        return replace(finding, sites=sites, stack=sites[0].stack if sites else finding.stack)
+
+    def _call(self, orphan: Orphan) -> Optional[tuple[int, Call]]:
+        """Return the call whose stack a finding shows, and its place: a stack's clone call, else the mmap."""
+        mapping, run = orphan.outstanding.mapping, orphan.outstanding.run
+        if run is not None and orphan.outstanding.owned_by is OwnedBy.RUNS_ON_IT and run.site:
+            place = self._place(run.site)
+            if place or not self._place(mapping.site):
+                return place, _clone_call(run)
+        if mapping.mapper is None or mapping.made_at is None:
+            return None
+        return self._place(mapping.site), (mapping.mapper.tid, mapping.made_at)
+
+    def _place(self, site: int) -> int:
+        """Return one number for all sites whose stacks have the same frames; 0 where there are none."""
+        place = self._place_of.get(site)
+        if place is None:
+            stack = self.stack(site)
+            place = self._places.setdefault(stack.frames, len(self._places) + 1) if stack.frames else 0
+            self._place_of[site] = place
+        return place
 
     @property
     def missing(self) -> int:
@@ -84,19 +114,5 @@ def with_failures(finding: Finding, failed: Iterable[FailedCall]) -> Finding:
     return replace(finding, evidence=(*finding.evidence, *why)) if why else finding
 
 
-def _call(orphan: Orphan) -> Optional[Call]:
-    """Return the call whose stack a finding shows: the clone of a thread's stack, else the mmap."""
-    outstanding = orphan.outstanding
-    if outstanding.run is not None and outstanding.owned_by is OwnedBy.RUNS_ON_IT and outstanding.run.site:
-        return _clone_call(outstanding.run)
-    return _map_call(outstanding.mapping)
-
-
 def _clone_call(run: Run) -> Call:
     return run.creator.tid, run.thread.born
-
-
-def _map_call(mapping: Mapping) -> Optional[Call]:
-    if mapping.mapper is None or mapping.made_at is None:
-        return None
-    return mapping.mapper.tid, mapping.made_at

@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any, Optional
 
 from ebpftrace import __version__
-from ebpftrace.model import CommandEnd, Orphan, OwnedBy, Processes, Report, Thread, ThreadTotal
+from ebpftrace.model import CommandEnd, Finding, Orphan, OwnedBy, Processes, Report, Thread, ThreadTotal
 from ebpftrace.report.json_parts import (
     calls_object,
     finding_object,
@@ -50,7 +50,7 @@ def render(report: Report, view: View) -> Iterator[str]:
     selection = select(report, view)
     yield _begun(_summary(report, selection), "findings")
     for position, finding in enumerate((*selection.leaks, *selection.undecided, *selection.others)):
-        yield ", " * bool(position) + _begun(finding_object(finding), "mappings")
+        yield ", " * bool(position) + _begun(_finding(finding), "mappings")
         yield from _rows(finding.orphans, report)
         yield "]}"
     yield "]}\n"
@@ -147,6 +147,18 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
         "processes": _processes(report.processes),
         "notes": [without_surrogates(note) for note in report.notes],
         "cost": _cost(report),
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    """All members but its mappings."""
+    return {
+        **finding_object(finding),
+        "sites": [
+            {"count": site.count, "bytes": site.size, "stack": stack_object(site.stack)}
+            for site in finding.sites
+        ],
+        "more_sites": finding.more_sites,
     }
 
 

@@ -36,6 +36,7 @@ _HEAD_LABEL = 9
 _MOST_OF_IT = 0.5
 _GAP = 2
 _NAME_WIDTH = 16
+_PLACES_SHOWN = 3
 _NARROWEST_SITE = 16
 
 _LEAK, _GOOD, _LOUD, _HEAD, _FAINT = "bold red", "bold green", "bold yellow", "bold", "dim"
@@ -84,12 +85,12 @@ def _page(report: Report, selection: Selection, width: int) -> Group:
         parts += [Text(), *_finding(number, finding, report, width)]
     if selection.undecided:
         parts += [Text(), Text("Cannot tell", style=_HEAD)]
-        parts += [_indented(_hanging(line, "")) for line in _short(selection.undecided, report.ended_by)]
+        parts += _short(selection.undecided, report.ended_by, width)
     if selection.threads:
         parts += [Text(), *_threads(selection, report.ended_by, width)]
     if selection.others:
         parts += [Text(), Text("Not a leak", style=_HEAD)]
-        parts += [_indented(_hanging(line, "")) for line in _short(selection.others, report.ended_by)]
+        parts += _short(selection.others, report.ended_by, width)
     if selection.hidden:
         total = sum(finding.size for finding in selection.hidden)
         hidden = f"Not shown: {plural(len(selection.hidden), 'finding')}, {size(total)}"
@@ -209,19 +210,41 @@ def _when(finding: Finding) -> str:
     return f"in the window, {count(before)} before attach" if before else "in the window"
 
 
-def _short(findings: Iterable[Finding], ended_by: EndedBy) -> list[str]:
-    """One line for all findings of one kind that the same evidence decides."""
+def _short(findings: Iterable[Finding], ended_by: EndedBy, width: int) -> list[RenderableType]:
+    """For all findings of one kind that the same evidence decides: a line, and where they come from."""
     names = {
         Verdict.JUST_EXITED: "at its end" if ended_by.by_target else "not yet",
     }
     alike: dict[tuple[Verdict, tuple[str, ...]], list[Finding]] = {}
     for finding in findings:
         alike.setdefault((finding.verdict, finding.evidence[:1]), []).append(finding)
-    return [
-        f"{names.get(verdict, verdict.value)}: {title(group)}"
-        + "".join(f": {escape(why)}" for why in evidence)
-        for (verdict, evidence), group in alike.items()
-    ]
+    parts: list[RenderableType] = []
+    for (verdict, evidence), group in alike.items():
+        line = f"{names.get(verdict, verdict.value)}: {title(group)}"
+        parts.append(_indented(_hanging(line + "".join(f": {escape(why)}" for why in evidence), "")))
+        places = _places(group, width - 2 * _INDENT)
+        if places:
+            parts.append(Padding(Text(places), (0, 0, 0, 2 * _INDENT)))
+    return parts
+
+
+def _places(findings: Sequence[Finding], width: int) -> str:
+    """Where the most common of them come from, by the user's functions; empty where nobody knows."""
+    numbers: dict[str, int] = {}
+    for site in (site for finding in findings for site in finding.sites):
+        frame = frames.culprit(site.stack)
+        if frame is not None:
+            name = frames.site(frame, width // 2)
+            numbers[name] = numbers.get(name, 0) + site.count
+    if not numbers:
+        return ""
+    most = sorted(numbers.items(), key=lambda item: -item[1])
+    shown = [f"{count(number)} at {name}" for name, number in most[:_PLACES_SHOWN]]
+    rest = sum(finding.count for finding in findings) - sum(number for _, number in most[:_PLACES_SHOWN])
+    if rest > 0:
+        shown.append(f"{count(rest)} elsewhere or not known where")
+    how = "created" if findings[0].verdict.of_stacks else "mapped"
+    return f"{how} {', '.join(shown)}"
 
 
 def _threads(selection: Selection, ended_by: EndedBy, width: int) -> list[RenderableType]:

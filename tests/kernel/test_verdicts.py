@@ -163,6 +163,12 @@ def test_stacks_of_joined_threads_are_cached(outcomes: dict[str, Outcome], name:
     cached = areas(reported(outcome.report, "stack-cache"))
     assert len(cached) == THREADS - BEFORE
     assert not minus(cached, stacks(outcome.program))
+    (finding,) = of_verdict(outcome.report, "stack-cache")
+    assert sum(site["count"] for site in finding["sites"]) <= len(cached)
+    shown = [site["stack"] for site in finding["sites"] if site["stack"]["complete"]]
+    assert shown
+    assert all("main" in [frame["function"] for frame in stack["frames"]] for stack in shown)
+    assert finding["stack"] == finding["sites"][0]["stack"]
 
 
 @pytest.mark.parametrize(

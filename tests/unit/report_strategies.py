@@ -20,6 +20,7 @@ from ebpftrace.model import (
     Outstanding,
     OwnedBy,
     Report,
+    Site,
     Stack,
     StackSource,
     TargetInfo,
@@ -138,6 +139,8 @@ findings = st.builds(
     stack=stacks,
     start_routine=st.none() | frames,
     period=st.none() | st.floats(0, 1e6),
+    sites=st.lists(st.builds(Site, stacks, st.integers(1, 9), _bytes), max_size=3).map(tuple),
+    more_sites=_counts,
 )
 any_report = st.builds(
     Report,

@@ -8,6 +8,7 @@ from diagnosis_scenes import (
     ABSENT,
     MAIN,
     OWN_SITE,
+    OWN_STACK,
     READ,
     STACK_BYTES,
     TGID,
@@ -27,7 +28,20 @@ from diagnosis_scenes import (
 
 from ebpftrace.diagnosis import baseline_verdict
 from ebpftrace.diagnosis.evidence import no_search
-from ebpftrace.model import Books, BooksState, Interval, Mapping, Outstanding, Thread, ThreadId, Verdict, Vma
+from ebpftrace.model import (
+    Books,
+    BooksState,
+    Frame,
+    Interval,
+    Mapping,
+    Outstanding,
+    Site,
+    Stack,
+    Thread,
+    ThreadId,
+    Verdict,
+    Vma,
+)
 from ebpftrace.vmas import Vmas
 
 LOW = 0x7E0000000000
@@ -198,3 +212,27 @@ def test_what_the_books_lack_is_noted():
     torn = Books(BooksState.READ, "2 listed threads neither live nor are marked as exited", libc="glibc 2.36")
     assert any("2 listed threads" in note for note in judge([], torn).notes)
     assert judge([], READ).notes == ()
+
+
+def test_cached_stacks_of_several_places_show_where_most_come_from():
+    sites = [THREAD_SITE] * 2 + [OWN_SITE] * 3 + [0]
+    held = [pthread_stack(number, site=site) for number, site in enumerate(sites)]
+    said = books(stack_cache=tuple(map(span, held)), stack_cache_bytes=len(held) * STACK_BYTES)
+    finding = only(judge(held, said))
+    assert (finding.verdict, finding.count, finding.more_sites) == (Verdict.STACK_CACHE, 6, 0)
+    assert finding.sites == (
+        Site(OWN_STACK, 3, 3 * STACK_BYTES),
+        Site(THREAD_STACK, 2, 2 * STACK_BYTES),
+    )
+    assert finding.stack == OWN_STACK
+
+
+def test_of_many_places_the_commonest_are_told_and_the_others_counted():
+    places = {site: Stack((Frame(f"maker_{site}", module="/opt/app"),), True) for site in range(1, 6)}
+    held = [pthread_stack(number, site=number % 5 + 1) for number in range(12)]
+    said = books(stack_cache=tuple(map(span, held)), stack_cache_bytes=len(held) * STACK_BYTES)
+    finding = only(judge(held, said, stack_of=places.__getitem__))
+    assert [(site.stack, site.count) for site in finding.sites] == [
+        (places[1], 3), (places[2], 3), (places[3], 2),
+    ]  # fmt: skip
+    assert finding.more_sites == 2

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from steps import lines_run
 
 from ebpftrace import frames
-from ebpftrace.model import Certainty, EndedBy, Frame, Losses, Report, Verdict
+from ebpftrace.model import Certainty, EndedBy, Frame, Losses, Report, Site, Stack, Verdict
 from ebpftrace.report.output import use_color
 from ebpftrace.report.tables import WIDTH
 from ebpftrace.report.terminal import render
@@ -254,6 +254,16 @@ def test_innocent_findings_alike_share_a_line() -> None:
     innocent = section(render(report, View()), "Not a leak")
     assert innocent.count("stack-cache") == 1
     assert "8 stacks, 64.0 MiB, RSS 32 KiB" in innocent
+
+
+def test_innocent_findings_say_where_most_of_them_come_from() -> None:
+    elsewhere = Stack((Frame("pool::grow()", "pool.cpp", 12, "/opt/app", 0x10),), True)
+    sites = (Site(reports.TIMER_STACK, 2, 2 << 20), Site(elsewhere, 1, 1 << 20))
+    finding = replace(reports.stack_cache(), sites=sites)
+    innocent = section(render(replace(reports.healthy(), findings=(finding,)), View()), "Not a leak")
+    told = one_line(innocent).split("created ")[1]
+    assert told.startswith("2 at acme::spawn<&acme::minute_job>")
+    assert ", 1 at pool::grow() pool.cpp:12, 1 elsewhere or not known where" in told
 
 
 def test_threads_that_died_with_their_process_need_no_second_look() -> None:

@@ -5,15 +5,20 @@ Ctrl-C at any moment ends it without a word: the rest is imported where that hol
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 from ebpftrace.errors import STATUS_INTERRUPTED
 
+_OBJECTS_BETWEEN_COLLECTIONS = 20_000
+
 
 def main() -> None:
     """Run the command line; does not return."""
     sys.unraisablehook = _end_if_interrupted
+    # Python's own 700 has it look for cycles hundreds of times among what modules are made of.
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     try:
         from ebpftrace.cli import main as command_line
 

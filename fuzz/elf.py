@@ -13,8 +13,8 @@ from ebpftrace.process.books.descriptors import Format
 from ebpftrace.process.books.lists import SYMBOLS, lists_of_image
 from ebpftrace.process.books.symbols import read_image
 from ebpftrace.stacks.debugfiles import debug_files
-from ebpftrace.stacks.elf import NotElfError, read_headers
-from ebpftrace.stacks.files import FileStore, StoredFile, reader
+from ebpftrace.stacks.elf import NotElfError, read_headers, reader
+from ebpftrace.stacks.files import FileStore, StoredFile
 from ebpftrace.stacks.modules import load_bias
 from ebpftrace.stacks.symtab import SymbolTables
 from ebpftrace.stacks.unwind_image import memory_file, unwind_image

@@ -1,25 +1,36 @@
-"""Compile the BPF programs with bcc, load and attach them."""
+"""The BPF programs for this machine: compiled, unless that was done before, loaded and attached."""
 
 from __future__ import annotations
 
 import ctypes
-import errno
+import json
 import os
 import platform
 from collections.abc import Mapping
-from typing import Any, Optional
+from contextlib import suppress
+from typing import Optional
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.kernel import layout
+from ebpftrace.kernel import layout, tables
 from ebpftrace.kernel.btf import Btf
+from ebpftrace.kernel.cache import (
+    compiler_identity,
+    kernel_identity,
+    read_cached,
+    sources_identity,
+    write_cached,
+)
+from ebpftrace.kernel.compiled import Compiled
+from ebpftrace.kernel.compiler import compile_source
+from ebpftrace.kernel.installed import Installed
 from ebpftrace.kernel.layout import Machine, PidNamespaces, Sizes, definitions
 from ebpftrace.kernel.sizing import Needs, kernel_bytes, sizes
-from ebpftrace.kernel.sources import bpf_dir, compiler_flags
-from ebpftrace.kernel.tracepoints import has_tracepoint, silence
-from ebpftrace.process.memorylimit import MORE_MEMORY, memory_limit, require_memory
+from ebpftrace.kernel.sources import Apart, bpf_dir, compiler_flags
+from ebpftrace.kernel.tracepoints import has_tracepoint
+from ebpftrace.process.memorylimit import require_memory
 from ebpftrace.process.namespaces import own_pid_namespace
+from ebpftrace.spare import give_back_memory
 from ebpftrace.syscalls import numbers
-from ebpftrace.text import size
 
 _KERNEL_STACK = 16384
 """THREAD_SIZE of x86-64 (arch/x86/include/asm/page_64_types.h) and, unless a page is larger, of arm64."""
@@ -73,13 +84,20 @@ def this_machine() -> tuple[Machine, bool]:
 
 def _offsets(btf: Btf, members: Mapping[str, tuple[str, str]]) -> dict[str, int]:
     """Where these members lie on this kernel, by name; nothing where any of them is missing."""
+    key = repr(("offsets", sorted(members.items()), kernel_identity()))
+    cached = read_cached(key)
+    if cached is not None:
+        with suppress(ValueError, AttributeError):
+            return {str(name): int(offset) for name, offset in json.loads(cached).items()}
     wanted: dict[str, list[str]] = {}
     for struct_name, member in members.values():
         wanted.setdefault(struct_name, []).append(member)
     found = btf.offsets(wanted)
     if len(found) < len(members):
         return {}
-    return {name: found[place] for name, place in members.items()}
+    offsets = {name: found[place] for name, place in members.items()}
+    write_cached(key, json.dumps(offsets).encode())
+    return offsets
 
 
 def _pid_namespaces(btf: Btf) -> Optional[PidNamespaces]:
@@ -122,68 +140,89 @@ def _optional_calls() -> dict[str, int]:
     return {"NR_SHMAT": calls["shmat"], "NR_IO_SETUP": calls["io_setup"], **has}
 
 
-def _attach_to_more(bpf: Any) -> None:
+def _attach_to_more(installed: Installed) -> None:
     for also, probe in _SERVED_TOO:
-        program = f"tracepoint__syscalls__{probe}".encode()
-        if program in bpf.funcs and has_tracepoint("syscalls", also):
-            bpf.attach_tracepoint(tp=f"syscalls:{also}".encode(), fn_name=program)
-    silence(bpf)
+        program = f"tracepoint__syscalls__{probe}"
+        if program in installed.programs and has_tracepoint("syscalls", also):
+            installed.attach(f"syscalls:{also}", program)
 
 
-def load_ledger(constants: Mapping[str, int]) -> Any:
-    """Return the ``bcc.BPF`` object of the ledger's programs, loaded and attached; for ``sources.Apart``.
+def install_ledger(wanted: Sizes, constants: Mapping[str, int]) -> Installed:
+    """Return the ledger's tables and programs, loaded and attached.  Raises CannotTrace, OSError (EMFILE)."""
+    entries = {
+        "mappings": wanted.mappings,
+        "exited": wanted.exited,
+        "threads": wanted.threads,
+        "sites": wanted.sites,
+    }
+    installed = install("ledger.c", constants, _MIRRORED, entries)
+    try:
+        _attach_to_more(installed)
+        _chain(installed)
+    except BaseException:
+        installed.close()
+        raise
+    return installed
 
-    Raises CannotTrace.
-    """
-    bpf = load_programs("ledger.c", constants, _MIRRORED)
-    _attach_to_more(bpf)
-    _chain(bpf)
-    return bpf
 
-
-def _chain(bpf: Any) -> None:
+def _chain(installed: Installed) -> None:
     """Have the program that walks glibc's lists go on where it has had to stop."""
-    import bcc
-
-    walk = bpf.load_func("walk_further", bcc.BPF.TRACEPOINT)
-    bpf["further"][ctypes.c_int(0)] = ctypes.c_int(walk.fd)
+    walk = installed.load("walk_further")
+    tables.update(installed.tables["further"], ctypes.c_uint32(0), ctypes.c_uint32(walk))
 
 
-def load_programs(
-    source: str, constants: Mapping[str, int], mirrored: Mapping[str, type[ctypes.Structure]]
-) -> Any:
-    """Return the ``bcc.BPF`` object of one source file, loaded, its ``TRACEPOINT_PROBE`` programs attached.
+def install(
+    source: str,
+    constants: Mapping[str, int],
+    mirrored: Mapping[str, type[ctypes.Structure]],
+    entries: Mapping[str, int],
+) -> Installed:
+    """Return the tables and programs of one source file; attached are those that say by their names where.
 
-    For ``sources.Apart``.  ``mirrored`` are the structs, by table, whose sizes must be the same in C and in
-    Python.
+    They are compiled only where that was not done before.  ``mirrored`` are the structs, by table, whose
+    sizes must be the same in C and in Python; ``entries`` the sizes of tables that the C does not know.
     Raises CannotTrace, OSError (EMFILE).
     """
-    import bcc  # heavy, and missing where the distribution's package is
+    key = _key(source, constants)
+    cached = None if key is None else read_cached(key)
+    if cached is not None:
+        # What is kept may be of no use after all; what is made anew says why.
+        with suppress(CannotTrace, ValueError):
+            return _started(Compiled.from_bytes(cached), mirrored, entries)
+    compiled = Apart(lambda: compile_source(bpf_dir() / source, constants)).wait()
+    give_back_memory()  # 18 MiB that clang used
+    installed = _started(compiled, mirrored, entries)
+    if key is not None:
+        write_cached(key, compiled.to_bytes())
+    return installed
 
-    flags = [f"-D{name}={value}" for name, value in constants.items()]
-    flags += [f"-I{bpf_dir()}", *compiler_flags()]
+
+def _key(source: str, constants: Mapping[str, int]) -> Optional[str]:
+    """Everything that the compiled programs depend on; None where there is no compiler."""
+    compiler = compiler_identity()
+    if compiler is None:
+        return None
+    return repr(
+        (
+            "compiled", source, sorted(constants.items()), compiler_flags(), compiler, kernel_identity(),
+            sources_identity(bpf_dir()),
+        )
+    )  # fmt: skip
+
+
+def _started(
+    compiled: Compiled, mirrored: Mapping[str, type[ctypes.Structure]], entries: Mapping[str, int]
+) -> Installed:
+    installed = Installed(compiled, entries)
     try:
-        bpf = bcc.BPF(src_file=os.fsencode(bpf_dir() / source).decode(), cflags=flags)
-    except Exception as error:  # bcc raises plain Exception for every kind of failure
-        if os.strerror(errno.EMFILE) in str(error):  # descriptors.make_room can't know of many processes
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
-        if os.strerror(errno.ENOMEM) in str(error):
-            raise CannotTrace(
-                f"the kernel has no memory for our tables{_limit_told()}", MORE_MEMORY
-            ) from error
-        raise CannotTrace(
-            f"the kernel or bcc refused our programs ({error})", "ebpftrace doctor says what is missing"
-        ) from error
-    silence(bpf)
-    for table, mirror in mirrored.items():
-        if ctypes.sizeof(bpf[table].Leaf) != ctypes.sizeof(mirror):
-            raise AssertionError(f"layout of table {table} differs between bpf and Python")
-    return bpf
-
-
-def _limit_told() -> str:
-    limit = memory_limit()
-    return f": the control group of this process allows {size(limit.limit)}" if limit else ""
+        for table, mirror in mirrored.items():
+            if installed.leaf_bytes(table) != ctypes.sizeof(mirror):
+                raise AssertionError(f"layout of table {table} differs between bpf and Python")
+        installed.start()
+    except BaseException:
+        installed.close()
+        raise
+    return installed
 
 
 def _huge_page() -> int:

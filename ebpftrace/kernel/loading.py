@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ebpftrace.kernel.descriptors import make_room
-from ebpftrace.kernel.loader import ledger_constants, load_ledger
+from ebpftrace.kernel.installed import Installed
+from ebpftrace.kernel.loader import install_ledger, ledger_constants
 from ebpftrace.kernel.sizing import Needs
-from ebpftrace.kernel.sources import Apart
-from ebpftrace.spare import give_back_memory
+from ebpftrace.kernel.sources import Aside
 
 
 class Loading:
@@ -22,27 +19,20 @@ class Loading:
     def __init__(self, needs: Needs) -> None:
         """Begin.  Raises CannotTrace where this machine can't be traced, OSError where files don't fit."""
         make_room()
-        # Not in the thread: there it would compete with its owner for Python's lock, which clang needs not.
+        # Not in the thread: there it would compete with its owner for Python's lock.
         self.sizes, constants = ledger_constants(needs)
-        self._loaded = Apart(lambda: _load(constants))
+        self._installed = Aside(lambda: install_ledger(self.sizes, constants))
 
     def __enter__(self) -> Loading:
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            bpf = self._loaded.wait()
+            installed = self._installed.wait()
         except Exception:
             return
-        bpf.cleanup()
+        installed.close()
 
-    def wait(self) -> Any:
-        """Return the ``bcc.BPF`` object, which stays ours.  Raises CannotTrace."""
-        return self._loaded.wait()
-
-
-def _load(constants: Mapping[str, int]) -> Any:
-    try:
-        return load_ledger(constants)
-    finally:
-        give_back_memory()  # 18 MiB that clang used
+    def wait(self) -> Installed:
+        """Return the tables and programs, which stay ours.  Raises CannotTrace, OSError (EMFILE)."""
+        return self._installed.wait()

@@ -53,24 +53,15 @@ def compiler_flags() -> list[str]:
     return [f"-DPAGE_SIZE={os.sysconf('SC_PAGE_SIZE')}", "-g0", "-Xclang", "-disable-llvm-passes"]
 
 
-class Apart(Generic[T]):
-    """Work that compiles with bcc, in a thread with surroundings of its own; it begins at once.
-
-    bcc searches the current directory before all headers: in ``/usr/include``, or where somebody left a
-    ``linux/types.h``, it would read the wrong ones.  The thread's is our header tree.  The environment
-    belongs to the whole process: nothing else may depend on it meanwhile.
-
-    And it reads all symbols of the kernel, to find out whether a helper exists that nothing of ours asks for
-    by its name (``b_frontend_action.cc``, DoMiscWorkAround): a quarter of the time that compiling takes.  The
-    thread sees none of them.
-    """
+class Aside(Generic[T]):
+    """Work in a thread; it begins at once."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         """Begin."""
         self._work = work
         self._done: list[T] = []
         self._error: Optional[BaseException] = None
-        self._thread = threading.Thread(target=self._run, name="compiler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
         self._thread.start()
 
     def wait(self) -> T:
@@ -85,10 +76,31 @@ class Apart(Generic[T]):
 
     def _run(self) -> None:
         try:
-            with _own_surroundings(), _environment():
-                self._done.append(self._work())
+            self._done.append(self._work())
         except BaseException as error:  # for whoever waits
             self._error = error
+
+
+class Apart(Aside[T]):
+    """Work that compiles with bcc, in a thread with surroundings of its own.
+
+    bcc searches the current directory before all headers: in ``/usr/include``, or where somebody left a
+    ``linux/types.h``, it would read the wrong ones.  The thread's is our header tree.  The environment
+    belongs to the whole process: nothing else may depend on it meanwhile.
+
+    And it reads all symbols of the kernel, to find out whether a helper exists that nothing of ours asks for
+    by its name (``b_frontend_action.cc``, DoMiscWorkAround): a quarter of the time that compiling takes.  The
+    thread sees none of them.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        """Begin."""
+
+        def surrounded() -> T:
+            with _own_surroundings(), _environment():
+                return work()
+
+        super().__init__(surrounded)
 
 
 @contextlib.contextmanager

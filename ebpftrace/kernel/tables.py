@@ -25,8 +25,11 @@ _LOOKUP_ELEM = 1
 _DELETE_ELEM = 3
 _LOOKUP_AND_DELETE_ELEM = 21
 _LOOKUP_BATCH = 24
+_OBJ_GET_INFO_BY_FD = 15
 _BPF_NOEXIST = 1
 _FIRST_BATCH = 4096
+_MOST_CPUS = 8192
+"""The most that a kernel can be built for (CONFIG_NR_CPUS, arch/x86/Kconfig)."""
 _ENOTSUPP = 524
 """What the kernel says, outside errno.h, of a command that a table does not know."""
 
@@ -78,6 +81,26 @@ class _BatchAttributes(ctypes.Structure):
     )
 
 
+class MapInfo(ctypes.Structure):
+    """``struct bpf_map_info`` up to its name (include/uapi/linux/bpf.h)."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+    )
+
+
+class _InfoAttributes(ctypes.Structure):
+    """The BPF_OBJ_GET_INFO_BY_FD part of ``union bpf_attr``."""
+
+    _fields_ = (("fd", ctypes.c_uint32), ("length", ctypes.c_uint32), ("info", ctypes.c_uint64))
+
+
 class TableRefused(CannotTrace):
     """The kernel refused to read or write a table of ours."""
 
@@ -96,7 +119,14 @@ def bpf(command: int, attributes: ctypes.Structure) -> int:
     return returned
 
 
-def update(fd: int, key: Data, leaf: ctypes.Structure) -> None:
+def map_info(fd: int) -> MapInfo:
+    """What kind of table it is.  Raises OSError."""
+    info = MapInfo()
+    bpf(_OBJ_GET_INFO_BY_FD, _InfoAttributes(fd, ctypes.sizeof(info), ctypes.addressof(info)))
+    return info
+
+
+def update(fd: int, key: Data, leaf: Data) -> None:
     """Write one entry, whether there was one or not.  Raises TableRefused when full."""
     try:
         bpf(
@@ -159,6 +189,22 @@ def lookup(fd: int, key: Data, leaf: ctypes.Structure) -> bool:
             return False
         raise TableRefused("read", error) from error
     return True
+
+
+def of_each_cpu(fd: int, key: Data, leaf_type: type[Leaf]) -> list[Leaf]:
+    """Return what each CPU has in an entry of a per-CPU array; zeros for CPUs that are not there."""
+    # The kernel writes as many as it may ever have, which is more than sysconf(3) tells.
+    leaves = (leaf_type * _MOST_CPUS)()
+    if ctypes.sizeof(leaf_type) % 8:
+        raise AssertionError("the kernel rounds each up to 8 bytes")
+    try:
+        bpf(
+            _LOOKUP_ELEM,
+            _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaves)),
+        )
+    except OSError as error:
+        raise TableRefused("read", error) from error
+    return list(leaves)
 
 
 def take(fd: int, key: Data, leaf: ctypes.Structure, is_wanted: Callable[[], bool]) -> Taken:

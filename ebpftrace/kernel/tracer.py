@@ -230,7 +230,7 @@ class Tracer:
         self._baseline_at: dict[int, int] = {}
         self._python: dict[int, PythonT] = {}
         self._told: dict[int, ToldT] = {}
-        self._bpf = loading.wait()
+        installed = loading.wait()
         sizes = loading.sizes
         names = [
             "mappings",
@@ -245,11 +245,11 @@ class Tracer:
             "walks",
         ]
         names += ["numbers", "processes"]
-        self._fds = {name: self._bpf[name].map_fd for name in names}
-        self._programs = {name.decode(): function.fd for name, function in self._bpf.funcs.items()}
+        self._fds = {name: installed.tables[name] for name in names}
+        self._programs = dict(installed.programs)
         self._skipped_before = skipped_runs(self._programs.values())
         page = os.sysconf("SC_PAGE_SIZE")
-        events, copies, images = (self._bpf[name].map_fd for name in ("events", "copies", "images"))
+        events, copies, images = (installed.tables[name] for name in ("events", "copies", "images"))
         self._events = RingBuffer(events, sizes.event_pages * page, _MOST_WAITING_BYTES)
         self._copies = RingBuffer(copies, sizes.copy_pages * page, _MOST_WAITING_BYTES)
         self._images = RingBuffer(images, sizes.image_pages * page, _MOST_WAITING_BYTES)

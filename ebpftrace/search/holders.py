@@ -15,8 +15,8 @@ from ebpftrace.search.kinds import RINGS, STACK
 from ebpftrace.search.symbols import section_at, variables_at
 from ebpftrace.search.threads import ThreadPlace
 from ebpftrace.stacks.debugfiles import DebugFile, debug_files
-from ebpftrace.stacks.elf import NotElfError, read_headers
-from ebpftrace.stacks.files import FileStore, StoredFile, reader
+from ebpftrace.stacks.elf import NotElfError, read_headers, reader
+from ebpftrace.stacks.files import FileStore, StoredFile
 from ebpftrace.stacks.modules import load_bias
 from ebpftrace.vmas import HEAP, Vmas
 

@@ -115,7 +115,8 @@ class Engine:
         if self._process is not None or self._is_over:
             return
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), *import_path()]
+        # Without site: what it would find is in import_path().
+        command = [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), *import_path()]
         try:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

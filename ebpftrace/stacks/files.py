@@ -17,7 +17,7 @@ from typing import Callable, Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.process.files import FileKey
-from ebpftrace.stacks.elf import ElfHeaders, NotElfError, Read, read_headers
+from ebpftrace.stacks.elf import ElfHeaders, NotElfError, Read, read_headers, reader
 from ebpftrace.stacks.unwind_image import memory_file
 from ebpftrace.text import plural
 
@@ -48,11 +48,6 @@ class StoredFile:
     def read(self) -> Read:
         """Positioned reads of this file."""
         return reader(self.fd)
-
-
-def reader(fd: int) -> Read:
-    """Positioned reads of a file; offsets that no file has read as its end."""
-    return lambda offset, count: os.pread(fd, count, offset) if offset < 1 << 62 else b""
 
 
 class FileStore:

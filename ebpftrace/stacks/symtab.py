@@ -13,8 +13,7 @@ from typing import Optional
 
 from ebpftrace.stacks.copies import Name
 from ebpftrace.stacks.demangle import demangle
-from ebpftrace.stacks.elf import ElfHeaders, Read, read_headers
-from ebpftrace.stacks.files import reader
+from ebpftrace.stacks.elf import ElfHeaders, Read, read_headers, reader
 
 MAX_TABLE_BYTES = 128 << 20
 _SYMBOL = struct.Struct("<IBBHQQ")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import resource
 import signal
 import socket
@@ -21,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from ebpftrace.stacks import wire
 from ebpftrace.stacks.copies import PAGE, REGISTERS_SIZE, TABLES_OF
-from ebpftrace.stacks.elf import NotElfError, read_headers
-from ebpftrace.stacks.files import reader
+from ebpftrace.stacks.elf import NotElfError, read_headers, reader
 from ebpftrace.stacks.symtab import SymbolTables
 from ebpftrace.stacks.unwind_image import unwind_image
 
@@ -88,8 +86,8 @@ class Worker:
         """Why drgn cannot be used here; empty if it can."""
         self._symbolizer: Symbolizer | SymbolTables
         try:
-            if platform.machine() != TABLES_OF:
-                raise NotImplementedError(platform.machine())
+            if os.uname().machine != TABLES_OF:
+                raise NotImplementedError(os.uname().machine)
             # The one place that needs drgn: it has no build for some platforms.
             from ebpftrace.stacks.code import Code, CodePlace
             from ebpftrace.stacks.symbols import Symbolizer

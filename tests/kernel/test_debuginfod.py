@@ -15,9 +15,8 @@ from stacks_helpers import GCC, TARGETS, catch, compile_target
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Frame
-from ebpftrace.stacks.elf import read_headers
+from ebpftrace.stacks.elf import read_headers, reader
 from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.files import reader
 from ebpftrace.stacks.resolve import StackResolver
 
 pytest.importorskip("drgn")

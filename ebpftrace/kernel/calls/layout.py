@@ -63,6 +63,12 @@ class LostT(ctypes.Structure):
     _fields_ = (("calls", ctypes.c_uint64), ("stacks", ctypes.c_uint64), ("threads", ctypes.c_uint64))
 
 
+class TotalT(ctypes.Structure):
+    """``struct total_t``: one line of the summary."""
+
+    _fields_ = (("calls", ctypes.c_uint64), ("errors", ctypes.c_uint64), ("ns", ctypes.c_uint64))
+
+
 HEAD = struct.Struct("=QIHH")
 CALL = struct.Struct("=QIHHQqQ6QI4x")
 """``struct call_t``: at, tid, kind, number, entered_at, returned, lost, six arguments, tgid."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel import tables
-from ebpftrace.kernel.calls.layout import RECORD_PAGES, Filters, LostT, TracedT, definitions, numbers
+from ebpftrace.kernel.calls.layout import RECORD_PAGES, Filters, LostT, TotalT, TracedT, definitions, numbers
 from ebpftrace.kernel.calls.records import Decoder, Recorded
 from ebpftrace.kernel.descriptors import make_room
-from ebpftrace.kernel.loader import load_programs, this_machine
+from ebpftrace.kernel.loader import install, this_machine
 from ebpftrace.kernel.losses import skipped_runs
 from ebpftrace.kernel.ringbuf import RingBuffer, records
-from ebpftrace.kernel.sources import Apart
-from ebpftrace.kernel.tracepoints import silence
 from ebpftrace.process.tasks import Task
 from ebpftrace.trace.selection import NEVER_RETURN
 from ebpftrace.trace.summary import Total
@@ -43,18 +42,17 @@ class CallTracer:
         machine, preallocated = this_machine()
         constants = definitions(machine, filters, preallocated)
         mirrored = {"threads": TracedT, "losses": LostT}
-        self._bpf: Any = Apart(lambda: load_programs("trace.c", constants, mirrored)).wait()
+        self._installed = install("trace.c", constants, mirrored, {})
         self._decoder = Decoder()
         try:
             self._attach(filters)
-            silence(self._bpf)
-            self._fds = {name: self._bpf[name].map_fd for name in ("threads", "losses")}
-            self._programs = [function.fd for function in self._bpf.funcs.values()]
+            self._fds = {name: self._installed.tables[name] for name in ("threads", "losses", "totals")}
+            self._programs = list(self._installed.programs.values())
             self._skipped_before = skipped_runs(self._programs)
             size = RECORD_PAGES * machine.page
-            self._buffer = RingBuffer(self._bpf["records"].map_fd, size, most_bytes=size)
+            self._buffer = RingBuffer(self._installed.tables["records"], size, most_bytes=size)
         except BaseException:
-            self._bpf.cleanup()
+            self._installed.close()
             raise
 
     def __enter__(self) -> CallTracer:
@@ -62,7 +60,7 @@ class CallTracer:
 
     def __exit__(self, *_: object) -> None:
         self._buffer.close()
-        self._bpf.cleanup()
+        self._installed.close()
 
     def add_command(self, pid: int) -> None:
         """Trace process ``pid`` from the moment it executes a program."""
@@ -117,7 +115,7 @@ class CallTracer:
         """The summary, where one is kept."""
         found = []
         for name, number in numbers().items():
-            each_cpu = self._bpf["totals"][ctypes.c_int(number)]
+            each_cpu = tables.of_each_cpu(self._fds["totals"], ctypes.c_uint32(number), TotalT)
             found.append(
                 Total(
                     name,
@@ -143,6 +141,10 @@ class CallTracer:
 
     def _attach_to(self, tracepoint: str, function: str) -> None:
         try:
-            self._bpf.attach_tracepoint(tp=f"syscalls:{tracepoint}", fn_name=function)
-        except Exception as error:  # bcc raises plain Exception
-            raise CannotTrace(f"cannot attach to {tracepoint} ({error})", "ebpftrace doctor") from None
+            self._installed.attach(f"syscalls:{tracepoint}", function)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise CannotTrace(
+                f"cannot attach to {tracepoint} ({error.strerror})", "ebpftrace doctor"
+            ) from None

@@ -43,7 +43,8 @@ def require_tracing() -> None:
     """
     machine.mount_tracefs()
     for check in _REQUIRED:
-        found = check()
+        # The rest of that is for who compiles (``kernel.compiler``).
+        found = libraries.check_bcc_found() if check is libraries.check_bcc else check()
         if not found.ok and found.required:
             raise CannotTrace(found.what, found.remedy)
 

@@ -15,8 +15,9 @@ from typing import Optional
 from ebpftrace.errors import CannotTrace
 from ebpftrace.installation import DRGN, NUMPY, install_command
 from ebpftrace.kernel.checks.check import Check
-from ebpftrace.kernel.checks.machine import DEBUGFS_TRACEFS, holds_tracefs
+from ebpftrace.kernel.checks.machine import holds_tracefs
 from ebpftrace.kernel.sources import bpf_dir
+from ebpftrace.kernel.tracepoints import DEBUGFS_TRACEFS
 
 _OLDEST_BCC = (0, 18)
 _BCC_KNOWS_TRACEFS = (0, 26)
@@ -33,6 +34,13 @@ _BCC_PACKAGES = {
 _NO_ROOM = re.compile("failed to map segment|cannot allocate memory", re.IGNORECASE)
 """What the dynamic linker says where RLIMIT_AS forbids it to map a library (glibc elf/dl-load.c)."""
 _SYSTEM_PYTHON = "/usr/bin/python3"
+
+
+def check_bcc_found() -> Check:
+    """That there is a bcc, without loading it, which takes a while: programs may be compiled already."""
+    if importlib.util.find_spec("bcc") is None:
+        return _missing_bcc()
+    return Check("bcc", True, "installed")
 
 
 def check_bcc() -> Check:

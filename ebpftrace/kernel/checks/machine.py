@@ -15,12 +15,10 @@ from typing import Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.checks.check import Check
+from ebpftrace.kernel.tracepoints import DEBUGFS_TRACEFS, TRACEFS
 from ebpftrace.process.memorylimit import require_memory
 from ebpftrace.process.namespaces import in_initial_user_namespace, own_pid_namespace
 from ebpftrace.syscalls import numbers
-
-TRACEFS = Path("/sys/kernel/tracing")
-DEBUGFS_TRACEFS = Path("/sys/kernel/debug/tracing")
 
 # linux/capability.h
 _CAP_DAC_READ_SEARCH = 2

@@ -11,15 +11,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, BinaryIO, Optional
-
-from elftools.common.exceptions import ELFError
-from elftools.common.utils import struct_parse
-from elftools.construct import ConstructError
-from elftools.elf.elffile import ELFFile
+from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 
 from ebpftrace.model import Vma
 from ebpftrace.vmas import Vmas
+
+if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
 
 _MAX_SECTIONS = 4096
 _MAX_SEGMENTS = 256
@@ -100,6 +98,10 @@ class _Identified:
 
 @lru_cache(maxsize=64)
 def _read_image(identified: _Identified, names: frozenset[str]) -> Optional[Image]:
+    # pyelftools takes a while to import: a short trace may never read a file.
+    from elftools.common.exceptions import ELFError
+    from elftools.construct import ConstructError
+
     # The cache keeps the key, and must not keep the file open with it.
     file, identified.file = identified.file, None
     assert file is not None
@@ -110,6 +112,8 @@ def _read_image(identified: _Identified, names: frozenset[str]) -> Optional[Imag
 
 
 def _parse(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
+    from elftools.elf.elffile import ELFFile
+
     elf = ELFFile(file)
     if elf.elfclass != 64:
         return None
@@ -134,6 +138,8 @@ def _parse(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
 
 def _headers(elf: ELFFile, letter: str, layout: Any, most: int) -> Iterator[dict[str, Any]]:
     """Program ("p") or section ("s") headers; never more than ``most``."""
+    from elftools.common.utils import struct_parse
+
     header = elf.header
     count = header[f"e_{letter}hnum"]
     for index in range(min(count, most)):

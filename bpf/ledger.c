@@ -32,6 +32,8 @@ BPF_TABLE("lru_hash", u64, u32, executing, 4096);
 BPF_ARRAY(keepers, u32, KEEPERS);
 /* Whom a stack was given to, its tid, likewise. */
 BPF_ARRAY(runners, u32, RUNNERS);
+/* When a place was touched, by a hash of space and place; of those with one hash the last. */
+BPF_ARRAY(places, struct touched_t, PLACES);
 BPF_ARRAY(spaces, struct space_t, MAX_SPACES);
 BPF_ARRAY(told, struct told_t, MAX_SPACES);
 BPF_PERCPU_ARRAY(cpus, struct cpu_t, RECORDED_CALLS);
@@ -96,6 +98,11 @@ static __always_inline u32 *keeper_at(u32 index)
 static __always_inline u32 *runner_at(u32 index)
 {
     return runners.lookup(&index);
+}
+
+static __always_inline struct touched_t *place_at(u32 index)
+{
+    return places.lookup(&index);
 }
 
 static __always_inline struct thread_t *find_thread(u32 tid)
@@ -327,7 +334,7 @@ TRACEPOINT_PROBE(syscalls, sys_enter_mremap)
     struct thread_t *thread = current_thread();
 
     if (thread)
-        mremap_enter(thread, args->addr, args->old_len, args->flags);
+        mremap_enter(thread, args->addr, args->old_len, args->new_len, args->flags, args->new_addr);
     return PASS_ON;
 }
 

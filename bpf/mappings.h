@@ -84,9 +84,9 @@ static __always_inline void call_failed(struct thread_t *thread, struct space_t 
         return;
     now = bpf_ktime_get_ns();
     if (is_doubtful && call == CALL_MREMAP)
-        mark_moved(space, now);
+        touch_all(space, now, now);
     else if (is_doubtful)
-        mark_hard(space, now);
+        touch_all(space, now, 0);
     if (now - thread->failures_from > NS_PER_SECOND) {
         thread->failures_from = now;
         thread->failures_told = 0;
@@ -174,7 +174,7 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
     note_stand(thread, USER_SP(registers), row.since);
     if (replaces(row.flags)) {
         old = find_row(thread, key);
-        if (old && old->length == row.length && is_clean(thread, space, old)) {
+        if (old && old->length == row.length && is_clean(thread, space, key, old)) {
             count_outstanding(thread, old, -1);
             drop_row(thread, key);
         } else {
@@ -232,6 +232,7 @@ static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 
     struct space_t *space = space_at(thread->life.space);
     u64 key = key_of(thread->life.space, start);
     struct mapping_t *row;
+    int is_whole = 0;
 
     length = round_to_pages(length);
     note_enter(thread, CALL_MUNMAP);
@@ -243,12 +244,16 @@ static __always_inline int munmap_enter(struct thread_t *thread, u64 start, u64 
     }
     row = find_row(thread, key);
     if (row && row->length <= length) {
-        thread->is_hard = row->length != length || !is_clean(thread, space, row);
+        is_whole = row->length == length;
+        thread->is_hard = !is_whole || !is_clean(thread, space, key, row);
         take(thread, key, row);
     }
     if (thread->is_hard) {
         thread->entered_at = bpf_ktime_get_ns();
-        mark_hard(space, thread->entered_at);
+        if (is_whole && !has_rows_inside(key, length))
+            thread->is_hard = HARD_ALONE;
+        else
+            touch(space, key, length, thread->entered_at, 0);
     }
     return 0;
 }
@@ -257,6 +262,7 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
 {
     struct space_t *space;
     const struct pt_regs *registers;
+    u64 key, length, done_at;
 
     require_enter(thread, CALL_MUNMAP, returned);
     if (!returned && !thread->is_hard && !thread->has_row)
@@ -270,6 +276,7 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
     if (!space)
         return 0;
     registers = caller_registers();
+    key = key_of(thread->life.space, ARGUMENT_1(registers));
     if (returned) {
         if (thread->has_row)
             restore(thread, space, ARGUMENT_1(registers));
@@ -280,13 +287,15 @@ static __always_inline int munmap_exit(struct thread_t *thread, s64 returned)
         free_stack(thread->life.space, ARGUMENT_1(registers));
     if (!thread->is_hard)
         return 0;
-    if (thread->has_row && may_have_moved(space, &thread->row))
-        emit_displaced(thread, space, key_of(thread->life.space, ARGUMENT_1(registers)),
-                       &thread->row);
+    if (thread->has_row && may_have_moved(space, key, &thread->row))
+        emit_displaced(thread, space, key, &thread->row);
     else if (thread->has_row)
         count_outstanding(thread, &thread->row, -1);
-    emit_hole(thread, space, thread->entered_at, bpf_ktime_get_ns(), ARGUMENT_1(registers),
-              round_to_pages(ARGUMENT_2(registers)));
+    length = round_to_pages(ARGUMENT_2(registers));
+    done_at = bpf_ktime_get_ns();
+    if (thread->is_hard != HARD_ALONE)
+        touch(space, key, length, done_at, 0);
+    send_hole(thread, space, thread->entered_at, done_at, ARGUMENT_1(registers), length);
     return 0;
 }
 
@@ -367,7 +376,14 @@ static __always_inline int unmap_whole_exit(struct thread_t *thread, u64 start, 
     return 0;
 }
 
-static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 length, u64 flags)
+/* An mremap; one of length 0 names the mapping that has its byte. */
+static __always_inline void touch_moved(struct space_t *space, u64 key, u64 length, u64 at)
+{
+    touch(space, key, round_to_pages(length), at, at);
+}
+
+static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 length,
+                                        u64 new_length, u64 flags, u64 new_start)
 {
     struct space_t *space = space_at(thread->life.space);
     u64 key = key_of(thread->life.space, start);
@@ -384,13 +400,17 @@ static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 
     if (keeps_old(length, flags))
         return 0;
     row = find_row(thread, key);
-    if (row && row->length == round_to_pages(length) && is_clean(thread, space, row) &&
+    if (row && row->length == round_to_pages(length) && is_clean(thread, space, key, row) &&
         !(flags & MREMAP_FIXED)) {
         take(thread, key, row);
         thread->is_hard = !thread->has_row;
     }
-    if (thread->is_hard)
-        mark_moved(space, thread->entered_at);
+    if (thread->is_hard) {
+        touch_moved(space, key, length, thread->entered_at);
+        if (flags & MREMAP_FIXED)
+            touch_moved(space, key_of(thread->life.space, new_start), new_length,
+                        thread->entered_at);
+    }
     return 0;
 }
 
@@ -443,7 +463,8 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
                                          .new_length = new_length,
                                          .flags = ARGUMENT_4(registers)}};
 
-        mark_moved(space, now);
+        touch_moved(space, key_of(thread->life.space, event.call.start), event.call.length, now);
+        touch_moved(space, key_of(thread->life.space, returned), new_length, now);
         emit(space, &event);
     }
     return 0;

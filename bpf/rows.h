@@ -16,33 +16,130 @@ static __always_inline u64 check_of(struct newest_t *newest)
     return sum;
 }
 
+/* What is kept of a place: of small ones, all that touched them but larger calls; of large ones, these ... */
+#define SMALL_PLACE 0
+#define LARGE_PLACE_BY_LARGE_CALLS 1
+/* ... and all. */
+#define LARGE_PLACE 2
+
+/* Without a branch: the verifier would follow both ways of each. */
+static __always_inline u64 later(u64 one, u64 other)
+{
+    s64 more = other - one;
+    s64 is_less = more >> 63;
+
+    asm volatile("" : "+r"(is_less));
+    return one + (more & ~is_less);
+}
+
+static __always_inline void note(struct touched_t *touched, u64 hard_at, u64 moved_at)
+{
+    touched->hard_at = later(touched->hard_at, hard_at);
+    touched->moved_at = later(touched->moved_at, moved_at);
+}
+
+/* It is not known what the call touched. */
+static __always_inline void touch_all(struct space_t *space, u64 hard_at, u64 moved_at)
+{
+    note(&space->latest, hard_at, moved_at);
+    note(&space->everywhere, hard_at, moved_at);
+}
+
+static __always_inline struct touched_t *place_of(u32 kind, u64 number)
+{
+    return place_at(mix(mix(0, kind), number) % PLACES);
+}
+
+/* Ranges are of keys: space and address go together. */
+static __always_inline int spans_two(u64 key, u64 pages, u32 shift)
+{
+    return ((key + pages) >> shift) - (key >> shift) <= 1;
+}
+
+static __always_inline void touch_places(u32 kind, u32 shift, u64 key, u64 pages, u64 hard_at,
+                                         u64 moved_at)
+{
+    struct touched_t *first = place_of(kind, key >> shift);
+    struct touched_t *last = place_of(kind, (key + pages) >> shift);
+
+    if (!first || !last)
+        return;
+    note(first, hard_at, moved_at);
+    note(last, hard_at, moved_at);
+}
+
+static __always_inline void find_places(struct touched_t *found, u32 kind, u32 shift, u64 key,
+                                        u64 pages)
+{
+    struct touched_t *first = place_of(kind, key >> shift);
+    struct touched_t *last = place_of(kind, (key + pages) >> shift);
+
+    if (!first || !last)
+        return;
+    note(found, first->hard_at, first->moved_at);
+    note(found, last->hard_at, last->moved_at);
+}
+
+/*
+ * Notes that a call which a start match can't settle touched a range.  It is noted by place: else one such
+ * call would make all rows that stand ambiguous, and the reader be told of the end of each.
+ */
+static __always_inline void touch(struct space_t *space, u64 key, u64 length, u64 hard_at,
+                                  u64 moved_at)
+{
+    u64 pages = length >> LEAST_PAGE_SHIFT;
+    int is_small = spans_two(key, pages, SMALL_SHIFT);
+
+    if (!spans_two(key, pages, LARGE_SHIFT)) {
+        touch_all(space, hard_at, moved_at);
+        return;
+    }
+    note(&space->latest, hard_at, moved_at);
+    touch_places(LARGE_PLACE, LARGE_SHIFT, key, pages, hard_at, moved_at);
+    touch_places(is_small ? SMALL_PLACE : LARGE_PLACE_BY_LARGE_CALLS,
+                 is_small ? SMALL_SHIFT : LARGE_SHIFT, key, pages, hard_at, moved_at);
+}
+
+/* When a range was touched last, or near it. */
+static __always_inline struct touched_t last_touched(struct space_t *space, u64 key, u64 length)
+{
+    u64 pages = length >> LEAST_PAGE_SHIFT;
+    struct touched_t found = space->everywhere;
+    u32 kind = LARGE_PLACE;
+
+    if (!spans_two(key, pages, LARGE_SHIFT))
+        return space->latest;
+    if (spans_two(key, pages, SMALL_SHIFT)) {
+        find_places(&found, SMALL_PLACE, SMALL_SHIFT, key, pages);
+        kind = LARGE_PLACE_BY_LARGE_CALLS;
+    }
+    find_places(&found, kind, LARGE_SHIFT, key, pages);
+    return found;
+}
+
+/* Of shmat and io_setup only the first page is known here. */
+static __always_inline u64 reach_of(struct mapping_t *row)
+{
+    return row->prot & SIZE_UNKNOWN ? 1ULL << (ADDRESS_BITS - 1) : row->length;
+}
+
 /* No call since this row was made could have cut it or put another row inside it, nor is it in the
  * baseline: Python need not hear of its end. */
-static __always_inline int is_clean(struct thread_t *thread, struct space_t *space,
+static __always_inline int is_clean(struct thread_t *thread, struct space_t *space, u64 key,
                                     struct mapping_t *row)
 {
     struct told_t *told = told_of(thread->life.space);
 
-    return told && row->since > told->baseline_at && row->since > space->hard_at;
-}
-
-static __always_inline void mark_hard(struct space_t *space, u64 at)
-{
-    if (space->hard_at < at)
-        space->hard_at = at;
-}
-
-static __always_inline void mark_moved(struct space_t *space, u64 at)
-{
-    mark_hard(space, at);
-    if (space->moved_at < at)
-        space->moved_at = at;
+    return told && row->since > told->baseline_at &&
+           (row->since > space->latest.hard_at ||
+            row->since > last_touched(space, key, reach_of(row)).hard_at);
 }
 
 /* A part of this row may lie elsewhere by now. */
-static __always_inline int may_have_moved(struct space_t *space, struct mapping_t *row)
+static __always_inline int may_have_moved(struct space_t *space, u64 key, struct mapping_t *row)
 {
-    return row->since <= space->moved_at;
+    return row->since <= space->latest.moved_at &&
+           row->since <= last_touched(space, key, reach_of(row)).moved_at;
 }
 
 /*
@@ -72,7 +169,7 @@ static __always_inline void count_outstanding(struct thread_t *thread, struct ma
         drop_exited(&key);
 }
 
-static __always_inline void emit_hole(struct thread_t *thread, struct space_t *space, u64 at,
+static __always_inline void send_hole(struct thread_t *thread, struct space_t *space, u64 at,
                                       u64 done_at, u64 start, u64 length)
 {
     struct event_t event = {
@@ -81,8 +178,14 @@ static __always_inline void emit_hole(struct thread_t *thread, struct space_t *s
         .tid = thread->life.tid,
         .call = {.at = at, .done_at = done_at, .start = untagged(start), .length = length}};
 
-    mark_hard(space, done_at);
     emit(space, &event);
+}
+
+static __always_inline void emit_hole(struct thread_t *thread, struct space_t *space, u64 at,
+                                      u64 done_at, u64 start, u64 length)
+{
+    touch(space, key_of(thread->life.space, start), length, done_at, 0);
+    send_hole(thread, space, at, done_at, start, length);
 }
 
 static __always_inline void emit_displaced(struct thread_t *thread, struct space_t *space, u64 key,
@@ -104,17 +207,19 @@ static __always_inline void emit_displaced(struct thread_t *thread, struct space
 }
 
 /*
- * `newer` has the place of `older`, which stood in the ledger although the place was free or replaced:
- * more of it may still stand, and what else the call did that freed it is not known here.
+ * A newer row, of that time and length, has the place of `older`, which stood in the ledger although the
+ * place was free or replaced: more of it may still stand, and what else the call did that freed it is
+ * not known here.
  */
 static __always_inline void displace(struct thread_t *thread, struct space_t *space, u64 key,
-                                     struct mapping_t *older, struct mapping_t *newer)
+                                     struct mapping_t *older, u64 since, u64 length)
 {
-    if (older->length > newer->length || may_have_moved(space, older))
+    /* By place would be longer to verify than all else, and this is rare. */
+    if (older->length > length || older->since <= space->latest.moved_at)
         emit_displaced(thread, space, key, older);
     else
         count_outstanding(thread, older, -1);
-    mark_hard(space, newer->since - 1);
+    touch(space, key, older->length, since - 1, 0);
 }
 
 /* The row counts as its mapper's already. */
@@ -122,16 +227,24 @@ static __always_inline void insert(struct thread_t *thread, struct space_t *spac
                                    struct mapping_t *row)
 {
     long error = add_mapping(key, row);
-    struct mapping_t *other;
+    struct mapping_t older, *other;
+    u64 since = row->since;
+    u64 length = row->length;
 
     if (error == -EEXIST) {
         other = find_mapping(key);
-        if (other && other->since > row->since) {
-            displace(thread, space, key, row, other);
-            return;
+        if (other && other->since > since) {
+            older = *row;
+            since = other->since;
+            length = other->length;
+        } else if (other) {
+            older = *other;
         }
+        /* One call, which is long: the verifier takes its time for each. */
         if (other)
-            displace(thread, space, key, other, row);
+            displace(thread, space, key, &older, since, length);
+        if (since > row->since)
+            return;
         error = put_mapping(key, row);
     }
     if (error) {
@@ -211,6 +324,36 @@ static __always_inline struct mapping_t *find_row(struct thread_t *thread, u64 k
     other = keeper ? find_living(*keeper) : 0;
     if (other && keeps(other, key))
         other->shares = 1;
+    return 0;
+}
+
+/* Whether a thread keeps a row of this key, which nobody else can take from it. */
+static __always_inline int is_kept(u64 key)
+{
+    u32 *keeper = keeper_of(key);
+    struct thread_t *other = keeper ? find_living(*keeper) : 0;
+
+    return other && keeps(other, key);
+}
+
+/*
+ * Whether other rows may lie in a range of which a whole row was unmapped, in parts that it had lost before,
+ * or in its place, kept by another thread: then they are gone as well, and the range is touched.  Else it
+ * need not be, which would make the rows beside it ambiguous, and the end of each of them others, without
+ * an end.
+ */
+static __always_inline int has_rows_inside(u64 key, u64 length)
+{
+    if (length > SMALL_PAGES * PAGE_BYTES)
+        return 1;
+#pragma nounroll
+    for (u32 i = 0; i < SMALL_PAGES; i++) {
+        if (i * PAGE_BYTES >= length)
+            break;
+        if (find_mapping(key) || is_kept(key))
+            return 1;
+        key += PAGE_BYTES >> LEAST_PAGE_SHIFT;
+    }
     return 0;
 }
 

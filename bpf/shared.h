@@ -87,6 +87,9 @@ struct libc_key_t {
     u32 reserved;
 };
 
+/* In place of 1 in is_hard: it is the end of one row, and no others lie there. */
+#define HARD_ALONE 2
+
 /*
  * What is known of a task; while it lives, only the task itself writes it, but for stack, outstanding and
  * shares.  Who was given a stack stays here when he has exited, until the stack is gone or another's.
@@ -156,15 +159,21 @@ struct told_t {
     struct python_t python;
 };
 
+/* When a call touched a place that a start match could not settle. */
+struct touched_t {
+    u64 hard_at;
+    u64 moved_at; /* and that was an mremap */
+};
+
 /* One traced address space. */
 struct space_t {
-    u64 hard_at;  /* last call that a start match could not settle */
-    u64 moved_at; /* last mremap of that kind */
-    u64 brk;      /* current break, 0: not known yet */
-    u64 code_at;  /* last time that the reader was told of executable memory */
+    struct touched_t latest;     /* whichever place it was */
+    struct touched_t everywhere; /* a call that touched too much to be noted by place */
+    u64 brk;                     /* current break, 0: not known yet */
+    u64 code_at;                 /* last time that the reader was told of executable memory */
     u64 settled_at; /* of a number that many may have one after the other: since when it is this one's */
     /* An exit writes what follows, a munmap on another CPU reads the above: a cache line for each. */
-    u64 reserved[3];
+    u64 reserved[1];
     u64 calls[CALLS]; /* of threads that have exited */
     u64 lost_events;
     u64 lost_mappings;

@@ -36,6 +36,13 @@ KEEPERS = 1024
 """Newest mappings of which the kernel side can tell who keeps them; a power of two."""
 RUNNERS = 8192
 """Stacks of which the kernel side can tell whom they were given to; a power of two."""
+PLACES = 16_384
+"""Places of address spaces of which the kernel side keeps when they were touched; a power of two."""
+SMALL_SHIFT, LARGE_SHIFT = 19 - _LEAST_PAGE_SHIFT, 26 - _LEAST_PAGE_SHIFT
+"""Of keys: a small place has 512 KiB, a large one 64 MiB.  What lies in more than two small ones is noted by
+large ones; what lies in more than two of these, as touching all."""
+SMALL_PAGES = 64
+"""Of a row, at most, for the kernel side to look for others inside it when it is unmapped."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 288}
 """Size of ``struct pt_regs`` in ``bpf/include/uapi/linux/ptrace.h``."""
 AUXV_WORDS = 32
@@ -219,16 +226,22 @@ class ToldT(ctypes.Structure):
     )
 
 
+class TouchedT(ctypes.Structure):
+    """``struct touched_t``."""
+
+    _fields_ = (("hard_at", _u64), ("moved_at", _u64))
+
+
 class SpaceT(ctypes.Structure):
     """``struct space_t``: one traced address space."""
 
     _fields_ = (
-        ("hard_at", _u64),
-        ("moved_at", _u64),
+        ("latest", TouchedT),
+        ("everywhere", TouchedT),
         ("brk", _u64),
         ("code_at", _u64),
         ("settled_at", _u64),
-        ("reserved", _u64 * 3),
+        ("reserved", _u64 * 1),
         ("calls", _u64 * len(CALLS)),
         ("lost_events", _u64),
         ("lost_mappings", _u64),
@@ -590,6 +603,10 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "MAX_SITES": 1,
         "KEEPERS": KEEPERS,
         "RUNNERS": RUNNERS,
+        "PLACES": PLACES,
+        "SMALL_SHIFT": SMALL_SHIFT,
+        "LARGE_SHIFT": LARGE_SHIFT,
+        "SMALL_PAGES": SMALL_PAGES,
         "EVENT_PAGES": sizes.event_pages,
         "COPY_PAGES": sizes.copy_pages,
         "IMAGE_PAGES": sizes.image_pages,

@@ -20,6 +20,7 @@ from ebpftrace.kernel.layout import (
     MAX_SPACES,
     NAME_SLOT,
     PATH_NAMES,
+    PLACES,
     PYTHON_FRAME,
     PYTHON_FRAMES,
     REGISTER_BYTES,
@@ -33,6 +34,7 @@ from ebpftrace.kernel.layout import (
     SpaceT,
     ThreadT,
     ToldT,
+    TouchedT,
 )
 
 _ROWS = 262_144
@@ -112,6 +114,7 @@ def kernel_bytes(of: Sizes, preallocated: bool, cpus: int, page: int, machine: s
         if preallocated:
             total += (entries + cpus) * (_ELEMENT + key + leaf)
     total += MAX_SPACES * (ctypes.sizeof(SpaceT) + ctypes.sizeof(ToldT)) + 8 * (KEEPERS + RUNNERS)
+    total += PLACES * ctypes.sizeof(TouchedT)
     rings = (of.event_pages, of.copy_pages, of.image_pages)
     total += sum(pages + _PAGES_OF_A_RING for pages in rings) * page
     frames = PYTHON_FRAMES * PYTHON_FRAME.size

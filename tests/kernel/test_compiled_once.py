@@ -13,8 +13,9 @@ from ebpftrace.jobs.tracing import begin_loading
 from ebpftrace.kernel import cache, loader
 from ebpftrace.kernel.compiled import Compiled, Table
 from ebpftrace.kernel.installed import Installed
-from ebpftrace.kernel.layout import Sizes, definitions
-from ebpftrace.kernel.loader import install_ledger, this_machine
+from ebpftrace.kernel.layout import Sizes
+from ebpftrace.kernel.loader import install_ledger, ledger_constants
+from ebpftrace.kernel.sizing import Needs
 from ebpftrace.kernel.tables import MapInfo, map_info
 
 SIZES = Sizes(mappings=500, exited=400, threads=600, sites=700, stack_bytes=8192, copies_per_second=5)
@@ -37,8 +38,9 @@ def compilations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Compil
 
 
 def installed_with(sizes: Sizes) -> Installed:
-    machine, preallocated = this_machine()
-    return install_ledger(sizes, definitions(machine, sizes, preallocated))
+    needs = Needs([100], 1, 65_530, 32_768, stack_bytes=sizes.stack_bytes, copies_per_second=5)
+    _, constants = ledger_constants(needs)
+    return install_ledger(sizes, constants)
 
 
 def tables(installed: Installed) -> dict[str, MapInfo]:

@@ -15,6 +15,10 @@ from ebpftrace.model import Interval, Row, ThreadId, Vma
 
 SIZE = 32
 """Pages of the model's address space."""
+SMALL, LARGE = 1, 4
+"""Pages of the places for which the kernel side remembers together when they were touched."""
+MOST = 2
+"""What touches more small places is noted by large ones, what touches more of these as touching all."""
 
 
 class Page(NamedTuple):
@@ -31,6 +35,8 @@ class Unmap:
     area: Interval
     entered: int
     hole: bool
+    alone: bool
+    """It has taken a row out that is as long, and no others lay there."""
 
 
 @dataclass
@@ -48,6 +54,39 @@ class Remap:
 
 
 @dataclass
+class Times:
+    """When a call of some kind touched a place last (bpf/rows.h)."""
+
+    latest: int = 0
+    everywhere: int = 0
+    places: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def mark(self, area: Interval, at: int) -> None:
+        self.latest = max(self.latest, at)
+        small, large = _places(area, SMALL), _places(area, LARGE)
+        if len(large) > MOST:
+            self.everywhere = max(self.everywhere, at)
+            return
+        kind, numbers = ("small", small) if len(small) <= MOST else ("by large calls", large)
+        for place in [*(("large", number) for number in large), *((kind, number) for number in numbers)]:
+            self.places[place] = max(self.places.get(place, 0), at)
+
+    def of(self, area: Interval) -> int:
+        small, large = _places(area, SMALL), _places(area, LARGE)
+        if len(large) > MOST:
+            return self.latest
+        found_in = [("large", number) for number in large]
+        if len(small) <= MOST:
+            found_in = [("by large calls", number) for number in large]
+            found_in += [("small", number) for number in small]
+        return max(self.everywhere, *(self.places.get(place, 0) for place in found_in))
+
+
+def _places(area: Interval, size: int) -> range:
+    return range(area.start // size, area.end // size + 1)
+
+
+@dataclass
 class Target:
     """An address space with a baseline, and the kernel's ledger of it."""
 
@@ -61,13 +100,13 @@ class Target:
     """Who keeps nothing to itself any more."""
     sent: list[Event] = field(default_factory=list)
     under_way: list[Unmap | Remap] = field(default_factory=list)
-    hard_at: int = 0
-    moved_at: int = 0
+    hard: Times = field(default_factory=Times)
+    moved: Times = field(default_factory=Times)
 
     def __post_init__(self) -> None:
         for area in self.baseline:
             self._set(area, Page(None, None))
-        self.hard_at = self.now
+        self.attached_at = self.now
 
     def vmas(self) -> list[Vma]:
         """Return what /proc/PID/maps shows, each page by itself."""
@@ -105,16 +144,18 @@ class Target:
         row = self._find_row(caller, start)
         if fails:
             return  # removed and restored: the same rows as before
-        hole = True
+        hole, whole = True, False
         if row is not None and row.length <= area.size:
+            whole = row.length == area.size
             self._drop_row(row)
-            hole = row.length < area.size or row.since < self.hard_at
-            if row.since <= self.moved_at:
+            hole = row.length < area.size or not self._clean(row)
+            if row.since <= self.moved.of(_area(row)):
                 self.sent.append(Displaced(row))
-        if hole:
-            self.hard_at = at
+        alone = whole and not self._has_rows_inside(area)
+        if hole and not alone:
+            self.hard.mark(area, at)
         self._clear(area)
-        self.under_way.append(Unmap(area, at, hole))
+        self.under_way.append(Unmap(area, at, hole, alone))
 
     def mremap(
         self,
@@ -134,11 +175,11 @@ class Target:
         at = self._tick()
         row = self._find_row(caller, start)
         keeps_old = keeps_old or not old.size
-        exact = row is not None and row.length == old.size and row.since >= self.hard_at and not keeps_old
+        exact = row is not None and row.length == old.size and self._clean(row) and not keeps_old
         if exact and row is not None:
             self._drop_row(row)
         elif not keeps_old:
-            self.hard_at = self.moved_at = at
+            self._mark_moved(old, new, at)
         if keeps_old:
             self._set(new, Page(caller, at))
         else:
@@ -154,7 +195,9 @@ class Target:
         at = self._tick()
         if isinstance(call, Unmap):
             if call.hole:
-                self._hole(call.area, call.entered)
+                if not call.alone:
+                    self.hard.mark(call.area, self.now)
+                self.sent.append(Hole(call.area, call.entered))
         elif call.twin_of is not None:
             if call.fixed:
                 self._hole(call.new, at)
@@ -162,7 +205,7 @@ class Target:
             self._set(call.new, Page(call.twin_of, at))
         elif call.row is None:
             self.sent.append(Move(call.old, call.new, call.entered, at))
-            self.hard_at = self.moved_at = at
+            self._mark_moved(call.old, call.new, at)
         else:
             if call.fixed:
                 self._hole(call.new, at)
@@ -215,14 +258,28 @@ class Target:
         other = self.rows.get(row.start, row)
         older, newer = sorted((other, row), key=lambda each: each.since)
         if older is not newer:
-            if older.length > newer.length or older.since <= self.moved_at:
+            if older.length > newer.length or older.since <= self.moved.latest:
                 self.sent.append(Displaced(older))
-            self.hard_at = max(self.hard_at, newer.since - 1)
+            self.hard.mark(_area(older), newer.since - 1)
         self.rows[row.start] = newer
 
     def _hole(self, area: Interval, at: int) -> None:
         self.sent.append(Hole(area, at))
-        self.hard_at = self.now
+        self.hard.mark(area, self.now)
+
+    def _has_rows_inside(self, area: Interval) -> bool:
+        """Rows may lie in parts that a row had lost before it was unmapped, or be kept in its place."""
+        inside = range(*area)
+        return any(row.start in inside for row in (*self.rows.values(), *self.newest.values()))
+
+    def _clean(self, row: Row) -> bool:
+        return row.since > self.attached_at and row.since >= self.hard.of(_area(row))
+
+    def _mark_moved(self, old: Interval, new: Interval, at: int) -> None:
+        source = Interval(old.start, old.start + max(old.size, 1))
+        for area in (source, new):
+            self.hard.mark(area, at)
+            self.moved.mark(area, at)
 
     # --- the truth -----------------------------------------------------------
 
@@ -281,3 +338,7 @@ class Target:
             if page - old.start < new.size:
                 self.pages[page - old.start + new.start] = held
         self._set(Interval(new.start + old.size, new.end), last)
+
+
+def _area(row: Row) -> Interval:
+    return Interval(row.start, row.start + row.length)

@@ -70,6 +70,10 @@ def read_image(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
 
 def read_interpreter(file: BinaryIO) -> Optional[str]:
     """Path of the loader that an ELF file names; empty for a static one, None for what is no sound file."""
+    from elftools.common.exceptions import ELFError
+    from elftools.construct import ConstructError
+    from elftools.elf.elffile import ELFFile
+
     try:
         elf = ELFFile(file)
         for header in _headers(elf, "p", elf.structs.Elf_Phdr, _MAX_SEGMENTS):

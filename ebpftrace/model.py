@@ -402,6 +402,8 @@ class Holder(NamedTuple):
     thread: Optional[int] = None
     """Tid of the thread whose stack, thread-local storage or register it is."""
     thread_name: str = ""
+    frame: Optional[Frame] = None
+    """The function whose frame of that stack holds the word; None where that is not known for certain."""
 
 
 class Suspect(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Optional
 
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.rule import Context
+from ebpftrace.frames import called
 from ebpftrace.model import Holder, Reach, Reached, Search, Where
 from ebpftrace.text import searches
 
@@ -89,10 +90,11 @@ def reached(cases: Sequence[Case], search: Search) -> Optional[Reached]:
     if not checked:
         return None
     lost = sum(reach.lost for reach in checked)
-    places: dict[tuple[Where, str, Optional[int]], Holder] = {}
+    places: dict[tuple[Where, str, Optional[int], str], Holder] = {}
     for reach in checked:
         for holder in reach.holders:
-            places.setdefault((holder.where, holder.symbol, holder.thread), holder)
+            frame = called(holder.frame) if holder.frame is not None else ""
+            places.setdefault((holder.where, holder.symbol, holder.thread, frame), holder)
     return Reached(
         checked=len(checked),
         lost=lost,
@@ -116,11 +118,12 @@ def held_by(cases: Sequence[Case]) -> str:
 def _name(holder: Holder) -> str:
     thread = f"thread {holder.thread} {holder.thread_name}".rstrip() if holder.thread else "a thread"
     symbol = f" ({holder.symbol})" if holder.symbol else ""
+    frame = f" (frame of {called(holder.frame)})" if holder.frame is not None else ""
     return {
         Where.GLOBAL: f"in {holder.symbol or 'a global variable'}",
-        Where.STACK: f"on the stack of {thread}{symbol}",
+        Where.STACK: f"on the stack of {thread}{frame}",
         Where.TLS: f"in thread-local storage of {thread}{symbol}",
-        Where.HEAP: "in the heap",
+        Where.HEAP: "in the heap (perhaps in a leaked block)",
         Where.MAPPING: "in another mapping",
         Where.SHARED: "in shared memory",
         Where.REGISTER: f"in register {holder.symbol or '?'} of {thread}",

@@ -440,7 +440,8 @@ class LeakWatch(Watch):
     def _search(self, search: Searcher, now: Now, suspects: Sequence[Suspect]) -> Search:
         """Search the target; one that ends meanwhile was not searched."""
         try:
-            return search(self.pid, suspects, now.books, now.groups)
+            frames_of = None if self._resolver is None else self._resolver.frames_of
+            return search(self.pid, suspects, now.books, now.groups, frames_of)
         except ProcessGone:
             self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
             return replace(NOT_SEARCHED, gaps=("the process ended before its memory was searched",))

@@ -27,6 +27,7 @@ from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.sharing import same_address_space
 from ebpftrace.process.status import known_max_map_count, read_memory_use, read_target_info
 from ebpftrace.process.target import Target, open_target
+from ebpftrace.stacks.copies import StackCopy
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
 from ebpftrace.vmas import Vmas
@@ -107,7 +108,7 @@ def _look(
         inside.books,
         vmas if isinstance(vmas, Vmas) else Vmas(vmas),
         names.name,
-        search=lambda suspects: search(pid, suspects, inside.books, groups),
+        search=lambda suspects: search(pid, suspects, inside.books, groups, names.frames_of),
         history=history,
         stack_shaped=stacks_without_thread(inside.books, areas),
     )
@@ -194,7 +195,14 @@ class _Names:
 
     def name(self, address: int) -> Optional[Frame]:
         """The function at an address."""
+        return self._resolve().name_address(address)
+
+    def frames_of(self, copy: StackCopy, offsets: Sequence[int]) -> dict[int, Frame]:
+        """As ``StackResolver.frames_of``."""
+        return self._resolve().frames_of(copy, offsets)
+
+    def _resolve(self) -> StackResolver:
         if self._resolver is None:
             engine = self._held.enter_context(Engine())
             self._resolver = self._held.enter_context(StackResolver(self._pid, engine))
-        return self._resolver.name_address(address)
+        return self._resolver

@@ -238,7 +238,7 @@ def _judged(figures: Figures, standing: _Standing, search: Searcher) -> Figures:
 
     def searched(suspects: Sequence[Suspect]) -> Search:
         groups = same_address_space(figures.pid).tgids
-        return search(figures.pid, suspects, standing.books, groups)
+        return search(figures.pid, suspects, standing.books, groups, None)
 
     findings = baseline_verdict(
         standing.books, standing.vmas, no_name_of, standing.earlier, searched, standing.history

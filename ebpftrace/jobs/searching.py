@@ -7,15 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Callable, Optional
 
 from ebpftrace.model import NOT_SEARCHED, Books, Search, Suspect
+from ebpftrace.stacks.copies import FramesOf
 
-Searcher = Callable[[int, Sequence[Suspect], Books, Sequence[int]], Search]
-"""Searches process PID for these; takes its glibc books and the thread groups in its address space too.
+Searcher = Callable[[int, Sequence[Suspect], Books, Sequence[int], Optional[FramesOf]], Search]
+"""Searches process PID for these; takes its glibc books, the thread groups in its address space, and what
+unwinds its stacks, too.
 
 Raises CannotTrace, ProcessGone.
 """
 
 
-def no_searcher(_pid: int, _suspects: Sequence[Suspect], _books: Books, _groups: Sequence[int]) -> Search:
+def no_searcher(
+    _pid: int,
+    _suspects: Sequence[Suspect],
+    _books: Books,
+    _groups: Sequence[int],
+    _frames_of: Optional[FramesOf] = None,
+) -> Search:
     """The searcher of a user who wants none (``--no-search``)."""
     return replace(NOT_SEARCHED, gaps=("its memory was not searched (--no-search)",))
 
@@ -31,7 +39,14 @@ class MemorySearcher:
     progress: Callable[[float], None] = lambda _done: None
     """Gets the part that is done, from 0 to 1."""
 
-    def __call__(self, pid: int, suspects: Sequence[Suspect], books: Books, groups: Sequence[int]) -> Search:
+    def __call__(
+        self,
+        pid: int,
+        suspects: Sequence[Suspect],
+        books: Books,
+        groups: Sequence[int],
+        frames_of: Optional[FramesOf] = None,
+    ) -> Search:
         """Search; as ``Searcher``."""
         from ebpftrace.search import search  # numpy takes 0.1 s to import, and not every report needs it
 
@@ -43,4 +58,5 @@ class MemorySearcher:
             limit=self.limit,
             deadline_cpu=self.cpu_seconds,
             progress=self.progress,
+            frames_of=frames_of,
         )

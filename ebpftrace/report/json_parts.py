@@ -94,6 +94,7 @@ def reach_object(reach: Reached) -> dict[str, Any]:
                 "thread": holder.thread,
                 "thread_name": without_surrogates(holder.thread_name) or None,
                 "address": None if holder.address is None else f"{holder.address:#x}",
+                "frame": frame_object(holder.frame) if holder.frame is not None else None,
             }
             for holder in reach.holders
         ],

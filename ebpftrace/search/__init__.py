@@ -12,6 +12,7 @@ from typing import Callable, Optional
 
 from ebpftrace.model import Books, Search, Suspect
 from ebpftrace.search.hidden import KeptWithoutPointer, disguised_pointers
+from ebpftrace.stacks.copies import FramesOf
 
 __all__ = ["KeptWithoutPointer", "disguised_pointers", "search"]
 
@@ -32,12 +33,13 @@ def search(
     limit: Optional[int] = None,
     deadline_cpu: Optional[float] = None,
     progress: Callable[[float], None] = ignore,
+    frames_of: Optional[FramesOf] = None,
 ) -> Search:
     """Say what in process ``pid`` still refers to each of the suspects.
 
     ``groups``: other thread groups of the address space; ``limit``: bytes to search at most;
     ``deadline_cpu``: seconds of CPU after which it stops, incomplete; ``progress`` is called often, with the
-    fraction that is done.
+    fraction that is done; ``frames_of`` unwinds stacks: holders on them get the frame that they lie in.
     The process is not stopped and not written to, and no page is brought into memory.
     Raises ``ProcessGone`` or ``CannotTrace``, and nothing for what the process holds.
     """
@@ -50,7 +52,7 @@ def search(
     from ebpftrace.search.source import Source
 
     with Source(pid, groups) as source:
-        return Searching(source, suspects, books, limit, deadline_cpu, progress, began).run()
+        return Searching(source, suspects, books, limit, deadline_cpu, progress, began, frames_of).run()
 
 
 def _has_numpy() -> bool:

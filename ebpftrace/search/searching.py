@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ebpftrace.model import Books, Holder, Interval, Reach, Search, Suspect, Where
 from ebpftrace.search.areas import Areas, areas_of, dead_stacks, live_stacks, unused_parts
+from ebpftrace.search.frames import with_frames
 from ebpftrace.search.hidden import disguised_pointers
 from ebpftrace.search.holders import most_telling
 from ebpftrace.search.matching import Matcher
@@ -31,6 +32,7 @@ from ebpftrace.search.runs import Addresses, Runs, difference, intersection, mer
 from ebpftrace.search.source import Source
 from ebpftrace.search.suspected import Suspected
 from ebpftrace.search.threads import Moment
+from ebpftrace.stacks.copies import FramesOf
 from ebpftrace.text import size as size_text
 from ebpftrace.vmas import Vmas
 
@@ -91,8 +93,10 @@ class Searching:
         deadline_cpu: Optional[float],
         progress: Callable[[float], None],
         began: float,
+        frames_of: Optional[FramesOf] = None,
     ) -> None:
         """``began``: what ``time.process_time`` was when the search began."""
+        self._frames_of = frames_of
         self._source = source
         self._limit = limit
         self._deadline = deadline_cpu
@@ -413,6 +417,8 @@ class Searching:
             )
         found = dict.fromkeys(holder for holders in self._found for holder in holders)
         named = self._source.named(found, self._look.vmas, self._look.books, self._moment)
+        if self._frames_of is not None:
+            named = self._with_frames(named, self._frames_of)
         # In a pass that was cut short, not to be found means nothing.
         dropped = ~self._kept if left > 0 else self._gone()
         reach = {
@@ -433,6 +439,15 @@ class Searching:
             bytes_searched=self._pass_bytes,
             cpu_seconds=time.process_time() - self._began,
         )
+
+    def _with_frames(self, named: dict[Holder, Holder], frames_of: FramesOf) -> dict[Holder, Holder]:
+        """With the frames of stacks that holders lie in."""
+        referred: dict[Holder, list[Suspect]] = {}
+        for suspect, holders in zip(self._suspected.suspects, self._found):
+            for holder in holders:
+                referred.setdefault(named[holder], []).append(suspect)
+        framed = with_frames(self._source, self._look.areas, referred, frames_of)
+        return {holder: framed.get(place, place) for holder, place in named.items()}
 
 
 def _counts(batch: Batch, counts: Counts, positions: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -18,14 +18,14 @@ from ebpftrace.search.holders import Places
 from ebpftrace.search.kernelheld import kernel_words
 from ebpftrace.search.presence import Presence, Present
 from ebpftrace.search.runs import Runs, no_runs
-from ebpftrace.search.threads import Moment, Threads
+from ebpftrace.search.threads import Moment, Threads, Waiting
 from ebpftrace.vmas import Vmas
 
 
 class Source:
     """A running process.  A context manager.
 
-    Opening it raises ``ProcessGone`` or ``CannotTrace``; so do ``vmas``, ``books`` and ``moment``.
+    Opening it raises ``ProcessGone`` or ``CannotTrace``; so do ``vmas``, ``books``, ``moment``, ``waiting``.
     """
 
     def __init__(self, pid: int, groups: Sequence[int]) -> None:
@@ -72,6 +72,10 @@ class Source:
     def moment(self) -> Moment:
         """Its threads now."""
         return self._threads.look()
+
+    def waiting(self, tids: Iterable[int]) -> dict[int, Waiting]:
+        """Those of these threads that wait now; none where that can't be told."""
+        return self._threads.waiting(tids)
 
     def kernel_words(self) -> list[tuple[str, int]]:
         """Words that the kernel holds for it now, by what for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Optional, Union, overload
 
@@ -35,6 +35,16 @@ class ThreadPlace(NamedTuple):
     """0 where it is not known."""
     thread_pointer: int
     """Around it lie its descriptor and its thread-local storage; 0 where it is not known."""
+
+
+class Waiting(NamedTuple):
+    """A thread that waits in the kernel; equal as long as it has not run."""
+
+    registers: bytes
+    """``struct pt_regs`` of its last entry into the kernel."""
+    stack_pointer: int
+    ran: tuple[int, ...]
+    """When it began, and how often it has left a CPU."""
 
 
 class Moment(NamedTuple):
@@ -103,6 +113,27 @@ class Threads:
         ]
         pointers = np.array([place.stack_pointer for place in places if place.stack_pointer], np.uint64)
         return Moment(places, pointers, pointers, np.empty((0, 0), np.uint64), (), None)
+
+    def waiting(self, tids: Iterable[int]) -> dict[int, Waiting]:
+        """Those of these threads that wait now; none where registers can't be read.
+
+        Raises ``ProcessGone`` or ``CannotTrace``.
+        """
+        found: dict[int, Waiting] = {}
+        if self._states is None:
+            return found
+        wanted = set(tids)
+        states = self._states.read()
+        for row, (tid, inner) in enumerate(zip(states["tid"].tolist(), states["inner_tid"].tolist())):
+            own = self._own_tid(tid, inner)
+            if own in wanted and not states["running"][row]:
+                registers = states["registers"][row]
+                found[own] = Waiting(
+                    registers.tobytes(),
+                    int(registers[self._states.stack_pointer]),
+                    tuple(int(states[field][row]) for field in _RUNS),
+                )
+        return found
 
     def _with_registers(self, source: TaskStates) -> Moment:
         states = source.read()

@@ -6,6 +6,7 @@ Registers are ``struct pt_regs`` of x86_64 (arch/x86/include/asm/ptrace.h): 21 w
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Optional
@@ -21,6 +22,7 @@ REGISTERS_SIZE = REGISTERS.size
 
 _INDEX = {name: index for index, name in enumerate(REGISTER_NAMES)}
 _WORD_MASK = (1 << 64) - 1
+_WORD = 8
 _BP, _IP, _CS, _SP = (_INDEX[name] for name in ("bp", "ip", "cs", "sp"))
 
 TABLES_OF = "x86_64"
@@ -98,6 +100,10 @@ class StackCopy:
     """Bytes of the stack, from its pointer on, that went into the signature."""
 
 
+FramesOf = Callable[[StackCopy, Sequence[int]], Mapping[int, Frame]]
+"""Says whose frames bytes of a copy lie in, by their distance from the stack pointer, where it is certain."""
+
+
 PAGE = 4096
 """Bytes; on machines with larger pages tables are not read."""
 
@@ -153,6 +159,28 @@ class Walk:
     def complete(self) -> bool:
         """Every frame is there, and none is a guess."""
         return self.end is End.OUTERMOST and self.guessed is None
+
+    def extents(self) -> list[tuple[int, int, int]]:
+        """Which bytes of the stack are whose: (start, end, position in ``pcs``), ascending and disjoint.
+
+        A frame ends with the address that it returns to, which its call has pushed (System V ABI, x86-64
+        supplement, 3.2.2), and begins where its callee's ends.  Frames of which either is not certain are
+        left out: those next to a signal's, those above a guess, the outermost.
+        """
+        found: list[tuple[int, int, int]] = []
+        begin: Optional[int] = 0
+        last = len(self.pcs) if self.guessed is None else min(len(self.pcs), self.guessed + 1)
+        for number in range(1, min(last, len(self.slots))):
+            slot = self.slots[number]
+            if slot is None or self.pcs[number].exact:
+                begin = None
+                continue
+            if begin is not None:
+                if slot < begin:
+                    break
+                found.append((begin, slot + _WORD, number - 1))
+            begin = slot + _WORD
+        return found
 
 
 def is_native(frame: Frame) -> bool:

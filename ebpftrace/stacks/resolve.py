@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -160,6 +161,25 @@ class StackResolver:
         if not unwound.stack.frames:
             self.shortfalls.stack_failed()
         return unwound
+
+    def frames_of(self, copy: StackCopy, offsets: Sequence[int]) -> dict[int, Frame]:
+        """Of places in a copy, in bytes from the stack pointer, the physical frames that they lie in.
+
+        Those of which that is not certain are left out: see ``Walk.extents``.
+        """
+        layout = self._history.at(copy.at)
+        walk = self._walk(layout, copy)
+        if walk is None:
+            return {}
+        extents = walk.extents()
+        starts = [start for start, _, _ in extents]
+        inside: dict[int, int] = {}
+        for offset in offsets:
+            at = bisect_right(starts, offset) - 1
+            if at >= 0 and offset < extents[at][1]:
+                inside[offset] = extents[at][2]
+        named = {number: self._frames([walk.pcs[number]], layout)[-1] for number in set(inside.values())}
+        return {offset: named[number] for offset, number in inside.items()}
 
     def _unwind(self, copy: StackCopy) -> Unwound:
         layout = self._history.at(copy.at)

@@ -28,7 +28,7 @@ _WORD = 8
 _CHUNK_HEADER = 16
 """What malloc keeps before a large block, which begins so far into its mapping (glibc malloc/malloc.c)."""
 _HALF = 1 << 32
-_MOST_GRANULES = 1 << 22
+_MOST_GRANULES = 1 << 21
 _LEAST_GRANULE = 12
 _MOST_LAYERS = 8
 _DENSE = 16
@@ -116,7 +116,7 @@ class _Window:
         for layer in layers:
             np.add.at(steps, self._granules(layer.starts), 1)
             np.add.at(steps, self._granules(layer.ends - np.uint64(1)) + 1, -1)
-        self._occupied = np.cumsum(steps) > 0
+        self._occupied = np.cumsum(steps, out=steps) > 0
         self._mask = np.uint32((1 << (bits - 32)) - 1)
         first, last = self._start, end - 1
         self._first_half = np.uint32(first if low else 0)

@@ -107,7 +107,8 @@ class Searching:
         self._kept: NDArray[np.bool_] = np.zeros(count, np.bool_)
         self._followed: NDArray[np.bool_] = np.zeros(count, np.bool_)
         """Kept ones that were searched for what they keep; in later passes they are as other memory."""
-        self._found: list[list[Holder]] = [[] for _ in range(count)]
+        self._found: dict[int, list[Holder]] = {}
+        """Of the kept ones alone: of a hundred thousand most are lost."""
         self._most_holders = _HOLDERS if count <= _MANY_SUSPECTS else 1
         self._books = books
         self._lists_cpu = 0.0
@@ -368,7 +369,7 @@ class Searching:
 
     def _keep(self, suspect: int, holder: Holder) -> None:
         self._kept[suspect] = True
-        found = self._found[suspect]
+        found = self._found.setdefault(suspect, [])
         if len(found) < self._most_holders and holder not in found:
             found.append(holder)
 
@@ -415,16 +416,17 @@ class Searching:
                 f"the process works all the time: what moves may have been overlooked, with a chance of "
                 f"{self._overlooked:.1%} at worst"
             )
-        found = dict.fromkeys(holder for holders in self._found for holder in holders)
+        found = dict.fromkeys(holder for holders in self._found.values() for holder in holders)
         named = self._source.named(found, self._look.vmas, self._look.books, self._moment)
         if self._frames_of is not None:
             named = self._with_frames(named, self._frames_of)
         # In a pass that was cut short, not to be found means nothing.
         dropped = ~self._kept if left > 0 else self._gone()
+        lost = Reach(True)
         reach = {
-            suspect: Reach(not kept, most_telling(named[holder] for holder in holders))
-            for suspect, kept, holders, drop in zip(
-                self._suspected.suspects, self._kept.tolist(), self._found, dropped.tolist()
+            suspect: Reach(False, most_telling(named[holder] for holder in self._found[at])) if kept else lost
+            for at, (suspect, kept, drop) in enumerate(
+                zip(self._suspected.suspects, self._kept.tolist(), dropped.tolist())
             )
             if not drop
         }
@@ -443,9 +445,9 @@ class Searching:
     def _with_frames(self, named: dict[Holder, Holder], frames_of: FramesOf) -> dict[Holder, Holder]:
         """With the frames of stacks that holders lie in."""
         referred: dict[Holder, list[Suspect]] = {}
-        for suspect, holders in zip(self._suspected.suspects, self._found):
+        for suspect, holders in self._found.items():
             for holder in holders:
-                referred.setdefault(named[holder], []).append(suspect)
+                referred.setdefault(named[holder], []).append(self._suspected.suspects[suspect])
         framed = with_frames(self._source, self._look.areas, referred, frames_of)
         return {holder: framed.get(place, place) for holder, place in named.items()}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +21,29 @@ class Suspected:
 
     def __init__(self, suspects: Sequence[Suspect]) -> None:
         self.suspects = list(dict.fromkeys(suspects))
-        handles = [(suspect.handle or 0, suspect.handle is not None) for suspect in self.suspects]
-        pieces = [(*piece, at) for at, suspect in enumerate(self.suspects) for piece in suspect.pieces]
-        reserved = [
-            (*suspect.reservation, at)
-            for at, suspect in enumerate(self.suspects)
-            if suspect.reservation is not None and suspect.handle is None
-        ]
-        silent = [
-            (*suspect.silent, at) for at, suspect in enumerate(self.suspects) if suspect.silent is not None
-        ]
-        pointed = [(start, _pointed_end(self.suspects[at], start, end), at) for start, end, at in pieces]
-        table = np.array(handles, np.uint64).reshape(-1, 2)
-        self.handles: Addresses = table[:, 0]
-        self.has_handle: Chosen = table[:, 1] != 0
-        self.starts, self.ends, self.owners = _columns(pieces)
-        self.pointed_ends: Addresses = _columns(pointed)[1]
+        count = len(self.suspects)
+        self.handles: Addresses = np.fromiter((one.handle or 0 for one in self.suspects), np.uint64, count)
+        self.has_handle: Chosen = np.fromiter(
+            (one.handle is not None for one in self.suspects), np.bool_, count
+        )
+        numbered = partial(enumerate, self.suspects)
+        self.starts, self.ends, self.owners = _columns(
+            (*piece, at) for at, suspect in numbered() for piece in suspect.pieces
+        )
+        self.pointed_ends: Addresses = np.fromiter(
+            (_pointed_end(suspect, *piece) for suspect in self.suspects for piece in suspect.pieces),
+            np.uint64,
+            len(self.ends),
+        )
         """Where that ends of each piece which a pointer has to point to."""
-        self._silent_starts, self._silent_ends, self._silent_owners = _columns(silent)
-        self.reserved_starts, self.reserved_ends, self.reserved_owners = _columns(reserved)
+        self._silent_starts, self._silent_ends, self._silent_owners = _columns(
+            (*suspect.silent, at) for at, suspect in numbered() if suspect.silent is not None
+        )
+        self.reserved_starts, self.reserved_ends, self.reserved_owners = _columns(
+            (*suspect.reservation, at)
+            for at, suspect in numbered()
+            if suspect.reservation is not None and suspect.handle is None
+        )
 
     def __len__(self) -> int:
         return len(self.suspects)
@@ -68,8 +74,9 @@ def _pointed_end(suspect: Suspect, start: int, end: int) -> int:
     return end
 
 
-def _columns(rows: Sequence[tuple[int, int, int]]) -> tuple[Addresses, Addresses, NDArray[np.int64]]:
-    table = np.array(rows, np.uint64).reshape(-1, 3)
+def _columns(rows: Iterable[tuple[int, int, int]]) -> tuple[Addresses, Addresses, NDArray[np.int64]]:
+    """Columns of a table, without a list of its rows."""
+    table = np.fromiter(chain.from_iterable(rows), np.uint64).reshape(-1, 3)
     return table[:, 0], table[:, 1], table[:, 2].astype(np.int64)
 
 

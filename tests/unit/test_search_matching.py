@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from typing import Optional
 from unittest.mock import patch
 
@@ -165,3 +166,17 @@ def test_dense_pointers_are_found_as_sparse_ones(data: st.DataObject) -> None:
         assert dense is sparse
     else:
         assert set(dense.suspects.tolist()) == set(sparse.suspects.tolist())
+
+
+def test_a_hundred_thousand_suspects_take_little_memory() -> None:
+    count, apart, stack = 100_000, 10 << 20, 8 << 20
+    bases = (0x7E0000000000 + at * apart for at in range(count))
+    suspects = [Suspect((Interval(base, base + stack),), base + stack - 2368) for base in bases]
+    tracemalloc.start()
+    try:
+        suspected = Suspected(suspects)
+        Matcher(suspected, np.ones(count, np.bool_))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 64 << 20

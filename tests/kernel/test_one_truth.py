@@ -1,0 +1,132 @@
+"""A trace, ``-d 0``, ``maps`` and ``scan`` say the same of the same programs, as far as each can see."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+from harness import PATIENCE, ROOT, Json, Target, Tracer, eventually, run_tracer
+
+COUNT = 12
+PROGRAMS = {
+    "lost handles": ("never_joined", COUNT),
+    "kept handles": ("kept", "fork-join", COUNT),
+    "lost buffers": ("kept", "lost", COUNT),
+    "kept buffers": ("kept", "linked", COUNT),
+    "reused stacks": ("kept", "pool", COUNT),
+}
+LEAKS = {"lost handles": {"never-joined-thread": COUNT}, "lost buffers": {"orphaned-mapping": COUNT}}
+"""Of all others there is none."""
+WAITING = {"kept handles": COUNT - 1}
+"""Exited threads that can still be joined: the first one runs until the end."""
+_OF_THREADS = ("never-joined-thread", "not-joined-yet", "joined-later")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What each command said of one program: findings, but for ``scan``."""
+
+    traced: list[Json]
+    alone: list[Json]
+    maps: list[Json]
+    scan: Json
+
+
+@pytest.fixture(scope="module")
+def said() -> Iterator[dict[str, Said]]:
+    with ExitStack() as held:
+        programs = {name: held.enter_context(Target(*words)) for name, words in PROGRAMS.items()}
+        pids = [option for program in programs.values() for option in ("-p", program.pid)]
+        with Tracer(*pids, "--until-interrupt", "--max-mappings", 20_000) as tracer:
+            for program in programs.values():
+                program.run()
+            traced = findings_by_pid(tracer.interrupt().stdout)
+        alone = findings_by_pid(run_tracer(*pids, "-d", 0, "--json").stdout)
+        maps = {program.pid: asked("maps", "-p", program.pid)["findings"] for program in programs.values()}
+        scans: dict[int, Json] = {}
+
+        def all_were_read() -> bool:
+            """Programs of other tests that leak may use up the time that a scan has."""
+            scans.update((one["pid"], one) for one in asked("scan", "--top", 100_000)["processes"])
+            wanted = [programs["lost handles"].pid, programs["kept handles"].pid]
+            return all(scans[pid]["exited_threads"] and not scans[pid]["undecided_threads"] for pid in wanted)
+
+        eventually(all_were_read, "a scan has the time to read the lists of these")
+        yield {
+            name: Said(traced[program.pid], alone[program.pid], maps[program.pid], scans[program.pid])
+            for name, program in programs.items()
+        }
+
+
+def asked(*words: object) -> Json:
+    command = [sys.executable, "-m", "ebpftrace", *map(str, words), "--json"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    answer: Json = json.loads(ended.stdout)
+    return answer
+
+
+def findings_by_pid(text: str) -> dict[int, list[Json]]:
+    return {report["target"]["pid"]: report["findings"] for report in map(json.loads, text.splitlines())}
+
+
+def leaks(findings: list[Json]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for finding in findings:
+        counts[finding["verdict"]] += finding["count"] if finding["leak"] else 0
+    return +counts
+
+
+def of_threads(findings: list[Json]) -> Counter[bool]:
+    """Exited threads, by whether they are a leak."""
+    counts: Counter[bool] = Counter()
+    for finding in findings:
+        if finding["verdict"] in _OF_THREADS:
+            counts[finding["leak"]] += finding["count"]
+    return counts
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_trace_finds_exactly_what_is_lost(said: dict[str, Said], name: str) -> None:
+    assert leaks(said[name].traced) == Counter(LEAKS.get(name, {}))
+    assert not any(finding["undecided"] for finding in said[name].traced)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_all_say_the_same_of_exited_threads(said: dict[str, Said], name: str) -> None:
+    leaked = LEAKS.get(name, {}).get("never-joined-thread", 0)
+    truth = +Counter({True: leaked, False: WAITING.get(name, 0)})
+    one = said[name]
+    assert of_threads(one.traced) == of_threads(one.alone) == of_threads(one.maps) == truth
+    if truth:
+        assert one.scan["exited_threads"] == sum(truth.values())
+        assert one.scan["leaked_threads"] == leaked
+    else:
+        assert not one.scan["exited_threads"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_without_a_trace_nothing_is_called_a_leak_that_a_trace_does_not_find(
+    said: dict[str, Said], name: str
+) -> None:
+    found = leaks(said[name].traced)
+    for findings in (said[name].alone, said[name].maps):
+        assert not leaks(findings) - found
+        assert not any(finding["undecided"] for finding in findings)
+
+
+@pytest.mark.parametrize("name", ["lost handles", "kept handles"])
+def test_all_are_equally_certain(said: dict[str, Said], name: str) -> None:
+    one = said[name]
+    certainties = {
+        finding["certainty"]
+        for findings in (one.traced, one.alone, one.maps)
+        for finding in findings
+        if finding["verdict"] in _OF_THREADS
+    }
+    assert certainties == ({"proved"} if name == "lost handles" else {"possible"})

@@ -26,8 +26,10 @@ class Departed(NamedTuple):
 @dataclass(frozen=True)
 class _Standing:
     start_routine: int
+    begun: int
+    """ns of CLOCK_MONOTONIC: when the first reading that showed it exited began ..."""
     since: int
-    """ns of CLOCK_MONOTONIC: the first reading that showed it exited."""
+    """... and ended.  On a busy machine it may have exited in between."""
 
 
 class History:
@@ -39,18 +41,22 @@ class History:
         self._first: dict[int, int] = {}
         self.readings = 0
 
-    def add(self, books: Books, read_at: int) -> None:
-        """Take in one reading; one that is not to be trusted is left out."""
+    def add(self, books: Books, read_at: int, read_until: Optional[int] = None) -> None:
+        """Take in one reading; one that is not to be trusted is left out.
+
+        ``read_at``, ``read_until``: ns of CLOCK_MONOTONIC before and after it; None: it took no time.
+        """
+        read_until = read_at if read_until is None else read_until
         if books.state is not BooksState.READ:
             return
         now = {thread.descriptor: thread for thread in books.threads if is_unjoined(thread)}
         for descriptor, standing in list(self._standing.items()):
             thread = now.get(descriptor)
             if thread is None or thread.start_routine != standing.start_routine:
-                self._depart(descriptor, read_at)
+                self._depart(descriptor, read_until)
         for descriptor, thread in now.items():
             if descriptor not in self._standing:
-                self._standing[descriptor] = _Standing(thread.start_routine, read_at)
+                self._standing[descriptor] = _Standing(thread.start_routine, read_at, read_until)
         if not self.readings:
             self._first = self.standing()
         self.readings += 1
@@ -69,7 +75,7 @@ class History:
             standing = known._standing.get(descriptor)
             if standing is not None and exited_at > standing.since:
                 known._depart(descriptor, exited_at, exact=False)
-                known._standing[descriptor] = _Standing(standing.start_routine, exited_at)
+                known._standing[descriptor] = _Standing(standing.start_routine, exited_at, exited_at)
         return known
 
     def departed(self, start_routine: int) -> Departed:
@@ -77,7 +83,7 @@ class History:
         return self._departed.get(start_routine, Departed())
 
     def since(self, descriptor: int) -> Optional[int]:
-        """The first reading that showed this thread exited; None where none did."""
+        """When the first reading that showed this thread exited had ended; None where none did."""
         standing = self._standing.get(descriptor)
         return standing.since if standing is not None else None
 
@@ -96,7 +102,7 @@ class History:
     def _depart(self, descriptor: int, at: int, exact: bool = True) -> None:
         standing = self._standing.pop(descriptor)
         number, longest, were_exact = self._departed.get(standing.start_routine, Departed())
-        longest = max(longest, at - standing.since)
+        longest = max(longest, at - standing.begun)
         self._departed[standing.start_routine] = Departed(number + 1, longest, were_exact and exact)
 
 

@@ -143,7 +143,7 @@ class LeakWatch(Watch):
         vmas = read_maps(self.pid)
         self._meet(vmas)
         self._books = read_books_of(self.pid, vmas)
-        self._history.add(self._books, read_at)
+        self._history.add(self._books, read_at, time.monotonic_ns())
 
     def verdict(self, search: Searcher) -> Report:
         """Say what has leaked already, without a trace.  Raises CannotTrace.
@@ -151,7 +151,7 @@ class LeakWatch(Watch):
         The longer ``look`` is ago the better: who has been joined since will not be suspected.
         """
         now = self._look(read_now)
-        self._history.add(now.books, now.read_at)
+        self._history.add(now.books, now.read_at, now.read_until)
         diagnosis = baseline_verdict(
             now.books,
             now.vmas,
@@ -247,7 +247,7 @@ class LeakWatch(Watch):
         """Read all that a report needs the programs for.  Raises CannotTrace."""
         now = self._look(read_now)
         if self.ended_by is None:
-            self._history.add(now.books, now.read_at)
+            self._history.add(now.books, now.read_at, now.read_until)
         snapshot = tracer.read()[self.space]
         tracer.poll()  # holes and moves that concern the rows just read
         self._settle_doubts()
@@ -432,7 +432,7 @@ class LeakWatch(Watch):
         with suppress(CannotTrace):
             now = self._look(read_lists)
             if self.ended_by is None and now.books.state is BooksState.READ:
-                self._history.add(now.books, now.read_at)
+                self._history.add(now.books, now.read_at, now.read_until)
                 self._last = now._replace(vmas=Vmas())
         used = time.thread_time() - began
         return time.monotonic() + max(_PEEK_SECONDS, used / _PEEK_SHARE)

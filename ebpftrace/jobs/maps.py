@@ -100,10 +100,11 @@ def _look(
     vmas = read_smaps(pid)
     groups = _groups(pid, notes)
     inside = _read_inside(pid, vmas, groups, notes)
+    read_until = time.monotonic_ns()
     threads = read_live_threads(pid, groups)
     sight = Sight(vmas, inside.books, threads, inside.heaps, inside.blocks)
     areas, more_notes = dissect(sight)
-    history.add(inside.books, read_at)
+    history.add(inside.books, read_at, read_until)
     diagnosis = baseline_verdict(
         inside.books,
         vmas if isinstance(vmas, Vmas) else Vmas(vmas),

@@ -259,9 +259,10 @@ def _with_books(figures: Figures, vmas: Vmas, before: Optional[_Standing]) -> tu
     read_at = time.monotonic_ns()
     with Memory(figures.pid) as memory:
         books = read_books(figures.pid, vmas, memory)
+        read_until = time.monotonic_ns()
         heaps = find_heaps(vmas, memory) if "glibc" in books.libc else []
     history = before.history if before is not None else History()
-    history.add(books, read_at)
+    history.add(books, read_at, read_until)
     stood = (
         None if before is None else {thread.descriptor for thread in before.books.threads if thread.exited}
     )

@@ -31,6 +31,8 @@ class Now(NamedTuple):
     """By tid; see ``read_sleepers``."""
     groups: Sequence[int] = ()
     """The thread groups in the address space, that of the process first."""
+    read_until: Optional[int] = None
+    """ns of CLOCK_MONOTONIC, after the books were read."""
     books_read_at: Optional[int] = None
     """When the books were read, where that was before the process was gone; else with the rest."""
 
@@ -53,13 +55,16 @@ def _read(
     read_at = time.monotonic_ns()
     vmas = read_vmas(pid)
     groups = same_address_space(pid).tgids
+    books = _read_books(pid, vmas, groups)
+    read_until = time.monotonic_ns()
     return Now(
         read_at=read_at,
         vmas=vmas,
-        books=_read_books(pid, vmas, groups),
+        books=books,
         memory=read_memory_use(pid),
         sleepers=read_threads(groups),
         groups=groups,
+        read_until=read_until,
     )
 
 

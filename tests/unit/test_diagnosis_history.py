@@ -47,6 +47,24 @@ def listed(stacks: Sequence[Outstanding], **changes: object) -> Books:
 # --- the readings themselves --------------------------------------------------
 
 
+@pytest.mark.parametrize(("exited", "departed"), [(59.5, 0), (60.5, 0), (61.5, 1)])
+def test_a_reading_takes_time_in_which_threads_exit(exited: float, departed: int) -> None:
+    """Who exits while the lists are read is who they show, no later thread at the same address."""
+    stack = pthread_stack(0)
+    known = History()
+    known.add(listed([stack], start_routine=ROUTINE), at(60), at(61))
+    (thread,) = listed([stack]).threads
+    assert known.with_exits([(thread.descriptor, at(exited))]).departed(ROUTINE).number == departed
+    assert known.since(thread.descriptor) == at(61)
+
+
+def test_how_late_one_was_joined_is_never_told_too_short() -> None:
+    known = History()
+    known.add(listed([pthread_stack(0)], start_routine=ROUTINE), at(10), at(12))
+    known.add(books(), at(20), at(23))
+    assert known.departed(ROUTINE).longest == 13 * SECOND
+
+
 @given(
     st.lists(
         st.frozensets(st.integers(0, 5)),

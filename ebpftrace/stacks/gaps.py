@@ -36,6 +36,8 @@ LONGEST_ENTRY = 64
 """Bytes of ``_start``: it sets up arguments and calls into the C library."""
 _LARGEST_ENTERED = 1 << 12
 """Bytes of a frame that is searched for the call that it is of."""
+_MOST_ARGUMENTS = 1 << 12
+"""Bytes: a method of Java has at most 255 of 8 (JVM specification 4.11), and the stack stays aligned."""
 _WORD = 8
 _SIGNAL_CONTEXT = 40
 """Bytes of ``struct ucontext`` before its registers (arch/x86/include/uapi/asm/ucontext.h)."""
@@ -279,8 +281,23 @@ def _by_frame_pointer(frame: Stretch, code: Code, guessed: bool) -> Union[Caller
         return copy.why_not(bp if saved is None else bp + _WORD)
     if guessed and saved != 0 and not bp < saved < copy.end + LARGEST_STACK:
         return NoCaller(End.NO_TABLE)
-    caller = _returned_to(frame, bp + _WORD, registers.replace(bp=saved, sp=bp + 2 * _WORD), code)
+    sp = _noted_by_interpreter(frame, address, code) or bp + 2 * _WORD
+    caller = _returned_to(frame, bp + _WORD, registers.replace(bp=saved, sp=sp), code)
     return caller._replace(guessed=guessed) if isinstance(caller, Caller) else caller
+
+
+def _noted_by_interpreter(frame: Stretch, address: int, code: Code) -> Optional[int]:
+    """The caller's stack pointer that HotSpot's interpreter has noted below its frame pointer.
+
+    Compiled code passes arguments in registers; what makes that a call of the interpreter puts them below the
+    caller's frame (src/hotspot/cpu/x86/sharedRuntime_x86_64.cpp, gen_c2i_adapter), which then begins
+    further up than above the return address.
+    """
+    bp = frame.registers.bp
+    noted = frame.copy.word(bp - _WORD)
+    if noted is None or noted % _WORD or not code.is_made(frame.registers.ip) or not code.is_made(address):
+        return None
+    return noted if 0 <= noted - (bp + 2 * _WORD) < _MOST_ARGUMENTS else None
 
 
 def _interrupted(frame: Stretch) -> Union[Caller, NoCaller]:

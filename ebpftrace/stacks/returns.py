@@ -156,6 +156,7 @@ class Instructions:
     def way_back(self, address: int) -> WayBack:
         """How the code at ``address`` returns."""
         rules: set[Return] = set()
+        left: set[Return] = set()
         never = True
         by_pointer = False
         is_padding = True
@@ -173,6 +174,10 @@ class Instructions:
                 rules.add(rule)
             elif instruction.flow_control == FlowControl.INDIRECT_BRANCH:
                 never = False
+            elif instruction.flow_control == FlowControl.UNCONDITIONAL_BRANCH and _is_taken_down(path):
+                left.update(filter(None, [_rule(path, instruction)]))
+        # A loop for ever may be left by an exception alone, whose handler does not return.
+        rules = rules or left
         by_slot: dict[Value, list[Return]] = {}
         for rule in rules:
             by_slot.setdefault(rule.slot, []).append(rule)
@@ -387,6 +392,14 @@ def _is_return(path: _Path, instruction: Instruction) -> bool:
         return False
     is_plt = instruction.op0_kind == OpKind.MEMORY and instruction.is_ip_rel_memory_operand
     return is_plt or path.sp == _TAKEN_DOWN
+
+
+def _is_taken_down(path: _Path) -> bool:
+    """rbp has been restored from below the stack pointer: what it points to now is the return address."""
+    sp = path.sp
+    if sp is None or sp.loaded or sp.register != "sp" or sp.offset < _WORD:
+        return False
+    return path.registers.get(Register.RBP) == Value("sp", sp.offset - _WORD, True)
 
 
 def _is_call(instruction: Instruction) -> bool:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,10 @@ from typing import Optional
 
 import pytest
 from harness import PATIENCE, Lines, eventually
+
+from ebpftrace.jobs.leak_watch import LeakWatch
+from ebpftrace.kernel.tracer import Tracer
+from ebpftrace.model import CommandEnd, Processes, Report, Standing
 
 HERE = Path(__file__).parent
 CLIENTS = 4
@@ -33,6 +37,34 @@ class Server:
     pid: int
     load: Callable[[], None]
     socket: str = ""
+
+
+class Quiet:
+    """An observer of a session of mmap-leaks that does nothing; subclasses override what they want to see."""
+
+    def looked(self, report: Report) -> None:
+        pass
+
+    def attached(self, watches: Sequence[LeakWatch]) -> None:
+        pass
+
+    def standing(self, standing: Standing) -> None:
+        pass
+
+    def searching(self, part: float) -> None:
+        pass
+
+    def command_ended(self, end: CommandEnd) -> None:
+        pass
+
+    def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: Optional[float]) -> None:
+        pass
+
+    def report(self, report: Report, watch: LeakWatch) -> None:
+        pass
+
+    def followed(self, processes: Processes) -> None:
+        pass
 
 
 def need(*programs: str) -> None:

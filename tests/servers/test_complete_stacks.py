@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional
 
 import pytest
 import servers
@@ -15,7 +14,6 @@ from test_no_false_leak import Starter
 
 from ebpftrace.jobs.leak_watch import LeakWatch
 from ebpftrace.jobs.mmap_leaks import Settings, run
-from ebpftrace.kernel.tracer import Tracer
 from ebpftrace.model import Report
 from ebpftrace.stacks.resolve import NOTE_TRUNCATED
 
@@ -25,24 +23,12 @@ LARGEST_COPY = 20_480
 """node's event loop has a buffer of 12 KiB on its stack: with the default few of its stacks fit."""
 
 
-class Counting:
+class Counting(servers.Quiet):
     """An observer of the session that counts the stacks it came to know, each as often as it was copied."""
 
     def __init__(self) -> None:
         self.copies: Counter[str] = Counter()
         self.stopped: Counter[str] = Counter()
-
-    def looked(self, report: Report) -> None:
-        pass
-
-    def attached(self, watches: Sequence[LeakWatch]) -> None:
-        pass
-
-    def command_ended(self, fate: str) -> None:
-        pass
-
-    def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: Optional[float]) -> None:
-        pass
 
     def report(self, report: Report, watch: LeakWatch) -> None:  # noqa: ARG002
         stacks = watch._stacks

@@ -12,9 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from servers import Quiet, process
 from stacks_helpers import FIRST_PAGES, GCC, TARGETS, catch, compile_target, matches, physical
 
-from ebpftrace.model import Stack
+from ebpftrace.jobs.leak_watch import LeakWatch
+from ebpftrace.jobs.mmap_leaks import Settings, run
+from ebpftrace.model import Report, Stack
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.goroots import NOTE_OTHER_STACK
 from ebpftrace.stacks.resolve import StackResolver
@@ -123,6 +126,46 @@ def test_ruby(engine: Engine, tmp_path: Path) -> None:
     assert stacks[3].complete, stacks[3].note
     # A thread's VM stack lies on its own: 1 MiB.
     assert stacks[2].complete or "further up the stack" in stacks[2].note, stacks[2].note
+
+
+class Seen(Quiet):
+    """An observer of a trace that keeps the stacks of its findings' calls."""
+
+    def __init__(self) -> None:
+        self.stacks: list[Stack] = []
+
+    def report(self, report: Report, watch: LeakWatch) -> None:  # noqa: ARG002
+        stacks = watch._stacks
+        self.stacks += [stacks.stack(number) for ways in stacks._by_site.values() for number in ways]
+
+
+def test_java_interpreter_called_by_compiled_code(tmp_path: Path) -> None:
+    """The interpreter's caller begins above the arguments that were put on the stack for it."""
+    need("java", "javac", "jcmd")
+    subprocess.run(["javac", "-d", tmp_path, Path(__file__).parent / "Arguments.java"], check=True)
+    modes = ["-Xcomp", "-XX:CompileCommand=quiet", "-XX:CompileCommand=exclude,Arguments.start"]
+    seen = Seen()
+    with process("java", *modes, "-cp", tmp_path, "Arguments", ready=lambda line: line == "ready") as (
+        java,
+        _,
+    ):
+        # With -Xcomp what is run is compiled before it is; its names are those of the first rounds.
+        subprocess.run(["jcmd", str(java.pid), "Compiler.perfmap"], check=True, stdout=subprocess.DEVNULL)
+        run(Settings(pids=[java.pid], duration=5.0), seen)
+    starts = [
+        names
+        for names in (physical(stack) for stack in seen.stacks if stack.complete)
+        if "JVM_StartThread" in names
+    ]
+    assert starts, [stack.note for stack in seen.stacks]
+    for names in starts:
+        called = names.index("Interpreter")
+        assert names[called - 1 : called + 3] == [
+            "void java.lang.Thread.start()",
+            "Interpreter",
+            "void Arguments.middle(int, long)",
+            "void Arguments.main(java.lang.String[])",
+        ]
 
 
 def test_gdb_says_the_same(engine: Engine, tmp_path: Path) -> None:

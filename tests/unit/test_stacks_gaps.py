@@ -51,6 +51,10 @@ FUNCTIONS = {
     0x1A00: "55 4889e5 ffd6 c9 59 4801dc 51 c3",
     # Two ways out, which drop 8 bytes, or as many as %rbx says.
     0x1C00: "55 4889e5 ffd6 85c0 7504 c9 c20800 c9 59 4801dc 51 c3",
+    # push %rbp; sub $32,%rsp; for (;;) if (call *%rsi) { add $32,%rsp; pop %rbp; jmp 0x1E00 }
+    0x1D00: "55 4883ec20 ffd6 85c0 74fa 4883c420 5d e9ec000000",
+    # pop %rdx; jmp *%rax: the handler of an exception has taken the return address
+    0x1E00: "5a ffe0",
     # call 0x8000
     0x1B00: "e8 fb640000 c3",
 }
@@ -153,6 +157,17 @@ def test_code_that_finds_its_variables_by_rbp_keeps_a_frame_pointer() -> None:
     assert find(CODE + 0x110E, *words, bp=STACK + 12) == NoCaller(End.NO_TABLE)
 
 
+def test_the_interpreter_of_java_has_noted_where_its_caller_stands() -> None:
+    """Compiled code called it: its arguments lie between the return address and the caller's frame."""
+    way = MADE + 0x110E, MADE + 0x802
+    words = [0, 0, STACK + 0x40, STACK + 0x70, way[1], 7, 8, 9, 0]
+    assert place(find(way[0], *words, bp=STACK + 0x18)) == (way[1], STACK + 0x40, STACK + 0x70)
+    # Only among code that is made at run time, and only a place above the return address.
+    assert place(find(CODE + 0x110E, *words, bp=STACK + 0x18))[1] == STACK + 0x28
+    words[2] = STACK + 0x20
+    assert place(find(way[0], *words, bp=STACK + 0x18))[1] == STACK + 0x28
+
+
 def test_code_that_does_not_say_how_it_returns_is_where_a_stack_is_cut() -> None:
     assert find(CODE + 0x1207, *[CALLED] * 40, bp=STACK + 16) == NoCaller(End.NO_TABLE)
 
@@ -167,6 +182,12 @@ def test_a_function_that_never_returns_is_found_by_the_call_of_it() -> None:
     stale = CODE + 0x1605
     found = find(CODE + 0x1507, stale, stale, 0, 0, 77, stale, CALLED)
     assert place(found)[:2] == (CODE + 0x1605, STACK + 48)
+
+
+@pytest.mark.parametrize("base", [CODE, MADE])
+def test_a_loop_that_only_an_exception_leaves_is_as_large_as_that_takes_down(base: int) -> None:
+    way = base + 0x1D07
+    assert place(find(way, *[0] * 4, 0x77, CALLED, 9)) == (CALLED, STACK + 0x30, 0x77)
 
 
 def test_a_signal_handler_returns_to_the_interrupted_code() -> None:

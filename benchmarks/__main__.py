@@ -18,11 +18,19 @@ from benchmarks.loads import KINDS, LoadDied, kind_named
 from benchmarks.record import Record
 from benchmarks.results import Results
 from benchmarks.side_by_side import measure
-from benchmarks.tools import FLOOR, OURS, OURS_WITHOUT_STACKS, TOOLS, UNTRACED, CannotRun
+from benchmarks.tools import (
+    FLOOR,
+    OURS,
+    OURS_THREADS_ONLY,
+    OURS_WITHOUT_STACKS,
+    TOOLS,
+    UNTRACED,
+    CannotRun,
+)
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.checks.machine import mount_tracefs
 
-_COMPARED = (UNTRACED, FLOOR, OURS_WITHOUT_STACKS, OURS)
+_COMPARED = (UNTRACED, FLOOR, OURS_WITHOUT_STACKS, OURS_THREADS_ONLY, OURS)
 _PARTS = ("table", "own", "scans", "searches", "programs", "imports")
 _TABLE, _OWN, _SCANS, _SEARCHES, _PROGRAMS, _IMPORTS = _PARTS
 _FAILURES = (CannotRun, CannotTrace, LoadDied, OSError, ValueError, subprocess.SubprocessError)
@@ -129,7 +137,7 @@ def compare(kinds: Sequence[str], rounds: int, seconds: float, minutes: float, t
     share = 60 * minutes / max(1, len(kinds))
     now = {kind: measure(kind_named(kind), _COMPARED, rounds, seconds, share, _say).cells for kind in kinds}
     click.echo(tables.side_by_side(Results(conditions={}, table=now), list(now)))
-    found = list(regressions(recorded, now, (OURS_WITHOUT_STACKS, OURS), FLOOR))
+    found = list(regressions(recorded, now, (OURS_WITHOUT_STACKS, OURS_THREADS_ONLY, OURS), FLOOR))
     for line in found:
         click.echo(f"warning: {line}", err=True)
     if not found:

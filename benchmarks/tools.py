@@ -30,6 +30,7 @@ UNTRACED = "none"
 FLOOR = "empty probes"
 OURS = "ebpftrace"
 OURS_WITHOUT_STACKS = "ebpftrace, no stacks"
+OURS_THREADS_ONLY = "ebpftrace, threads only"
 OUR_LINES = "ebpftrace trace"
 OUR_FILTERED_LINES = "ebpftrace trace --min-bytes"
 
@@ -97,6 +98,7 @@ TOOLS = (
     Tool(UNTRACED),
     Tool(FLOOR, (_PYTHON, "-m", "benchmarks.empty_probes"), ready="attached"),
     Tool(OURS_WITHOUT_STACKS, (*_OURS, "--stack-bytes", "0"), ready="attached", count=_count_reported),
+    Tool(OURS_THREADS_ONLY, (*_OURS, "--threads-only"), ready="attached", gives_stacks=True),
     Tool(OURS, _OURS, ready="attached", gives_stacks=True, count=_count_reported),
     _bpftrace("bpftrace, ustack", "pairing.bt"),
     _bpftrace("bpftrace, ustack, threads", "threads.bt"),

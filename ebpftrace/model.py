@@ -322,6 +322,9 @@ NO_STACK = Stack()
 # --- glibc's own books -------------------------------------------------------
 
 
+_NEAR_TOP = 4
+
+
 @dataclass(frozen=True)
 class BookedThread:
     """A thread descriptor on one of glibc's lists of stacks in use (nptl ``struct pthread``)."""
@@ -338,6 +341,16 @@ class BookedThread:
     """No task with this tid lives: the thread has exited."""
     detached: bool = False
     """It needs no join: glibc frees its stack by itself.  Who waits in pthread_join glibc does not note."""
+
+    @property
+    def extent_known(self) -> bool:
+        """``stack`` is the stack, and not all the memory in which the application gave it one.
+
+        A descriptor lies at the top of its stack.
+        """
+        if self.stack is None:
+            return False
+        return not self.user_stack or _NEAR_TOP * (self.stack.end - self.descriptor) <= self.stack.size
 
 
 class BooksState(Enum):
@@ -774,7 +787,7 @@ class Report:
     notes: tuple[str, ...] = field(default_factory=tuple)
     """Lines the user must know to read the report: what could not be proved, and why."""
     undecided: int = 0
-    """Mappings of exited threads of which it can't be told whether they are leaked."""
+    """Mappings of exited threads, or such threads where no mapping is known, that could not be judged."""
     cost: Optional[TracerCost] = None
     command: Optional[CommandEnd] = None
     """Of a target that was started to be traced: what had become of it at this report."""
@@ -785,3 +798,5 @@ class Report:
     """How many were followed, where this is the only report."""
     is_child: bool = False
     """The process was not named by the user: it came from one that was."""
+    threads_only: bool = False
+    """No system call was traced: of all mappings only the stacks of threads are known."""

@@ -66,6 +66,12 @@ Examples:
     help="Trace child processes too; the default with COMMAND.  What a process executes is always traced.",
 )
 @click.option(
+    "--threads-only",
+    is_flag=True,
+    help="Trace the creation and end of threads and no system call, which costs other programs nothing: "
+    "finds leaks of thread stacks only.",
+)
+@click.option(
     "-i",
     "--interval",
     type=options.Seconds(min=0, min_open=True),
@@ -163,6 +169,7 @@ def mmap_leaks(
     duration: Optional[float],
     until_interrupt: bool,
     follow_forks: Optional[bool],
+    threads_only: bool,
     interval: Optional[float],
     min_age: float,
     min_bytes: int,
@@ -205,6 +212,8 @@ def mmap_leaks(
     elif duration is None and not command:
         duration = _DURATION
     is_traced = bool(command) or duration != 0
+    if threads_only and not is_traced:
+        raise click.UsageError("-d 0 traces nothing, not even threads: leave out --threads-only")
     if interval is not None and not is_traced:
         raise click.UsageError("-d 0 traces nothing, so there is no -i SECONDS: give one of them")
     if len(pids) > 1 and (flamegraph or speedscope):
@@ -226,6 +235,7 @@ def mmap_leaks(
         search=not no_search,
         search_limit=search_limit,
         follow_forks=follow_forks,
+        threads_only=threads_only,
         measure_cost=cost,
         debuginfod=debuginfod,
     )

@@ -31,7 +31,6 @@ from ebpftrace.model import (
 )
 from ebpftrace.text import plural
 
-_NEAR_TOP = 4
 _DESCRIPTOR = 4096
 """Bytes at the top of a stack that a C library's thread descriptor is in: 2,304 in glibc on x86-64."""
 
@@ -250,7 +249,7 @@ class _Builder:
         older = []
         for thread in threads:
             stack = thread.stack
-            if stack is None or (thread.user_stack and not _is_at_top(thread.descriptor, stack)):
+            if stack is None or not thread.extent_known:
                 self._unplaced += 1
                 continue
             inside, made_in_window = self._split_by_age(stack)
@@ -377,11 +376,6 @@ def _given_in_parts(outstanding: Iterable[Outstanding]) -> Iterator[Interval]:
 def _is_all_stack(mapping: Mapping, thread: BookedThread) -> bool:
     """Whether a mapping is this stack, not a heap or a pool that the application cut it from."""
     return not thread.user_stack or (thread.stack is not None and 2 * thread.stack.size >= mapping.size)
-
-
-def _is_at_top(descriptor: int, stack: Interval) -> bool:
-    """Whether a descriptor lies where one must, at the top: if not, ``stack`` is all the memory around it."""
-    return _NEAR_TOP * (stack.end - descriptor) <= stack.size
 
 
 def _read_threads(books: Books) -> list[BookedThread]:

@@ -76,6 +76,11 @@ class Ending:
         """First sign of the end, in ns of CLOCK_MONOTONIC; None where none was seen."""
         return self._walked.ended_at if self._walked is not None else None
 
+    @property
+    def knows_libc(self) -> bool:
+        """The kernel side knows the glibc of the process, or there is none."""
+        return self._libc is not None or self._is_musl
+
     def look(self, vmas: Vmas, space: int, tracer: Tracer) -> None:
         """Find the libc of a process that runs, and tell the kernel side."""
         self._is_musl |= any(MUSL.search(vma.path) for vma in file_mappings(vmas))

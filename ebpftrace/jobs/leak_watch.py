@@ -35,6 +35,7 @@ from ebpftrace.kernel.tracer import (
 )
 from ebpftrace.ledger.owners import assign
 from ebpftrace.ledger.space import whole_mapping
+from ebpftrace.ledger.thread_stacks import thread_stacks
 from ebpftrace.ledger.totals import totals
 from ebpftrace.ledger.verify import Verified, as_shown, unexplained, verify
 from ebpftrace.model import (
@@ -113,8 +114,9 @@ class LeakWatch(Watch):
         min_age: int,
         wants_stacks: bool,
         program: str = "",
+        threads_only: bool = False,
     ) -> None:
-        """``program`` as for ``Watch``."""
+        """``program`` as for ``Watch``; ``threads_only``: no system call is traced."""
         super().__init__(target, engine, program)
         self._ending = Ending(target.pid, libcs)
         self.code: list[Vma] = []
@@ -128,6 +130,7 @@ class LeakWatch(Watch):
         """What stood at the last report by the ledger alone, before it was held against /proc."""
         self._min_age = min_age
         self._wants_stacks = wants_stacks
+        self._threads_only = threads_only
         self._books = GONE
         self._history = History()
         self._memory: Optional[MemoryUse] = None
@@ -234,6 +237,9 @@ class LeakWatch(Watch):
 
     def tend(self, tracer: Tracer, crowded: bool, look: bool = True) -> bool:
         """As ``Watch.tend``; and read the books, which show joins and may be gone at the report."""
+        looks_again = not self._ending.knows_libc or time.monotonic() >= self._peek_at
+        if self._threads_only and self.begun and looks_again:
+            self._code_at = time.monotonic_ns()  # nobody says when a library is loaded
         has_more = super().tend(tracer, crowded, look)
         if self.begun and time.monotonic() >= self._peek_at:
             self._peek_at = self._peek()
@@ -257,19 +263,11 @@ class LeakWatch(Watch):
         if self._resolver is not None:
             self._stacks.work(self._resolver)
         give_back_memory()  # that reading and the stacks took; the mappings take more
-        standing = self._ledger.outstanding(snapshot.rows, snapshot.runs)
-        snapshot.rows = no_rows()
-        give_back_memory()
-        if self.keeps_standing:
-            self.standing = standing.copy()
-        standing = as_shown(standing, now.vmas, PAGE)
-        verified = self._verified(standing, now)
         unexplained_areas: tuple[tuple[str, int], ...] = ()
-        if verified.unexplained_bytes and self.ended_by is None:
-            least = self._unexplained(tracer, standing, now.vmas, verified.unexplained_bytes)
-            verified = verified._replace(unexplained_bytes=least)
-            unexplained_areas = tuple(unexplained(standing, now.vmas)) if least else ()
-        del standing
+        if self._threads_only:
+            verified = Verified(thread_stacks(now.books, self._books, snapshot.runs), 0, 0)
+        else:
+            verified, unexplained_areas = self._standing(snapshot, now, tracer)
         attribution = Attribution(self._stacks)
         attribution.number(verified.mappings)
         outstanding = assign(
@@ -287,6 +285,23 @@ class LeakWatch(Watch):
             unexplained_areas,
             final is not None,
         )
+
+    def _standing(
+        self, snapshot: Snapshot, now: Now, tracer: Tracer
+    ) -> tuple[Verified, tuple[tuple[str, int], ...]]:
+        """What stands by the calls that were seen, as far as /proc confirms it, and what no call explains."""
+        standing = self._ledger.outstanding(snapshot.rows, snapshot.runs)
+        snapshot.rows = no_rows()
+        give_back_memory()
+        if self.keeps_standing:
+            self.standing = standing.copy()
+        standing = as_shown(standing, now.vmas, PAGE)
+        verified = self._verified(standing, now)
+        if not verified.unexplained_bytes or self.ended_by is not None:
+            return verified, ()
+        least = self._unexplained(tracer, standing, now.vmas, verified.unexplained_bytes)
+        areas = tuple(unexplained(standing, now.vmas)) if least else ()
+        return verified._replace(unexplained_bytes=least), areas
 
     def judge(self, captured: Captured, search: Searcher) -> Report:
         """Judge what was captured.  Raises CannotTrace."""
@@ -333,9 +348,15 @@ class LeakWatch(Watch):
             unexplained=captured.unexplained,
             phantom_bytes=captured.phantom_bytes,
             notes=(*report.notes, *diagnosis.notes),
-            undecided=diagnosis.undecided,
+            undecided=diagnosis.undecided + self._unlisted(captured),
             searched=diagnosis.search,
         )
+
+    def _unlisted(self, captured: Captured) -> int:
+        """Threads that exited, where neither their stacks were traced nor glibc's lists could be read."""
+        if not self._threads_only or captured.now.books.state is BooksState.READ:
+            return 0
+        return sum(run.exited_at is not None for run in captured.snapshot.runs)
 
     def _final(self, snapshot: Snapshot) -> Optional[Books]:
         """The books of a target that has ended, if the kernel side could read them in its last moment."""
@@ -382,6 +403,9 @@ class LeakWatch(Watch):
             orphaned=len(orphans),
             orphaned_bytes=sum(orphans),
             memory=memory,
+            threads_created=snapshot.calls.clone,
+            threads_exited=snapshot.calls.thread_exit,
+            threads_only=self._threads_only,
             lost=snapshot.losses.events + snapshot.losses.mappings,
         )
 
@@ -411,11 +435,16 @@ class LeakWatch(Watch):
             notes=self.notes(snapshot),
             executed=self.executed_path,
             is_child=self._is_child,
+            threads_only=self._threads_only,
         )
 
     def _has_begun(self, vmas: Vmas, tracer: Tracer) -> None:
         self.code = file_mappings(vmas)
         self._ending.look(vmas, self.space, tracer)
+
+    def _has_read_code(self, vmas: Vmas, tracer: Tracer) -> None:
+        if self._threads_only and not self._ending.knows_libc:
+            self._ending.look(vmas, self.space, tracer)
 
     def _meet(self, vmas: Vmas) -> None:
         super()._meet(vmas)

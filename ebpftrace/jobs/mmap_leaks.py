@@ -55,6 +55,8 @@ class Settings:
     """Search the memory of the target for who can still free what exited threads left."""
     search_limit: Optional[int] = None
     """Bytes to search at most; None: all."""
+    threads_only: bool = False
+    """Trace the creation and end of threads alone, and no system call: only leaks of stacks are seen."""
     follow_forks: Optional[bool] = None
     """Trace child processes too; None: those of a COMMAND."""
     measure_cost: bool = False
@@ -115,6 +117,7 @@ def run(settings: Settings, observer: Observer) -> None:
                     settings.stack_bytes,
                     settings.copies_per_second,
                     Follow.FORKS if follows_forks else Follow.EXEC,
+                    settings.threads_only,
                 )
             )
         # Not at the top: these (and what reads the kernel's tables) take as long to import as half a
@@ -130,7 +133,15 @@ def run(settings: Settings, observer: Observer) -> None:
         program = command.program if command else ""
 
         def make_watch(target: Union[Target, Gone], program: str = "") -> LeakWatch:
-            return LeakWatch(target, engine, libcs, settings.min_age, settings.stack_bytes > 0, program)
+            return LeakWatch(
+                target,
+                engine,
+                libcs,
+                settings.min_age,
+                settings.stack_bytes > 0,
+                program,
+                threads_only=settings.threads_only,
+            )
 
         watches = [
             held.enter_context(make_watch(target, program)) for target in targets if target.pid in sharers

@@ -43,10 +43,12 @@ def begin_loading(
     stack_bytes: int = STACK_BYTES,
     copies_per_second: int = COPIES_PER_SECOND,
     follow: Follow = Follow.NOTHING,
+    threads_only: bool = False,
 ) -> Loading:
     """Begin to load the programs, with room for what these processes have and may come to have.
 
-    ``max_mappings``: rows in the kernel's ledger; None: by what is mapped.  Raises CannotTrace.
+    ``max_mappings``: rows in the kernel's ledger; None: by what is mapped.  ``threads_only``: no program
+    runs at system calls, so there are no rows.  Raises CannotTrace.
     """
     needs = Needs(
         mapped=[count_areas(pid) for pid in pids],
@@ -57,6 +59,7 @@ def begin_loading(
         stack_bytes=stack_bytes,
         copies_per_second=-(-copies_per_second // (os.cpu_count() or 1)),
         follow=follow,
+        threads_only=threads_only,
     )
     return Loading(needs)
 

@@ -229,6 +229,7 @@ class Watch:
             self._end(EndedBy.TARGET_EXIT, time.monotonic_ns())
             return
         tracer.code_read(self.space, vmas)
+        self._has_read_code(vmas, tracer)
         if self._resolver is not None:
             self._resolver.refresh(began_at, vmas)
             self._find_python(tracer, self._resolver)
@@ -270,6 +271,9 @@ class Watch:
 
     def _has_begun(self, vmas: Vmas, tracer: Tracer) -> None:
         """For kinds of watches that want to look at the process when its baseline has been read."""
+
+    def _has_read_code(self, vmas: Vmas, tracer: Tracer) -> None:
+        """For kinds of watches that want to know of libraries that are loaded."""
 
     def notes(self, snapshot: Snapshot) -> tuple[str, ...]:
         """What may be missing, and why: lines of the report."""

@@ -96,12 +96,16 @@ class Installed:
             self.close()
             raise
 
-    def start(self) -> None:
-        """Load and attach the programs whose names say where they belong.  Raises CannotTrace, OSError."""
+    def start(self, without: str = "") -> None:
+        """Load and attach the programs whose names say where they belong, but for a category of tracepoints.
+
+        Raises CannotTrace, OSError.
+        """
         for name in self._compiled:
             if name.startswith(_TRACEPOINT_PREFIX):
                 category, event = name[len(_TRACEPOINT_PREFIX) :].split("__", 1)
-                self.attach(f"{category}:{event}", name)
+                if category != without:
+                    self.attach(f"{category}:{event}", name)
             elif name.startswith(_RAW_TRACEPOINT_PREFIX):
                 self._attach_raw(name[len(_RAW_TRACEPOINT_PREFIX) :], name)
 

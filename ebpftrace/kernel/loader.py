@@ -35,6 +35,9 @@ from ebpftrace.syscalls import numbers
 _KERNEL_STACK = 16384
 """THREAD_SIZE of x86-64 (arch/x86/include/asm/page_64_types.h) and, unless a page is larger, of arm64."""
 
+SYSTEM_CALLS = "syscalls"
+"""Category of the tracepoints at system calls (/sys/kernel/tracing/events)."""
+
 _MIRRORED = {
     "mappings": layout.MappingT,
     "threads": layout.ThreadT,
@@ -147,15 +150,21 @@ def _attach_to_more(installed: Installed) -> None:
             installed.attach(f"syscalls:{also}", program)
 
 
-def install_ledger(wanted: Sizes, constants: Mapping[str, int]) -> Installed:
-    """Return the ledger's tables and programs, loaded and attached.  Raises CannotTrace, OSError (EMFILE)."""
+def install_ledger(wanted: Sizes, constants: Mapping[str, int], threads_only: bool = False) -> Installed:
+    """Return the ledger's tables and programs, loaded and attached.  Raises CannotTrace, OSError (EMFILE).
+
+    ``threads_only``: none at system calls.  A single one there makes the kernel take the slow way into each
+    call of each process (include/linux/entry-common.h, SYSCALL_WORK_SYSCALL_TRACEPOINT).
+    """
     entries = {
         "mappings": wanted.mappings,
         "exited": wanted.exited,
         "threads": wanted.threads,
         "sites": wanted.sites,
     }
-    installed = install("ledger.c", constants, _MIRRORED, entries)
+    installed = install(
+        "ledger.c", constants, _MIRRORED, entries, without=SYSTEM_CALLS if threads_only else ""
+    )
     try:
         _attach_to_more(installed)
         _chain(installed)
@@ -176,8 +185,11 @@ def install(
     constants: Mapping[str, int],
     mirrored: Mapping[str, type[ctypes.Structure]],
     entries: Mapping[str, int],
+    without: str = "",
 ) -> Installed:
     """Return the tables and programs of one source file; attached are those that say by their names where.
+
+    But for those of the category of tracepoints ``without``.
 
     They are compiled only where that was not done before.  ``mirrored`` are the structs, by table, whose
     sizes must be the same in C and in Python; ``entries`` the sizes of tables that the C does not know.
@@ -188,10 +200,10 @@ def install(
     if cached is not None:
         # What is kept may be of no use after all; what is made anew says why.
         with suppress(CannotTrace, ValueError):
-            return _started(Compiled.from_bytes(cached), mirrored, entries)
+            return _started(Compiled.from_bytes(cached), mirrored, entries, without)
     compiled = Apart(lambda: compile_source(bpf_dir() / source, constants)).wait()
     give_back_memory()  # 18 MiB that clang used
-    installed = _started(compiled, mirrored, entries)
+    installed = _started(compiled, mirrored, entries, without)
     if key is not None:
         write_cached(key, compiled.to_bytes())
     return installed
@@ -211,14 +223,17 @@ def _key(source: str, constants: Mapping[str, int]) -> Optional[str]:
 
 
 def _started(
-    compiled: Compiled, mirrored: Mapping[str, type[ctypes.Structure]], entries: Mapping[str, int]
+    compiled: Compiled,
+    mirrored: Mapping[str, type[ctypes.Structure]],
+    entries: Mapping[str, int],
+    without: str,
 ) -> Installed:
     installed = Installed(compiled, entries)
     try:
         for table, mirror in mirrored.items():
             if installed.leaf_bytes(table) != ctypes.sizeof(mirror):
                 raise AssertionError(f"layout of table {table} differs between bpf and Python")
-        installed.start()
+        installed.start(without)
     except BaseException:
         installed.close()
         raise

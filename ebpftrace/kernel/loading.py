@@ -21,7 +21,7 @@ class Loading:
         make_room()
         # Not in the thread: there it would compete with its owner for Python's lock.
         self.sizes, constants = ledger_constants(needs)
-        self._installed = Aside(lambda: install_ledger(self.sizes, constants))
+        self._installed = Aside(lambda: install_ledger(self.sizes, constants, needs.threads_only))
 
     def __enter__(self) -> Loading:
         return self

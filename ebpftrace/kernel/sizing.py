@@ -71,6 +71,8 @@ class Needs:
     copies_per_second: int = 0
     """For each CPU."""
     follow: Follow = Follow.NOTHING
+    threads_only: bool = False
+    """No system call is traced, so the ledger has no rows."""
 
 
 def sizes(needs: Needs, preallocated: bool) -> Sizes:
@@ -89,7 +91,7 @@ def sizes(needs: Needs, preallocated: bool) -> Sizes:
     rows = max(1, min(rows, 2 * needs.most_mapped * max(1, len(needs.mapped))))
     threads = 2 * needs.tasks + (_THREADS_PREALLOCATED if preallocated else max(_THREADS, rows // 8))
     return Sizes(
-        mappings=rows,
+        mappings=1 if needs.threads_only else rows,
         # Each has left a mapping at least, or moved the break.
         exited=max(1, rows // 2) if needs.max_mappings is None else rows,
         threads=min(threads, needs.most_tasks),

@@ -75,6 +75,17 @@ def explained_part(report: Report) -> Optional[float]:
     return min(1.0, made / (end - start))
 
 
+def unlisted_line(report: Report) -> str:
+    """How many threads could not be judged, since nothing says what became of their stacks."""
+    number = report.undecided - sum(finding.count for finding in report.findings if finding.undecided)
+    if number <= 0:
+        return ""
+    return (
+        f"CANNOT TELL: {plural(number, 'thread')} exited; whether their stacks are leaked is known neither "
+        "from glibc's thread lists nor, with --threads-only, from system calls"
+    )
+
+
 def undecided_line(findings: Iterable[Finding]) -> str:
     """What could not be judged; empty where everything could."""
     undecided = [finding for finding in findings if finding.undecided]

@@ -95,15 +95,19 @@ def panel(state: LiveState) -> Table:
             f"RSS {size(memory.rss_end)} ({change(memory.rss_start, memory.rss_end) or '?'})"
         ),
     )
-    grid.add_row(
-        "mappings",
-        Text(
-            f"{count(state.outstanding)} outstanding ({size(state.outstanding_bytes)}); "
-            f"{count(state.mmap)} mmap, {count(state.munmap)} munmap calls"
-        ),
-    )
-    orphaned = f"{plural(state.orphaned, 'mapping')} ({size(state.orphaned_bytes)}) of exited threads"
-    grid.add_row("orphaned", Text(orphaned, style="bold red" if state.orphaned else ""))
+    if state.threads_only:
+        created = plural(state.threads_created, "thread")
+        grid.add_row("threads", Text(f"{created} created, {count(state.threads_exited)} exited"))
+    else:
+        grid.add_row(
+            "mappings",
+            Text(
+                f"{count(state.outstanding)} outstanding ({size(state.outstanding_bytes)}); "
+                f"{count(state.mmap)} mmap, {count(state.munmap)} munmap calls"
+            ),
+        )
+        orphaned = f"{plural(state.orphaned, 'mapping')} ({size(state.orphaned_bytes)}) of exited threads"
+        grid.add_row("orphaned", Text(orphaned, style="bold red" if state.orphaned else ""))
     if state.lost:
         grid.add_row("LOST", Text(f"{count(state.lost)} events and mappings", style="bold yellow"))
     else:

@@ -27,5 +27,9 @@ class LiveState:
     orphaned_bytes: int
     memory: Memory
     """``virt_end`` and ``rss_end`` are those of now."""
+    threads_created: int
+    threads_exited: int
+    threads_only: bool
+    """No system call is traced: nothing is known of mappings."""
     lost: int
     """Events and mappings that could not be recorded."""

@@ -34,6 +34,7 @@ _SCHEMA_FILE = "mmap-leaks-1.json"
 _ROWS_AT_ONCE = 1000
 """Mappings whose texts exist at the same time: a finding may have a hundred thousand."""
 
+_SYSTEM_CALLS = ("mmap", "munmap", "mremap", "brk")
 _OWNERS_KEPT = 1024
 _NULL = "null"
 _NO_OWNER = (
@@ -116,7 +117,8 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
             "rss_start": memory.rss_start,
             "rss_end": memory.rss_end,
         },
-        "calls": calls_object(calls),
+        "threads_only": report.threads_only,
+        "calls": {**calls_object(calls), **(dict.fromkeys(_SYSTEM_CALLS) if report.threads_only else {})},
         "losses": {
             "events": losses.events,
             "mappings": losses.mappings,

@@ -25,6 +25,7 @@ from ebpftrace.report.headline import (
     report_lines,
     title,
     undecided_line,
+    unlisted_line,
 )
 from ebpftrace.report.tables import NARROWEST, WIDTH
 from ebpftrace.report.view import Selection, View, select
@@ -104,9 +105,9 @@ def _page(report: Report, selection: Selection, width: int) -> Group:
 def _verdict(report: Report) -> RenderableType:
     leaks = report_lines(report)
     lines = [_hanging(line, _LEAK) for line in leaks]
-    undecided = undecided_line(report.findings)
+    undecided = [line for line in (undecided_line(report.findings), unlisted_line(report)) if line]
     if undecided:
-        lines.append(_hanging(undecided, _LOUD))
+        lines += [_hanging(line, _LOUD) for line in undecided]
     elif not leaks:
         lines.append(_hanging(no_leak_line(report), _LOUD if report.losses.may_hide else _GOOD))
     lost = lost_line(report.losses)
@@ -146,9 +147,13 @@ def _head(report: Report, width: int) -> RenderableType:
         rows.append(("", shorten(escape(target.exe), width - _HEAD_LABEL)))
     rows.append(("window", _window(report)))
     if report.outstanding_mappings:
-        mapped = plural(report.outstanding_mappings, "mapping")
+        mapped = plural(report.outstanding_mappings, "stack" if report.threads_only else "mapping")
         stood = "stood when it ended" if report.ended_by.by_target else "still there"
         rows.append(("", f"{mapped} made in it {stood}: {size(report.outstanding_bytes)}"))
+    if report.threads_only:
+        rows.append(
+            ("not seen", "mappings that are no stacks of threads: with --threads-only none is traced")
+        )
     if _grew_otherwise(report):
         step = f"ebpftrace growth -p {target.pid}    which calls make VIRT grow: no leak explains it"
         rows.append(("next", step))
@@ -171,17 +176,17 @@ def _window(report: Report) -> str:
         why = f"{why} of {escape(report.executed)}"
     span = f"{duration(report.seconds)}, {wall(began, ended)} to {wall(ended, ended)}{why}"
     lost = "see LOST above" if report.losses.any else "nothing lost"
-    return f"{span}: {_calls(report.calls)}; {lost}"
+    return f"{span}: {_calls(report.calls, report.threads_only)}; {lost}"
 
 
-def _calls(calls: Calls) -> str:
-    kinds = (
+def _calls(calls: Calls, threads_only: bool) -> str:
+    system_calls = (
         (calls.mmap, "mmap"),
         (calls.munmap, "munmap"),
         (calls.mremap, "mremap"),
         (calls.brk, "brk"),
-        (calls.clone, "clone"),
     )
+    kinds = (*(() if threads_only else system_calls), (calls.clone, "clone"))
     seen = [f"{count(number)} {name}{_failed(calls.failed_of(name), number)}" for number, name in kinds]
     if calls.fork:
         seen.append(f"{count(calls.fork)} fork")

@@ -29,6 +29,9 @@ STATE = LiveState(
     orphaned=3,
     orphaned_bytes=3 * 10489856,
     memory=Memory(1 << 30, (1 << 30) + 10489856, 1 << 20, 1 << 20),
+    threads_created=5,
+    threads_exited=3,
+    threads_only=False,
     lost=0,
 )
 
@@ -126,3 +129,10 @@ def test_terminal_that_goes_away_does_not_end_the_trace(monkeypatch: pytest.Monk
         view.update([replace(STATE, mmap=1)])
     with contextlib.suppress(OSError):
         stream.close()
+
+
+def test_where_only_threads_are_traced_nothing_is_said_of_mappings() -> None:
+    text = shown(replace(STATE, threads_only=True))
+    assert "5 threads created, 3 exited" in text
+    assert "mappings" not in text
+    assert "orphaned" not in text

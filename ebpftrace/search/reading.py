@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from ebpftrace.search.runs import Addresses, Runs, runs_of
 
 BATCH = 1 << 20
 """Bytes read before they are looked at: they stay in the processor's cache until then."""
-_RETRIES = 16
+_RETRIES = 32
 _HALF_BYTES = 4
 
 
@@ -110,6 +110,7 @@ class Reader:
     def _read(self, start: int, size: int, offset: int) -> Iterator[tuple[int, int]]:
         """Read into the buffer; yields (address, bytes) of each run that was read."""
         end = start + size
+        refused: Optional[int] = None
         for _ in range(_RETRIES):
             got = self._read_into(self._bytes[offset : offset + end - start], start) // PAGE * PAGE
             if got:
@@ -122,9 +123,11 @@ class Reader:
                 return
             first = int(left.starts[0])
             if first == start and not got:
-                # It is there and can't be read: a poisoned page, a device, memory of the hypervisor.
-                self.unreadable += PAGE
-                first += PAGE
+                if refused == start:
+                    # It is there and can't be read: a poisoned page, a device, memory of the hypervisor.
+                    self.unreadable += PAGE
+                    first += PAGE
+                refused = start  # once only: it was unmapped, perhaps, and is mapped again
             start = first
         self.unreadable += end - start
 

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from harness import PATIENCE, ROOT, Json, Target, Tracer, eventually, run_tracer
+from harness import PATIENCE, ROOT, Json, Program, Target, Tracer, eventually, run_tracer
+from programs import MUSL, compiled
 
 COUNT = 12
 PROGRAMS = {
@@ -130,3 +132,18 @@ def test_all_are_equally_certain(said: dict[str, Said], name: str) -> None:
         if finding["verdict"] in _OF_THREADS
     }
     assert certainties == ({"proved"} if name == "lost handles" else {"possible"})
+
+
+def test_threads_of_musl_that_exited_behind_its_back_do_not_keep_each_other(tmp_path: Path) -> None:
+    """musl links descriptors in a ring, and nobody took theirs out: only links of live threads keep."""
+    with Program(compiled(tmp_path, "books_threads", MUSL), "raw", COUNT) as program:
+        with Tracer("-p", program.pid, "--until-interrupt") as tracer:
+            program.run()
+            traced = tracer.interrupt().report["findings"]
+        alone = run_tracer("-p", program.pid, "-d", 0, "--json").report["findings"]
+        maps = asked("maps", "-p", program.pid)["findings"]
+    for findings in (traced, alone, maps):
+        (finding,) = findings
+        assert (finding["verdict"], finding["count"]) == ("never-joined-thread", COUNT)
+        assert (finding["leak"], finding["certainty"]) == (True, "proved")
+        assert finding["reach"]["kept"] <= 2

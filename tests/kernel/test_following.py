@@ -10,34 +10,11 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from endings import HEALTHY, Leak, endings
 from harness import SCHEMA, Json, Result, Target, Tracer, build, leaks, run_tracer, traced
 from programs import STRIPPED, compiled
 
-LEAK, UNDECIDED, CHOSEN = 3, 4, 7
-LEAKING = {
-    "leak5": 5,
-    "exits": 1,
-    "cancelled": 1,
-    "gives_up": 1,
-    "c11": 1,
-    "mixed": 2,
-    "own_stack": 1,
-}
-HEALTHY = (
-    "joined",
-    "at_end",
-    "runs",
-    "detached",
-    "detached_after",
-    "self_detached",
-    "attr_detached",
-    "tryjoin",
-    "timedjoin",
-    "c11_joined",
-    "churn",
-    "waits",
-)
-ENDS = ("return", "exit", "_exit", "term", "kill", "abort", "segv", "last")
+LEAK, UNDECIDED = 3, 4
 
 
 def document(result: Result) -> Json:
@@ -59,28 +36,38 @@ def run_script(directory: Path, lines: list[str], *options: object) -> Result:
     return run_tracer("--json", "-q", "--fail-on-leak", *options, "--", "sh", script)
 
 
+def leak_of(report: Json) -> Leak:
+    """The leak of a process that has one, which may be of several calls."""
+    own = [
+        [frame["function"] for frame in finding["stack"]["frames"] if frame["module"].endswith("/finale")]
+        for finding in leaks(report)
+    ]
+    creators = {functions[0] if functions else "" for functions in own}
+    verdicts = {finding["verdict"] for finding in leaks(report)}
+    return Leak(leaked(report), "/".join(creators), "/".join(verdicts))
+
+
 def test_every_child_of_a_script_is_judged_by_itself(tmp_path: Path) -> None:
-    """All ways to leave threads unjoined, or not, and to end; 0 or 2 ms after."""
-    expected, lines = {}, []
-    for number, body in enumerate((*LEAKING, *HEALTHY)):
-        for place, end in enumerate(ENDS):
-            if (body, end) == ("waits", "last"):
-                continue
-            name = f"p{len(expected)}"  # what the process is called
-            (tmp_path / name).symlink_to(build("finale"))
-            tail_ms = 2 * ((number + place) % 2)
-            lines.append(f"{tmp_path / name} {body} {tail_ms} {end} 2>/dev/null")
-            expected[name] = LEAKING.get(body, 0)
+    """All ways to leave threads unjoined, or not, and to end; right after, or 2 ms after."""
+    runs = {f"p{number}": one for number, one in enumerate(endings([0, 2]))}
+    lines = []
+    for name, one in runs.items():
+        (tmp_path / name).symlink_to(build("finale"))  # what the process is called
+        lines.append(f"{tmp_path / name} {' '.join(one.arguments)} 2>/dev/null")
+        lines.append(f"echo {name} $? >>{tmp_path}/statuses")
     result = run_script(tmp_path, lines)
     assert result.status == LEAK
     told = document(result)
-    assert told["processes"] == {"followed": len(lines), "judged": len(lines), "lost": 0}
+    assert told["processes"] == {
+        "followed": sum(one.followed for one in runs.values()),
+        "judged": sum(one.judged for one in runs.values()),
+        "lost": 0,
+    }
     assert told["undecided"] == 0
-    found = {report["target"]["comm"]: leaked(report) for report in told["reports"] if leaked(report)}
-    assert found == {name: number for name, number in expected.items() if number}
-    for report in told["reports"]:
-        for finding in leaks(report):
-            assert "main" in [frame["function"] for frame in finding["stack"]["frames"]]
+    found = {report["target"]["comm"]: leak_of(report) for report in told["reports"] if leaks(report)}
+    assert found == {name: one.leak for name, one in runs.items() if one.leak is not None}
+    statuses = dict(line.split() for line in (tmp_path / "statuses").read_text().splitlines())
+    assert statuses == {name: str(one.status) for name, one in runs.items()}
 
 
 def test_healthy_children_leave_the_status_of_the_command(tmp_path: Path) -> None:

@@ -2,20 +2,25 @@
  * Threads that are joined or not, and then the end.  finale BODY TAIL_MS END:
  *   bodies that leave threads unjoined, and how many:
  *     leak1 1, leak5 5, leak9 9, exits 1 (pthread_exit), cancelled 1, gives_up 1 (pthread_timedjoin_np),
- *     c11 1, mixed 2 (of 6), own_stack 1 (pthread_attr_setstack)
+ *     c11 1, mixed 2 (of 6), own_stack 1 (pthread_attr_setstack), forks 3 (in a forked child, which ends
+ *     before), forks_after 1 (and a forked child that has none)
  *   bodies that leave none:
- *     joined, at_end (joined after the tail), runs (a thread runs on), detached, detached_after (exited
- *     first), self_detached, attr_detached, tryjoin, timedjoin, c11_joined, churn (400 joined), waits (main
- *     waits for a thread that ends the process)
- *   ends: return, exit, _exit, term, kill, abort, segv, last (main leaves by pthread_exit, a thread ends it)
+ *     joined, exits_joined, cancelled_joined, gives_up_joined, own_stack_joined, forks_joined, at_end (joined
+ *     after the tail), runs (a thread runs on), detached, detached_meanwhile (while it runs), detached_after
+ *     (exited first), self_detached, attr_detached, tryjoin, timedjoin, c11_joined, churn (400 joined; churnN:
+ *     N), waits (main waits for a thread that ends the process), sorts (8 threads with much to compute, joined)
+ *   ends: return, exit, _exit, term, kill, abort, segv, last (main leaves by pthread_exit, a thread ends it),
+ *     exec (it becomes /bin/true)
  * The exit status is 7 where the program chooses one.  Threads have exited before the tail begins.
  */
 #include "target.h"
 
+#include <sys/wait.h>
 #include <threads.h>
 
 #define STACK (64 * 1024)
 #define CHOSEN 7
+#define NUMBERS 300000
 
 static int tail_ms;
 static const char *end_by;
@@ -58,6 +63,24 @@ static int c11_job(void *argument)
     return argument != NULL;
 }
 
+static int compare(const void *one, const void *other)
+{
+    return *(const int *)one - *(const int *)other;
+}
+
+static void *sort_job(void *argument)
+{
+    int *numbers = malloc(NUMBERS * sizeof(*numbers));
+    unsigned number = 1;
+
+    need(numbers);
+    for (int i = 0; i < NUMBERS; i++)
+        numbers[i] = (number = number * 1103515245 + 12345) >> 2;
+    qsort(numbers, NUMBERS, sizeof(*numbers), compare);
+    free(numbers);
+    return job(argument);
+}
+
 /* The kernel has let go of the thread, and so has cleared its number. */
 static void await_exit(void)
 {
@@ -77,7 +100,7 @@ __attribute__((noinline)) static void spawn_job(void *(*routine)(void *))
         await_exit();
 }
 
-static pthread_t made(void *(*routine)(void *), int detached)
+__attribute__((noinline)) static pthread_t made(void *(*routine)(void *), int detached)
 {
     pthread_attr_t attributes;
     pthread_t thread;
@@ -104,6 +127,8 @@ static void finish(void)
         abort();
     if (!strcmp(end_by, "segv"))
         raise(SIGSEGV);
+    if (!strcmp(end_by, "exec"))
+        execl("/bin/true", "true", (char *)NULL);
 }
 
 static void *last_job(void *leader)
@@ -127,7 +152,7 @@ static void times(int number, void *(*routine)(void *))
         spawn_job(routine);
 }
 
-static void leave_on_own_stack(void)
+__attribute__((noinline)) static pthread_t made_on_own_stack(void)
 {
     pthread_attr_t attributes;
     pthread_t thread;
@@ -137,7 +162,33 @@ static void leave_on_own_stack(void)
     need(!pthread_attr_init(&attributes));
     need(!pthread_attr_setstack(&attributes, stack, STACK));
     need(!pthread_create(&thread, &attributes, job, NULL));
-    await_exit();
+    return thread;
+}
+
+/* Until it sleeps for ever, or nearly so. */
+static pthread_t made_waiting(void)
+{
+    pthread_t thread = made(wait_job, 0);
+
+    while (!last_tid)
+        sched_yield();
+    return thread;
+}
+
+/* A process that makes threads of its own, and ends as this one will. */
+static void fork_and_wait(int leaked, int joined)
+{
+    pid_t child = fork();
+
+    need(child >= 0);
+    if (!child) {
+        times(leaked, job);
+        while (joined--)
+            pthread_join(made(job, 0), NULL);
+        finish();
+        _exit(CHOSEN);
+    }
+    need(waitpid(child, NULL, 0) == child);
 }
 
 static void body(const char *name)
@@ -150,19 +201,21 @@ static void body(const char *name)
         times(atoi(name + 4), job);
     } else if (!strcmp(name, "exits")) {
         spawn_job(exit_job);
-    } else if (!strcmp(name, "cancelled")) {
-        threads[0] = made(wait_job, 0);
-        while (!last_tid)
-            sched_yield();
+    } else if (!strncmp(name, "cancelled", 9)) {
+        threads[0] = made_waiting();
         pthread_cancel(threads[0]);
-        await_exit();
-    } else if (!strcmp(name, "gives_up")) {
-        threads[0] = made(wait_job, 0);
-        while (!last_tid)
-            sched_yield();
+        if (strcmp(name, "cancelled"))
+            pthread_join(threads[0], NULL);
+        else
+            await_exit();
+    } else if (!strncmp(name, "gives_up", 8)) {
+        threads[0] = made_waiting();
         need(pthread_timedjoin_np(threads[0], NULL, &soon) == ETIMEDOUT);
         pthread_cancel(threads[0]);
-        await_exit();
+        if (strcmp(name, "gives_up"))
+            pthread_join(threads[0], NULL);
+        else
+            await_exit();
     } else if (!strncmp(name, "c11", 3)) {
         last_tid = 0;
         need(thrd_create(&c11, c11_job, NULL) == thrd_success);
@@ -176,8 +229,21 @@ static void body(const char *name)
         for (int i = 0; i < 4; i++)
             pthread_join(threads[i], NULL);
         times(2, job);
-    } else if (!strcmp(name, "own_stack")) {
-        leave_on_own_stack();
+    } else if (!strncmp(name, "own_stack", 9)) {
+        threads[0] = made_on_own_stack();
+        if (strcmp(name, "own_stack"))
+            pthread_join(threads[0], NULL);
+        else
+            await_exit();
+    } else if (!strcmp(name, "forks")) {
+        fork_and_wait(3, 1);
+    } else if (!strcmp(name, "forks_joined")) {
+        fork_and_wait(0, 3);
+    } else if (!strcmp(name, "forks_after")) {
+        times(1, job);
+        fork_and_wait(0, 2);
+    } else if (!strcmp(name, "exits_joined")) {
+        pthread_join(made(exit_job, 0), NULL);
     } else if (!strcmp(name, "joined")) {
         for (int i = 0; i < 4; i++)
             threads[i] = made(job, 0);
@@ -193,6 +259,8 @@ static void body(const char *name)
         times(3, wait_job);
     } else if (!strcmp(name, "detached")) {
         pthread_detach(made(job, 0));
+    } else if (!strcmp(name, "detached_meanwhile")) {
+        pthread_detach(made_waiting());
     } else if (!strcmp(name, "detached_after")) {
         threads[0] = made(job, 0);
         await_exit();
@@ -210,9 +278,14 @@ static void body(const char *name)
         clock_gettime(CLOCK_REALTIME, &soon);
         soon.tv_sec += 60;
         need(!pthread_timedjoin_np(threads[0], NULL, &soon));
-    } else if (!strcmp(name, "churn")) {
-        for (int i = 0; i < 400; i++)
+    } else if (!strncmp(name, "churn", 5)) {
+        for (int i = name[5] ? atoi(name + 5) : 400; i > 0; i--)
             pthread_join(made(job, 0), NULL);
+    } else if (!strcmp(name, "sorts")) {
+        for (int i = 0; i < 8; i++)
+            threads[i] = made(sort_job, 0);
+        for (int i = 0; i < 8; i++)
+            pthread_join(threads[i], NULL);
     } else if (!strcmp(name, "waits")) {
         pthread_join(made(ending_job, 0), NULL);
     } else {

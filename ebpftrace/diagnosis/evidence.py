@@ -79,6 +79,8 @@ class Evidence:
     """When the books were read, where that was before the target's end; None: at the report."""
     books_final: bool = False
     """The books are those of the moment at which the target died: who is on them will not be joined."""
+    awaited: Sequence[int] = ()
+    """Addresses of futexes that threads slept at when the target died: some of them joined another one."""
     history: History = field(default_factory=History)
     """All readings of the books, those of the window and the last one included."""
     search: Callable[[Sequence[Suspect]], Search] = no_search

@@ -34,6 +34,8 @@ class Context:
     """Kinds of orphans most of which are lost: the few that are kept are stale copies."""
     only_place: dict[int, SiteKey] = field(default_factory=dict)
     """Start routine -> the place that created its threads, where the trace saw one such place."""
+    joining: frozenset[Hashable] = frozenset()
+    """What created threads that were being joined when the target died: ``unjoined.creators`` of them."""
     allocator: Optional[str] = None
     """An allocator or runtime library that is mapped into the target."""
     search: Search = NOT_SEARCHED

@@ -44,6 +44,8 @@ class _Ended(Enum):
 
     FINAL = "final"
     """The lists are those of its last moment."""
+    JOINING = "joining"
+    """They are, and a thread was joining others that the same function created."""
     EARLIER = "earlier"
     """The lists were read some time before."""
 
@@ -72,6 +74,15 @@ def kind_of(case: Case, context: Context) -> tuple[Optional[int], SiteKey]:
     return booked.start_routine, context.only_place.get(booked.start_routine, case.facts.place)
 
 
+def creators(case: Case, place: SiteKey) -> set[Hashable]:
+    """What created the thread: the place, and the functions that led to it, from whatever lines.
+
+    A function that creates several threads, one after the other or in a loop, often joins them in turn.
+    """
+    path = tuple((frame.module, frame.function) for frame in case.facts.stack.frames if frame.function)
+    return {place, path} if path else {place}
+
+
 def is_stale(case: Case, context: Context) -> bool:
     """Whether what still refers to it is a stale copy: most of its kind are lost."""
     if kind_of(case, context) not in context.stale:
@@ -93,10 +104,11 @@ def _is_overdue(booked: BookedThread, context: Context) -> bool:
 
 
 def _split(case: Case, context: Context) -> Hashable:
-    if context.evidence.books_final:
-        return _Ended.FINAL
+    if context.evidence.books_final or (context.ended and context.libc is Libc.MUSL):
+        is_next = not context.joining.isdisjoint(creators(case, kind_of(case, context)[1]))
+        return _Ended.JOINING if is_next else _Ended.FINAL
     if context.ended:
-        return _Ended.FINAL if context.libc is Libc.MUSL else _Ended.EARLIER
+        return _Ended.EARLIER
     state = state_of(case, context)
     return State.LOST if state is State.KEPT and is_stale(case, context) else state
 
@@ -105,6 +117,8 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     split: Hashable = _split(cases[0], context)
     if split is _Ended.FINAL:
         return _judge_final(cases)
+    if split is _Ended.JOINING:
+        return _judge_joining(cases)
     if split is _Ended.EARLIER:
         return _judge_ended(cases, context)
     if split is State.LOST:
@@ -128,6 +142,16 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
 def _judge_final(cases: Sequence[Case]) -> Judgement:
     why = f"{_exited(cases)} and had not been joined or detached when the process ended (proved)"
     return Judgement(Verdict.NEVER_JOINED, True, (why,), _advice(cases), Certainty.PROVED)
+
+
+def _judge_joining(cases: Sequence[Case]) -> Judgement:
+    """Whoever joins threads one after the other may be at the first when a signal ends the process."""
+    why = f"{_exited(cases)} and had not been joined when the process ended"
+    doubt = "it ended while another one of the same creator was being joined: these may have been next"
+    advice = "nothing to do, if they are joined in turn: let the process end by itself"
+    return Judgement(
+        Verdict.NOT_JOINED_YET, False, (why, doubt), advice, certainty=Certainty.POSSIBLE, undecided=True
+    )
 
 
 def _judge_ended(cases: Sequence[Case], context: Context) -> Judgement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -75,6 +76,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     search = _search(evidence, (*orphans, *kept))
     orphans, kept = _with_reach(orphans, search), _with_reach(kept, search)
     context = _context(evidence, orphans, search)
+    context = replace(context, joining=_joining(evidence.awaited, (*orphans, *collected.live_stacks)))
     groups = _grouped(orphans, context)
     del orphans  # a reference to each of a hundred thousand
     groups += [_Group(cases, False, judgement) for cases, judgement in lost_mappings(kept, context)]
@@ -127,6 +129,23 @@ def _only_places(cases: Sequence[Case]) -> dict[int, SiteKey]:
         if case.facts.booked is not None and case.facts.stack.frames:
             places[case.facts.booked.start_routine].add(case.facts.place)
     return {routine: next(iter(seen)) for routine, seen in places.items() if len(seen) == 1}
+
+
+def _joining(awaited: Sequence[int], cases: Iterable[Case]) -> frozenset[Hashable]:
+    """Who created threads that were being joined: a joiner sleeps at a futex in the descriptor of the other.
+
+    That lies above the stack that the clone call was given, with what else glibc and musl keep there.
+    """
+    addresses = sorted(awaited)
+    creators: set[Hashable] = set()
+    for case in cases if addresses else ():
+        run = case.outstanding.run
+        if run is None or not case.facts.is_stack or not case.mapping.pieces:
+            continue
+        first = bisect_left(addresses, run.stack_byte)
+        if first < len(addresses) and addresses[first] < case.mapping.end:
+            creators |= unjoined.creators(case, case.facts.place)
+    return frozenset(creators)
 
 
 def _kind_of(case: Case, context: Context) -> Hashable:

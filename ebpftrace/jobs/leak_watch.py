@@ -336,6 +336,7 @@ class LeakWatch(Watch):
                 thread_growth=_difference(self._info.threads_start, threads_now),
                 stack_shaped=self._stack_shaped(now),
                 books_final=captured.is_final,
+                awaited=sorted(self._ending.awaited),
             )
         )
         findings = tuple(map(attribution.finding, diagnosis.findings))

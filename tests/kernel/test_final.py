@@ -6,10 +6,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from endings import CHOSEN
 from harness import Json, Result, Target, build, leaks, no_losses, run_tracer, traced
 from programs import MUSL, STRIPPED, compiled
 
-LEAK, CHOSEN = 3, 7
+LEAK = 3
 
 
 def finale(*arguments: object) -> Result:
@@ -58,6 +59,13 @@ def test_healthy_programs_end_with_their_own_status(body: str, tail_ms: int, end
     assert found(result.report) == []
     assert result.report["undecided"] == 0
     assert result.status == status
+
+
+@pytest.mark.parametrize(("end", "status"), [("term", 128 + signal.SIGTERM), ("exit", CHOSEN)])
+def test_those_that_main_would_have_joined_next_are_not_judged(end: str, status: int) -> None:
+    result = finale("in_turn", 2, end)
+    assert found(result.report) == []
+    assert (result.report["undecided"], result.status) == (4, status)
 
 
 def test_what_is_killed_in_the_window_is_judged_as_it_died() -> None:

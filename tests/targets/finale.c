@@ -8,13 +8,15 @@
  *     joined, exits_joined, cancelled_joined, gives_up_joined, own_stack_joined, forks_joined, at_end (joined
  *     after the tail), runs (a thread runs on), detached, detached_meanwhile (while it runs), detached_after
  *     (exited first), self_detached, attr_detached, tryjoin, timedjoin, c11_joined, churn (400 joined; churnN:
- *     N), waits (main waits for a thread that ends the process), sorts (8 threads with much to compute, joined)
+ *     N), waits (main waits for a thread that ends the process), in_turn (likewise, and it would join 4 next
+ *     that have exited), sorts (8 threads with much to compute, joined)
  *   ends: return, exit, _exit, term, kill, abort, segv, last (main leaves by pthread_exit, a thread ends it),
  *     exec (it becomes /bin/true)
  * The exit status is 7 where the program chooses one.  Threads have exited before the tail begins.
  */
 #include "target.h"
 
+#include <fcntl.h>
 #include <sys/wait.h>
 #include <threads.h>
 
@@ -138,8 +140,27 @@ static void *last_job(void *leader)
     exit(CHOSEN);
 }
 
+/* Main sleeps at a futex: in pthread_join. */
+static void await_joiner(void)
+{
+    char path[64], text[32];
+    int call = -1;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", getpid());
+    while (call != SYS_futex) {
+        int file = open(path, O_RDONLY);
+        ssize_t length = read(file, text, sizeof(text) - 1);
+
+        need(length > 0);
+        close(file);
+        text[length] = 0;
+        call = strncmp(text, "running", 7) ? atoi(text) : -1;
+    }
+}
+
 static void *ending_job(void *argument)
 {
+    await_joiner();
     pause_ms(tail_ms);
     finish();
     exit(CHOSEN);
@@ -285,6 +306,14 @@ static void body(const char *name)
         for (int i = 0; i < 8; i++)
             threads[i] = made(sort_job, 0);
         for (int i = 0; i < 8; i++)
+            pthread_join(threads[i], NULL);
+    } else if (!strcmp(name, "in_turn")) {
+        for (int i = 0; i < 5; i++) {
+            threads[i] = made(i < 4 ? job : ending_job, 0);
+            if (i < 4)
+                await_exit();
+        }
+        for (int i = 4; i >= 0; i--)
             pthread_join(threads[i], NULL);
     } else if (!strcmp(name, "waits")) {
         pthread_join(made(ending_job, 0), NULL);

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from diagnosis_scenes import ABSENT, MUSL, REPORT, SECOND, at, booked, books, judge, only, pthread_stack, span
+from dataclasses import replace
 
-from ebpftrace.model import Certainty, Verdict
+import pytest
+from diagnosis_scenes import (
+    ABSENT,
+    MUSL,
+    REPORT,
+    SECOND,
+    THREAD_SITE,
+    THREAD_STACK,
+    at,
+    booked,
+    books,
+    judge,
+    only,
+    pthread_stack,
+    span,
+)
+
+from ebpftrace.model import Certainty, Outstanding, Stack, Verdict
 
 ENDED = {"target_exited_at": REPORT, "books_read_at": REPORT - SECOND // 2}
 """At second 60 of the window; the books were read half a second earlier."""
@@ -78,4 +95,60 @@ def test_without_any_books_stacks_that_a_cache_may_hold_are_undecided() -> None:
     stack = pthread_stack(0, born=10, exited=11)
     diagnosis = judge([stack], ABSENT, target_exited_at=REPORT)
     assert only(diagnosis).verdict is Verdict.STACK_CACHE
+    assert diagnosis.undecided == 1
+
+
+def awaited_in(stack: Outstanding) -> int:
+    """A futex where glibc keeps the descriptor of the thread on this stack."""
+    return span(stack).end - 0x600
+
+
+@pytest.mark.parametrize("is_musl", [False, True])
+@pytest.mark.parametrize("runs_on", [False, True])
+def test_who_would_have_been_joined_next_is_undecided(is_musl: bool, runs_on: bool) -> None:
+    """A signal ends the process while it joins the first of them, which runs or has just exited."""
+    shape = {"flags": 0x22, "clone3": False} if is_musl else {}
+    first = pthread_stack(0, born=10, exited=None if runs_on else 59, site=THREAD_SITE, **shape)
+    waiting = [pthread_stack(n, born=10, exited=20, site=THREAD_SITE, **shape) for n in (1, 2)]
+    others = [pthread_stack(n, born=10, exited=20, **shape) for n in (3, 4, 5)]
+    unjoined = books(
+        *(booked(span(stack)) for stack in waiting),
+        *(booked(span(stack), start_routine=0x402000) for stack in others),
+    )
+    said = MUSL if is_musl else unjoined
+    diagnosis = judge(
+        [first, *waiting, *others],
+        said,
+        target_exited_at=REPORT,
+        books_final=not is_musl,
+        awaited=[awaited_in(first)],
+    )
+    leaks = [finding.count for finding in diagnosis.findings if finding.leak]
+    assert (leaks, diagnosis.undecided) == ([3], 2 + (is_musl and not runs_on))
+
+
+def test_a_futex_elsewhere_joins_nobody() -> None:
+    stack = pthread_stack(0, born=10, exited=20, site=THREAD_SITE)
+    on_its_stack, beside = span(stack).start + 0x8000, span(stack).end + 0x100
+    said = books(booked(span(stack)))
+    diagnosis = judge(
+        [stack], said, target_exited_at=REPORT, books_final=True, awaited=[on_its_stack, beside, 0]
+    )
+    assert only(diagnosis).certainty is Certainty.PROVED
+
+
+def test_threads_that_one_function_creates_at_several_lines_are_of_one_kind() -> None:
+    def stack_of(site: int) -> Stack:
+        frames = [replace(frame, offset=0x1000 * site) for frame in THREAD_STACK.frames]
+        return replace(THREAD_STACK, frames=tuple(frames)) if site else Stack()
+
+    joined, waiting = (pthread_stack(n, born=10, exited=(None, 20)[n], site=7 + n) for n in (0, 1))
+    diagnosis = judge(
+        [joined, waiting],
+        books(booked(span(waiting))),
+        target_exited_at=REPORT,
+        books_final=True,
+        awaited=[awaited_in(joined)],
+        stack_of=stack_of,
+    )
     assert diagnosis.undecided == 1

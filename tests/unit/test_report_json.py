@@ -12,7 +12,7 @@ import report_strategies as strategies
 import reports
 from hypothesis import HealthCheck, given, settings
 
-from ebpftrace.model import Report, StackSource, Verdict
+from ebpftrace.model import CommandEnd, Processes, Report, StackSource, Verdict
 from ebpftrace.report import json_parts, mmap_leaks_json
 from ebpftrace.report.view import View
 
@@ -150,6 +150,21 @@ def test_bytes_that_are_not_text_become_visible() -> None:
     comm = b"caf\xe9\n".decode("utf-8", "surrogateescape")
     report = replace(report, target=replace(report.target, comm=comm))
     assert document(report, View())["target"]["comm"] == "caf\\xe9\n"
+
+
+def test_reports_of_several_processes_are_one_valid_document() -> None:
+    command = CommandEnd(("sh", "-c", "./a"), 4711, exit_status=7)
+    main = replace(reports.healthy(), command=command)
+    child = replace(reports.production(), is_child=True, undecided=3)
+    text = "".join(mmap_leaks_json.render_all([main, child], Processes(5, 1, 0), EVERYTHING))
+    assert text.count("\n") == 1
+    loaded = json.loads(text)
+    VALIDATOR.validate(loaded)
+    assert (loaded["undecided"], loaded["command"]["exit_status"], len(loaded["reports"])) == (3, 7, 2)
+    for name in ("reports", "undecided", "processes", "command"):
+        assert not VALIDATOR.is_valid({key: value for key, value in loaded.items() if key != name})
+    del loaded["reports"][1]["findings"]
+    assert not VALIDATOR.is_valid(loaded)
 
 
 def test_filters_are_told() -> None:

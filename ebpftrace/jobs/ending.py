@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.tracer import Awaited, ImageExecuted, ListedAtEnd, Tracer, Walked
 from ebpftrace.model import Books, BooksState, Interval, Run, Thread, Vma
 from ebpftrace.process.books.final import LibcFile, Listed, final_books, read_libc_file
-from ebpftrace.process.books.lists import LIBRARY, MUSL
+from ebpftrace.process.books.lists import LIBRARY, LOADER, MAX_FILES, MUSL
 from ebpftrace.process.books.symbols import file_mappings, read_interpreter
 from ebpftrace.process.files import FileKey, file_key, is_file, names, open_mapped_file
 from ebpftrace.process.maps import read_maps
@@ -41,8 +42,27 @@ class Libcs:
         """The libc in this file, if it was met."""
         return self._known.get((file.device, file.inode))
 
-    def find(self, pid: int, vma: Vma, tracer: Tracer) -> Optional[LibcFile]:
-        """The libc that process ``pid`` has mapped there; None for what is none, or cannot be read."""
+    def find_in_program(self, path: str, tracer: Tracer) -> Optional[tuple[FileKey, LibcFile]]:
+        """The libc in a program that has not begun; None where it has none, or may lie anywhere."""
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        except OSError:
+            return None
+        with os.fdopen(handle, "rb") as file:
+            status = os.fstat(handle)
+            libc = read_libc_file(file, static=True) if stat.S_ISREG(status.st_mode) else None
+        if libc is None or not libc.image.is_fixed:
+            return None
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+        key = FileKey(device, status.st_ino, path)
+        tracer.know_libc(key, libc)
+        return key, libc
+
+    def find(self, pid: int, vma: Vma, tracer: Tracer, static: bool = False) -> Optional[LibcFile]:
+        """The libc that process ``pid`` has mapped there; None for what is none, or cannot be read.
+
+        ``static``: it may be in the program.
+        """
         place = vma.device, vma.inode
         if place not in self._known:
             try:
@@ -50,7 +70,7 @@ class Libcs:
             except CannotTrace:
                 return None
             with os.fdopen(handle, "rb") as file:
-                libc = self._known[place] = read_libc_file(file)
+                libc = self._known[place] = read_libc_file(file, static)
             if libc is not None:
                 tracer.know_libc(file_key(vma), libc)
         return self._known[place]
@@ -81,11 +101,20 @@ class Ending:
         """The kernel side knows the glibc of the process, or there is none."""
         return self._libc is not None or self._is_musl
 
+    def begins(self, program: str, space: int, tracer: Tracer) -> None:
+        """Find the libc in a program that is about to begin: a static one maps none, and may end at once."""
+        found = self._libcs.find_in_program(program, tracer)
+        if found is not None:
+            key, self._libc = found
+            tracer.set_libc(space, key, self._libc, 0)
+
     def look(self, vmas: Vmas, space: int, tracer: Tracer) -> None:
         """Find the libc of a process that runs, and tell the kernel side."""
-        self._is_musl |= any(MUSL.search(vma.path) for vma in file_mappings(vmas))
-        for vma in _libraries(vmas):
-            libc = self._libcs.find(self._pid, vma, tracer)
+        files = file_mappings(vmas)
+        self._is_musl |= any(MUSL.search(vma.path) for vma in files)
+        is_static = not any(_is_libc(vma) or LOADER.match(PurePosixPath(vma.path).name) for vma in files)
+        for vma in files[:MAX_FILES] if is_static else _libraries(vmas):
+            libc = self._libcs.find(self._pid, vma, tracer, is_static)
             base = libc.image.bias(vma) if libc is not None else None
             if libc is not None and base is not None:
                 self._libc = libc
@@ -167,8 +196,12 @@ class _Exits:
 
 def _libraries(vmas: Vmas) -> list[Vma]:
     """Mappings of what is a libc by its name; of glibc before 2.34 the library of threads comes first."""
-    found = [vma for vma in file_mappings(vmas) if LIBRARY.match(PurePosixPath(vma.path).name)]
+    found = list(filter(_is_libc, file_mappings(vmas)))
     return sorted(found, key=lambda vma: "pthread" not in PurePosixPath(vma.path).name)
+
+
+def _is_libc(vma: Vma) -> bool:
+    return LIBRARY.match(PurePosixPath(vma.path).name) is not None
 
 
 def _interpreter(pid: int, file: FileKey) -> Optional[str]:

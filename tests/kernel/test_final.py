@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from endings import CHOSEN
 from harness import Json, Result, Target, build, leaks, no_losses, run_tracer, traced
-from programs import MUSL, STRIPPED, compiled
+from programs import MUSL, STATIC, STRIPPED, compiled
 
 LEAK = 3
 
@@ -86,6 +86,16 @@ def test_musl_keeps_no_stack_of_a_joined_thread(tmp_path: Path) -> None:
     assert leaking.status == LEAK
     healthy = run_tracer("--json", "-q", "--fail-on-leak", "--", program, 5, 2, "joins")
     assert (found(healthy.report), healthy.status) == ([], CHOSEN)
+
+
+@pytest.mark.parametrize(("body", "number", "status"), [("leak5", 5, LEAK), ("joined", 0, CHOSEN)])
+def test_a_static_program_is_judged_by_its_symbols(
+    tmp_path: Path, body: str, number: int, status: int
+) -> None:
+    program = compiled(tmp_path, "finale", STATIC)
+    result = run_tracer("--json", "-q", "--fail-on-leak", "--", program, body, 2, "return")
+    assert (sum(count for _, count, _ in found(result.report)), result.report["undecided"]) == (number, 0)
+    assert result.status == status
 
 
 def test_a_stripped_static_program_is_not_judged(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@
 #include <sys/wait.h>
 #include <threads.h>
 
-#define STACK (64 * 1024)
+#define STACK (1024 * 1024)
 #define CHOSEN 7
 #define NUMBERS 300000
 

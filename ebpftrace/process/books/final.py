@@ -78,8 +78,11 @@ class Listed(NamedTuple):
     user_stack: bool
 
 
-def read_libc_file(file: BinaryIO) -> Optional[LibcFile]:
-    """What a glibc's file says of its thread lists; None for what is none, or does not say it."""
+def read_libc_file(file: BinaryIO, static: bool = False) -> Optional[LibcFile]:
+    """What a glibc's file says of its thread lists; None for what is none, or does not say it.
+
+    ``static``: the file is a program that glibc was linked into.
+    """
     image = read_image(file, SYMBOLS)
     if image is None:
         return None
@@ -96,7 +99,7 @@ def read_libc_file(file: BinaryIO) -> Optional[LibcFile]:
         return None
     if layout.next:
         return None  # no glibc has it so
-    return LibcFile(Lists(version, False, image.order, layout, used, user, None, None, None), root, image)
+    return LibcFile(Lists(version, static, image.order, layout, used, user, None, None, None), root, image)
 
 
 class _Contents:

@@ -48,8 +48,8 @@ SYMBOLS = frozenset(
 LIBRARY = re.compile(r"lib(c|pthread)[.-]")
 MUSL = re.compile(r"/(ld-musl-|libc\.musl-)|musl[^/]*/libc\.so$")
 """Distributions differ in whether the file is named after the loader or the library."""
-_LOADER = re.compile(r"ld(64)?[.-]")
-_MAX_FILES = 4
+LOADER = re.compile(r"ld(64)?[.-]")
+MAX_FILES = 4
 """Executable mappings looked at in a process without a libc by name: static programs have one."""
 _MAX_PTHREAD = 1 << 16
 _JOIN_GAP = 28
@@ -120,8 +120,8 @@ def find_lists(pid: int, vmas: Vmas, memory: Readable) -> Union[Lists, Absent]:
     libraries = [vma for vma, name in zip(files, names) if LIBRARY.match(name)]
     # libpthread.so.0 of glibc < 2.34 holds what libc.so.6 holds later, so it is asked first.
     libraries.sort(key=lambda vma: "pthread" not in PurePosixPath(vma.path).name)
-    static = not libraries and not any(_LOADER.match(name) for name in names)
-    for vma in (libraries or files)[:_MAX_FILES]:
+    static = not libraries and not any(LOADER.match(name) for name in names)
+    for vma in (libraries or files)[:MAX_FILES]:
         try:
             fd = open_mapped_file(pid, vma)
         except CannotOpen as refusal:

@@ -52,6 +52,8 @@ class Image:
     """Byte order as ``struct`` writes it: "<" or ">"."""
     segments: tuple[Segment, ...]
     symbols: dict[str, int]
+    is_fixed: bool = False
+    """A program that is loaded where it was linked to be (ET_EXEC)."""
 
     def bias(self, vma: Vma) -> Optional[int]:
         """What to add to a link-time address, given one mapping of this file; None if it fits no segment."""
@@ -137,7 +139,7 @@ def _parse(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
             wanted = _name_offsets(strings, names - symbols.keys())
             if wanted:
                 symbols.update(_find(_table(file, section), order, wanted))
-    return Image(order, segments, symbols)
+    return Image(order, segments, symbols, elf.header["e_type"] == "ET_EXEC")
 
 
 def _headers(elf: ELFFile, letter: str, layout: Any, most: int) -> Iterator[dict[str, Any]]:

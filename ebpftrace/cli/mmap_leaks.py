@@ -201,6 +201,9 @@ def mmap_leaks(
 
     The exit status is that of COMMAND, 128 and the signal where one ended it.  With -d, COMMAND goes on when
     the trace ends before it.
+
+    With --fail-on-leak, the status of a leak comes before that of COMMAND; the one of what could not be
+    judged is used where COMMAND ended with 0.
     """
     options.check_target(pids, command)
     options.check_duration(context, until_interrupt)

@@ -163,14 +163,15 @@ static __always_inline int mmap_exit(struct thread_t *thread, s64 returned)
         call_failed(thread, space, CALL_MMAP, returned, replaces(ARGUMENT_4(registers)));
         return 0;
     }
-    row.prot = ARGUMENT_3(registers) & ~SIZE_UNKNOWN;
-    row.flags = ARGUMENT_4(registers);
-    row.length = mapped_length(ARGUMENT_2(registers), row.flags);
-    row.mapper_tid = thread->life.tid;
-    row.mapper_born = thread->life.born;
     row.since = bpf_ktime_get_ns();
     row.made_at = row.since;
+    /* First: the verifier follows it once for each way that leads here. */
     row.site = record_stack(thread, registers, CALL_MMAP, row.made_at, 0);
+    row.prot = ARGUMENT_3(registers) & ~SIZE_UNKNOWN;
+    row.flags = ARGUMENT_4(registers);
+    row.length = forget_range(mapped_length(ARGUMENT_2(registers), row.flags), row.since);
+    row.mapper_tid = thread->life.tid;
+    row.mapper_born = thread->life.born;
     note_stand(thread, USER_SP(registers), row.since);
     if (replaces(row.flags)) {
         old = find_row(thread, key);
@@ -305,35 +306,6 @@ static __always_inline int keeps_old(u64 length, u64 flags)
     return !length || (flags & MREMAP_DONTUNMAP);
 }
 
-static __always_inline void note_twin(struct thread_t *thread, struct space_t *space,
-                                      const struct pt_regs *registers, struct mapping_t *twin,
-                                      u64 start, int is_mremap)
-{
-    u64 length = ARGUMENT_2(registers);
-    struct mapping_t *old = 0;
-
-    if (is_mremap)
-        old = find_row(thread, key_of(thread->life.space, ARGUMENT_1(registers)));
-    twin->made_at = twin->since;
-    twin->mapper_tid = thread->life.tid;
-    twin->mapper_born = thread->life.born;
-    twin->prot = old ? old->prot : is_mremap ? 0 : SIZE_UNKNOWN;
-    twin->flags = old ? old->flags : length && is_mremap ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-    twin->site = record_stack(thread, registers, CALL_MREMAP, twin->since, 0);
-    note_stand(thread, USER_SP(registers), twin->since);
-    if (is_mremap && (ARGUMENT_4(registers) & MREMAP_FIXED))
-        emit_hole(thread, space, twin->since, twin->since - 1, start, twin->length);
-    __sync_fetch_and_add(&thread->life.outstanding, 1);
-}
-
-/* The program of mremap's exit serves shmat and io_setup, too. */
-static __always_inline int is_remapping(const struct pt_regs *registers)
-{
-    u32 number = CALL_NUMBER(registers);
-
-    return number != NR_SHMAT && number != NR_IO_SETUP;
-}
-
 /*
  * shmat and io_setup map memory like mmap; how much, only the kernel knows.  The row has its first page, and
  * says by `prot` that Python should look up the rest (layout.SIZE_UNKNOWN).  Returns where it begins, 0 where
@@ -414,12 +386,48 @@ static __always_inline int mremap_enter(struct thread_t *thread, u64 start, u64 
     return 0;
 }
 
+/* The program of mremap's exit serves shmat and io_setup, too. */
+static __always_inline int is_remapping(const struct pt_regs *registers)
+{
+    u32 number = CALL_NUMBER(registers);
+
+    return number != NR_SHMAT && number != NR_IO_SETUP;
+}
+
+/*
+ * Where the call made a mapping beside the one it was given, if any.  What it was is read from the registers
+ * again after the stack is recorded: else the verifier would follow that once for each kind of call.
+ */
+static __always_inline void note_twin(struct thread_t *thread, struct space_t *space,
+                                      const struct pt_regs *registers, struct mapping_t *twin,
+                                      u64 start)
+{
+    struct mapping_t *old = 0;
+    int is_mremap;
+
+    twin->made_at = twin->since;
+    twin->site = record_stack(thread, registers, CALL_MREMAP, twin->since, 0);
+    is_mremap = is_remapping(registers);
+    twin->length = is_mremap ? round_to_pages(ARGUMENT_3(registers)) : PAGE_BYTES;
+    twin->mapper_tid = thread->life.tid;
+    twin->mapper_born = thread->life.born;
+    if (is_mremap)
+        old = find_row(thread, key_of(thread->life.space, ARGUMENT_1(registers)));
+    twin->prot = old ? old->prot : is_mremap ? 0 : SIZE_UNKNOWN;
+    twin->flags = old                                  ? old->flags
+                  : ARGUMENT_2(registers) && is_mremap ? MAP_PRIVATE | MAP_ANONYMOUS
+                                                       : MAP_SHARED;
+    note_stand(thread, USER_SP(registers), twin->since);
+    if (is_mremap && (ARGUMENT_4(registers) & MREMAP_FIXED))
+        emit_hole(thread, space, twin->since, twin->since - 1, start, twin->length);
+    __sync_fetch_and_add(&thread->life.outstanding, 1);
+}
+
 static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
 {
     struct space_t *space = space_at(thread->life.space);
     const struct pt_regs *registers = caller_registers();
     u64 now = bpf_ktime_get_ns();
-    u64 new_length = round_to_pages(ARGUMENT_3(registers));
     struct mapping_t row = {};
     int is_mremap = is_remapping(registers);
     int makes_twin = 1;
@@ -434,7 +442,6 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
             return 0;
         thread->has_called = 1;
         thread->has_row = 0;
-        new_length = PAGE_BYTES;
     } else if (has_failed(returned)) {
         if (thread->has_row)
             restore(thread, space, ARGUMENT_1(registers));
@@ -443,13 +450,15 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
     } else {
         makes_twin = keeps_old(ARGUMENT_2(registers), ARGUMENT_4(registers));
     }
+    returned = forget_range(returned, now);
     if (thread->has_row || makes_twin) {
-        if (thread->has_row)
+        if (!makes_twin) {
             row = thread->row;
-        row.length = new_length;
+            row.length = round_to_pages(ARGUMENT_3(registers));
+        }
         row.since = now;
         if (makes_twin)
-            note_twin(thread, space, registers, &row, returned, is_mremap);
+            note_twin(thread, space, registers, &row, returned);
         insert(thread, space, key_of(thread->life.space, returned), &row);
     } else {
         struct event_t event = {.kind = EVENT_MOVE,
@@ -460,11 +469,11 @@ static __always_inline int mremap_exit(struct thread_t *thread, s64 returned)
                                          .start = untagged(ARGUMENT_1(registers)),
                                          .length = round_to_pages(ARGUMENT_2(registers)),
                                          .new_start = returned,
-                                         .new_length = new_length,
+                                         .new_length = round_to_pages(ARGUMENT_3(registers)),
                                          .flags = ARGUMENT_4(registers)}};
 
         touch_moved(space, key_of(thread->life.space, event.call.start), event.call.length, now);
-        touch_moved(space, key_of(thread->life.space, returned), new_length, now);
+        touch_moved(space, key_of(thread->life.space, returned), event.call.new_length, now);
         emit(space, &event);
     }
     return 0;

@@ -33,20 +33,24 @@ static __always_inline u64 python_thread(struct python_t *python)
     return 0;
 }
 
-/* Fills in the frames of the calling thread, innermost first; returns how many there are. */
-static __always_inline u32 python_frames(struct python_t *python, struct python_frame_t *frames)
+/*
+ * Fills in the frames of the calling thread, innermost first, and how many there are; returns the hash with them
+ * mixed in.  That is done here: in a loop of its own the verifier would follow each count to its end.
+ */
+static __always_inline u64 python_frames(struct python_t *python, struct python_frame_t *frames,
+                                         u32 *count, u64 hash)
 {
     u64 thread, frame = 0;
-    u32 count = 0;
 
+    *count = 0;
     if (!python->interpreters)
-        return 0;
+        return hash;
     thread = python_thread(python);
     if (!thread || read_user(&frame, 8, (void *)(thread + python->frame)))
-        return 0;
+        return hash;
     /* Before 3.13 there is one more step: the thread has a C frame, and that the Python frame. */
     if (python->by_c_frame && read_user(&frame, 8, (void *)(frame + python->of_c_frame)))
-        return 0;
+        return hash;
 #pragma nounroll
     for (int i = 0; i < PYTHON_FRAMES; i++) {
         if (!frame || read_user(&frames[i].code, 8, (void *)(frame + python->code)) ||
@@ -54,13 +58,16 @@ static __always_inline u32 python_frames(struct python_t *python, struct python_
             read_user(&frames[i].kind, 8, (void *)(frame + python->kind)) ||
             read_user(&frame, 8, (void *)(frame + python->caller)))
             break;
-        count = i + 1;
+        hash = mix(mix(hash, frames[i].code), frames[i].instruction);
+        *count = i + 1;
     }
-    return count;
+    return hash;
 }
 #else
-static __always_inline u32 python_frames(struct python_t *python, struct python_frame_t *frames)
+static __always_inline u64 python_frames(struct python_t *python, struct python_frame_t *frames,
+                                         u32 *count, u64 hash)
 {
-    return 0;
+    *count = 0;
+    return hash;
 }
 #endif

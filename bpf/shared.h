@@ -321,3 +321,20 @@ struct cpu_t {
     u64 words[PAGE_BYTES / 8]; /* to the end of the page is what older verifiers know of the size */
     struct thread_t child;
 };
+
+/* Mixes one word into a hash (the constant is 2^64 / golden ratio). */
+static __always_inline u64 mix(u64 hash, u64 word)
+{
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
+    return hash ^ hash >> 29;
+}
+
+/* The value as it is; the verifier, which would follow each range that it may have, takes it for any. */
+static __always_inline u64 forget_range(u64 value, u64 anything)
+{
+    asm volatile("%0 ^= %1\n"
+                 "%0 ^= %1"
+                 : "+r"(value)
+                 : "r"(anything));
+    return value;
+}

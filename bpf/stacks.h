@@ -3,13 +3,6 @@
 
 #define NS_PER_SECOND 1000000000ULL
 
-/* Mixes one word into a hash (the constant is 2^64 / golden ratio). */
-static __always_inline u64 mix(u64 hash, u64 word)
-{
-    hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
-    return hash ^ hash >> 29;
-}
-
 static __always_inline int points_to(struct range_t *range, u64 word)
 {
     return word - range->start < range->end - range->start;
@@ -77,9 +70,8 @@ static __always_inline void copy_stack(struct thread_t *thread, const struct pt_
         send_copy(copy, __builtin_offsetof(struct copy_t, memory) + size);
 }
 
-/* Returns the site of the running call, copying its stack if the budget has room for it. */
-static __always_inline u64 record_stack(struct thread_t *thread, const struct pt_regs *registers,
-                                        u32 call, u64 now, s64 brk_growth)
+static __always_inline u64 stack_recorded(struct thread_t *thread, const struct pt_regs *registers,
+                                          u32 call, u64 now, s64 brk_growth)
 {
     struct told_t *told = told_of(thread->life.space);
     struct space_t *space = space_at(thread->life.space);
@@ -97,11 +89,7 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
     /* Processes forked from one have the same addresses: each has copies of its own. */
     id = mix(mix(id, thread->life.space + 1), space ? space->settled_at : 0);
     /* All Python code is run by the same C code: what differs is in its own frames. */
-    copy->python_count = python_frames(&told->python, copy->python);
-#pragma nounroll
-    for (int i = 0; i < PYTHON_FRAMES; i++)
-        if (i < copy->python_count)
-            id = mix(mix(id, copy->python[i].code), copy->python[i].instruction);
+    id = python_frames(&told->python, copy->python, &copy->python_count, id);
     if (!id)
         return 0;
     if (now - cpu->second_from > NS_PER_SECOND) {
@@ -132,4 +120,11 @@ static __always_inline u64 record_stack(struct thread_t *thread, const struct pt
     site->copies++;
     copy_stack(thread, registers, id, call, now);
     return id;
+}
+
+/* Returns the site of the running call, 0 for none, copying its stack if the budget has room for it. */
+static __always_inline u64 record_stack(struct thread_t *thread, const struct pt_regs *registers,
+                                        u32 call, u64 now, s64 brk_growth)
+{
+    return forget_range(stack_recorded(thread, registers, call, now, brk_growth), now);
 }

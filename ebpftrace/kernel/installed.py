@@ -25,7 +25,7 @@ from ebpftrace.process.memorylimit import MORE_MEMORY, memory_limit
 from ebpftrace.text import size
 
 # enum bpf_cmd, enum bpf_prog_type (include/uapi/linux/bpf.h)
-_MAP_CREATE, _PROG_LOAD, _RAW_TRACEPOINT_OPEN = 0, 5, 17
+_MAP_CREATE, PROG_LOAD, _RAW_TRACEPOINT_OPEN = 0, 5, 17
 TRACEPOINT, RAW_TRACEPOINT = 5, 17
 _SET_BPF = 0x40042408  # PERF_EVENT_IOC_SET_BPF, include/uapi/linux/perf_event.h
 _TRACEPOINT_PREFIX, _RAW_TRACEPOINT_PREFIX = "tracepoint__", "raw_tracepoint__"
@@ -53,7 +53,7 @@ class _MapCreate(ctypes.Structure):
     )
 
 
-class _ProgLoad(ctypes.Structure):
+class ProgLoad(ctypes.Structure):
     """The BPF_PROG_LOAD part of ``union bpf_attr``."""
 
     _fields_ = (
@@ -168,7 +168,7 @@ def _make(table: Table) -> int:
 def _load(program: Program, kind: int, places: Mapping[int, int]) -> int:
     code = ctypes.create_string_buffer(relocated(program.instructions, places), len(program.instructions))
     license_text = ctypes.create_string_buffer(b"GPL")
-    attributes = _ProgLoad(
+    attributes = ProgLoad(
         prog_type=kind,
         insn_cnt=len(program.instructions) // 8,
         insns=ctypes.addressof(code),
@@ -176,17 +176,17 @@ def _load(program: Program, kind: int, places: Mapping[int, int]) -> int:
         prog_name=program.name.rpartition("__")[2][:_NAME_BYTES].encode(),
     )
     try:
-        return _with_memory(lambda: bpf(_PROG_LOAD, attributes))
+        return _with_memory(lambda: bpf(PROG_LOAD, attributes))
     except OSError as error:
         raise _refused(f"program {program.name}", error, _complaint(attributes)) from error
 
 
-def _complaint(attributes: _ProgLoad) -> str:
+def _complaint(attributes: ProgLoad) -> str:
     """What the verifier says of a program that it refused: its last line, but for figures of its own work."""
     log = ctypes.create_string_buffer(_LOG_BYTES)
     attributes.log_level, attributes.log_size, attributes.log_buf = 1, _LOG_BYTES, ctypes.addressof(log)
     with suppress(OSError):
-        os.close(bpf(_PROG_LOAD, attributes))
+        os.close(bpf(PROG_LOAD, attributes))
     lines = log.value.decode("utf-8", "replace").splitlines()
     said = [
         line for line in lines if line.strip() and not line.startswith(("processed ", "verification time"))

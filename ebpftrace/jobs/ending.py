@@ -8,14 +8,15 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath
-from typing import Optional, Union
+from typing import BinaryIO, Optional, Union
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.kernel.cache import read_cached, write_cached
 from ebpftrace.kernel.tracer import Awaited, ImageExecuted, ListedAtEnd, Tracer, Walked
 from ebpftrace.model import Books, BooksState, Interval, Run, Thread, Vma
 from ebpftrace.process.books.final import LibcFile, Listed, final_books, read_libc_file
-from ebpftrace.process.books.lists import LIBRARY, LOADER, MAX_FILES, MUSL
-from ebpftrace.process.books.symbols import file_mappings, read_interpreter
+from ebpftrace.process.books.lists import LIBRARY, LOADER, MAX_FILES, MUSL, SYMBOLS
+from ebpftrace.process.books.symbols import Image, file_mappings, is_fixed, read_image, read_interpreter
 from ebpftrace.process.files import FileKey, file_key, is_file, names, open_mapped_file
 from ebpftrace.process.maps import read_maps
 from ebpftrace.vmas import Vmas
@@ -24,6 +25,21 @@ EndEvent = Union[ListedAtEnd, Walked, Awaited]
 
 _MOST_KEPT = 1 << 18
 """Threads of one walk, and futexes, that are kept: more than a process can have stacks for by default."""
+
+
+def _image_of_ours(file: BinaryIO) -> Optional[Image]:
+    """Of the libc that runs this very program: each trace needs it, and reading it takes 0.1 s of CPU."""
+    status = os.fstat(file.fileno())
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    key = repr(("symbols", identity, sorted(SYMBOLS)))
+    cached = read_cached(key)
+    if cached is not None:
+        with suppress(ValueError):
+            return Image.from_bytes(cached)
+    image = read_image(file, SYMBOLS)
+    if image is not None:
+        write_cached(key, image.to_bytes())
+    return image
 
 
 class Libcs:
@@ -36,7 +52,7 @@ class Libcs:
         """Have the kernel side recognise the libc of this very process: most programs have the same."""
         pid = os.getpid()
         for vma in _libraries(read_maps(pid)):
-            self.find(pid, vma, tracer)
+            self.find(pid, vma, tracer, is_ours=True)
 
     def known(self, file: FileKey) -> Optional[LibcFile]:
         """The libc in this file, if it was met."""
@@ -50,7 +66,10 @@ class Libcs:
             return None
         with os.fdopen(handle, "rb") as file:
             status = os.fstat(handle)
-            libc = read_libc_file(file, static=True) if stat.S_ISREG(status.st_mode) else None
+            # Most are loaded anywhere: reading their symbols would take 0.1 s of CPU for nothing.
+            if not stat.S_ISREG(status.st_mode) or not is_fixed(file):
+                return None
+            libc = read_libc_file(file, static=True)
         if libc is None or not libc.image.is_fixed:
             return None
         device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
@@ -58,7 +77,9 @@ class Libcs:
         tracer.know_libc(key, libc)
         return key, libc
 
-    def find(self, pid: int, vma: Vma, tracer: Tracer, static: bool = False) -> Optional[LibcFile]:
+    def find(
+        self, pid: int, vma: Vma, tracer: Tracer, static: bool = False, is_ours: bool = False
+    ) -> Optional[LibcFile]:
         """The libc that process ``pid`` has mapped there; None for what is none, or cannot be read.
 
         ``static``: it may be in the program.
@@ -70,7 +91,8 @@ class Libcs:
             except CannotTrace:
                 return None
             with os.fdopen(handle, "rb") as file:
-                libc = self._known[place] = read_libc_file(file, static)
+                image = _image_of_ours(file) if is_ours else None
+                libc = self._known[place] = read_libc_file(file, static, image)
             if libc is not None:
                 tracer.know_libc(file_key(vma), libc)
         return self._known[place]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ebpftrace.model import Vma
 from ebpftrace.process.books.descriptors import Format
 from ebpftrace.process.books.lists import SYMBOLS, Lists, lists_of_image
-from ebpftrace.process.books.symbols import Image, Segment, file_mappings, read_image
+from ebpftrace.process.books.symbols import Image, Segment, file_mappings, is_fixed, read_image
 from ebpftrace.vmas import Vmas
 
 NAMES = frozenset({"malloc", "getpid", "no_such_symbol"})
@@ -46,6 +46,38 @@ def test_symbols_of_a_real_library() -> None:
     bias = image.bias(code)
     assert bias is not None
     assert code.start <= bias + image.symbols["malloc"] < code.end
+
+
+SEGMENTS = st.builds(Segment, *[st.integers(0, (1 << 64) - 1)] * 3, st.booleans())
+IMAGES = st.builds(
+    Image,
+    st.sampled_from("<>"),
+    st.lists(SEGMENTS).map(tuple),
+    st.dictionaries(st.text(), st.integers()),
+    st.booleans(),
+)
+
+
+@given(IMAGES)
+def test_an_image_is_kept_as_it_is(image: Image) -> None:
+    assert Image.from_bytes(image.to_bytes()) == image
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"3", b'["<", [[]], {}]', b'["<", [], [1]]', b"[1, 2]"])
+def test_anything_else_is_no_image(raw: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - of any kind
+        Image.from_bytes(raw)
+
+
+@pytest.mark.parametrize("start", [b"\x7fELF\2\1", b"\x7fELF\2\2", b"\x7fELG\2\1", b"#!", b""])
+@pytest.mark.parametrize("kind", [b"\2\0", b"\0\2", b"\3\0", b"\2"])
+def test_a_program_that_is_loaded_where_it_was_linked_to_be(
+    tmp_path: Path, start: bytes, kind: bytes
+) -> None:
+    (tmp_path / "program").write_bytes(start.ljust(16, b"\0") + kind)
+    fixed = {(b"\x7fELF\2\1", b"\2\0"), (b"\x7fELF\2\2", b"\0\2")}
+    with (tmp_path / "program").open("rb") as file:
+        assert is_fixed(file) == ((start, kind) in fixed)
 
 
 def _own_mappings() -> list[Vma]:

@@ -78,12 +78,13 @@ class Listed(NamedTuple):
     user_stack: bool
 
 
-def read_libc_file(file: BinaryIO, static: bool = False) -> Optional[LibcFile]:
+def read_libc_file(file: BinaryIO, static: bool = False, image: Optional[Image] = None) -> Optional[LibcFile]:
     """What a glibc's file says of its thread lists; None for what is none, or does not say it.
 
-    ``static``: the file is a program that glibc was linked into.
+    ``static``: the file is a program that glibc was linked into.  ``image`` has the ``SYMBOLS`` of the file,
+    where they were read before.
     """
-    image = read_image(file, SYMBOLS)
+    image = image or read_image(file, SYMBOLS)
     if image is None:
         return None
     symbols = Symbols(image, 0, _Contents(image, file))

@@ -6,10 +6,11 @@ pyelftools, and string tables are searched rather than decoded.
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, Optional
 
@@ -28,6 +29,7 @@ _SYMBOL = "I4xQ8x"
 """Elf64_Sym (elf(5)): st_name, then st_info, st_other, st_shndx skipped, st_value, st_size skipped."""
 _SYMBOL_SIZE = 24
 _PF_X = 1
+_ET_EXEC = 2
 _MAX_INTERPRETER = 4096
 """Bytes of its name (PATH_MAX)."""
 _PAGE = 4096
@@ -62,12 +64,34 @@ class Image:
                 return vma.start - (segment.address + vma.offset - segment.offset)
         return None
 
+    def to_bytes(self) -> bytes:
+        """For a file."""
+        segments = [astuple(segment) for segment in self.segments]
+        return json.dumps([self.order, segments, self.symbols, self.is_fixed]).encode()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Image:
+        """What ``to_bytes`` gave.  Raises ValueError for anything else."""
+        try:
+            order, segments, symbols, is_fixed = json.loads(raw)
+            segments = tuple(Segment(*segment) for segment in segments)
+            return cls(str(order), segments, dict(symbols), bool(is_fixed))
+        except TypeError as error:
+            raise ValueError("no image") from error
+
 
 def read_image(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
     """Find ``names`` in ``.dynsym``, else in ``.symtab``; None for what is no sound 64-bit ELF file."""
     status = os.fstat(file.fileno())
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     return _read_image(_Identified(identity, file), names)
+
+
+def is_fixed(file: BinaryIO) -> bool:
+    """By the first bytes of an ELF file, a program that is loaded where it was linked to be (elf(5))."""
+    start = os.pread(file.fileno(), 18, 0)
+    order = ">" if start[5:6] == b"\2" else "<"
+    return start[:4] == b"\x7fELF" and struct.pack(f"{order}H", _ET_EXEC) == start[16:]
 
 
 def read_interpreter(file: BinaryIO) -> Optional[str]:

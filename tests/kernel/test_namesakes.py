@@ -11,6 +11,7 @@ from test_newest import read, watched
 from ebpftrace.process.tasks import list_tasks
 
 pytestmark = [
+    pytest.mark.usefixtures("numbers_are_chosen"),
     pytest.mark.filterwarnings("ignore:not a bytes object:DeprecationWarning:bcc"),
     pytest.mark.skipif(
         not Path("/proc/sys/kernel/ns_last_pid").exists(), reason="this kernel does not let choose a number"

@@ -111,6 +111,7 @@ def both(tmp_path: Path, calls: Path, *options: str) -> tuple[str, str]:
     return theirs.read_text(), ours.read_text()
 
 
+@pytest.mark.usefixtures("numbers_are_unique")
 @pytest.mark.parametrize("options", [(), ("-z",), ("-Z",), ("-qq",), ("-e", "trace=munmap,clone3,exit")])
 def test_same_lines_as_strace(tmp_path: Path, calls: Path, options: tuple[str, ...]) -> None:
     theirs, ours = both(tmp_path, calls, *options)
@@ -128,6 +129,7 @@ def test_same_lines_as_strace(tmp_path: Path, calls: Path, options: tuple[str, .
     }
 
 
+@pytest.mark.usefixtures("numbers_are_unique")
 def test_same_lines_as_strace_when_attached_later(tmp_path: Path) -> None:
     texts = []
     for command in (STRACE, TRACE):
@@ -162,6 +164,7 @@ def test_columns_and_times(calls: Path) -> None:
             assert all(line.index("= ") >= 40 for line in matching)
 
 
+@pytest.mark.usefixtures("numbers_are_unique")
 def test_a_time_is_when_the_call_began(calls: Path) -> None:
     """vfork returns after all that its child did: its line comes later, with an earlier time."""
     shown = run(*TRACE, "-ttt", "-e", "trace=vfork,exit_group", "-o", "/dev/stderr", "--", calls).stderr
@@ -219,6 +222,7 @@ def test_min_bytes_keeps_what_is_big_and_what_has_no_size() -> None:
     assert not any("brk(" in line for line in lines[1:] if "0x1)" in line)
 
 
+@pytest.mark.usefixtures("numbers_are_unique")
 def test_children_are_left_alone_when_asked(calls: Path) -> None:
     result = run(*TRACE, "--no-follow-forks", "-o", "/dev/stderr", "--", calls)
     tasks = by_task(result.stderr.replace("attached\n", ""))

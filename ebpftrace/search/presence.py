@@ -10,7 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,8 @@ _PAGEMAP_SCAN = 0xC0606610
 """_IOWR('f', 16, struct pm_scan_arg) (include/uapi/linux/fs.h)."""
 _FILE, _PRESENT, _SWAPPED, _ZERO, _GUARD = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8
 _REGIONS = 1 << 15
+_FAR, _MOST_STRETCHES = 1 << 20, 256
+"""Spans so far apart are looked at one by one: a call takes as long as to look at a MiB.  At most so many."""
 MOST_RUNS = 1 << 21
 """Pieces of present memory that are told apart; a program has thousands."""
 _ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_FILE, _ENTRY_GUARD = 63, 62, 61, 58
@@ -75,7 +77,7 @@ class Presence:
     def _look(self, spans: Runs) -> _Looked:
         if self._scans:
             try:
-                return _collected(self._scan(int(spans.starts[0]), int(spans.ends[-1])))
+                return _collected(self._scan(spans))
             except OSError as error:
                 if error.errno not in (
                     errno.ENOTTY,
@@ -88,30 +90,31 @@ class Presence:
                 self._scans = False
         return _collected(self._read(spans))
 
-    def _scan(self, start: int, end: int) -> Iterator[_Part]:
+    def _scan(self, spans: Runs) -> Iterator[_Part]:
         regions = np.zeros((_REGIONS, 3), np.uint64)
         arguments = (ctypes.c_uint64 * 12)()
         found = 0
-        while start < end:
-            arguments[:] = [
-                ctypes.sizeof(arguments), 0, start, end, 0, regions.ctypes.data, _REGIONS, 0,
-                0, 0, _PRESENT | _SWAPPED, _FILE | _PRESENT | _SWAPPED | _ZERO,
-            ]  # fmt: skip
-            count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, arguments)
-            kinds = regions[:count, 2]
-            found += count
-            yield _Part(
-                regions[:count, 0].copy(),
-                regions[:count, 1].copy(),
-                kinds & np.uint64(_PRESENT) != 0,
-                kinds & np.uint64(_FILE) != 0,
-                kinds & np.uint64(_ZERO) != 0,
-                0,
-            )
-            start = int(arguments[4])
-            if found > MOST_RUNS:
-                yield _rest(end - start)
-                return
+        for start, end in _stretches(spans):
+            at = start
+            while at < end and found <= MOST_RUNS:
+                arguments[:] = [
+                    ctypes.sizeof(arguments), 0, at, end, 0, regions.ctypes.data, _REGIONS, 0,
+                    0, 0, _PRESENT | _SWAPPED, _FILE | _PRESENT | _SWAPPED | _ZERO,
+                ]  # fmt: skip
+                count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, arguments)
+                kinds = regions[:count, 2]
+                found += count
+                yield _Part(
+                    regions[:count, 0].copy(),
+                    regions[:count, 1].copy(),
+                    kinds & np.uint64(_PRESENT) != 0,
+                    kinds & np.uint64(_FILE) != 0,
+                    kinds & np.uint64(_ZERO) != 0,
+                    0,
+                )
+                at = int(arguments[4])
+            if at < end:
+                yield _rest(end - at)
 
     def _read(self, spans: Runs) -> Iterator[_Part]:
         """From the file itself; spans of which there is too much are left out and counted."""
@@ -150,6 +153,16 @@ class Presence:
                 start += len(flags) * PAGE
 
 
+def _stretches(spans: Runs) -> Iterator[tuple[int, int]]:
+    """[start, end) that hold all the spans, and not much of what lies far from any."""
+    gaps = spans.starts[1:] - spans.ends[:-1]
+    cuts = np.flatnonzero(gaps > np.uint64(_FAR))
+    if len(cuts) > _MOST_STRETCHES:
+        cuts = np.sort(cuts[np.argsort(gaps[cuts])[-_MOST_STRETCHES:]])
+    firsts, lasts = np.append(0, cuts + 1), np.append(cuts, spans.pieces - 1)
+    return zip(spans.starts[firsts].tolist(), spans.ends[lasts].tolist())
+
+
 class _Part(NamedTuple):
     starts: Addresses
     ends: Addresses
@@ -177,7 +190,7 @@ def _has(kinds: Addresses, bit: int) -> NDArray[np.bool_]:
     return wanted
 
 
-def _collected(parts: Iterator[_Part]) -> _Looked:
+def _collected(parts: Iterable[_Part]) -> _Looked:
     every = list(parts)
     starts, ends, present, file, zero = (
         np.concatenate([part[field] for part in every]) for field in range(5)

@@ -48,6 +48,8 @@ _LEAST_CPU = 0.9
 _LEAST_HOT = 4 << 20
 _HOT_SHARE = 100
 """Bytes of changing pages that one pass reads at most: so much, or this part of all."""
+_LOOKS_FOR_NEW = 4
+"""One in so many passes over what changes asks for new pages, everywhere: of a GiB that takes 20 ms."""
 _PAUSE = (0.002, 0.012)
 """Seconds between two passes, from, to.
 
@@ -192,12 +194,14 @@ class Searching:
     def _hot_pass(self) -> None:
         """Search what changes, what is new, and the stacks."""
         moment = self._source.moment()
-        present = self._source.present(self._look.areas, _EVERYWHERE).pages
-        new = difference(present, self._known)
-        self._changing = union(self._changing, new)
-        self._known = union(self._known, new)
-        hot = union(self._some(self._changing), runs_of(self._look.stacks))
-        self._pass(moment, intersection(present, hot), self._read)
+        if self._looks % _LOOKS_FOR_NEW == 0:
+            present = self._source.present(self._look.areas, _EVERYWHERE).pages
+            new = difference(present, self._known)
+            self._changing = union(self._changing, new)
+            self._known = union(self._known, new)
+        hot = _covering_pages(union(self._some(self._changing), runs_of(self._look.stacks)))
+        present = self._source.present(self._look.areas, hot).pages
+        self._pass(moment, present, self._read)
 
     def _some(self, runs: Runs) -> Runs:
         """All of these, or where it is too much for so many passes, some: others each time."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ebpftrace.search.presence import _stretches
 from ebpftrace.search.reading import Reader
-from ebpftrace.search.runs import Runs, no_runs, runs_of
+from ebpftrace.search.runs import Runs, difference, no_runs, runs_of
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 START = 0x7F0000000000
@@ -62,3 +64,17 @@ def test_what_is_gone_is_no_gap() -> None:
     reader = Reader(lambda _buffer, _address: 0, lambda _runs: no_runs())
     assert list(reader.batches(runs_of([(START, START + 3 * PAGE)]))) == []
     assert reader.unreadable == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(1, 1 << 22)), min_size=1, max_size=40),
+    st.integers(1, 8),
+)
+def test_all_pages_are_looked_at_in_a_few_stretches(ranges: list[tuple[int, int]], most: int) -> None:
+    spans = runs_of((start, start + size) for start, size in ranges)
+    with patch("ebpftrace.search.presence._MOST_STRETCHES", most):
+        stretches = list(_stretches(spans))
+    assert len(stretches) <= most + 1
+    covered = runs_of(stretches)
+    assert difference(spans, covered).pieces == 0
+    assert covered.pieces == len(stretches), "ascending, and none touches the next"

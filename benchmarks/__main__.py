@@ -13,7 +13,7 @@ import click
 
 from benchmarks import imports, own_cost, programs, scans, searches, tables
 from benchmarks.comparison import regressions
-from benchmarks.conditions import conditions, moment
+from benchmarks.conditions import conditions, elsewhere, moment
 from benchmarks.loads import KINDS, LoadDied, kind_named
 from benchmarks.record import Record
 from benchmarks.results import Results
@@ -149,7 +149,10 @@ class _Run:
 
     def __init__(self, record: Record, before: Results, rounds: int, seconds: float) -> None:
         self._record = record
-        self._results = replace(before, conditions={**before.conditions, **conditions(rounds, seconds)})
+        here = conditions(rounds, seconds)
+        self._elsewhere = elsewhere(before.conditions, here)
+        known = {**here, **before.conditions} if self._elsewhere else {**before.conditions, **here}
+        self._results = replace(before, conditions=known)
         self._rounds = rounds
         self._seconds = seconds
 
@@ -208,7 +211,7 @@ class _Run:
     def _begin(self, part: str, only: str = "") -> None:
         """What failed last time may not fail now; ``only``: what of the part is measured, empty for all."""
         failures = tuple(told for told in self._results.failures if not told.startswith(_TOLD[part]))
-        when = {**self._results.conditions, f"{_TOLD[part]}{only}: measured": moment()}
+        when = {**self._results.conditions, f"{_TOLD[part]}{only}: measured": moment() + self._elsewhere}
         self._results = replace(self._results, conditions=when, failures=failures)
 
     def _tried(self, what: str, step: Callable[..., T], *arguments: object) -> Optional[T]:

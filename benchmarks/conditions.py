@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ebpftrace import __version__
@@ -35,6 +35,13 @@ def moment() -> str:
     """When, and how busy the machine was just before."""
     load = " ".join(f"{load:.1f}" for load in os.getloadavg())
     return f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, load averages before: {load}"
+
+
+def elsewhere(recorded: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """What to say of a part that is measured here, where the rest was measured on another machine."""
+    machine = ("CPUs", "kernel")
+    is_another = any(recorded.get(name, here[name]) != here[name] for name in machine)
+    return "; on another machine: " + ", ".join(here[name] for name in machine) if is_another else ""
 
 
 def _version(command: Sequence[str]) -> str:

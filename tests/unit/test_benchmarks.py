@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks import chart, empty_probes, imports, side_by_side, tables, tools
 from benchmarks.comparison import regressions
+from benchmarks.conditions import elsewhere
 from benchmarks.loads import KINDS
 from benchmarks.perfdata import count_samples
 from benchmarks.ratios import NO_PROGRESS, Spread, rotated
@@ -361,3 +362,11 @@ def test_samples_of_perf_are_counted(tmp_path: Path, is_finished: bool) -> None:
     assert count_samples(file) == 2
     file.write_bytes(b"PERFILE2")
     assert count_samples(file) == 0
+
+
+def test_a_part_that_was_measured_on_another_machine_says_so() -> None:
+    here = {"kernel": "Linux 6.18", "CPUs": "2, AMD EPYC"}
+    assert elsewhere({}, here) == elsewhere(here, here) == ""
+    assert elsewhere({**here, "rounds": "9"}, here) == ""
+    for other in ("kernel", "CPUs"):
+        assert elsewhere({**here, other: "x"}, here) == "; on another machine: 2, AMD EPYC, Linux 6.18"

@@ -11,6 +11,8 @@ from ebpftrace.model import Frame, Stack
 from ebpftrace.text import escape, shorten
 from ebpftrace.wrappers import is_of_libc, users_frame
 
+_MADE_CODE = "[jit]"
+"""Module of code made at run time (stacks.resolve.JIT): it is no file, so its places are addresses."""
 _LEAST_NAME = 40
 """Cells of a function's name beside its place: where there are fewer it stands above."""
 
@@ -31,7 +33,9 @@ def place(frame: Frame, full: bool = True) -> str:
 
 
 def _offset(frame: Frame) -> str:
-    return f"+0x{frame.offset:x}" if frame.module is not None and frame.offset is not None else ""
+    if frame.module is None or frame.offset is None:
+        return ""
+    return f" 0x{frame.offset:x}" if frame.module == _MADE_CODE else f"+0x{frame.offset:x}"
 
 
 def source(frame: Frame, full: bool = True) -> str:

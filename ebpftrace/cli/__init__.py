@@ -52,7 +52,21 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(f"{__name__}.{name}"), name)
         if not isinstance(command, click.Command):
             raise TypeError(f"{name} is no command")
+        # The list of commands would cut it to one line.
+        command.short_help = " ".join((command.help or "").partition("\n\n")[0].split())
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[Optional[str], Optional[click.Command], list[str]]:
+        """Find the command that is asked for; where there is none, name the one that was perhaps meant."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}."
+            ctx.fail(f"No such command {args[0]!a}. {hint}")
+        return super().resolve_command(ctx, args)
 
     def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
         """Parse our own options, and do at once what --help and --version ask for."""

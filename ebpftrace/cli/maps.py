@@ -28,7 +28,7 @@ Examples:
 @click.option(
     "--every",
     type=options.Seconds(min=0.1),
-    metavar="SECONDS",
+    metavar="TIME",
     help="Look again so often, and say what changed.",
 )
 @click.option(
@@ -56,7 +56,7 @@ def maps(
     processes, as far as the kernel lets their memory be read.
     """
     if count is not None and every is None:
-        raise click.UsageError("--count needs --every SECONDS")
+        raise click.UsageError("--count needs --every TIME")
 
     from ebpftrace.jobs.maps import run
     from ebpftrace.report import maps as text

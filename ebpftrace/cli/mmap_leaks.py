@@ -56,6 +56,7 @@ Examples:
 
 @click.command("mmap-leaks", epilog=_EXAMPLES, cls=GateCommand)
 @options.pids
+@options.by_name("-n", "--name")
 @options.duration(f"How long to trace; default: {_DURATION:g}, COMMAND until it has ended.", zero=True)
 @click.option("--until-interrupt", is_flag=True, help="Trace until Ctrl-C or SIGTERM instead.")
 @click.option(
@@ -75,7 +76,7 @@ Examples:
     "-i",
     "--interval",
     type=options.Seconds(min=0, min_open=True),
-    metavar="SECONDS",
+    metavar="TIME",
     help="Also make a report every so often.",
 )
 @click.option(
@@ -83,7 +84,7 @@ Examples:
     type=options.Seconds(min=0),
     default=1.0,
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="Where memory was not searched, an owner that exited more recently may still be joined.",
 )
 @options.min_bytes("Leave out findings with fewer bytes.")
@@ -91,6 +92,7 @@ Examples:
 @click.option(
     "--show", type=click.Choice(["all", "leaks"]), default="all", show_default=True, help="What to report."
 )
+@click.option("--brief", is_flag=True, help="Report in at most 20 lines for each process.")
 @click.option("--json", "json_output", is_flag=True, help="Report as JSON, one object for each report.")
 @click.option("--folded", is_flag=True, help="Report as folded stacks, weighted by leaked bytes.")
 @options.file(
@@ -166,6 +168,8 @@ Examples:
 def mmap_leaks(
     context: click.Context,
     pids: tuple[int, ...],
+    names: tuple[str, ...],
+    cgroups: tuple[str, ...],
     duration: Optional[float],
     until_interrupt: bool,
     follow_forks: Optional[bool],
@@ -175,6 +179,7 @@ def mmap_leaks(
     min_bytes: int,
     top: int,
     show: str,
+    brief: bool,
     json_output: bool,
     folded: bool,
     flamegraph: Optional[Path],
@@ -205,11 +210,12 @@ def mmap_leaks(
     With --fail-on-leak, the status of a leak comes before that of COMMAND; the one of what could not be
     judged is used where COMMAND ended with 0.
     """
-    options.check_target(pids, command)
+    pids = options.find_processes(pids, names, cgroups, command)
     options.check_duration(context, until_interrupt)
     options.check_files(output=output, flamegraph=flamegraph, speedscope=speedscope, dump_ledger=dump_ledger)
-    if json_output and folded:
-        raise click.UsageError("--json and --folded exclude each other: give one of them")
+    forms = [name for name, given in (("brief", brief), ("json", json_output), ("folded", folded)) if given]
+    if len(forms) > 1:
+        raise click.UsageError(f"--{forms[0]} and --{forms[1]} exclude each other: give one of them")
     if until_interrupt:
         duration = None
     elif duration is None and not command:
@@ -218,7 +224,7 @@ def mmap_leaks(
     if threads_only and not is_traced:
         raise click.UsageError("-d 0 traces nothing, not even threads: leave out --threads-only")
     if interval is not None and not is_traced:
-        raise click.UsageError("-d 0 traces nothing, so there is no -i SECONDS: give one of them")
+        raise click.UsageError("-d 0 traces nothing, so there is no -i TIME: give one of them")
     if len(pids) > 1 and (flamegraph or speedscope):
         raise click.UsageError("--flamegraph and --speedscope show one process: give one -p")
 
@@ -247,7 +253,7 @@ def mmap_leaks(
     files.check()
     if is_traced:
         require_tracing()
-    form = "json" if json_output else "folded" if folded else "text"
+    form = forms[0] if forms else "text"
     gate = Gate(fail_on_leak, leak_status)
     with _Narrator(form, view, files, quiet, no_color, gate, several=len(pids) > 1) as narrator:
         run(settings, narrator)
@@ -422,7 +428,7 @@ class _Narrator:
         for report in reports if self._form == "json" else chosen(reports):
             self._write(self._render(replace(report, processes=processes)))
         line = last_line(reports, processes)
-        if line and self._form == "text":
+        if line and self._form in ("text", "brief"):
             self._write((f"\n{line}\n",))
 
     def _write(self, pages: Iterable[str]) -> None:
@@ -456,11 +462,14 @@ class _Narrator:
             from ebpftrace.report import folded
 
             return (folded.render(report),)
-        from ebpftrace.report import terminal
+        from ebpftrace.report import brief, terminal
         from ebpftrace.report.output import page_width, use_color
 
-        color = self._files.output is None and use_color(sys.stdout, self._no_color)
         width = page_width(sys.stdout, self._files.output)
         self._pages += 1
         apart = "\n" if self._pages > 1 else ""
-        return (apart, terminal.render(report, self._view, width=width, color=color))
+        if self._form == "brief":
+            return (apart, brief.render(report, self._view, width=width))
+        color = self._files.output is None and use_color(sys.stdout, self._no_color)
+        again = self._files.output is None and sys.stdout.isatty()
+        return (apart, terminal.render(report, self._view, width=width, color=color, verdict_again=again))

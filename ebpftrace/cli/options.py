@@ -61,6 +61,44 @@ def pids(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def by_name(*names: str) -> _Decorator:
+    """``--name NAME`` and ``--cgroup CGROUP``; ``names``: the options for a name."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option(
+            "--cgroup",
+            "cgroups",
+            metavar="CGROUP",
+            multiple=True,
+            help="All processes in a cgroup now: its directory, a systemd unit, or a container's id.",
+        )(command)
+        return click.option(
+            *names,
+            "names",
+            metavar="NAME",
+            multiple=True,
+            help="All processes that have this name now, or run a program of this file name.",
+        )(command)
+
+    return decorate
+
+
+def find_processes(
+    pids: Sequence[int], names: Sequence[str], cgroups: Sequence[str], command: Sequence[str]
+) -> tuple[int, ...]:
+    """The PIDs that all these options mean.  Raises click.UsageError; CannotTrace where there is none."""
+    check_target([*pids, *names, *cgroups], command)
+    found = list(pids)
+    if names or cgroups:
+        from ebpftrace.process.choose import processes_in_cgroup, processes_named
+
+        for name in names:
+            found += processes_named(name)
+        for cgroup in cgroups:
+            found += processes_in_cgroup(cgroup)
+    return tuple(dict.fromkeys(found))
+
+
 def command_line(command: Callable[..., Any]) -> Callable[..., Any]:
     """``-- COMMAND ARGS...``: a program to start and trace."""
     return click.argument("command", nargs=-1, type=click.UNPROCESSED)(command)
@@ -75,14 +113,20 @@ def debuginfod(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|m|min|h|d)", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+
+
 class Seconds(click.FloatRange):
-    """A finite number of seconds, up to a year."""
+    """A time such as ``30``, ``30s``, ``5m``, ``1h`` or ``1d``, in seconds, up to a year."""
 
     name = "number of seconds"
 
     def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
         """As click asks for it; what is not even a number (NaN) is in no range."""
-        seconds: float = super().convert(value, param, ctx)
+        span = _SPAN.fullmatch(value) if isinstance(value, str) else None
+        number = value if span is None else float(span[1]) * _SECONDS[span[2]]
+        seconds: float = super().convert(number, param, ctx)
         if not seconds <= _A_YEAR:
             self.fail(f"{value} is not a number of seconds up to a year ({_A_YEAR}).", param, ctx)
         return seconds
@@ -108,14 +152,14 @@ class Size(click.types.IntParamType):
 
 
 def duration(purpose: str, default: Optional[float] = None, *, zero: bool = False) -> _Decorator:
-    """``-d SECONDS``; ``zero`` where no time at all has a meaning."""
+    """``-d TIME``; ``zero`` where no time at all has a meaning."""
     return click.option(
         "-d",
         "--duration",
         type=Seconds(min=0, min_open=not zero),
         default=default,
         show_default=default is not None,
-        metavar="SECONDS",
+        metavar="TIME",
         help=purpose,
     )
 
@@ -179,7 +223,7 @@ def check_files(**files: Optional[Path]) -> None:
 def check_duration(context: click.Context, until_interrupt: bool) -> None:
     """One of both says when the trace ends.  Raises click.UsageError."""
     if until_interrupt and is_given(context, "duration"):
-        raise click.UsageError("-d SECONDS and --until-interrupt exclude each other: give one of them")
+        raise click.UsageError("-d TIME and --until-interrupt exclude each other: give one of them")
 
 
 def is_given(context: click.Context, parameter: str) -> bool:
@@ -187,14 +231,14 @@ def is_given(context: click.Context, parameter: str) -> bool:
     return context.get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
-def check_target(pids: Sequence[int], command: Sequence[str]) -> None:
+def check_target(targets: Sequence[object], command: Sequence[str]) -> None:
     """There is something to trace, and it is said in one way.  Raises click.UsageError."""
-    if pids and command:
+    if targets and command:
         from ebpftrace.text import escape
 
         program = escape(command[0])
         raise click.UsageError(f"-p PID and the command {program} exclude each other: give one of them")
-    if not pids and not command:
+    if not targets and not command:
         raise click.UsageError("nothing to trace: give -p PID or -- COMMAND ARGS...")
 
 

@@ -27,7 +27,7 @@ Examples:
     "--for",
     "seconds",
     type=options.Seconds(min=0.1),
-    metavar="SECONDS",
+    metavar="TIME",
     help="Look twice, so far apart, and tell growth.",
 )
 @options.top("Most processes to show.", default=20)

@@ -27,6 +27,7 @@ Examples:
 
 @click.command("trace", epilog=_EXAMPLES)
 @options.pids
+@options.by_name("--name")
 @click.option(
     "-e",
     "expressions",
@@ -53,6 +54,8 @@ Examples:
 @options.command_line
 def trace(
     pids: tuple[int, ...],
+    names: tuple[str, ...],
+    cgroups: tuple[str, ...],
     expressions: tuple[str, ...],
     min_bytes: int,
     successful_only: bool,
@@ -77,7 +80,7 @@ def trace(
     The exit status is that of COMMAND, 128 and the signal where one ended it.  COMMAND goes on when the
     trace ends before it.
     """
-    options.check_target(pids, command)
+    pids = options.find_processes(pids, names, cgroups, command)
     if successful_only and failed_only:
         raise click.UsageError("-z and -Z together leave nothing")
     if summary and summary_only:

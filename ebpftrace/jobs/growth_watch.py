@@ -22,6 +22,7 @@ from ebpftrace.process.status import read_memory_use
 from ebpftrace.process.target import Target
 from ebpftrace.process.tasks import read_task
 from ebpftrace.stacks.engine import Engine
+from ebpftrace.vmas import Vmas
 
 _MOST_BRK_TIMES = 10_000
 """Calls of brk whose time is remembered, the latest ones: enough to tell a period."""
@@ -50,8 +51,10 @@ class Moment(NamedTuple):
 class GrowthWatch(Watch):
     """An address space whose size is watched; the main job's books and verdicts are not asked."""
 
-    def __init__(self, target: Target, engine: Engine) -> None:
-        super().__init__(target, engine)
+    def __init__(self, target: Target, engine: Engine, program: str = "") -> None:
+        super().__init__(target, engine, program)
+        self._is_command = bool(program)
+        self._begun_with: tuple[Optional[Size], Standing] = (None, standing((), {}, {}, {}))
         self._brk_calls: deque[tuple[int, int]] = deque(maxlen=_MOST_BRK_TIMES)
         self._brk_callers: dict[int, set[int]] = {}
         self._brk_moves: dict[int, BrkMoves] = {}
@@ -70,6 +73,14 @@ class GrowthWatch(Watch):
     def meet(self) -> None:
         """Read who the target is, before anything is attached.  Raises CannotTrace."""
         self._meet(read_maps(self.pid))
+
+    def _has_begun(self, vmas: Vmas, tracer: Tracer) -> None:  # noqa: ARG002
+        self._begun_with = self.size(), standing(self._ledger.outstanding([]), {}, {}, {})
+
+    def first_moment(self, tracer: Tracer) -> Moment:
+        """What growth counts from: now, or when a COMMAND had just executed its program."""
+        now = self.moment(tracer)
+        return Moment(*self._begun_with, now.snapshot) if self._is_command else now
 
     def keep_copy(self, copy: RawCopy) -> None:
         """Take in the stack of a call."""
@@ -164,8 +175,6 @@ class Record:
         self._watch = watch
         self._first = first.standing
         self._first_size = self._looked_size = self.size = first.size
-        self.look_again_at = 0.0
-        """In seconds of CLOCK_MONOTONIC."""
         self._last = first
         self._trail = Trail(first.size.virt)
         watch.names(first.snapshot)

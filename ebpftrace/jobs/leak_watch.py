@@ -190,10 +190,9 @@ class LeakWatch(Watch):
         )
 
     def attach_at_exec(self, tracer: Tracer) -> None:
-        """Trace a process that waits to execute its program; ``begin`` follows when it does."""
-        self.space = tracer.add_pending_space(self.pid)
+        """As ``Watch.attach_at_exec``; what its program is linked with is needed at its end."""
+        super().attach_at_exec(tracer)
         self._ending.begins(self._info.exe, self.space, tracer)
-        self._resolver = self._resolve(will_execute=True)
 
     def begin(self, tracer: Tracer) -> None:
         """As ``Watch.begin``; how large the process is counts from here."""

@@ -151,6 +151,11 @@ class Watch:
         self._notes += notes
         self.begin(tracer)
 
+    def attach_at_exec(self, tracer: Tracer) -> None:
+        """Trace a process that waits to execute its program; ``begin`` follows when it does."""
+        self.space = tracer.add_pending_space(self.pid)
+        self._resolver = self._resolve(will_execute=True)
+
     def begin(self, tracer: Tracer) -> None:
         """Read the baseline; what is mapped from here on is the window's."""
         self.began_at = time.monotonic_ns()

@@ -6,6 +6,7 @@ Plain, greppable text; only a terminal gets a curve besides, and lines that fit 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Optional
 
 from rich.cells import cell_len
 
@@ -28,6 +29,8 @@ _LINE = "{:<8} {:>11} {:>8} {:>10} {:>7}  {}"
 _LEAST_CAUSE = 28
 """Cells for a size, a call, a thread and a place: as many as a terminal of 80 columns has beside the rest."""
 _BELOW = " " * 9
+_PID_CELLS = 8
+"""PIDs have at most seven digits (proc(5), /proc/sys/kernel/pid_max), and a space follows."""
 _CURVE_WIDTH = 64
 _BESIDE_CURVE = 20
 """Cells for what stands beside the curve."""
@@ -40,34 +43,58 @@ _ENDED = {
 }
 
 
-def head(target: TargetInfo, clock: Clock, first: Size, *, width: int = WIDTH) -> str:
-    """The lines before the first interval, in ``width`` cells (at least 60) as all that follow."""
+def title(target: TargetInfo, first: Size, *, width: int = WIDTH) -> str:
+    """Which process it is, and how large, in ``width`` cells (at least 60) as all that follow."""
     name = shorten(escape(target.comm), _NAME_WIDTH)
-    title = f"{name} (PID {target.pid}): VIRT {size(first.virt)}, RSS {size(first.rss)}"
+    return _page([f"{name} (PID {target.pid}): VIRT {size(first.virt)}, RSS {size(first.rss)}"], width)
+
+
+def columns(*, of_several: bool = False, width: int = WIDTH) -> str:
+    """The names of the columns; ``of_several``: with one for PIDs, as ``first_line`` and ``step`` with it."""
+    room = width - _PID_CELLS * of_several
+    by = "BY" if _cause_room(room) else ""
+    line = _LINE.format("TIME", "VIRT KiB", "+KiB", "RSS KiB", "+KiB", by)
+    return _page(["", _beside("PID", line) if of_several else line], width)
+
+
+def first_line(clock: Clock, first: Size, *, pid: Optional[int] = None, width: int = WIDTH) -> str:
+    """The line of a first size; ``pid`` where several processes are watched."""
     now = clock.wall_ns(first.at)
-    by = "BY" if _cause_room(width) else ""
-    columns = _LINE.format("TIME", "VIRT KiB", "+KiB", "RSS KiB", "+KiB", by)
-    return _page([title, "", columns, _sizes(wall(now, now), first, "", "", "")], width)
+    line = _sizes(wall(now, now), first, "", "", "")
+    return _page([line if pid is None else _beside(str(pid), line)], width)
 
 
-def step(interval: Step, clock: Clock, *, width: int = WIDTH) -> str:
-    """The line of one interval, and one more for each further cause; for each where the page is narrow."""
+def step(interval: Step, clock: Clock, *, pid: Optional[int] = None, width: int = WIDTH) -> str:
+    """The line of one interval, and one more for each further cause; for each where the page is narrow.
+
+    ``pid``: of which process, where several are watched.
+    """
+    if pid is not None:
+        lines = _step(interval, clock, width - _PID_CELLS)
+        return _page([_beside(str(pid), lines[0]), *(_beside("", line) for line in lines[1:])], width)
+    return _page(_step(interval, clock, width), width)
+
+
+def _step(interval: Step, clock: Clock, width: int) -> list[str]:
     now = clock.wall_ns(interval.after.at)
     beside = _cause_room(width)
     causes = list(_causes(interval, beside or width - len(_BELOW)))
     first = causes[0] if causes and beside else ""
     lines = [_sizes(wall(now, now), interval.after, _kib(interval.virt), _kib(interval.rss), first)]
     if beside:
-        lines += [_LINE.format("", "", "", "", "", cause) for cause in causes[1:]]
-    else:
-        lines += [_BELOW + cause for cause in causes]
-    return _page(lines, width)
+        return lines + [_LINE.format("", "", "", "", "", cause) for cause in causes[1:]]
+    return lines + [_BELOW + cause for cause in causes]
 
 
-def summary(told: Summary, *, curve: bool, width: int = WIDTH) -> str:
-    """What the window comes to; with a ``curve`` of VIRT where a terminal can draw it."""
+def _beside(pid: str, line: str) -> str:
+    return f"{pid:>{_PID_CELLS - 1}} {line}"
+
+
+def summary(told: Summary, *, curve: bool, of_several: bool = False, width: int = WIDTH) -> str:
+    """Totals of the window; with a ``curve`` of VIRT where a terminal can draw it."""
     whole = told.whole
-    lines = ["", *_verdict(told, width), ""]
+    name = f"{shorten(escape(told.target.comm), _NAME_WIDTH)} (PID {told.target.pid})"
+    lines = ["", *([name] if of_several else []), *_verdict(told, width), ""]
     if curve:
         drawn = sparkline(told.sizes, min(_CURVE_WIDTH, width - _BESIDE_CURVE))
         lines += [f"VIRT {drawn} {change(0, whole.virt)}", ""] if drawn else []

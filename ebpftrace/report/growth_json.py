@@ -18,12 +18,13 @@ SCHEMA = "ebpftrace.growth/1"
 _MOST_THREADS = 100
 
 
-def step(interval: Step, clock: Clock) -> str:
-    """One interval as a line of ASCII JSON."""
+def step(interval: Step, clock: Clock, pid: int) -> str:
+    """One interval of process ``pid`` as a line of ASCII JSON."""
     return _line(
         {
             "schema": SCHEMA,
             "kind": "interval",
+            "pid": pid,
             "at": iso_time(clock.wall_ns(interval.after.at)),
             "seconds": interval.seconds,
             "virt": interval.after.virt,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from typing import Optional
 
 from ebpftrace import frames
@@ -15,10 +16,38 @@ _LEAST_GROWTH = 1 << 20
 """Bytes of VIRT: less comes and goes in any program."""
 
 
+class Tone(Enum):
+    """What a line of the verdict means to its reader."""
+
+    LEAK = "leak"
+    UNSURE = "unsure"
+    CLEAN = "clean"
+
+
+def verdict_lines(report: Report) -> list[tuple[Tone, str]]:
+    """The verdict on a report, a line for each thing to know: leaks, what cannot be told, what was lost.
+
+    It covers all findings, also those that a view hides.
+    """
+    lines = [(Tone.LEAK, line) for line in report_lines(report)]
+    undecided = [line for line in (undecided_line(report.findings), unlisted_line(report)) if line]
+    if undecided:
+        lines += [(Tone.UNSURE, line) for line in undecided]
+    elif not lines:
+        lines.append((Tone.UNSURE if report.losses.may_hide else Tone.CLEAN, no_leak_line(report)))
+    lost = lost_line(report.losses)
+    if lost:
+        meaning = "what is shown is mapped, but more may leak"
+        if not report.losses.may_hide:
+            meaning = "who called is not known there, but no mapping was missed"
+        lines.append((Tone.UNSURE, f"{lost}; {meaning}"))
+    return lines
+
+
 def report_lines(report: Report) -> list[str]:
     """One line for each kind of leak of a report, and which part of VIRT's growth they explain.
 
-    Speaks of all findings, whatever a view hides.
+    Covers all findings, also those that a view hides.
     """
     lines = leak_lines(report.findings, report.ended_by.by_target)
     if lines:

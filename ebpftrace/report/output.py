@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Optional, TextIO, Union
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.report.tables import NARROWEST, WIDTH
+from ebpftrace.report.tables import NARROWEST, WIDEST, WIDTH
 from ebpftrace.text import escape, printable
 
 Pages = Union[str, Iterable[str]]
@@ -48,7 +48,7 @@ def page_width(stream: TextIO, path: Optional[Path] = None) -> int:
     """Columns of a report for ``stream``, or for a file at ``path`` instead: a narrow terminal's own."""
     if path is not None or not stream.isatty():
         return WIDTH
-    return max(NARROWEST, min(terminal_columns(stream), WIDTH))
+    return max(NARROWEST, min(terminal_columns(stream), WIDEST))
 
 
 def terminal_columns(stream: TextIO) -> int:

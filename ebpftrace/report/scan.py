@@ -9,13 +9,13 @@ from ebpftrace.anatomy.host import Attention
 from ebpftrace.anatomy.suspicion import Figures, Rank, Reason, Suspect
 from ebpftrace.model import BooksState
 from ebpftrace.process.procfs import how_to_be_permitted
-from ebpftrace.report.tables import WIDTH, short_size, table, wrapped
+from ebpftrace.report.tables import WIDTH, table, wrapped
 from ebpftrace.text import change, count, duration, escape, plural, shorten, size, wall
 
 _NAME_WIDTH = 15
 _HIDDEN = "/proc hides the processes of other users (hidepid)"
 _MOST_RATIO = 999.0
-_SPARE = ("ARENAS", "RATIO", "WHY", "THR", "RSS")
+_SPARE = ("ARENAS", "RATIO", "WHY", "THR", "RSS", "BYTES")
 """Columns for wide terminals."""
 _NEXT_STEP = {
     Rank.NEVER_JOINED: "mmap-leaks",
@@ -131,17 +131,17 @@ def _cells(suspected: Suspect, growth: bool) -> list[str]:
     cells = [
         str(figures.pid),
         _name(figures),
-        short_size(figures.virt),
-        short_size(figures.rss),
+        size(figures.virt),
+        size(figures.rss),
         f"{figures.ratio:.1f}" if figures.ratio < _MOST_RATIO else f"{_MOST_RATIO:.0f}+",
         count(figures.threads),
         count(figures.exited) if proved else "-",
-        short_size(figures.exited_size) if figures.exited and proved else "-",
+        size(figures.exited_size) if figures.exited and proved else "-",
         count(figures.heaps) if figures.shape is not None else "?",
     ]
     if growth:
         known = figures.virt_growth is not None
-        cells.append(change(0, figures.virt_growth, short_size) if known else "new")
+        cells.append(change(0, figures.virt_growth) if known else "new")
     cells.append(reason_name(suspected.reasons[0]) if suspected.reasons else "-")
     return cells
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
@@ -9,11 +10,15 @@ from rich.cells import cell_len
 from ebpftrace.text import shorten
 
 WIDTH = 100
-"""Columns of a page on a wide terminal, in a file and on a pipe."""
+"""Columns of a page in a file and on a pipe."""
+WIDEST = 120
+"""Columns of a page on a wide terminal: longer lines are hard to read."""
 NARROWEST = 60
 """Columns that a page needs: a terminal that has fewer wraps it."""
 
 _GAP = "  "
+_BREAK = re.compile(r"(?<!\d) | (?![A-Za-z%])")
+"""A space where a line may end: not between a number and its unit."""
 _LEAST_LAST = 16
 """Cells of the last column where it is cut: an address is never."""
 
@@ -80,25 +85,17 @@ def _cell(text: str, width: int, name: str) -> str:
     return padding + text if name.startswith(">") else text + padding
 
 
-def short_size(value: int) -> str:
-    """Bytes in few cells, as top(1) prints them: ``366.5M``, ``1.2T``; exact figures are in the JSON."""
-    magnitude = float(abs(value))
-    sign = "-" if value < 0 else ""
-    for unit in "BKMGT":
-        if magnitude < 999.95 or unit == "T":
-            break
-        magnitude /= 1024
-    return f"{sign}{magnitude:.0f}{unit}" if unit in "BK" else f"{sign}{magnitude:.1f}{unit}"
+def wrapped(text: str, *, first: str = "", width: int = WIDTH, cut: bool = True) -> list[str]:
+    """Text broken between words, later lines below the end of ``first``; a number keeps its unit.
 
-
-def wrapped(text: str, *, first: str = "", width: int = WIDTH) -> list[str]:
-    """Text broken between words, later lines below the end of ``first``; a long word is cut in the middle."""
+    A word that is longer than a line is cut in its middle, or stays whole where ``cut`` is false.
+    """
     indent = " " * cell_len(first)
     lines: list[str] = []
     line = first
     empty = True
-    for word in text.split(" "):
-        word = shorten(word, width - len(indent))
+    for word in _BREAK.split(text):
+        word = shorten(word, width - len(indent)) if cut else word
         if not empty and cell_len(line) + 1 + cell_len(word) > width:
             lines.append(line.rstrip())
             line, empty = indent, True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from rich.cells import cell_len
 from rich.console import Console, Group, JustifyMethod, RenderableType
@@ -16,19 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ebpftrace import frames
-from ebpftrace.model import Calls, EndedBy, Failures, Finding, Report, ThreadTotal, Verdict
+from ebpftrace.model import Calls, EndedBy, Failures, Finding, Report, Verdict
 from ebpftrace.report import finding_text
-from ebpftrace.report.headline import (
-    explained_part,
-    lost_line,
-    no_leak_line,
-    report_lines,
-    title,
-    undecided_line,
-    unlisted_line,
-)
-from ebpftrace.report.tables import NARROWEST, WIDTH
-from ebpftrace.report.view import Selection, View, select
+from ebpftrace.report.headline import Tone, explained_part, title, verdict_lines
+from ebpftrace.report.tables import NARROWEST, WIDTH, wrapped
+from ebpftrace.report.view import ThreadGroup, View, select, thread_groups
 from ebpftrace.text import change, count, duration, error_name, escape, plural, searches, shorten, size, wall
 
 _INDENT = 3
@@ -40,7 +33,10 @@ _NAME_WIDTH = 16
 _PLACES_SHOWN = 3
 _NARROWEST_SITE = 16
 
-_LEAK, _GOOD, _LOUD, _HEAD, _FAINT = "bold red", "bold green", "bold yellow", "bold", "dim"
+_TONES = {Tone.LEAK: "bold red", Tone.UNSURE: "bold yellow", Tone.CLEAN: "bold green"}
+_HEAD, _FAINT = "bold", "dim"
+_SCREEN = 24
+"""Lines of a page from which on its first line may have left the screen."""
 
 _THREAD_COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
     ("TID", "right"),
@@ -61,8 +57,13 @@ _ENDED = {
 }
 
 
-def render(report: Report, view: View, *, width: int = WIDTH, color: bool = False) -> str:
-    """The report as text; no line is wider than ``width`` cells (at least 60), none ends in spaces."""
+def render(
+    report: Report, view: View, *, width: int = WIDTH, color: bool = False, verdict_again: bool = False
+) -> str:
+    """The report as text; no line is wider than ``width`` cells (at least 60), none ends in spaces.
+
+    ``verdict_again``: a report that fills a screen ends with its verdict too.
+    """
     width = max(width, NARROWEST)
     sink = io.StringIO()
     console = Console(
@@ -76,19 +77,23 @@ def render(report: Report, view: View, *, width: int = WIDTH, color: bool = Fals
         emoji=False,
         highlight=False,
     )
-    console.print(_page(report, select(report, view), width))
+    console.print(_page(report, view, width))
+    if verdict_again and sink.getvalue().count("\n") > _SCREEN:
+        console.print(Group(Text(), _verdict(report, width)))
     return "\n".join(line.rstrip() for line in sink.getvalue().splitlines()) + "\n"
 
 
-def _page(report: Report, selection: Selection, width: int) -> Group:
-    parts: list[RenderableType] = [_verdict(report), Text(), _head(report, width)]
+def _page(report: Report, view: View, width: int) -> Group:
+    selection = select(report, view)
+    parts: list[RenderableType] = [_verdict(report, width), Text(), _head(report, width)]
     for number, finding in enumerate(selection.leaks, start=1):
         parts += [Text(), *_finding(number, finding, report, width)]
     if selection.undecided:
         parts += [Text(), Text("Cannot tell", style=_HEAD)]
         parts += _short(selection.undecided, report.ended_by, width)
-    if selection.threads:
-        parts += [Text(), *_threads(selection, report.ended_by, width)]
+    threads = _threads(report, view, width)
+    if threads:
+        parts += [Text(), *threads]
     if selection.others:
         parts += [Text(), Text("Not a leak", style=_HEAD)]
         parts += _short(selection.others, report.ended_by, width)
@@ -98,36 +103,25 @@ def _page(report: Report, selection: Selection, width: int) -> Group:
         parts += [Text(), Text(f"{hidden} (--top, --show, --min-bytes)")]
     closing = _closing(report)
     if closing:
-        parts += [Text(), _grid(closing)]
+        parts += [Text(), _grid(closing, width)]
     return Group(*parts)
 
 
-def _verdict(report: Report) -> RenderableType:
-    leaks = report_lines(report)
-    lines = [_hanging(line, _LEAK) for line in leaks]
-    undecided = [line for line in (undecided_line(report.findings), unlisted_line(report)) if line]
-    if undecided:
-        lines += [_hanging(line, _LOUD) for line in undecided]
-    elif not leaks:
-        lines.append(_hanging(no_leak_line(report), _LOUD if report.losses.may_hide else _GOOD))
-    lost = lost_line(report.losses)
-    if lost:
-        meaning = "what is shown is mapped, but more may leak"
-        if not report.losses.may_hide:
-            meaning = "who called is not known there, but no mapping was missed"
-        lines.append(_hanging(f"{lost}; {meaning}", _LOUD))
-    return Group(*lines)
+def _verdict(report: Report, width: int) -> RenderableType:
+    return Group(*(_hanging(line, _TONES[tone], width) for tone, line in verdict_lines(report)))
 
 
-def _hanging(line: str, style: str, after: str = ": ") -> RenderableType:
+def _hanging(line: str, style: str, width: int, after: str = ": ") -> RenderableType:
     """A line of which what is up to ``after`` stands out when it has to be wrapped."""
     first, _, rest = line.partition(after)
     if not rest:
         return Text(line, style=style)
+    label = f"{first}{after}"
     grid = Table.grid(padding=0)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    grid.add_row(Text(f"{first}{after}", style=style), Text(rest, style=style))
+    lines = wrapped(rest, width=max(width - cell_len(label), 1), cut=False)
+    grid.add_row(Text(label, style=style), Text("\n".join(lines), style=style))
     return grid
 
 
@@ -157,7 +151,7 @@ def _head(report: Report, width: int) -> RenderableType:
     if _grew_otherwise(report):
         step = f"ebpftrace growth -p {target.pid}    which calls make VIRT grow: no leak explains it"
         rows.append(("next", step))
-    return _grid(rows, _HEAD_LABEL)
+    return _grid(rows, width, _HEAD_LABEL)
 
 
 def _grew_otherwise(report: Report) -> bool:
@@ -205,7 +199,10 @@ def _failed(failures: Sequence[Failures], calls: int) -> str:
 def _finding(number: int, finding: Finding, report: Report, width: int) -> list[RenderableType]:
     heading = f"{number}. {finding.verdict.value}: {title([finding])}, mapped {_when(finding)}"
     room = width - _INDENT - _LABEL
-    return [_hanging(heading, _HEAD, after=". "), _indented(_grid(finding_text.rows(finding, report, room)))]
+    return [
+        _hanging(heading, _HEAD, width, after=". "),
+        _indented(_grid(finding_text.rows(finding, report, room), width - _INDENT)),
+    ]
 
 
 def _when(finding: Finding) -> str:
@@ -226,7 +223,8 @@ def _short(findings: Iterable[Finding], ended_by: EndedBy, width: int) -> list[R
     parts: list[RenderableType] = []
     for (verdict, evidence), group in alike.items():
         line = f"{names.get(verdict, verdict.value)}: {title(group)}"
-        parts.append(_indented(_hanging(line + "".join(f": {escape(why)}" for why in evidence), "")))
+        line += "".join(f": {escape(why)}" for why in evidence)
+        parts.append(_indented(_hanging(line, "", width - _INDENT)))
         places = _places(group, width - 2 * _INDENT)
         if places:
             parts.append(Padding(Text(places), (0, 0, 0, 2 * _INDENT)))
@@ -252,8 +250,12 @@ def _places(findings: Sequence[Finding], width: int) -> str:
     return f"{how} {', '.join(shown)}"
 
 
-def _threads(selection: Selection, ended_by: EndedBy, width: int) -> list[RenderableType]:
-    rows = [_thread_cells(total) for total in selection.threads]
+def _threads(report: Report, view: View, width: int) -> list[RenderableType]:
+    large = [total for total in report.threads if total.size + total.brk_growth >= view.min_bytes]
+    groups = thread_groups(large)[: view.top] if view.show_all else []
+    if not groups:
+        return []
+    rows = [_thread_cells(group) for group in groups]
     table = Table(box=None, padding=(0, _GAP, 0, 0), header_style=_HEAD, pad_edge=False)
     needs = {
         header: max([len(header), *(cell_len(row[index]) for row in rows)]) + _GAP
@@ -269,33 +271,42 @@ def _threads(selection: Selection, ended_by: EndedBy, width: int) -> list[Render
     with_site = room >= _NARROWEST_SITE
     if with_site:
         table.add_column("MOSTLY MAPPED AT", no_wrap=True)
-    for row, total in zip(rows, selection.threads):
-        site = frames.culprit(total.stack)
-        line = (frames.site(site, room) if site else "-",) if with_site else ()
+    for row, group in zip(rows, groups):
+        line = (frames.site(group.site, room) if group.site else "-",) if with_site else ()
         shown = [cell for cell, (header, _) in zip(row, _THREAD_COLUMNS) if header in needs]
         table.add_row(*(Text(cell) for cell in (*shown, *line)))
-    stood = "standing when it ended" if ended_by.by_target else "still there"
+    stood = "standing when it ended" if report.ended_by.by_target else "still there"
     parts: list[RenderableType] = [
         Text(f"Mapped in the window and {stood}, by owner", style=_HEAD),
         _indented(table),
     ]
-    hidden = selection.hidden_threads
+    hidden = len(report.threads) - sum(len(group.totals) for group in groups)
     if hidden:
-        rest = sum(total.size + total.brk_growth for total in hidden)
-        parts.append(_indented(Text(f"and {plural(len(hidden), 'more thread')}, {size(rest)}")))
+        everything = sum(total.size + total.brk_growth for total in report.threads)
+        rest = everything - sum(group.size + group.brk_growth for group in groups)
+        parts.append(_indented(Text(f"and {plural(hidden, 'more thread')}, {size(rest)}")))
     return parts
 
 
-def _thread_cells(total: ThreadTotal) -> tuple[str, ...]:
-    thread = total.thread
+def _thread_cells(group: ThreadGroup) -> tuple[str, ...]:
+    first = group.totals[0].thread
+    number = len(group.totals)
     return (
-        str(thread.id.tid),
-        shorten(escape(thread.name), _NAME_WIDTH) or "-",
-        "alive" if thread.alive else "exited",
-        count(total.mappings),
-        size(total.size),
-        size(total.brk_growth) if total.brk_growth else "-",
+        str(first.id.tid) if number == 1 else plural(number, "thread"),
+        shorten(_common_name([total.thread.name for total in group.totals]), _NAME_WIDTH) or "-",
+        "alive" if group.alive else "exited",
+        count(group.mappings),
+        size(group.size),
+        size(group.brk_growth) if group.brk_growth else "-",
     )
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """The name that threads share, else what their names begin with and ``*``."""
+    if len(set(names)) == 1:
+        return escape(names[0])
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(min(names), max(names)))
+    return f"{escape(''.join(one for one, _ in pairs))}*"
 
 
 _NAMES_SHOWN = 3
@@ -332,10 +343,11 @@ def _indented(block: RenderableType) -> Padding:
     return Padding(block, (0, 0, 0, _INDENT))
 
 
-def _grid(rows: Iterable[tuple[str, str]], label_width: int = _LABEL) -> Table:
+def _grid(rows: Iterable[tuple[str, str]], width: int, label_width: int = _LABEL) -> Table:
     grid = Table.grid(padding=0)
     grid.add_column(width=label_width, no_wrap=True)
     grid.add_column(overflow="fold")
     for label, line in rows:
-        grid.add_row(Text(label, style=_FAINT), Text(line))
+        lines = wrapped(line, width=width - label_width, cut=False)
+        grid.add_row(Text(label, style=_FAINT), Text("\n".join(lines)))
     return grid

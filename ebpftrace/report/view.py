@@ -6,9 +6,12 @@ exit status speak of all findings, and what a filter hides is counted and told.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Optional
 
-from ebpftrace.model import Finding, Report, ThreadTotal
+from ebpftrace import frames
+from ebpftrace.model import Finding, Frame, Report, ThreadTotal
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,50 @@ class Selection:
     hidden: tuple[Finding, ...]
     """Findings that the view leaves out."""
     hidden_threads: tuple[ThreadTotal, ...]
+
+
+@dataclass(frozen=True)
+class ThreadGroup:
+    """Threads in one state that mapped mostly at one place."""
+
+    totals: tuple[ThreadTotal, ...]
+    """Largest first, at least one."""
+    site: Optional[Frame]
+    """The place, by which stacks are named; None where none was recorded."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether they live."""
+        return self.totals[0].thread.alive
+
+    @property
+    def mappings(self) -> int:
+        """Mappings of all of them."""
+        return sum(total.mappings for total in self.totals)
+
+    @property
+    def size(self) -> int:
+        """Bytes of their mappings."""
+        return sum(total.size for total in self.totals)
+
+    @property
+    def brk_growth(self) -> int:
+        """Bytes by which they moved the break."""
+        return sum(total.brk_growth for total in self.totals)
+
+
+def thread_groups(totals: Iterable[ThreadTotal]) -> list[ThreadGroup]:
+    """Threads by state and place, the group with most bytes first."""
+    groups: dict[tuple[bool, str], list[ThreadTotal]] = {}
+    sites: dict[tuple[bool, str], Optional[Frame]] = {}
+    for total in sorted(totals, key=lambda total: total.size + total.brk_growth, reverse=True):
+        site = frames.culprit(total.stack)
+        place = "" if site is None else f"{frames.name(site)} {frames.source(site)}"
+        key = (total.thread.alive, place)
+        groups.setdefault(key, []).append(total)
+        sites.setdefault(key, site)
+    found = [ThreadGroup(tuple(group), sites[key]) for key, group in groups.items()]
+    return sorted(found, key=lambda group: group.size + group.brk_growth, reverse=True)
 
 
 def select(report: Report, view: View) -> Selection:

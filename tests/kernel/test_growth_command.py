@@ -204,3 +204,37 @@ def test_lines_come_while_it_watches() -> None:
         target.process.kill()
         seen = growth.wait()
     assert any("ended because the target exited" in line for line in seen)
+
+
+def test_several_processes_have_rows_of_their_own(server: Path) -> None:
+    with (
+        running(server, 1) as (first, _),
+        running(server, 1) as (second, _),
+        watched(first.pid, "-p", second.pid, "-d", 4, "--json") as growth,
+    ):
+        documents = [json.loads(line) for line in growth.wait()]
+    for document in documents:
+        jsonschema.validate(document, SCHEMA)
+    pids = {first.pid, second.pid}
+    assert {one["pid"] for one in documents if one["kind"] == "interval"} == pids
+    summaries = [one for one in documents if one["kind"] == "summary"]
+    assert sorted(one["target"]["pid"] for one in summaries) == sorted(pids)
+    assert all(one["calls"]["mmap"] > 0 for one in summaries)
+
+
+def test_a_command_is_watched_from_its_first_instruction(server: Path, tmp_path: Path) -> None:
+    page = tmp_path / "growth.json"
+    ended = subprocess.run(
+        [*GROWTH, "-i", "0.5", "-o", page, "--json", "--", "timeout", "-s", "KILL", "4", server, "1"],
+        cwd=harness.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=harness.PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 137, ended.stderr
+    *intervals, summary = map(json.loads, page.read_text().splitlines())
+    assert summary["window"]["ended_by"] == "target-exit"
+    assert summary["target"]["comm"] == "timeout"
+    grown = summary["memory"]["virt_end"] - summary["memory"]["virt_start"]
+    assert sum(one["virt_change"] for one in intervals) == grown

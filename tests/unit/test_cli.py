@@ -59,6 +59,52 @@ def test_help_names_every_command() -> None:
     assert all(f"  {command} " in told.stdout for command in COMMANDS)
 
 
+def test_help_cuts_no_sentence() -> None:
+    told = ebpftrace("--help").stdout
+    assert "..." not in told.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("mmap-leak", "Did you mean mmap-leaks?"),
+        ("groth", "Did you mean growth?"),
+        ("xyz", "The commands are "),
+    ],
+)
+def test_a_wrong_command_is_answered_with_a_right_one(wrong: str, meant: str) -> None:
+    result = CliRunner().invoke(main, [wrong])
+    assert result.exit_code == 2
+    assert meant in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 30), ("1.5", 1.5), ("30s", 30), ("5m", 300), ("5 min", 300), ("1h", 3600), ("2d", 172_800)],
+)
+def test_times_may_have_a_unit(text: str, seconds: float) -> None:
+    assert options.Seconds(min=0).convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["5x", "m", "-5m", "400d", "1h30m", "nan", "", "5M"])
+def test_times_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        options.Seconds(min=0).convert(text, None, None)
+
+
+@pytest.mark.parametrize("command", ["mmap-leaks", "growth", "trace"])
+def test_a_name_or_cgroup_without_a_process_is_one_line(command: str) -> None:
+    for given, complaint in (
+        (["--name", "no-such-program"], "no process is named no-such-program"),
+        (["--cgroup", "no-such.service"], "no process is in a cgroup no-such.service"),
+    ):
+        result = CliRunner().invoke(main, [command, *given])
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"ebpftrace: {complaint}: ")
+        assert result.stderr.count("\n") == 1
+        assert CliRunner().invoke(main, [command, *given, "--", "true"]).exit_code == 2
+
+
 def test_version() -> None:
     assert ebpftrace("--version").stdout == f"ebpftrace {__version__}\n"
 
@@ -242,8 +288,8 @@ def test_interrupt_in_a_callback_is_quiet() -> None:
     ("arguments", "why"),
     [
         (["mmap-leaks", *OWN, "--json", "--folded"], "--json and --folded exclude each other"),
-        (["mmap-leaks", *OWN, "-d", "30", "--until-interrupt"], "-d SECONDS and --until-interrupt exclude"),
-        (["growth", *OWN, "-d", "60", "--until-interrupt"], "-d SECONDS and --until-interrupt exclude"),
+        (["mmap-leaks", *OWN, "-d", "30", "--until-interrupt"], "-d TIME and --until-interrupt exclude"),
+        (["growth", *OWN, "-d", "60", "--until-interrupt"], "-d TIME and --until-interrupt exclude"),
         (["mmap-leaks", *OWN, "-d", "0", "-i", "1"], "-d 0 traces nothing"),
         (["mmap-leaks", *OWN, "-d", "soon"], "'soon' is not a valid number of seconds"),
         (["mmap-leaks", *OWN, "-o", "q", "--flamegraph", "./q"], "--output and --flamegraph would write to"),

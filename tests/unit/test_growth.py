@@ -275,7 +275,9 @@ def is_plain(page: str, width: int = 100) -> bool:
 @settings(max_examples=60)
 @given(steps, summaries, st.sampled_from([60, 80, 100]))
 def test_hostile_names_keep_to_the_page(step: Step, summary: Summary, width: int) -> None:
-    assert is_plain(growth.head(summary.target, CLOCK, step.after, width=width), width)
+    assert is_plain(growth.title(summary.target, step.after, width=width), width)
+    assert is_plain(growth.columns(width=width, of_several=True), width)
+    assert is_plain(growth.step(step, CLOCK, pid=1 << 22, width=width), width)
     assert is_plain(growth.step(step, CLOCK, width=width), width)
     assert is_plain(growth.summary(summary, curve=True, width=width), width)
 
@@ -287,7 +289,7 @@ def test_a_narrow_terminal_has_the_cause_beside_the_sizes_or_below_them(width: i
     told = growth.step(grown, CLOCK, width=width).splitlines()
     assert len(told) == lines
     assert "+10244 mmap timer: " in told[-1]
-    assert ("BY" in growth.head(SUMMARY.target, CLOCK, BEFORE, width=width)) is (lines == 1)
+    assert ("BY" in growth.columns(width=width)) is (lines == 1)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
@@ -300,7 +302,7 @@ def test_a_narrow_terminal_is_told_every_place_of_the_summary(width: int) -> Non
 @settings(max_examples=60)
 @given(steps, summaries)
 def test_json_keeps_its_contract(step: Step, summary: Summary) -> None:
-    for line in (growth_json.step(step, CLOCK), growth_json.summary(summary)):
+    for line in (growth_json.step(step, CLOCK, 7), growth_json.summary(summary)):
         assert line.isascii()
         assert line.count("\n") == 1
         jsonschema.validate(json.loads(line), SCHEMA)

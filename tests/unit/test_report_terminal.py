@@ -323,6 +323,8 @@ def test_frame_without_a_place_has_one_line() -> None:
 
 def test_frame_without_a_name_shows_the_whole_module_path() -> None:
     assert frames.line(Frame(None, module="/opt/a/libx.so", offset=0x10), 80) == "/opt/a/libx.so+0x10"
+    made = Frame("Job.go", module="[jit]", offset=0x7FE912345678)
+    assert frames.line(made, 80) == "Job.go  [jit] 0x7fe912345678"
     assert frames.line(Frame(None), 80) == "??"
 
 

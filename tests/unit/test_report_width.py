@@ -27,12 +27,12 @@ from ebpftrace.report.output import page_width
 from ebpftrace.report.tables import table
 from ebpftrace.report.view import View
 
-WIDTHS = (60, 80, 100)
+WIDTHS = (60, 80, 100, 120)
 UNLIMITED = 400
 
 
 @pytest.mark.parametrize(
-    ("columns", "width"), [(0, 80), (20, 60), (60, 60), (80, 80), (100, 100), (250, 100)]
+    ("columns", "width"), [(0, 80), (20, 60), (60, 60), (80, 80), (100, 100), (120, 120), (250, 120)]
 )
 def test_a_page_is_as_wide_as_its_terminal(columns: int, width: int) -> None:
     leader, follower = pty.openpty()

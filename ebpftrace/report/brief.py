@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A report in at most twenty lines: the verdict, and of the largest leaks where they come from and why."""
+
+from __future__ import annotations
+
+from ebpftrace import frames
+from ebpftrace.model import Finding, Report
+from ebpftrace.report.headline import explained_part, title, verdict_lines
+from ebpftrace.report.tables import NARROWEST, WIDTH, wrapped
+from ebpftrace.report.view import View, select
+from ebpftrace.text import change, duration, escape, plural, shorten, size
+
+MAX_LINES = 20
+_NAME_WIDTH = 16
+_LABEL = 12
+_MOST_VERDICT_LINES = 9
+"""Only a report with many kinds of leaks has more of them."""
+
+
+def render(report: Report, view: View, *, width: int = WIDTH) -> str:
+    """The report as text of at most ``MAX_LINES`` lines in ``width`` cells (at least 60)."""
+    width = max(width, NARROWEST)
+    page = []
+    for _, text in verdict_lines(report):
+        first, colon, rest = text.partition(": ")
+        page += wrapped(rest, first=first + colon, width=width) if rest else wrapped(text, width=width)
+    hidden_lines = len(page) - _MOST_VERDICT_LINES
+    if hidden_lines > 0:
+        page = [*page[:_MOST_VERDICT_LINES], f"... and {plural(hidden_lines, 'more line')} without --brief"]
+    page += ["", *_target(report, width)]
+    selection = select(report, view)
+    leaks = [*selection.leaks, *(one for one in selection.hidden if one.leak)]
+    shown = 0
+    for number, finding in enumerate(selection.leaks, start=1):
+        block = _finding(number, finding, width)
+        rest = len(leaks) - number
+        if len(page) + len(block) + bool(rest) > MAX_LINES:
+            break
+        page += block
+        shown = number
+    if len(leaks) > shown:
+        total = size(sum(finding.size for finding in leaks[shown:]))
+        page.append(
+            shorten(f"and {plural(len(leaks) - shown, 'more leak')}, {total}: see without --brief", width)
+        )
+    return "".join(f"{line.rstrip()}\n" for line in page)
+
+
+def _target(report: Report, width: int) -> list[str]:
+    """Which process it was, and the next step where no leak explains its growth: at most three lines."""
+    target, memory = report.target, report.memory
+    grown = change(memory.virt_start, memory.virt_end) if report.seconds > 0 else ""
+    of = f" ({grown})" if grown else ""
+    name = shorten(escape(target.comm), _NAME_WIDTH)
+    traced = f", traced for {duration(report.seconds)}" if report.seconds > 0 else ", not traced"
+    text = f"{name} (PID {target.pid}): VIRT {size(memory.virt_end)}{of}, RSS {size(memory.rss_end)}{traced}"
+    lines = wrapped(text, first="target".ljust(_LABEL), width=width)
+    part = explained_part(report)
+    if part is not None and part < 0.5:
+        lines.append(f"{'next':<{_LABEL}}ebpftrace growth -p {target.pid}")
+    return lines
+
+
+def _finding(number: int, finding: Finding, width: int) -> list[str]:
+    """What leaks, where it comes from, why it is called a leak, and what to do: at most seven lines."""
+    room = width - _LABEL
+    lines = [shorten(f"{number}. {finding.verdict.value}: {title([finding])}", width)]
+    site = frames.culprit(finding.stack)
+    if site is not None:
+        label = "created at" if finding.verdict.of_stacks else "mapped at"
+        lines.append(f"{label:<{_LABEL}}{frames.site(site, room)}")
+    if finding.start_routine is not None:
+        lines.append(f"{'started at':<{_LABEL}}{frames.site(finding.start_routine, room)}")
+    for label, text in (("why", finding.evidence[0] if finding.evidence else ""), ("advice", finding.advice)):
+        if text:
+            first, *more = wrapped(escape(text), first=label.ljust(_LABEL), width=width)
+            lines.append(first)
+            if more:
+                rest = " ".join(line.strip() for line in more)
+                lines.append(" " * _LABEL + shorten(rest, room))
+    return lines

@@ -50,7 +50,12 @@ bench-compare: .venv/.bench ## measure again, and warn where it costs more than 
 fuzz: .venv/.fuzz ## feed the readers hostile bytes; MINUTES=5 in all, READERS= some of them (docs/security.md)
 	$(BIN)/python -m fuzz run --minutes $(MINUTES) $(READERS)
 
-lint: .venv/.test ## check layout, style and types
+unit: .venv/.test ## run the tests that need neither root nor tracing
+	$(PYTEST) tests/unit -n $(WORKERS)
+
+lint: .venv/.test lint-only ## check layout, style and types
+
+lint-only: # with the linters in BIN
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -82,4 +87,4 @@ build/app_server: demo/app_server.c
 	@mkdir -p build
 	$(CC) -O2 -g -Wall -Wextra -pthread -o $@ $<
 
-.PHONY: help setup demo test test-servers test-kernels bench bench-compare fuzz lint format walkthrough man clean
+.PHONY: help setup demo test unit test-servers test-stacks test-kernels bench bench-compare fuzz lint lint-only format walkthrough man clean

@@ -29,20 +29,17 @@ def render(report: Report, view: View, *, width: int = WIDTH) -> str:
         page = [*page[:_MOST_VERDICT_LINES], f"... and {plural(hidden_lines, 'more line')} without --brief"]
     page += ["", *_target(report, width)]
     selection = select(report, view)
-    leaks = [*selection.leaks, *(one for one in selection.hidden if one.leak)]
-    shown = 0
-    for number, finding in enumerate(selection.leaks, start=1):
+    shown = [*selection.leaks, *selection.undecided]
+    left = [*shown, *(one for one in selection.hidden if one.leak or one.undecided)]
+    for number, finding in enumerate(shown, start=1):
         block = _finding(number, finding, width)
-        rest = len(leaks) - number
-        if len(page) + len(block) + bool(rest) > MAX_LINES:
+        if len(page) + len(block) + (len(left) > 1) > MAX_LINES:
             break
         page += block
-        shown = number
-    if len(leaks) > shown:
-        total = size(sum(finding.size for finding in leaks[shown:]))
-        page.append(
-            shorten(f"and {plural(len(leaks) - shown, 'more leak')}, {total}: see without --brief", width)
-        )
+        left = left[1:]
+    if left:
+        total = size(sum(finding.size for finding in left))
+        page.append(f"and {plural(len(left), 'more finding')}, {total}, without --brief")
     return "".join(f"{line.rstrip()}\n" for line in page)
 
 

@@ -38,15 +38,15 @@ def test_it_says_what_leaks_where_from_why_and_what_to_do() -> None:
     assert "\nadvice      pthread_join() these threads" in page
 
 
-def test_leaks_without_room_are_counted_with_their_bytes() -> None:
+def test_findings_without_room_are_counted_with_their_bytes() -> None:
     finding = reports.never_joined_in_window()
     many = replace(reports.production(), findings=(finding,) * 30)
     page = brief.render(many, View())
     shown = sum(line.split(".")[0].isdigit() for line in page.splitlines())
     assert 0 < shown < 30
-    assert page.splitlines()[-1].startswith(f"and {30 - shown} more leaks, ")
+    assert page.splitlines()[-1].startswith(f"and {30 - shown} more findings, ")
     none = brief.render(many, View(min_bytes=1 << 60))
-    assert none.splitlines()[-1].startswith("and 30 more leaks, ")
+    assert none.splitlines()[-1].startswith("and 30 more findings, ")
 
 
 def test_a_target_without_a_leak_is_a_few_lines() -> None:

@@ -105,7 +105,7 @@ def _booked_claim(booked: BookedThread, names: dict[int, LiveThread], proved: bo
             return Claim(start, end, Kind.THREAD_STACK, note="starting or ending just now")
         return Claim(start, end, Kind.THREAD_STACK, live.tid, live.name)
     if not proved:
-        note = "exited; glibc's books keep changing"
+        note = "exited; glibc's thread lists keep changing"
         return Claim(start, end, Kind.THREAD_STACK, start_routine=booked.start_routine, note=note)
     note = "stack given by the application" if booked.user_stack else ""
     if booked.detached:
@@ -135,7 +135,7 @@ def _unseen_note(unseen: int) -> list[str]:
     if not unseen:
         return []
     threads = "1 live thread was" if unseen == 1 else f"{unseen} live threads were"
-    return [f"{threads} running at each look or /proc refused to say: no stack known by its pointer"]
+    return [f"the stack pointer of {threads} could not be read: their stacks are not known by it"]
 
 
 def _claim_stack(claims: Claims, vma: Vma, below: Optional[Vma], thread: LiveThread) -> None:

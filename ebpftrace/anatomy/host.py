@@ -112,7 +112,7 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "SwapUsed", _swap_used, "SwapTotal", 0.25, False,
-        "memory written out to swap: RSS looks smaller than what was leaked",
+        "memory written out to swap: RSS is smaller than what was leaked",
         "ebpftrace maps -p PID (SWAP); grep VmSwap /proc/[0-9]*/status",
     ),
     Rule(
@@ -157,7 +157,7 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "HugePagesUnused", _huge_unused, _TOTAL, 0.02, False,
-        "huge pages set aside that nobody uses; nothing else can",
+        "huge pages that are reserved and unused; nothing else can use them",
         "/proc/sys/vm/nr_hugepages; HugePages_* in /proc/meminfo",
     ),
     Rule(

@@ -137,7 +137,7 @@ def main() -> None:
     \b
     Examples:
       ebpftrace doctor                    can this machine trace?
-      ebpftrace scan                      which process of this host looks as if it leaked?
+      ebpftrace scan                      which process of this host leaks?
       ebpftrace maps -p 31108             what is its address space made of?
       ebpftrace mmap-leaks -p 31108       trace a live process for 30 seconds
       ebpftrace growth -p 31108           what makes it grow, second by second

@@ -7,7 +7,7 @@ import click
 _EXAMPLES = """
 \b
 Examples:
-  ebpftrace doctor                      what is missing, and the command that mends it
+  ebpftrace doctor                      what is missing, and the command that fixes it
   ebpftrace doctor && ebpftrace mmap-leaks -p 31108
   ebpftrace doctor --json | jq '.checks[] | select(.ok | not)'
 """
@@ -17,7 +17,7 @@ Examples:
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def doctor(ctx: click.Context, json_output: bool) -> None:
-    """Say what this machine has and lacks for tracing, and how to mend it.
+    """Say what this machine has and lacks for tracing, and how to fix it.
 
     Exits with status 0 if it can trace, 1 if not.  Nothing is changed.
     """

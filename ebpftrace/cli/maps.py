@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """
 \b
 Examples:
-  ebpftrace maps -p 31108                      one look
+  ebpftrace maps -p 31108                      what there is now
   ebpftrace maps -p 31108 --every 60           what changed, each minute, until Ctrl-C
   ebpftrace maps -p 31108 --every 5 --count 2  what changed in five seconds
   ebpftrace maps -p 31108 --all | grep file-data
@@ -24,22 +24,22 @@ Examples:
 
 
 @click.command("maps", epilog=_EXAMPLES)
-@options.one_pid("Process to look at.")
+@options.one_pid("Process to examine.")
 @click.option(
     "--every",
     type=options.Seconds(min=0.1),
     metavar="TIME",
-    help="Look again so often, and say what changed.",
+    help="Read it again at this interval, and report what changed.",
 )
 @click.option(
     "--count",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Looks in all; default: until Ctrl-C or SIGTERM.",
+    help="Number of reports; default: until Ctrl-C or SIGTERM.",
 )
 @options.top("Rows of each table.")
 @click.option("--all", "list_all", is_flag=True, help="List every area too.")
-@click.option("--json", "json_output", is_flag=True, help="Report as JSON, one object for each look.")
+@click.option("--json", "json_output", is_flag=True, help="Report as JSON, one object for each report.")
 @options.output(options.WHOLE)
 def maps(
     pid: int,
@@ -50,9 +50,9 @@ def maps(
     json_output: bool,
     output: Optional[Path],
 ) -> None:
-    """Say what an address space is made of: stacks, heaps, files, and what nobody explains.
+    """Say what an address space is made of: stacks, heaps, files, and what remains unexplained.
 
-    Needs no tracing and changes nothing; the process is never stopped.  Works without root on your own
+    It needs no tracing and changes nothing; the process is never stopped.  It works without root on your own
     processes, as far as the kernel lets their memory be read.
     """
     if count is not None and every is None:

@@ -47,7 +47,7 @@ _EXAMPLES = """
 Examples:
   ebpftrace mmap-leaks -p 31108                   trace for 30 seconds, then report
   ebpftrace mmap-leaks -p 31108 -d 300 -i 60      five minutes, a report each minute
-  ebpftrace mmap-leaks -p 31108 -d 0              what leaked so far, by glibc's own books; no tracing
+  ebpftrace mmap-leaks -p 31108 -d 0              what has leaked so far, by glibc's thread lists; no tracing
   ebpftrace mmap-leaks -p 31108 --json -o r.json  for machines
   ebpftrace mmap-leaks --fail-on-leak -- ./server --once
                                                   start a command, trace it from its first instruction
@@ -77,7 +77,7 @@ Examples:
     "--interval",
     type=options.Seconds(min=0, min_open=True),
     metavar="TIME",
-    help="Also make a report every so often.",
+    help="Also make a report at this interval.",
 )
 @click.option(
     "--min-age",
@@ -85,7 +85,7 @@ Examples:
     default=1.0,
     show_default=True,
     metavar="TIME",
-    help="Where memory was not searched, an owner that exited more recently may still be joined.",
+    help="Without a search of memory, do not judge owners that exited more recently: a join may follow.",
 )
 @options.min_bytes("Leave out findings with fewer bytes.")
 @options.top("Most findings to show.")
@@ -121,13 +121,13 @@ Examples:
     metavar="N",
     help="What --fail-on-leak exits with on a leak.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but the report.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but the report.")
 @click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR=1).")
 @click.option(
     "--max-mappings",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Room in the kernel's ledger; default: 262,144, or four times what the processes have mapped.",
+    help="Mappings that the kernel tables can hold; default: 262,144, or four times those of the processes.",
 )
 @click.option(
     "--stack-bytes",
@@ -143,13 +143,13 @@ Examples:
     metavar="N",
     default=COPIES_PER_SECOND,
     show_default=True,
-    help="Copies a second of stacks already known, to check them.",
+    help="How many known stacks are copied again each second, to check them.",
 )
 @click.option(
     "--search-limit",
     type=options.Size(),
     metavar="SIZE",
-    help="Search at most so much memory of the target for who can still free it, such as 4GiB.",
+    help="Search at most this much memory of the target for handles and pointers, such as 4GiB.",
 )
 @click.option(
     "--no-search",
@@ -159,7 +159,7 @@ Examples:
 @click.option(
     "--cost",
     is_flag=True,
-    help="Also tell how long our programs ran in the kernel; measuring makes each run a little longer.",
+    help="Also report how long the BPF programs ran; measuring makes each run a little longer.",
 )
 @options.debuginfod
 @click.option("--dump-ledger", type=click.Path(path_type=Path), hidden=True)
@@ -201,8 +201,8 @@ def mmap_leaks(
 ) -> None:
     """Report mappings that are still there although their owner thread has exited.
 
-    Traces the address space of a running process, or of COMMAND from its first instruction, and
-    detaches; the process is never stopped.
+    The address space of a running process is traced for a while, or that of COMMAND from its first
+    instruction.  The process is never stopped.
 
     The exit status is that of COMMAND, 128 and the signal where one ended it.  With -d, COMMAND goes on when
     the trace ends before it.

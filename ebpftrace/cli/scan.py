@@ -16,7 +16,7 @@ _PART = 4
 _EXAMPLES = """
 \b
 Examples:
-  ebpftrace scan               which process looks as if it leaked?
+  ebpftrace scan               which process leaks?
   ebpftrace scan --for 60      which one grows?
   ebpftrace scan --json | jq '.processes[] | select(.exited_threads > 0)'
 """
@@ -28,16 +28,16 @@ Examples:
     "seconds",
     type=options.Seconds(min=0.1),
     metavar="TIME",
-    help="Look twice, so far apart, and tell growth.",
+    help="Read everything twice, this far apart, and report growth.",
 )
 @options.top("Most processes to show.", default=20)
 @click.option("--json", "json_output", is_flag=True, help="Report as one JSON object.")
 @options.output(options.WHOLE)
 def scan(seconds: Optional[float], top: int, json_output: bool, output: Optional[Path]) -> None:
-    """Rank the processes of this host by how much they look like a leak of mappings.
+    """Rank the processes of this host by how strong the signs of leaked mappings are.
 
-    Also tells which lines of /proc/meminfo deserve attention.  Needs no tracing; without root, only
-    your own processes are looked at closely, and the exit status is 4 where that is the lesser part.
+    It also names the lines of /proc/meminfo that deserve attention.  It needs no tracing.  Without root it
+    examines only your own processes, and exits with 4 if these are the smaller part.
     """
     from ebpftrace.jobs.scan import run
     from ebpftrace.report import scan as text

@@ -17,7 +17,7 @@ _EXAMPLES = """
 \b
 Examples:
   ebpftrace trace -t -p 31108                         every call, until Ctrl-C
-  ebpftrace trace -t -p 31108 | grep 10489856         the stack of 10 MiB that somebody maps
+  ebpftrace trace -t -p 31108 | grep 10489856         thread stacks of 10 MiB
   ebpftrace trace -k --min-bytes 1048576 -p 31108     who maps a MiB or more
   ebpftrace trace -e trace=mmap,munmap -Z -p 31108    the calls that fail
   ebpftrace trace -c -d 10 -p 31108                   ten seconds as a table
@@ -49,7 +49,7 @@ Examples:
 @click.option("-C", "--summary", is_flag=True, help="Print the table too.")
 @options.output(options.LINE_BY_LINE)
 @options.duration("How long to trace.  Default: until Ctrl-C, or until all targets have exited.")
-@click.option("-q", "quiet", count=True, help="Do not say when it has attached; -qq: nor when a task exits.")
+@click.option("-q", "quiet", count=True, help="Do not say that it has attached; -qq: nor that a task exited.")
 @options.debuginfod
 @options.command_line
 def trace(

@@ -161,7 +161,7 @@ def _judge_kept(cases: Sequence[Case], state: State, late: bool, context: Contex
         # Whoever mapped a stack for one thread and still had it at the end did not unmap it.
         known = context.libc is not Libc.UNKNOWN or foreign(cases[0].outstanding, context.evidence.tgid)
         if context.keeps_growing(cases) or (known and not late and cases[0].facts.by_clone):
-            return Judgement(Verdict.ABANDONED_STACK, True, (why, "they stood at the end"), advice)
+            return Judgement(Verdict.ABANDONED_STACK, True, (why, "they were mapped at the end"), advice)
         doubt = "perhaps a pool of stacks: no growth over the window"
         return Judgement(Verdict.ABANDONED_STACK, False, (why, doubt), _LONGER, Certainty.POSSIBLE)
     kept = f"their addresses are kept {held_by(cases)}"

@@ -70,7 +70,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
         return Judgement(
             Verdict.JUST_EXITED, False, (why,), BEFORE_ITS_END, Certainty.POSSIBLE, undecided=True
         )
-    advice = "trace longer, or look again: what is still there then is judged"
+    advice = "trace longer, or run it again: what is still mapped then is judged"
     return Judgement(Verdict.JUST_EXITED, False, (why,), advice, Certainty.POSSIBLE)
 
 

@@ -37,7 +37,7 @@ _WITHOUT_NORESERVE = (2, 37)
 
 
 _ADVICE = "nothing to do; MALLOC_ARENA_MAX or mallopt(M_ARENA_MAX) bounds the address space they take"
-_GROWING = "no leak of mappings; where their RSS grows too, look with a heap profiler at what is not freed"
+_GROWING = "no leak of mappings; where their RSS grows too, use a heap profiler to see what is not freed"
 
 
 def is_heap(mapping: Mapping, libc: str) -> bool:
@@ -108,7 +108,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     if heaps > limit:
         evidence.append(
             f"conflicting evidence: {heaps} heaps are more than {limit} arenas; an arena that outgrows its "
-            "heap has several, so look at what the program mallocs and keeps"
+            "heap has several, so check what the program allocates and keeps"
         )
     return Judgement(Verdict.MALLOC_ARENA, False, tuple(evidence), _GROWING if is_growing else _ADVICE)
 

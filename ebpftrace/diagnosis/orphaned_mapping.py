@@ -55,7 +55,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     allocator = allocator_of(first.facts.stack)
     if allocator is not None:
         why = f"{mappings} of {allocator}, which keeps memory for the whole process, whoever asked for it"
-        advice = "not a leak of mappings; look with the allocator's own statistics"
+        advice = "not a leak of mappings; use the allocator's own statistics"
         return Judgement(Verdict.HANDED_OVER, False, (why,), advice)
     if state is State.LOST:
         return _judge_lost(cases, context)
@@ -72,10 +72,8 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     growth = f"{mappings} of threads that exited; more were left all through {window}, old ones stay"
     loaded = None if first.facts.stack.frames else context.allocator
     if loaded is not None:
-        doubt = f"no stack tells whether {loaded} mapped them for the whole process: not called a leak"
-        return Judgement(
-            Verdict.HANDED_OVER, False, (growth, doubt), "look with the allocator's own statistics"
-        )
+        doubt = f"no stack shows whether {loaded} mapped them for the whole process: not called a leak"
+        return Judgement(Verdict.HANDED_OVER, False, (growth, doubt), "use the allocator's own statistics")
     why_kept = (f"pointers to them are kept {held_by(cases)}",) if state is State.KEPT else ()
     return Judgement(Verdict.ORPHANED_MAPPING, True, (growth, *why_kept, *_of_malloc(first)), _advice(first))
 
@@ -105,7 +103,7 @@ def _judge_kept(cases: Sequence[Case], state: State, context: Context) -> Judgem
         growth = f"no steady growth{window}"
         return Judgement(Verdict.HANDED_OVER, False, (why, growth), _LONGER, Certainty.POSSIBLE)
     if context.ended:
-        why = f"{mappings} of threads that exited stood at the end, no steady growth{window}: handed over?"
+        why = f"{mappings} of threads that exited were left at the end, no steady growth{window}: handed over?"
         return Judgement(Verdict.HANDED_OVER, False, (why,), _LONGER, Certainty.POSSIBLE)
     unknown = why_unknown(context.search, cases[0])
     why = f"cannot tell whether {mappings} of threads that exited are still used: {unknown}"

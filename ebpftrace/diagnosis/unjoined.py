@@ -163,7 +163,7 @@ def _judge_ended(cases: Sequence[Case], context: Context) -> Judgement:
     if context.keeps_growing(cases):
         growth = "they piled up from the beginning to the end"
         return Judgement(Verdict.NEVER_JOINED, True, (why, growth), _advice(cases))
-    doubt = "whether they were joined after that cannot be told"
+    doubt = "it is unknown whether they were joined after that"
     advice = "have the report made while the program runs: a shorter -d, or a pause before it ends"
     return Judgement(
         Verdict.NOT_JOINED_YET, False, (why, doubt), advice, certainty=Certainty.POSSIBLE, undecided=True

@@ -166,7 +166,7 @@ def _books_note(evidence: Evidence) -> tuple[str, ...]:
     reason = f": {books.why}" if books.why else ""
     if books.state is BooksState.UNSTABLE:
         return (f"glibc's thread lists changed under every reading{reason}",)
-    return (f"no thread lists of glibc to tell by who was joined{reason}",)
+    return (f"there are no glibc thread lists to show which threads were joined{reason}",)
 
 
 def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:
@@ -226,7 +226,7 @@ def _finding(group: _Group, context: Context) -> Finding:
         verdict=judgement.verdict,
         leak=leak,
         evidence=tuple(evidence),
-        advice="look again: threads came or went while it was read" if group.conflict else judgement.advice,
+        advice="run it again: threads came or went while it was read" if group.conflict else judgement.advice,
         before_attach=before == len(cases),
         orphans=_used_up(cases),
         bytes_per_minute=rate,

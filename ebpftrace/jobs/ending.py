@@ -185,7 +185,7 @@ class Ending:
             return Books(BooksState.ABSENT, self._walked.why or "no glibc was seen in the process")
         listed = self._listed if self._walk == self._walked.walk else []
         if len(listed) != self._walked.sent:
-            why = f"{self._walked.sent - len(listed)} exited threads could not be told of at the end"
+            why = f"{self._walked.sent - len(listed)} exited threads could not be reported at the end"
             return Books(BooksState.UNSTABLE, why)
         exits = _Exits(runs, threads, earlier)
         return final_books(self._libc, listed, self.awaited, exits.had_exited)

@@ -512,7 +512,7 @@ class LeakWatch(Watch):
         if self.ended_by is None:
             return verify(mappings, now.vmas, now.read_at)
         self.note(
-            "the target has ended: what it had mapped is told by its calls, /proc can no longer confirm it"
+            "the target has exited: its mappings are those of the traced calls, and /proc cannot confirm them"
         )
         return Verified(mappings, 0, 0)
 

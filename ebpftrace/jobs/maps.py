@@ -76,7 +76,7 @@ def run(
 
 
 def _looks(number: int) -> str:
-    return "1 look" if number == 1 else f"{number} looks"
+    return "1 report" if number == 1 else f"{number} reports"
 
 
 def _wait(target: Target, interrupts: Interrupts, due: float) -> bool:

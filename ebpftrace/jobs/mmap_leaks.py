@@ -148,7 +148,7 @@ def run(settings: Settings, observer: Observer) -> None:
         ]
         for watch in watches:
             for pid in sharers[watch.pid]:
-                watch.note(f"process {pid} shares this address space: its calls and mappings are told here")
+                watch.note(f"process {pid} shares this address space: its calls and mappings are included")
         if not command:
             with collector_off():
                 for watch in watches:

@@ -155,7 +155,7 @@ def _not_there(pid: int) -> CannotTrace:
             remedy = f"{how_to_be_permitted()}; or remount /proc without hidepid"
             return CannotTrace(f"/proc hides process {pid}", remedy)
     except PermissionError:
-        return CannotTrace(f"not permitted to look at process {pid}", how_to_be_permitted())
+        return CannotTrace(f"not permitted to read process {pid}", how_to_be_permitted())
     except (OSError, OverflowError):
         pass
     return CannotTrace(f"there is no process {pid}")

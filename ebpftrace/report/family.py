@@ -31,11 +31,11 @@ def last_line(reports: Sequence[Report], processes: Processes) -> str:
         threads = "created a thread" if processes.judged == 1 else "created threads"
         lines.append(
             f"Followed: {plural(processes.followed, 'process', 'processes')} (forked or executed); "
-            f"{processes.judged} {threads}, {rest} of them left nothing to tell"
+            f"{processes.judged} {threads}, {rest} of them have nothing to report"
         )
     if processes.lost:
         lost = plural(processes.lost, "process", "processes")
-        lines.append(f"LOST: {lost} could not be followed: there was no room for more at once")
+        lines.append(f"LOST: {lost} could not be followed: too many ran at once")
     return "\n".join(lines)
 
 

@@ -88,7 +88,7 @@ def _owners(finding: Finding, report: Report) -> Iterator[str]:
         yield f"and {count(rest)} more"
     unknown = sum(orphan.outstanding.owner is None for orphan in finding.orphans)
     if unknown:
-        yield f"{plural(unknown, 'thread')} that exited before attach: tid and name are gone"
+        yield f"{plural(unknown, 'thread')} that exited before attach: their tids and names are unknown"
 
 
 def _owner(owner: Thread, report: Report) -> str:
@@ -177,7 +177,7 @@ def _stack_label(finding: Finding) -> str:
 def _stack(finding: Finding, width: int) -> Iterator[str]:
     stack = finding.stack
     if not stack.frames:
-        why = "before attach, so nobody saw the call" if finding.before_attach else "no stack was recorded"
+        why = "before attach: the call was not seen" if finding.before_attach else "no stack was recorded"
         yield escape(stack.note) or why
         return
     total = len(stack.frames)

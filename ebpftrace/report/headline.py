@@ -39,7 +39,7 @@ def verdict_lines(report: Report) -> list[tuple[Tone, str]]:
     if lost:
         meaning = "what is shown is mapped, but more may leak"
         if not report.losses.may_hide:
-            meaning = "who called is not known there, but no mapping was missed"
+            meaning = "their callers are not known, but no mapping was missed"
         lines.append((Tone.UNSURE, f"{lost}; {meaning}"))
     return lines
 
@@ -144,7 +144,7 @@ def no_leak_line(report: Report) -> str:
         if finding.verdict is Verdict.JUST_EXITED and not finding.undecided
     )
     if fresh and not report.ended_by.by_target:
-        verdict += f"; the owner of {plural(fresh, 'mapping')} exited just before the report: look again"
+        verdict += f"; the owner of {plural(fresh, 'mapping')} exited just before the report: run it again"
     return verdict
 
 
@@ -156,7 +156,7 @@ def standing_line(standing: Standing) -> str:
     named = Counter({frames.name(frame): number for frame, number in standing.routines if frame is not None})
     return (
         f"before the trace: {threads} not joined so far, {size(standing.size)} of stacks{ran(named)}; "
-        "whether they still can be is searched at the end"
+        "the report will say whether they still can be"
     )
 
 

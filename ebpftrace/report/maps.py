@@ -17,7 +17,7 @@ from ebpftrace.text import address, change, count, duration, escape, plural, sho
 _MEANING = {
     Kind.ORPHANED_STACK: "thread exited, not joined: see above",
     Kind.STACK_SHAPED: "a guard below, no thread known: see below",
-    Kind.ANONYMOUS: "nobody but the program knows: see below",
+    Kind.ANONYMOUS: "mapped by the program for its own use: see below",
     Kind.NAMED: "named by the program",
     Kind.HEAP: "brk: malloc's main arena",
     Kind.MALLOC_BLOCK: "large allocations of malloc",
@@ -82,7 +82,7 @@ def _no_orphans(look: Look) -> str:
         return "no exited thread waits for a join (glibc's thread lists)"
     threads = (look.target.threads or 1) - 1
     if shaped.number > threads:
-        areas = plural(shaped.number, "area looks like a stack", "areas look like stacks")
+        areas = plural(shaped.number, "area resembles a stack", "areas resemble stacks")
         return f"{areas} without a thread ({size(shaped.size)})"
     return "no more stacks than threads seen"
 
@@ -180,7 +180,7 @@ def _unexplained(look: Look, top: int, width: int) -> list[str]:
     sums = sum(look.of(kind).size for kind in UNEXPLAINED)
     header, spare = ">COUNT|>EACH|>VIRT|>RSS|PERM|CLASS|FIRST AT", ("VIRT", "PERM", "CLASS")
     return [
-        f"Largest unexplained areas, alike ones together ({size(sums)})",
+        f"Largest unexplained areas, equal ones together ({size(sums)})",
         *table(header, rows, indent=3, width=width, spare=spare),
         *_more(len(groups) - top, "group"),
         "",
@@ -241,7 +241,7 @@ def _growth(growth: Growth, top: int, width: int) -> list[str]:
     lines = [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP", rows, width=width, spare=("SWAP",)), ""]
     groups = grouped(growth.changes)
     if groups:
-        lines += ["Areas that changed, alike ones together"]
+        lines += ["Areas that changed, equal ones together"]
         changed = [
             (
                 group.what.value,

@@ -76,14 +76,14 @@ def _headline(census: Census) -> str:
             where = f"{count(worst.leaked)} of them {where}, the rest in {others}"
         return (
             f"LEAK: {plural(threads, 'thread')} exited and {were} never joined, "
-            f"{size(bytes_leaked)} of stacks still mapped, {where}; {looked} looked at"
+            f"{size(bytes_leaked)} of stacks still mapped, {where}; {looked} examined"
         )
     suspected = [one for one in census.suspects if one.reasons]
     if suspected:
         first = suspected[0]
         why = reason_text(first.reasons[0], first.figures)
         return (
-            f"No leak proved in {looked}; {plural(len(suspected), 'is', 'are')} worth a look, first "
+            f"No leak proved in {looked}; {plural(len(suspected), 'needs', 'need')} attention, first "
             f"{escape(first.figures.comm)} (PID {first.figures.pid}): {why}"
         )
     unseen = census.unreadable + census.not_looked
@@ -155,7 +155,7 @@ def _host(census: Census, width: int) -> list[str]:
     lines = ["/proc/meminfo: what deserves attention"]
     for told in memory.attention:
         lines += wrapped(_told(told), first=f"   {told.name:<14} ", width=width)
-        lines += wrapped(f"look at: {told.look_at}", first=" " * 18, width=width)
+        lines += wrapped(f"see: {told.look_at}", first=" " * 18, width=width)
     return [*lines, ""]
 
 
@@ -180,7 +180,7 @@ def _notes(census: Census) -> list[str]:
         notes.append(f"glibc's thread lists of {them} could not be read: EXITED is not known there")
     if census.unsearched:
         them = plural(census.unsearched, "suspect process", "suspect processes")
-        notes.append(f"no time to search the memory of {them} for who can still join the exited threads")
+        notes.append(f"no time to search the memory of {them} for the handles of the exited threads")
     notes.append(
         "EXITED: threads not joined so far, by glibc's thread lists; - where the mappings gave no reason to "
         "read them"

@@ -53,7 +53,7 @@ _ENDED = {
     EndedBy.INTERRUPT: ", interrupted",
     EndedBy.TARGET_EXIT: ", ended because the target exited",
     EndedBy.EXEC: ", ended because the target called exec",
-    EndedBy.INTERVAL: ", tracing goes on",
+    EndedBy.INTERVAL: ", tracing continues",
 }
 
 
@@ -142,7 +142,7 @@ def _head(report: Report, width: int) -> RenderableType:
     rows.append(("window", _window(report)))
     if report.outstanding_mappings:
         mapped = plural(report.outstanding_mappings, "stack" if report.threads_only else "mapping")
-        stood = "stood when it ended" if report.ended_by.by_target else "still there"
+        stood = "and mapped when it ended" if report.ended_by.by_target else "and still mapped"
         rows.append(("", f"{mapped} made in it {stood}: {size(report.outstanding_bytes)}"))
     if report.threads_only:
         rows.append(
@@ -275,7 +275,7 @@ def _threads(report: Report, view: View, width: int) -> list[RenderableType]:
         line = (frames.site(group.site, room) if group.site else "-",) if with_site else ()
         shown = [cell for cell, (header, _) in zip(row, _THREAD_COLUMNS) if header in needs]
         table.add_row(*(Text(cell) for cell in (*shown, *line)))
-    stood = "standing when it ended" if report.ended_by.by_target else "still there"
+    stood = "mapped when it ended" if report.ended_by.by_target else "still there"
     parts: list[RenderableType] = [
         Text(f"Mapped in the window and {stood}, by owner", style=_HEAD),
         _indented(table),

@@ -408,7 +408,7 @@ class Searching:
         for size, what in (
             (self._swapped, "are in swap and were not searched"),
             (self._reader.unreadable, "could not be read"),
-            (self._unknown, "of address space were too much to be looked at"),
+            (self._unknown, "of address space were too much to be examined"),
         ):
             if size:
                 gaps.append(f"{size_text(size)} {what}")

@@ -102,7 +102,7 @@ class FileStore:
 
     def why_refused(self, path: str) -> str:
         """Why there is no use of the code mapped from ``path``."""
-        return self._refused.get(path, "the file does not tell what of it is code")
+        return self._refused.get(path, "the file does not say which parts of it are code")
 
     def _refuse(self, path: str, why: str) -> None:
         if len(self._refused) < MAX_USELESS:

@@ -285,7 +285,7 @@ _ENDS = {
     End.COPY: NOTE_TRUNCATED,
     End.ABSENT: NOTE_ABSENT,
     End.OTHER_STACK: NOTE_OTHER_STACK,
-    End.NO_TABLE: "cut at {last}: its code has no unwind table, and how it returns could not be told",
+    End.NO_TABLE: "cut at {last}: its code has no unwind table, and how it returns could not be determined",
     End.NO_CODE: "cut at {last}: it returns to {stopped_at}, where no code is known",
     End.NO_CALL: "cut at {last}: no call was made there",
     End.TOO_LONG: "cut: there are more frames than are taken",

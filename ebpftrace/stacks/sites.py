@@ -196,7 +196,7 @@ class SiteStacks:
         frames = _innermost(frames, certain)
         note = NOTE_FURTHER_UP
         if len(numbers) > 1:
-            note = f"{len(numbers)} ways lead here that this call's signature does not tell apart"
+            note = f"{len(numbers)} call paths lead here and have the same signature as this call"
         return self._number(Stack(frames, False, StackSource.SIGNATURE, note))
 
     def _is_cut_from(self, one: int, other: int) -> bool:

@@ -241,7 +241,7 @@ def test_command_is_traced_from_its_first_instruction(tmp_path: Path) -> None:
 def test_report_of_a_command_that_ended_tells_what_was_so_at_its_end() -> None:
     told = run_tracer("--min-age", 600, "--", "/bin/true")
     assert told.status == 0, told.stderr
-    for past in ("stood when it ended: ", "standing when it ended, by owner", "has ended"):
+    for past in ("and mapped when it ended: ", "and mapped when it ended, by owner", "target has exited"):
         assert past in told.stdout
     for present in ("still", "not yet", "gone"):
         assert present not in told.stdout

@@ -255,7 +255,7 @@ def test_process_that_ends_between_looks_is_told_in_one_line() -> None:
         target.process.wait()
         _, errors = tracer.communicate(timeout=harness.PATIENCE)
     assert tracer.returncode == 1
-    assert errors == f"ebpftrace: process {target.pid} has exited after 1 look\n"
+    assert errors == f"ebpftrace: process {target.pid} has exited after 1 report\n"
 
 
 def test_leader_that_exited_hides_nothing(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_sharers_that_are_asked_for_are_one_target() -> None:
     assert report["target"]["pid"] == sharers[0]
     for other in (target.pid, sharers[1]):
         assert (
-            f"process {other} shares this address space: its calls and mappings are told here"
+            f"process {other} shares this address space: its calls and mappings are included"
             in report["notes"]
         )
     assert report["calls"]["mmap"] >= 3

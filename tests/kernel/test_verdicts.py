@@ -259,7 +259,7 @@ def test_what_leaked_before_is_told_while_the_trace_goes_on(tmp_path: Path) -> N
         report = tracer.interrupt().report
     assert line == (
         f"before the trace: {BEFORE} threads have exited and are not joined so far, {size} KiB of stacks; "
-        f"they ran returns ({BEFORE}); whether they still can be is searched at the end"
+        f"they ran returns ({BEFORE}); the report will say whether they still can be"
     )
     (finding,) = leaks(report)
     assert (finding["count"], finding["certainty"]) == (THREADS, "proved")

@@ -76,7 +76,7 @@ def test_first_line_answers_the_question() -> None:
 def test_without_books_no_more_is_said_than_was_seen() -> None:
     shaped = [area(0x1000 + i * MIB, MIB, Kind.STACK_SHAPED) for i in range(60)]
     absent = Books(BooksState.ABSENT, "musl")
-    assert "60 areas look like stacks without a thread" in maps.render(look(shaped, books=absent), 10, False)
+    assert "60 areas resemble stacks without a thread" in maps.render(look(shaped, books=absent), 10, False)
     fewer = maps.render(look(shaped[:3], books=absent), 10, False)
     assert "no more stacks than threads seen" in fewer
     assert "glibc's thread lists)" not in fewer

@@ -145,7 +145,7 @@ def test_losses_are_loud_and_forbid_a_clean_bill() -> None:
 def test_stacks_that_were_lost_hide_no_leak() -> None:
     """As of a program that ended before its files could be read."""
     shown = one_line(render(replace(reports.healthy(), losses=Losses(stacks=7)), View()))
-    assert "LOST: 7 stacks could not be recorded; who called is not known there" in shown
+    assert "LOST: 7 stacks could not be recorded; their callers are not known" in shown
     assert "nothing lost" not in shown
     assert "proves nothing" not in shown
     assert "more may leak" not in shown
@@ -277,8 +277,13 @@ def test_what_is_told_of_an_ended_target_was_so_when_it_ended(ended_by: EndedBy)
     fresh = replace(reports.never_joined_in_window(), verdict=Verdict.JUST_EXITED, leak=False)
     report = replace(reports.production(), ended_by=ended_by)
     shown = one_line(render(replace(report, findings=(*report.findings, fresh)), View()))
-    now = ("still mapped", "made in it still there", "and still there, by owner", "not yet: ")
-    then = ("mapped when the target ended", "stood when it ended", "standing when it ended", "at its end: ")
+    now = ("still mapped", "made in it and still mapped", "and still there, by owner", "not yet: ")
+    then = (
+        "mapped when the target ended",
+        "made in it and mapped when it ended",
+        "and mapped when it ended, by",
+        "at its end: ",
+    )
     told, untold = (then, now) if ended_by in (EndedBy.TARGET_EXIT, EndedBy.EXEC) else (now, then)
     assert all(words in shown for words in told)
     assert not any(words in shown for words in untold)

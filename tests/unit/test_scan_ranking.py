@@ -73,7 +73,7 @@ def test_who_holds_most_exited_threads_ranks_first_however_small_their_stacks() 
     assert told.startswith(
         "LEAK: 20,168 threads exited and were never joined, 4.9 GiB of stacks still mapped, "
     )
-    assert "20,000 of them in small (PID 7), the rest in 2 other processes; 3 processes looked at" in told
+    assert "20,000 of them in small (PID 7), the rest in 2 other processes; 3 processes examined" in told
 
 
 def test_unstable_or_absent_books_prove_nothing() -> None:

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tracing costs, measured side by side: ``make bench``, ``make bench-compare``."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m benchmarks``: see ``make bench`` and ``make bench-compare``."""
 
 from __future__ import annotations

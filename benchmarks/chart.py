@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The side-by-side table as an SVG; pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether ratios have become worse than the recorded ones; pure."""
 
 from __future__ import annotations

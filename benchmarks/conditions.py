@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What somebody who measures again must know."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attach programs that do nothing to the tracepoints of ``bpf/ledger.c``: the floor of every BPF tracer.
 
 ``python -m benchmarks.empty_probes`` says "attached" and stays until it is interrupted.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long Python takes to import what a command needs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processes that are measured: they tell how fast they are, untraced and traced."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tracer itself uses, and how that grows with mappings, threads, calls a second and sites."""
 
 from __future__ import annotations

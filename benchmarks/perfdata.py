@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many samples a file of ``perf record`` has.
 
 Format: tools/perf/Documentation/perf.data-file-format.txt of the kernel.

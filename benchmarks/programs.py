@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long each of our BPF programs runs under load, by the kernel's own statistics."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ratios and their spread; pure."""
 
 from __future__ import annotations

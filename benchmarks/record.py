@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where results are kept and shown: a JSON file, the page and its chart, the README's table."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reference work, which no tool slows down: how long it takes says what else the machine does to a CPU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was measured, as data and as JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long ``ebpftrace scan`` takes, and how that grows with the number of processes on the host."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a search for handles and pointers costs, and what it costs the process that is searched."""
 
 from __future__ import annotations

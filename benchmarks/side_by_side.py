@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every tool on the same process, in rounds: untraced, a tool, untraced, the next tool, ..."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a process got done in some seconds, and how two of these compare; pure."""
 
 from __future__ import annotations

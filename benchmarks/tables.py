@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was measured, as Markdown; pure."""
 
 from __future__ import annotations

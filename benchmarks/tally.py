@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the rounds of one tool under one kind of load bring; pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tools that are compared: how each is started, attached and ended, and what it saw."""
 
 from __future__ import annotations

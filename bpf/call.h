@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The user registers of the current task, from which a call's arguments are read at its exit. */
 #pragma once
 

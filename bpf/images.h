@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Which file is executed where: told as it is mapped, since a program may have ended before anybody can
  * read its /proc/PID/maps.
  */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The rules of the ledger: what each call does to the rows. */
 #pragma once
 

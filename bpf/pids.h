@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * What the tracer calls a task: by the number that its own PID namespace gives it, which is the
  * kernel's own only in the first one.  0: the task is outside of the tracer's.
  */

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Which Python code the calling thread runs: where CPython keeps a thread's frames is told by the reader
  * (ebpftrace/process/cpython.py), since versions differ.  Only addresses are taken here; names are read later.
  */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* The rows of the ledger: found, entered, taken out; told where a match of starts won't do. */
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* What all our records have in common: how a stack is copied, how often sending is tried. */
 #pragma once
 

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Structs that the kernel side shares with Python (ebpftrace/kernel/layout.py mirrors them, and
  * the loader compares sizes).  Sizes and addresses in bytes, times in ns of CLOCK_MONOTONIC.
  * Upper-case names that no header defines come from layout.definitions().

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Traced address spaces: who is in one, keys in it, what is lost of it. */
 #pragma once
 

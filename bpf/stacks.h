@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Who called: a signature for every recorded call, a copy of registers and stack for some. */
 #pragma once
 

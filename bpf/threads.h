@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Birth, stack and end of the tasks in a traced address space. */
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* What a call leaves in the trace. */
 #pragma once
 

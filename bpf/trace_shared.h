@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Records of the call trace, shared with Python (ebpftrace/kernel/calls/layout.py mirrors them).
  * Times in ns of CLOCK_MONOTONIC.  Upper-case names that no header defines come from there too.
  */

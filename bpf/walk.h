@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * At the end of an address space: walks glibc's lists of stacks in use, in the memory of the dying task, and
  * sends every thread on them that has exited.  What stands there then was never joined.
  *

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The program ``ebpftrace``, also as ``python -m ebpftrace``.
 
 Ctrl-C at any moment ends it without a word: the rest is imported where that holds already.

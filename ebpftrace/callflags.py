@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Protections and flags of mmap, mremap and clone, and signals: values, and names exactly as strace's.
 
 The values are the kernel's user-space interface on x86-64 and arm64:

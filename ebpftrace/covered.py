@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which addresses are covered by ranges, however many of those lie side by side."""
 
 from __future__ import annotations

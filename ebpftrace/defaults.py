@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of stacks is recorded unless the user says otherwise: the help text and the jobs agree on it."""
 
 STACK_BYTES = 32_768

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one kind of failure a user is told of: a clear line, and what to do about it.  Of Ctrl-C, none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A frame and a stack as text, the same in every output format."""
 
 from __future__ import annotations

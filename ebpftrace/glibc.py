@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Constants of glibc that several rooms go by."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How this Python found our package and its dependencies, and how it gets what it lacks."""
 
 from __future__ import annotations

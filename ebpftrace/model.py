@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The words of the house as data classes: what the rooms hand to each other.
 
 Nothing here does I/O or knows bcc, drgn, rich or click.

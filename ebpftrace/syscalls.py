@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel's system call interface fixes: numbers by machine, and limits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small helpers that turn values into text fit for a screen: names, sizes, times, rates.
 
 Our own words are ASCII, so that a report reads the same on a terminal, in a pipe and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mappings of a process, of which a leak may have made a hundred thousand that are alike."""
 
 from __future__ import annotations

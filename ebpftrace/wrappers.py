@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose function is it: the user's own, or one of a library or runtime that stands between.
 
 A thread's stack is mapped by the C library, for a thread library, for a language's runtime, for the code

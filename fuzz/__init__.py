@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fuzzer over the readers of what a target controls: ``python -m fuzz``, ``make fuzz``.
 
 Inputs are made by Atheris (libFuzzer for Python), which keeps what reaches new code.

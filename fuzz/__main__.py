@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m fuzz run`` searches, ``python -m fuzz replay`` repeats what it found."""
 
 from __future__ import annotations

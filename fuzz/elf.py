@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Readers of ELF files.  drgn reads them too, confined in the worker: tests/kernel/test_stacks_hostile.py."""
 
 from __future__ import annotations

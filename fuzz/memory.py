@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Readers of a target's memory: glibc's lists of threads, malloc's heaps and blocks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Readers of /proc, where a target's names stand, and of the perf map that a target writes.
 
 Not here: numbers that the kernel alone writes (``syscall``, ``statm``, ``limits``, ``fdinfo``), in files

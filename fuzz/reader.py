@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A reader under test: what it begins with, what it may answer, and within which bounds."""
 
 from __future__ import annotations

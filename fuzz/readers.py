@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All readers that take bytes of a target, of a file that it may write, or of the kernel about it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Readers of what the kernel side records: its numbers are believed, the strings in it are the target's."""
 
 from __future__ import annotations

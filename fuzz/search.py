@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The search of one reader, in a process of its own: ``python -m fuzz.search READER SECONDS FOLDER``.
 
 Prints its ``Tally`` as JSON.  Ends by itself; libFuzzer only ends it where C code hangs or crashes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Readers of copied stacks, of names in symbol tables, and of what the confined worker answers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts of a target on their way to a screen or into JSON: what comes out cannot act on a terminal."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Starts the leaking server, traces it for some seconds and shows the report.  Run by make demo.
 set -eu
 

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Writes the man pages, one for the program and one for each command, from click's definitions.
 
 usage: man.py [DIRECTORY, default docs/man]

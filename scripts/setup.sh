@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Installs what is missing, and makes .venv with ebpftrace in it.  Run by make, from the top directory.
 #
 #   scripts/setup.sh use      bcc, and a venv that sees it

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Runs the commands of docs/walkthrough.md against the demo's server, so that the page can't rot.
 
 usage: walkthrough.py check   say where a command no longer prints what the page shows

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Makes a Debian or Ubuntu machine ready for `make demo` and `make test` in a checkout.  Run as root;
 # running it again does no harm.
 #

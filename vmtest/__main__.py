@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m vmtest``: see ``make test-kernels``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One virtual machine: a kernel, files (read-only), one command.
 
 What of QEMU is used was found by trial: without ``-cx16``, QEMU 7.2 corrupts Linux 6.12 at random.

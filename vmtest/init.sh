@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# SPDX-License-Identifier: Apache-2.0
 # The first program in a guest: mounts the host's / below an overlay in memory, runs /command there,
 # and writes its exit status, then its report, to the second serial line.
 /bin/busybox --install -s /bin

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The first file system of a guest: busybox, the modules that reach the host's files, a command."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one list of kernels that ebpftrace is tested on.  The README's table is checked against it."""
 
 from __future__ import annotations

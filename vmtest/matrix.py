@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernels of a run: what ran on each, and what came of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels out of the archive that this machine's own apt uses: other suites of it, nothing installed.
 
 apt-get(8), apt-cache(8), sources.list(5); ``apt-get indextargets`` tells which archive that is.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which of the kernel tests run on every kernel: those whose outcome may depend on the kernel.
 
 Compiling our programs takes some 20 seconds of a guest without KVM, so there are few.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a guest sees as its files: this machine's own, or another Debian with ebpftrace set up in it.
 
 The second is made as its users would make it: a minimal system, a copy of the checkout, and

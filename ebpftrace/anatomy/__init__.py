@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where memory is: of one address space, area by area, and of a host, process by process.  Pure: no I/O.
 
 ``dissect`` classes every mapping of one look, ``compare`` says what changed between two; ``suspect`` ranks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The words of this room: what one look at an address space saw, and the areas it is made of.
 
 Sizes and addresses are bytes; text from the target is not yet escaped.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known of ranges of an address space, whatever VMAs they are made of.
 
 A range is claimed on evidence: glibc's books, live stack pointers, malloc's own headers.  The kernel merges

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From one look at an address space to areas that each are one thing; no byte is lost or counted twice."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What changed in an address space between two looks: no diffing of smaps by hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lines of /proc/meminfo that deserve attention: what each means and where to look next.
 
 All thresholds are in one table, ``RULES``.  They are set so that an ordinary host shows no line: what is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One look at a process, dissected: what ``ebpftrace maps`` reports."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is mapped again and again under one name: a file that is opened and mapped, and never unmapped."""
 
 from __future__ import annotations

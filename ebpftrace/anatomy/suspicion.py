@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which processes of a host look as if they leaked mappings: proof first, then growth, then shape."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: one module per command, imported when it is called.
 
 A command's module imports click and, at its top, nothing dear; what it needs it imports when it runs,

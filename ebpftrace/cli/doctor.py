@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace doctor``: what this machine has and lacks for tracing."""
 
 from __future__ import annotations

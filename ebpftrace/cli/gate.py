@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--fail-on-leak``: what the exit status says of the reports and of COMMAND."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace growth``: how processes grow, interval by interval, and what makes them grow."""
 
 from __future__ import annotations

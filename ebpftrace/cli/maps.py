@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace maps``: what the address space of a process is made of, without tracing."""
 
 from __future__ import annotations

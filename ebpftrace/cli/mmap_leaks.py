@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace mmap-leaks``: trace a process and report the mappings whose owner has exited."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What several commands take in the same way: options and arguments, each worded in one place."""
 
 from __future__ import annotations

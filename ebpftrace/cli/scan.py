@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace scan``: all processes of the host in one look, without tracing."""
 
 from __future__ import annotations

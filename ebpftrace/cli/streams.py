@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The standard streams, some of which whoever starts us may have closed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace trace``: what ``strace -f -e trace=memory,clone`` prints, without stopping the target."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From outstanding mappings and glibc's books to findings with evidence: pure rules, no I/O.
 
 ``diagnose`` judges the end of a trace, ``baseline_verdict`` one moment without a trace.

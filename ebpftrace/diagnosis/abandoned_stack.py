@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Abandoned stack: the application mapped it, its last owner exited, no task runs on it or took it over.
 
 Only the application can unmap a stack it gave to clone(2) or pthread_attr_setstack(3); it needs its address.

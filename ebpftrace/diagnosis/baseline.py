@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The verdict without a trace: what glibc's thread lists and the search say of one moment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orphans as the rules see them: what the trace, glibc's books and /proc say of each, side by side."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Growing threads: live threads of one place that are created all through the window and do not end.
 
 What most reports call a thread leak.  A pool that fills to a size and stays is none: its threads were created

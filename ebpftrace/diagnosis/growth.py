@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a site keep leaving mappings?  Judged by what is still there, without its past.
 
 Who leaks at a steady rate leaves survivors of every age.  A start-up burst leaves survivors of one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What several readings of glibc's thread lists say together: who left them late, and how late.
 
 One reading shows who has exited and is not joined *so far*.  Whoever stood there at an earlier reading and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Just exited: a join or an unmap may still come, so it is too early to say anything.
 
 Only of what was not searched for: what nothing refers to is lost at once, and what is kept is judged as such.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lost mapping: its owner lives, but nothing in the process points into it any more.
 
 Memory that is in use without a pointer is rare: of 308 anonymous areas of nine healthy processes (servers,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Malloc arena: a heap of glibc's malloc outlives the thread it was made for and serves later ones.
 
 malloc/arena.c, alloc_new_heap: mmap(2 x HEAP_MAX_SIZE, PROT_NONE, MAP_NORESERVE), then head and tail are

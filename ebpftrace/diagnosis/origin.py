@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who mapped a stack: the C library for a thread, or the application itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Orphaned mapping: the thread that mapped it exited.
 
 Mapping memory for others to use and free is sound.  Where nothing points into it any more, nobody can unmap
@@ -103,7 +104,7 @@ def _judge_kept(cases: Sequence[Case], state: State, context: Context) -> Judgem
         growth = f"no steady growth{window}"
         return Judgement(Verdict.HANDED_OVER, False, (why, growth), _LONGER, Certainty.POSSIBLE)
     if context.ended:
-        why = f"{mappings} of threads that exited were left at the end, no steady growth{window}: handed over?"
+        why = f"{mappings} of exited threads were left at the end, no steady growth{window}: handed over?"
         return Judgement(Verdict.HANDED_OVER, False, (why,), _LONGER, Certainty.POSSIBLE)
     unknown = why_unknown(context.search, cases[0])
     why = f"cannot tell whether {mappings} of threads that exited are still used: {unknown}"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Look-ups in sorted address ranges, and what memory in them is resident."""
 
 from __future__ import annotations

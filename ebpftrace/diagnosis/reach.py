@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the search says of orphans, and the words for it.
 
 An orphan is lost when nothing in the process refers to it any more: nobody can free it.  Of many orphans of

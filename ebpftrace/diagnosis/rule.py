@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shape of a rule: which orphans it claims, and what it says of those that belong together."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which mappings come from one place in the program."""
 
 from __future__ import annotations

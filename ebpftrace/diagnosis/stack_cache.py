@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stack cache: glibc keeps stacks of joined and detached threads, 40 MiB of them, for reuse.
 
 nptl/nptl-stack.c: queue_stack puts a freed stack into the cache and unmaps the oldest ones until the

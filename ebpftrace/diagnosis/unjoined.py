@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Threads that have exited and that nobody has joined or detached so far.
 
 glibc keeps a thread's stack on its list of stacks in use until it is joined, or at exit if it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules in their order, and from their judgements to findings."""
 
 from __future__ import annotations

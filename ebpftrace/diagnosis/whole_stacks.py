@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stack that is in parts is one: what glibc's books call one stack has one owner.
 
 A stack of the baseline is two areas of /proc/PID/maps, guard and rest, and a clone call names the first.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Changes taken together: by the call, the name of the thread, and the place in the program."""
 
 from __future__ import annotations

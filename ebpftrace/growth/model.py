@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The words of ``growth``.  Units as in ``ebpftrace.model``: bytes, ns of CLOCK_MONOTONIC."""
 
 from __future__ import annotations

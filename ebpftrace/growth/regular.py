@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which causes keep coming: a period is named only where growth stays and goes on over the window."""
 
 from __future__ import annotations

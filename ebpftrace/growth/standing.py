@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stands at a moment, and what changed between two moments.
 
 The ledger already took out what came and went between them: the work here is by what stands, not by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who called: puts the stacks that were copied to mappings, clone calls and findings.
 
 The kernel's rows name their site by a signature.  From here on a site is the number of a stack

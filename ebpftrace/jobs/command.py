@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Start a COMMAND that waits to execute its program until the tracer is attached."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of an address space: what the kernel side read of glibc's lists in the dying task, put together."""
 
 from __future__ import annotations

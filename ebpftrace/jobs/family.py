@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The processes that come from the traced ones: each that creates threads gets a verdict of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``growth`` watches: the size of a process, what of its ledger stands, and how both change."""
 
 from __future__ import annotations

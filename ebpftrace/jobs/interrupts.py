@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SIGINT, SIGTERM and SIGHUP end the trace early, and the report is still made."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A traced address space in which leaks are looked for: its verdicts before the trace and its reports."""
 
 from __future__ import annotations

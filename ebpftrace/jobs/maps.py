@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``maps``, told once: look at an address space without tracing, say what it is made of, and look again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The main job, told once: hold the targets, attach, watch, detach, report."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``scan``, told once: look at every process of the host without tracing, closer at those that need it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the sessions search a target: what the user allows, and a word where it can't be done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The threads that an address space has when the tracer comes."""
 
 from __future__ import annotations

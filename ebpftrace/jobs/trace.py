@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trace of calls, told once: hold the targets, attach, print what comes, detach."""
 
 from __future__ import annotations

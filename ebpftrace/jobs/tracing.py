@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the jobs on the kernel's ledger share: a tracer with room for its targets, the loop, the cost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting for file descriptors: poll(2), since select(2) refuses those from 1,024 on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One address space under the tracer: its registration, its baseline, its ledger, its stacks, its end."""
 
 from __future__ import annotations

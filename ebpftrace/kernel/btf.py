@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The little that must be known of the running kernel's types, from its BTF.
 
 Format: Documentation/bpf/btf.rst of the kernel.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What our programs cost the host: their run time, measured by the kernel while somebody asks for it.
 
 Measuring costs two clock readings a run (kernel/bpf/trampoline.c, include/linux/filter.h:

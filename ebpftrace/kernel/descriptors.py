@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Room for the files that tracing opens: programs, tables, probes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exits that the kernel side was not told of, made good by what /proc lists.
 
 The kernel skips a tracepoint's programs where another program runs on the same CPU (``kernel/losses.py``),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel tells of a BPF program in ``/proc/self/fdinfo/FD``.
 
 kernel/bpf/syscall.c: ``bpf_prog_show_fdinfo``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where code lies in an address space: what tells a return address from other words on a stack."""
 
 from __future__ import annotations

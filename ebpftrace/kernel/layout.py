@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel side and Python agree on: the structs of ``bpf/shared.h`` and their constants.
 
 The constants reach the C as ``-D`` definitions (``definitions``), so each stands here only.

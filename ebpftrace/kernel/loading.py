@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our programs on their way into the kernel, in a thread: clang takes most of a second."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses that no counter of a BPF program can see: runs that the kernel skipped.
 
 On preemptible kernels the kernel skips a program that is already running on the same CPU; the

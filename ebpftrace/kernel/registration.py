@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tell the kernel side of threads that were there before it: completely, although they come and go."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read a BPF ring buffer in bulk, in a thread, so that it does not fill up while Python is busy.
 
 bcc calls Python back for each record, which costs more than a target needs to make one.  Here

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rows of the ledger, by far the largest table: kept as the kernel gives them, decoded one by one.
 
 A thread's newest mapping is not in the table but with the thread (``struct newest_t``).

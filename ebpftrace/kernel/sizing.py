@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much room the kernel's tables get, and the memory that takes; pure.
 
 The limits of a machine say nothing of its processes: vm.max_map_count is 65,530 by default, a million on many

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel's tables say of one address space at one moment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the BPF sources lie, and the surroundings in which bcc compiles them.
 
 bcc's own rules are in its ``src/cc/frontends/clang/loader.cc`` and ``kbuild_helper.cc``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeps the kernel's tables from filling up with what nothing is left of.
 
 The kernel side drops a row when a call ends it by its start.  Where one munmap ends several, or what was

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read and write the kernel's tables by the bpf(2) syscall, many entries at a time.
 
 bcc walks a hash with one ``get_next_key`` per entry, which starts again from the front whenever the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The registers that threads had when they last entered the kernel, read by a BPF task iterator (Linux 5.15).
 
 The program is forty instructions that differ in a few offsets, so it is put together here: a compiler would

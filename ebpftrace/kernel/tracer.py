@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel side as Python sees it: load, attach, register threads, read the ledger, detach.
 
 bcc attaches through perf events whose file descriptors belong to this process: however it ends, the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Baseline + kernel rows + events -> outstanding mappings with their owners; pure, no I/O.
 
 ``events`` what a start address cannot settle; ``intervals`` the map of disjoint ranges;

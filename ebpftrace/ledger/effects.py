@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What calls that failed did all the same; pure."""
 
 from __future__ import annotations

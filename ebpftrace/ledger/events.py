@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel's ledger cannot settle by a start address and leaves to Python.
 
 Times are nanoseconds of CLOCK_MONOTONIC, ranges bytes rounded to whole pages as the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A map from disjoint address ranges to values."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who owns an outstanding mapping: the thread that runs on it, else the one that made it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger: baseline + kernel rows + events -> outstanding mappings."""
 
 from __future__ import annotations

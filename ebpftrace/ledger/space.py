@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The address space as rows, holes and moves change it, one step at a time."""
 
 from __future__ import annotations

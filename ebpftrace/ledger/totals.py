@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Outstanding mappings and brk growth by thread, for the table of threads."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger's answer held against what /proc says is mapped."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The clocks of the kernel: monotonic, time since boot, wall clock.
 
 Inside a time namespace (time_namespaces(7)) the first two are off by its offsets from what BPF sees.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opening the very file that a target has mapped, wherever it is by now.
 
 ``/proc/PID/map_files/START-END`` (proc(5); CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE) opens the file

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory of the host: /proc/meminfo (proc(5))."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tasks that live in an address space: names, numbers, and where their stacks are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What glibc's malloc has mapped: its heaps and large blocks, known by the headers it writes into them.
 
 A heap of an arena other than the main one begins with a ``heap_info``: ar_ptr, prev, size, mprotect_size

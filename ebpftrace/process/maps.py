@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mappings of a process: /proc/PID/maps and smaps (proc(5), kernel fs/proc/task_mmu.c).
 
 A reading is not of one moment: the kernel lets go of the address space after each page of text.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading the memory of a running target: /proc/PID/mem, never ptrace.
 
 Why not process_vm_readv(2): it waits where a page belongs to a userfaultfd of the target, so a

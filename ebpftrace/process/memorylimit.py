@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory that this process may take by its control group (the kernel's cgroup-v2.rst, memory.rst).
 
 The kernel charges BPF tables to it, too (since Linux 5.11).  Who goes beyond is killed without a word.

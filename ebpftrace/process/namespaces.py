@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """In which PID namespace we are: what the kernel calls PID 123 may be another process than ours."""
 
 from __future__ import annotations

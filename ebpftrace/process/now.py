@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What /proc and the memory of a target say at one moment: all that a report needs of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading /proc of one process, safe against tasks that exit in between.
 
 The one place that turns the errors of /proc into ``CannotTrace``: no function of this room lets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which thread groups live in one address space: kcmp(2)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Threads that are not running right now: where their stacks are, and what they wait in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small facts about a process: sizes, names, limits, age."""
 
 from __future__ import annotations

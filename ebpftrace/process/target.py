@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process to trace: is there one, can it be traced, does it still live."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The threads of a process: ids, names, states, start times."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a process's glibc was told when it started: its environment, and GLIBC_TUNABLES in it.
 
 The environment is the block of strings the process was started with (proc(5), ``/proc/PID/environ``).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``doctor`` found, as lines and as JSON."""
 
 from __future__ import annotations

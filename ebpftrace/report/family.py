@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which of the reports of many processes are shown, and the line that tells of the others."""
 
 from __future__ import annotations

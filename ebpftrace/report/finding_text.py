@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One finding as the terminal shows it: labelled rows of plain text."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leaked bytes as a flame graph: one HTML file that needs no network.
 
 Drawn by d3-flame-graph (see ``vendor/README.md``).  Names from the target reach the page

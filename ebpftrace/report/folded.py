@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folded stacks: ``root;...;leaf bytes``, the input of flamegraph.pl, inferno and speedscope."""
 
 from __future__ import annotations

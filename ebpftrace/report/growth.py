@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``growth`` as text: a line for each interval, as pidstat -r prints them, and a summary.
 
 Plain, greppable text; only a terminal gets a curve besides, and lines that fit it where it is narrow.

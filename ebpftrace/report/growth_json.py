@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The JSON contract ``ebpftrace.growth/1``: a line for each interval, and a last one that sums up.
 
 ``schema/growth-1.json`` describes both for machines.  Sizes are bytes, times ISO 8601 with offset.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The first lines of a report: is there a leak, how large, how fast does it grow."""
 
 from __future__ import annotations

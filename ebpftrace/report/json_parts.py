@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the JSON contracts share: times, targets, calls, frames and stacks look the same in all of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leaked bytes by stack: what folded stacks, speedscope and the flame graph draw."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger itself as JSON, before it was held against /proc: for tests of its exactness."""
 
 from __future__ import annotations

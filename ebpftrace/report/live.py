@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a user sees while the trace runs: one panel on a terminal, nothing on a pipe."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the live view shows; apart from it, since most traces have no terminal and draw nothing."""
 
 from __future__ import annotations

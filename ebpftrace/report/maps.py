@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report of ``ebpftrace maps`` as text: what the address space is made of, and what changed."""
 
 from __future__ import annotations

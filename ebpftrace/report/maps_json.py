@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The JSON contract ``ebpftrace.maps/1``: one look, one object, one line.
 
 ``schema/maps-1.json`` describes it for machines.  Sizes are bytes, times ISO 8601, addresses hexadecimal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The JSON contract ``ebpftrace.mmap-leaks/1``: one report, one object, one line.
 
 Several targets (``-p`` repeated) or intervals (``-i``) are several lines (JSON Lines).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a report goes: a file, whole or not at all, or a stream.
 
 A regular file is written beside its place and renamed into it (rename(2) replaces

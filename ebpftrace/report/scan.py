@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report of ``ebpftrace scan`` as text: which processes to look at, and what the host says of itself."""
 
 from __future__ import annotations

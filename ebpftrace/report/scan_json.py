@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The JSON contract ``ebpftrace.scan/1``: one scan of the host, one object, one line.
 
 ``schema/scan-1.json`` describes it for machines.  Sizes are bytes; null where nobody looked.

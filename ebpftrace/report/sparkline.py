@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A curve in one line of text."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leaked bytes for speedscope.app, in its own file format.
 
 https://github.com/jlfwong/speedscope/wiki/Importing-from-custom-sources and

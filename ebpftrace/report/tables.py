@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the reports share: the width of a page, and plain tables, columns as wide as what is in them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A report for a terminal: plain, greppable text as wide as it is told, colour only as an addition.
 
 rich lays out and wraps; everything is handed to it as ``Text``, so that nothing in a

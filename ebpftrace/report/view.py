@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which findings a report shows: one pure choice that all output formats share.
 
 A filter never changes what was found: the first line of a report, its totals and the

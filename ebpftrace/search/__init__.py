@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The search: is a handle of an exited thread, or a pointer into a mapping, still stored in a process?
 
 It reads what the process has in memory, and judges nothing: who is a leak, the diagnosis says.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which parts of an address space can hold a pointer that counts, and which can't."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is in use although no pointer to it can be found: memory kept otherwise, and pointers in disguise."""
 
 from __future__ import annotations

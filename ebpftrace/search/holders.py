@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kind of place a holder is: which global, whose stack, the heap, or other memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Addresses that the kernel holds for a process and hands back later: nothing in its memory need have them.
 
 epoll keeps a word with each file (epoll_ctl(2)), a timer one for its signal (timer_create(2)); /proc tells

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kinds of memory there are, by the names that the kernel gives to mappings."""
 
 from __future__ import annotations

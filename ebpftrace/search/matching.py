@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which words of memory refer to a suspect: vector work on copies of memory.
 
 A word counts at every address that is a multiple of 4: compilers align pointers to 8 bytes, packed structs

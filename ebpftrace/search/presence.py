@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which pages of a process are in memory: reading any other would bring it in.
 
 ``PAGEMAP_SCAN`` (Linux 6.7, ioctl on /proc/PID/pagemap; Documentation/admin-guide/mm/pagemap.rst), in a mode

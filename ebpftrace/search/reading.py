@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads pages of a process in large pieces, and says where each word of a piece lies."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sets of addresses as sorted, disjoint runs, in arrays: a process may have a million of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The search of one process: passes over its memory, until what was not found is absent.
 
 The process runs on.  If no thread of it has run while a pass read, that pass is exact, and one is enough.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All that a search reads of a process."""
 
 from __future__ import annotations

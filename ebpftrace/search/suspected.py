@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The suspects of one search in arrays: there may be a hundred thousand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of global variables, from the symbol tables of ELF files.
 
 The file is the target's and may lie: tables are bounded, and names are read only where one is wanted.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The threads of an address space at one moment: where their stacks are in use, and their registers."""
 
 from __future__ import annotations

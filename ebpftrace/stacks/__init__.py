@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Copies -> frames -> names: complete user stacks of programs without frame pointers.
 
 The kernel side copies registers and stack bytes; this room unwinds and names them later, outside

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a call instruction end at this address?  What tells a return address from other data on a stack.
 
 Encodings: Intel SDM volume 2, CALL: E8 rel32, and FF /2 with its addressing forms.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The code of a process, as the unwinder asks for it: its bytes, and what they say of calls and returns.
 
 Runs in the worker process.  What was found out is kept: the same addresses come again with each copy.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel side copies, and what unwinding makes of it.
 
 Registers are ``struct pt_regs`` of x86_64 (arch/x86/include/asm/ptrace.h): 21 words, 168 bytes.

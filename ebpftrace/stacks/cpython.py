@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python code that a thread ran at a call: where CPython keeps its frames, and what their code is named.
 
 The kernel side takes the addresses at the call itself (bpf/python.h); a moment later they would be those of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``.debug_frame`` as records of ``.eh_frame``: the unwind tables of code that is built without the latter.
 
 A compiler told -fno-asynchronous-unwind-tables writes them for debuggers only, with -g.  Both hold the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Separate debug info of a file: by build id or ``.gnu_debuglink``, on the host and in the target's root.
 
 Places as gdb documents them ("Debugging Information in Separate Files").  A file in the target's root

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Functions and lines of an address by DWARF, the inlined ones with their namespaces (libdw).
 
 drgn (0.3.0) finds the inlined functions of functions that stand at the top level of a unit, as gcc writes

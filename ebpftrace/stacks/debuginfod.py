@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Debug information from a server, by build id: only where the user asks for it.
 
 By the system's client, ``debuginfod-find`` (elfutils; debuginfod-find(1)), which keeps what it has fetched.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names as their programmers wrote them, each by a library of those who define or maintain the scheme.
 
 * C++ (Itanium C++ ABI 5.1): ``__cxa_demangle`` of the C++ run-time library.

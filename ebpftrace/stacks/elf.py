@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Headers of a 64-bit ELF file, read with bounds: the file is the target's and may lie.
 
 Source of the layouts: System V ABI (gABI) chapters 4 and 5, and its x86-64 supplement.

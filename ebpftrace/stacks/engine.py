@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tracer's side of the worker: unwinding and names, with its crashes and hangs contained.
 
 A worker that dies or takes too long is replaced.  What it was busy with pays: a file whose debug info

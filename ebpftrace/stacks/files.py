@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ELF files that targets run, opened once, early, and kept: they outlive deletion and process.
 
 Distinct files are shared by all targets.  What is kept is bounded; frames of a file beyond the bound show

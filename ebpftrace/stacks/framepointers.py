@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Callers by frame pointers alone: what is left where unwind tables cannot be read.
 
 x86_64: code that keeps them begins with push %rbp; mov %rsp,%rbp: rbp then points to the caller's rbp,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The caller of a function that has no unwind table: by what its code says, or not at all.
 
 musl is built without tables, some assembly is, and JIT compilers and Go write none.

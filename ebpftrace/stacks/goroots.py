@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the stacks of Go programs end, by the names of Go's runtime.
 
 Go writes no unwind tables; its code keeps frame pointers.  A goroutine's stack ends by them.  The runtime

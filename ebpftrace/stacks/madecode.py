@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The code that a JIT compiler made, read from the process while it lives.
 
 No file has it, and how it returns is known only from its bytes (``returns``).  They are read as they are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What code is where in a process, and was: the module list, kept over time.
 
 A copy is unwound after it was made; meanwhile libraries come (dlopen) and go (dlclose), or the

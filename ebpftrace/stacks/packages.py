@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which package has the debug information of a file: asked of the package manager of this host."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of JIT code from ``/tmp/perf-PID.map``, as V8, OpenJDK agents and CPython (-X perf) write it.
 
 Format: kernel tools/perf/Documentation/jit-interface.txt, lines "START SIZE name" in hex.  The file

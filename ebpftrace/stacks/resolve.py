@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the copies of one process to stacks with names: the one entry to this room."""
 
 from __future__ import annotations

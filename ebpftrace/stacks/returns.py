@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How code without an unwind table will return: read from its own instructions.
 
 What follows a call, on every way to a ``ret``, takes down the frame that the call was made in: so many

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opening files by a path of the target's mount namespace, without being led out of it.
 
 Plain ``/proc/PID/root/PATH`` follows an absolute symbolic link from the *caller's* root: a hostile

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the stacks of a report lack, and why: told once, beside what each stack says of itself."""
 
 from __future__ import annotations

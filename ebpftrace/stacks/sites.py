@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which stack belongs to which mapping: copies of stacks, joined with the calls they were made at.
 
 A mapping whose own stack was copied has that stack.  One whose stack was not copied has its signature,

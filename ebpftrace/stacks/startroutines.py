@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a thread's start routine is where it lies in a stripped library that starts all its threads alike.
 
 Each of these libraries gives pthread_create one start routine of its own, a static function whose symbol

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tier 2: names of code addresses, by debug info and symbol tables (drgn).
 
 Runs in the worker process.  One program serves all targets: each distinct file is in it once, at a

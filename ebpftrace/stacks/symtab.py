@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Function names from ELF symbol tables alone, for machines where drgn cannot be had.
 
 Runs in the worker process, in the place of ``symbols``; and for ``symbols``, of files that drgn cannot read.

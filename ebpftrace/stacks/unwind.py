@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tier 1: physical frames of one copy, by the unwind tables of the target's files (drgn).
 
 Runs in the worker process.  The program that drgn sees has no debug info (with it, each walk costs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The small ELF image that the unwinder reads: program headers and ``.eh_frame``, nothing else.
 
 What ``.debug_frame`` has beyond it is in that section as well (``debug_frame``).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages between the engine and its worker: a JSON object, bytes, and at most one file descriptor.
 
 JSON because the worker reads hostile files: what comes back must be harmless to parse.

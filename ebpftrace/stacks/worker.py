@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process that reads targets' ELF files with drgn, on behalf of ``engine``.
 
 ELF and DWARF readers are written in C for honest files.  A hostile file that crashes, hangs or fills

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stands between the parentheses, one function for each call."""
 
 from __future__ import annotations

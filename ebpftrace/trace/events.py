@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happened to the traced tasks, as the kernel side tells it.
 
 Times are nanoseconds of ``CLOCK_MONOTONIC``; numbers are as the kernel's registers held them, unsigned,

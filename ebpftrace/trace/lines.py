@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events of the traced tasks, in the order of time, to the lines that strace prints for them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events of several processors in the order of time."""
 
 from __future__ import annotations

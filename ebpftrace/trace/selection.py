@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which calls to trace: ``-e trace=SET`` as strace(1) reads it, within what is traced here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments and results spelled as strace spells them."""
 
 from __future__ import annotations

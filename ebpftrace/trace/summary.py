@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of ``strace -c``, with the time on the wall that the calls took (``strace -c -w``)."""
 
 from __future__ import annotations

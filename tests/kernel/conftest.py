@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel tests run as root, on a kernel where the tracer can load its programs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starts targets and the tracer, and lets a test tell them when: no sleeps, every wait ends.
 
 Addresses and sizes are bytes; an area is (start, end), end excluded.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starts small programs whose processes the tests of the process room look at."""
 
 from __future__ import annotations

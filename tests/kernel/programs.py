@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Targets that a test builds itself: one source, several compilers and ways to link."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact copies of registers and stack at system calls, made with ptrace: in tests only.
 
 The tool itself copies in eBPF; ptrace gives the same words (``struct user_regs_struct`` begins like

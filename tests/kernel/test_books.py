@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """glibc's books, read from running programs and compared with what each program says of itself."""
 
 from __future__ import annotations

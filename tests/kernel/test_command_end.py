@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a traced COMMAND is left with: its own limits; and what is said of it when the trace is over."""
 
 from __future__ import annotations

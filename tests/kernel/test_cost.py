@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tracing cost, as the tool tells it after a run."""
 
 from __future__ import annotations

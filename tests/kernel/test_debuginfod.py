@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Debug information from a server, by the real client: fetched where it is asked for, never by itself."""
 
 from __future__ import annotations

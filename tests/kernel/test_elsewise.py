@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory that other calls than mmap map, or that the kernel makes larger than they say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What differs between kernels: how registers are reached, and runs of our programs that are skipped.
 
 Linux 7 runs programs at syscall tracepoints preemptibly: while one is preempted, the kernel skips

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Byte for byte: what the ledger says is mapped is what the kernel says is mapped.
 
 The ledger is dumped before it is checked against /proc, so that nothing is put right by the check;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every look at /proc, read of memory and access to a table fails once, each in its turn.
 
 What comes then is a report or one clear line (CannotTrace), and no descriptor is left open.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that end, judged at their death: verdict, count and exit status are exact."""
 
 from __future__ import annotations

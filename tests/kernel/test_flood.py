@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A flood of calls costs the tracer nothing; a table that overflows is counted, never silent.
 
 EBPFTRACE_FLOOD_MS=N makes the flood longer.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a traced process executes and forks: each process that creates threads is judged, also a short one."""
 
 from __future__ import annotations

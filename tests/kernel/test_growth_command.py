@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace growth`` on programs that grow, and on one that does not."""
 
 from __future__ import annotations

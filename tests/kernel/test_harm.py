@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """However the tracer ends, its probes are gone and the target runs on; and it stands beside others."""
 
 from __future__ import annotations

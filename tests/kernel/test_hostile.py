@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Targets that are named, shaped or timed to hurt who looks at them, through whole commands."""
 
 from __future__ import annotations

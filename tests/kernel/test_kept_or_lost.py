@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who can still free it decides: programs that keep handles and pointers, and twins that lose them.
 
 All are traced by one session, and judged without a trace by ``-d 0`` and ``maps``, which must agree with it.

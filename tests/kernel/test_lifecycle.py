@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a trace begins and ends: signals, exit, exec, COMMAND, and every error in one line."""
 
 from __future__ import annotations

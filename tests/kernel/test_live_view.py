@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """While a trace runs: a terminal sees how it goes, a pipe nothing of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """As much as a process can have or do: nothing is lost, the tracer's memory stays bounded, the target lives.
 
 EBPFTRACE_LOAD=N makes each load N times as large; 10 comes near to what Linux allows by default.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace maps`` on real programs, held against what they and /proc/PID/status say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs without a leak, which look like one to a tool that only watches mmap and exit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory that a thread mapped and left behind, and what others then do to it."""
 
 from __future__ import annotations

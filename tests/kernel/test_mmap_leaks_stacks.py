@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacks that stay mapped after the thread that ran on them: the two cases the tool was made for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Task numbers that are used again, while the kernel side still holds who had them before."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Targets in containers' namespaces, and a tracer that is in one."""
 
 from __future__ import annotations

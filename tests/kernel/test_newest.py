@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A thread's newest mapping, which the kernel side keeps with the thread: read, handed over, flooded.
 
 These tests read the tables themselves, while the programs run: no report would show what is half written.

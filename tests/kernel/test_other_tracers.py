@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whoever else watches this host sees what it saw before, while we trace."""
 
 from __future__ import annotations

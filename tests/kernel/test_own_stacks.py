@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacks that a program maps itself: which thread each was, what is left of it, and what is none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory and the mapped files of real processes, read while they run and change."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What /proc tells of real processes, each with one hazard, and of processes that go away."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python code in stacks: the function, file and line that called, at the moment of the call."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What fails when the programs are loaded or attached already: one line, and nothing of them stays."""
 
 from __future__ import annotations

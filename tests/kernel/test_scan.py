@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace scan`` on this host, with programs on it that leak and that do not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What still refers to exited threads and mappings, in running programs that know it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Places and privileges: where tracing works, and the one line where it does not."""
 
 from __future__ import annotations

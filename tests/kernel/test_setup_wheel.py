@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A built wheel carries the BPF sources and works from any directory."""
 
 from __future__ import annotations

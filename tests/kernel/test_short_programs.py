@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacks of a COMMAND that has ended before the tracer looks at it for the first time."""
 
 from __future__ import annotations

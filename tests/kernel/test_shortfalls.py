@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every job that shows stacks says once, beside them, which code has no names, and why."""
 
 from __future__ import annotations

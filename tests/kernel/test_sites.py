@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each leak at its own site, also where two sites look alike and leak at full speed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of the kernel's memory the tables take, whatever the machine allows its processes."""
 
 from __future__ import annotations

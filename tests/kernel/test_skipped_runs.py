@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel skips runs of our programs: here some of them return at once, as if they had been skipped."""
 
 from __future__ import annotations

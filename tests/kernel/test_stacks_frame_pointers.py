@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frame pointers beside unwind tables, on the same copies: what each finds (run with -s for the figures)."""
 
 from __future__ import annotations

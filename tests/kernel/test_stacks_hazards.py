@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that are deleted, replaced, hidden or gone when the stacks are named: the same names."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Broken and hostile ELF files: contained by the worker, in bounded time, and nobody else suffers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names and lines against llvm-symbolizer, an independent reader, for every call in a program."""
 
 from __future__ import annotations

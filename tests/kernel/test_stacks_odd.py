@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacks in which something is guessed easily: each is right, or cut where it must be, with the reason."""
 
 from __future__ import annotations

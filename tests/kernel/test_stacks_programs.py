@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole stacks of small programs, compiled in many ways, against what their sources say."""
 
 from __future__ import annotations

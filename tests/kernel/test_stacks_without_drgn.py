@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """drgn missing or unusable: everything else works, stacks are frame-pointer stacks, and it is said."""
 
 from __future__ import annotations

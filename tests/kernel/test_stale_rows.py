@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A long trace of a program whose mappings end in ways that no start address tells of.
 
 The kernel's tables would fill with rows of which nothing is left, and with the threads that made them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`ebpftrace trace`: the lines of strace, whole, filtered in the kernel, with counted losses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a call began, where the kernel skipped our look at its beginning: nobody knows, and so it is told.
 
 Linux 7 skips runs (ebpftrace/kernel/losses.py); here the probe is taken off, which is the same everywhere.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The main job on a program for each verdict and for each look-alike, compared with what it says of itself.
 
 All programs of a table are traced by one session: some were at work before it, all are during it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The walk-through in docs/ shows what the commands print."""
 
 from __future__ import annotations

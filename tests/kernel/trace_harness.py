@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traces of `ebpftrace trace` and of strace, made alike so that they can be held against each other."""
 
 from __future__ import annotations

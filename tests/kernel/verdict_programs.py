@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs of test_verdicts: what each is, and what ``mmap-leaks`` must say of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // An HTTP server of the JDK that starts a thread for each request: ChurnServer, prints "port N".
 import com.sun.net.httpserver.HttpServer;
 import java.io.IOException;

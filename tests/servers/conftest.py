@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real servers, installed by install.sh, traced under load; the harness is that of the kernel tests."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Installs the servers that the tests of this directory run; started as root by `make test-servers`.
 # None of them is started as a service: while packages are installed, policy-rc.d says no.
 set -eu

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A healthy program: pools of threads come and go, and their tasks map memory and give it back."""
 
 import mmap

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Work for node's pool of threads, and an HTTP server: prints "port N".
 const crypto = require("crypto");
 const http = require("http");

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starts servers with their data in a directory of their own, puts load on them, and stops them.
 
 They listen on a Unix socket or on the loopback address only.  A load is called again and again

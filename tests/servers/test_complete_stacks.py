@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many stacks of real programs are unwound to their outermost frame."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server of which only one thing is wrong: its threads are no longer detached."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The production case in its real size: 30,000 threads that nobody joined."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Healthy servers under load: not one finding is a leak."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacks of programs of many languages; the harness is that of the kernel tests."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Installs what the programs of the matrix are made with (make test-stacks), as root.  What a distribution lacks
 # is left out, and so is its test.
 set -eu

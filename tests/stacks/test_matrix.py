@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole stacks of programs of many languages, against chains known by construction, or gdb's.
 
 Each stack is the true one, or begins like it and is cut with the reason: nothing else is ever shown.

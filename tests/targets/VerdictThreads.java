@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Threads of the JVM come and go: VerdictThreads ROUNDS; each round starts 8 threads, allocates, and joins them.
 import java.io.IOException;
 

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Changes glibc's thread lists as fast as it can, while a few threads stay on them that ended and were
  * never joined: books_churn joined|detached|user CHURNERS DEAD [CALM_US].
  *

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Forges glibc's list of thread stacks in its own memory: books_forged WAY.
  *
  * Eight threads end and are never joined, so that there is a list; then it is made to lie. WAY:

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Threads that end in every way there is, or do not end: books_threads KIND COUNT [STACK_BYTES [BEFORE]].
  *
  * Each thread says where its stack is, its tid and its start routine, as JSON; BEFORE of them are made

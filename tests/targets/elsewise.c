@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Memory that is mapped by other calls than mmap: elsewise MODE [COUNT].
  *   shared   each thread attaches a System V segment of its own and leaves it
  *   aio      each thread sets a context of asynchronous input and output up and leaves it

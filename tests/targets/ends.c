@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * A worker maps memory and exits, then the whole program ends.  ends MODE:
  *   exit    the process exits
  *   killed  the process kills itself

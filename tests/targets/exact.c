@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Random memory calls of eight threads, as fast as they can: exact SEED MILLISECONDS [PAUSE_US].
  *
  * Each of eight roles has a window of addresses that only it touches, and areas that the kernel

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Threads that nobody joins, and then another program: exec_after COUNT becomes /bin/cat. */
 #include "target.h"
 

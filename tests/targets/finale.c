@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Threads that are joined or not, and then the end.  finale BODY TAIL_MS END:
  *   bodies that leave threads unjoined, and how many:
  *     leak1 1, leak5 5, leak9 9, exits 1 (pthread_exit), cancelled 1, gives_up 1 (pthread_timedjoin_np),

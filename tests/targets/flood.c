@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Pairs of mmap and munmap from one core.  flood MILLISECONDS PAIRS_PER_SECOND [LEAST_PAIRS]
  * PAIRS_PER_SECOND 0: all it can.  It goes on until it has made LEAST_PAIRS, however slow the machine.
  */

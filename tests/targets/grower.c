@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Grows in known steps.  grower MODE:
  *   once   one thread moves the break, the main thread maps, enlarges and cuts one mapping, unmaps one
  *          that was there before, and maps and unmaps many that leave nothing

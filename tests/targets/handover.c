@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * One thread maps, another unmaps at once, in turns.  handover ROUNDS [REPLACE]
  * With REPLACE the other puts a mapping of its own in the place first (MAP_FIXED).
  * The last mapping stays, and the thread that made it lives on.

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Programs without a leak that look like one.  healthy MODE:
  *   detached, joined   thread churn
  *   spawn, system      storms of posix_spawn (shares the address space until exec) and fork

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Exited threads, and memory of exited threads, that somebody still can free, and twins that nobody can:
  * kept KIND [COUNT].  KIND:
  *   batch        COUNT quick threads and a slow one, all joined once all are done, again and again

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * As much as a process can have, or do at once.  load MODE:
  *   mappings N          N mappings stand; then they go, and a worker makes as many and exits
  *   threads N           N threads stand; then as many more mappings are made, one by each

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Threads that move what they hold between places, stacks and registers, without a pause.
  * movers HANDLES MAPPINGS THREADS PLACES MIB: so many handles of threads that have exited, and pointers to
  * mappings; so many threads that move them between so many places, each on a page of its own; so much memory

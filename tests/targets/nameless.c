@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Maps memory through code that is in a file, but in no ELF file: nameless FILE.
  */
 #include "target.h"

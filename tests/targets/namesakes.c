@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Numbers of tasks are used again: two threads that nobody joins, one after the other, get the same tid, and
  * a process that nobody traces gets it after them, and maps memory.  The lines "thread" tell the stacks,
  * "process" what the process did.

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * The production case: joinable threads with a 10 MiB stack exit and nobody joins them.
  * glibc keeps each stack, with its guard, for a join that never comes.
  */

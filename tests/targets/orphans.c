@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Workers map memory and exit; the workers themselves are joined.  orphans MODE [COUNT [PAUSE_MS]]:
  *   kept         nothing more happens to it
  *   huge         the same, of one huge TLB page that the worker has written to

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Stacks that the program maps itself, and what becomes of them: own_stacks MODE [COUNT].
  *   vfork        a child of CLONE_VM|CLONE_VFORK ran on each; none is unmapped
  *   lent         the same, on a piece of the stack that the caller stands on (as musl's posix_spawn

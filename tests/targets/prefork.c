@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * A server that forks its workers: prefork WORKERS LEAKS.  Each worker starts LEAKS threads that nobody joins,
  * and one that is joined; it stays until the server's stdin closes.
  */

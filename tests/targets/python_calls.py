@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Maps memory from Python code: two ways that are one to C code, with C code (sorted) in between.  Speaks as
 # the C targets do (target.h).
 import mmap

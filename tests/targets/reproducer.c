@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * The leak in miniature: N times, map a 40 KiB stack, run a raw clone (another thread group in the
  * same address space) on it, wait for it, never unmap.
  */

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Threads that have exited unjoined, and mappings; of each, one handle or pointer lies in one known place.
  *
  * No other copy may be left: what the program has to know of them itself, it keeps inverted, and it wipes

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * An address space that makes a search slow: search_hostile WAY MIB.
  * "matches": memory full of one pointer; "near": full of words that nearly are; "pieces": every second page is
  * there; "swapped": full of one pointer, and paged out where there is swap; "churn": a thread that maps and unmaps without a pause.

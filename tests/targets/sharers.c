@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Tasks of other thread groups that share the address space (CLONE_VM without CLONE_THREAD) and
  * exist before the tracer attaches.  After "go" each of them maps memory and exits.
  */

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Works and ends within a few milliseconds, sooner than anybody can read its /proc: starts threads that
  * nobody joins; or, given a plugin, loads, runs and unloads it at once, each time.
  */

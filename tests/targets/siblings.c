@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Two sites that look alike: the same size, the same depth, the same immediate caller
  * (pthread_create), called from two sibling functions.  siblings COUNT: so many leaks from each,
  * as fast as they go.  The lines "left" and "right" tell the tids of the threads of each.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Calls mmap from call chains that are known by name; the site is told by the length.
 // Length of site N: (0x1230 + N) pages.  Every mapping is unmapped at once.
 //   0 plain chain      1 qsort callback   2 signal handler, on an alternate stack if asked

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // mmap under C++ templates, a lambda in std::function, and std::thread; sites as in stacks_chain.c.
 //   7 template method   8 lambda through std::function   9 std::thread
 #include <functional>

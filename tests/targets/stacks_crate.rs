@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // mmap under Rust functions and a generic trait method; sites as in stacks_chain.c: 10, 11.
 use std::hint::black_box;
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // mmap called by goroutines; sites as in stacks_chain.c:
 //
 //	30 from main   31 from a goroutine

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Functions inlined into one another from inside of namespaces, classes and lambdas; the mmap of site 0
 // (stacks_chain.c) is in the innermost.
 #include <memory>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Functions inlined into one another from inside of modules, implementations and closures.
 use std::collections::BTreeMap;
 use std::thread;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // mmap called through code made at run time, as a JIT does; sites as in stacks_chain.c.
 //   20 through code that keeps a frame pointer   21 through code that does not
 //   22 through code of a page that is new, with a frame too large to search, then as 20

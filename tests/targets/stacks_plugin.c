@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A plugin for stacks_chain: calls back into the program from a library loaded late.
 static volatile int sink;
 

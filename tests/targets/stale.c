@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Leaves rows behind in the tracer's ledger: mappings that are overlaid, as Java overlays the guard
  * pages of its stacks, or that lie side by side, and end by one munmap of the whole.  No address is
  * ever used twice.  stale ROUNDS: at each "go" so many rounds, each with a thread of its own; one

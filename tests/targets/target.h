@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * What every target does around its hazard.
  *
  * It prints "ready" and waits for a line on stdin, so that a tracer can attach; then the hazard,

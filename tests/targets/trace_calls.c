@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Every call that `trace` shows, with ordinary and odd arguments, failing ones, and several threads
  * and processes, one after the other: two runs make the same calls in the same order in every task.
  *

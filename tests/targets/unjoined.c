@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Starts joinable threads, one every PAUSE_MS, that end at once; then it ends with status 7.
  * unjoined COUNT PAUSE_MS [joins]: with "joins", it joins all of them just before its end.
  */

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Threads that allocate from malloc's arenas, all at once, and are joined: verdict_arenas THREADS.
  * The arenas stay for later threads. A line tells of the heap (64 MiB, aligned) of each block.
  */

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * A library to preload: no thread is ever detached, neither later nor from its creation.  A sound server
  * then leaks each thread that it trusted to clean up after itself.
  */

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // std::thread and its kin, whose objects are lost, detached, joined or waited for:
 // verdict_std_thread lost|detached|joined|async COUNT.
 #include "target.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Threads of the Go runtime come and go: a goroutine that ends while locked to its thread ends the thread.
 // verdict_threads ROUNDS: each round ends 8 threads, and allocates.
 package main

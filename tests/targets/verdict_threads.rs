@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Threads of Rust's standard library: verdict_threads dropped|forgotten|joined|scoped COUNT.
 // A dropped JoinHandle detaches its thread; only a forgotten one leaves a thread that is never joined.
 use std::io::{stdin, stdout, Read, Write};

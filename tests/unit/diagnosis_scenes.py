@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds evidence for the tests of the diagnosis: threads, stacks, mappings, thread lists, searches."""
 
 from __future__ import annotations

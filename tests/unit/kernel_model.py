@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model of an address space, and of what the kernel side records about it.
 
 ``Target`` has both: ``pages`` is the truth, page by page; ``rows``, ``newest`` and ``sent`` are what the BPF

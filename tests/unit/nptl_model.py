@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """glibc's thread lists as glibc changes them: one write to memory at a time, with a reader in between.
 
 Follows nptl/allocatestack.c, nptl-stack.c, pthread_create.c, nptl_free_tcb.c and include/list.h.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hypothesis strategies: hostile names, and reports made of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds realistic reports for the tests of the report room."""
 
 from __future__ import annotations

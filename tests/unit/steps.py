@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much Python work a call takes: counted, because a clock also counts what else the machine does."""
 
 from __future__ import annotations

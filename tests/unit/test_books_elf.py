@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The readers of ELF files and of glibc's descriptions, against files and memory that lie."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """glibc's lists at the end of a process: what a dying task's memory says of who had exited."""
 
 from __future__ import annotations

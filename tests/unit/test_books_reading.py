@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The walk and the judgement, against a model of glibc that writes while it is read."""
 
 from __future__ import annotations

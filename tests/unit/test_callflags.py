@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The right-hand sides are what strace 6.1 printed for these values."""
 
 from __future__ import annotations

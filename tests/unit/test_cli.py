@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line's own manners: help, imports, and one line for every error."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A COMMAND that is started to be traced: found or refused by name, and what is said of it in the end."""
 
 from __future__ import annotations

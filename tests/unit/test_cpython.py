@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python code by what is in memory: location tables against the interpreter's own, and any bytes at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What glibc's books say of stacks from before attach, and how it joins with the trace."""
 
 from __future__ import annotations

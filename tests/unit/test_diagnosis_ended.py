@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The target is gone, and glibc's books were read last a while before its end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What several readings of glibc's thread lists say together, and what the rules conclude from it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Of living owners: mappings that nothing points into any more, and threads that pile up."""
 
 from __future__ import annotations

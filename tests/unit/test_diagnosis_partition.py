@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever the evidence: every orphan has exactly one verdict, and it takes little work."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each verdict, and the look-alike that must not get it."""
 
 from __future__ import annotations

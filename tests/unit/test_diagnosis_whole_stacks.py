@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacks whose parts were mapped by different calls."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What doctor says of machines that lack something: without root, and without a usable bcc."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fuzzer does not rot: each reader gets its sound inputs, and damaged ones that are always the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """--fail-on-leak: which exit status follows from the reports and from COMMAND."""
 
 from __future__ import annotations

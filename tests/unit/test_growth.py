@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Growth: what changed between two moments, taken together, and told."""
 
 from __future__ import annotations

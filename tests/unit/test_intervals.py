@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interval map against a plain list of cells."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Offsets of members, on type information made up here and that of the running kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel side tells of a path becomes what /proc/PID/maps would print."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where code lies: few ranges, all code in them, the widest gaps between them."""
 
 from __future__ import annotations

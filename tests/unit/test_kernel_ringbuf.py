@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ring buffer reader, on a memfd that is laid out as the kernel lays a BPF ring buffer out."""
 
 from __future__ import annotations

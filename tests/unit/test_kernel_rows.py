@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A thread's newest mapping as it is read while the thread writes it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger against a page-by-page model of an address space."""
 
 from __future__ import annotations

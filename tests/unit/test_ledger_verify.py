@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger's special cases, and its answer held against /proc."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The man pages are those of the commands as they are, and man(1) can read them."""
 
 from __future__ import annotations

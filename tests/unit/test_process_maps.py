@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parsers of maps and smaps against text made the way the kernel makes it."""
 
 from __future__ import annotations

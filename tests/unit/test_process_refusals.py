@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is said where /proc refuses: the way out depends on who asks, and why it refused."""
 
 from __future__ import annotations

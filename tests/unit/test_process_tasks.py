@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Threads, clocks and identity, on this very process and on made-up stat files."""
 
 from __future__ import annotations

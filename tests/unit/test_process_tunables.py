@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of glibc in the environment of a process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registration of threads, on those of this very process: none is missing, none is left that has ended."""
 
 from __future__ import annotations

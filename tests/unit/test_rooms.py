@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rooms that CONTRIBUTING.md calls pure know of nothing but each other and the ground floor."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is in use without a pointer, run-times that disguise pointers, and names of variables."""
 
 from __future__ import annotations

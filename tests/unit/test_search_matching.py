@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which words refer to which suspects, against a loop over every word."""
 
 from __future__ import annotations

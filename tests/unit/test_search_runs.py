@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sets of addresses as runs, against sets of addresses."""
 
 from __future__ import annotations

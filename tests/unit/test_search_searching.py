@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole search on made-up memory, against reachability told by a plain loop."""
 
 from __future__ import annotations

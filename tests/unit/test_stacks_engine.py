@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The engine with workers that are slow, hang or lie; they are programs of this test."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frame-pointer walks on copies made by hand, of both machines and of none; what is said of them."""
 
 from __future__ import annotations

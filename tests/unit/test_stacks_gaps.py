@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Finding callers where code has no unwind tables: on stacks and code made up for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load bias, layouts over time, and ELF headers, on real and broken files."""
 
 from __future__ import annotations

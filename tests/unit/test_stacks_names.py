@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pure parts of naming: demangling and perf maps."""
 
 from __future__ import annotations

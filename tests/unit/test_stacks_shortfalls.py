@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What stacks lack is told once, and in bounds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which stack belongs to which call: its own copy first, its signature only where that is unambiguous."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our numbers of system calls are those of the headers of this machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: E501 - lines are what is tested here
 """Lines of the call trace: what strace 6.1 printed for the same calls, and what it never meets."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """-e trace=SET, and the table of -c."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The list of kernels and what is made of it; the guests themselves are `make test-kernels`."""
 
 from __future__ import annotations

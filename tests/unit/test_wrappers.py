@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose function a stack is named by: of each runtime a stack as it was seen, and the user's frame in it."""
 
 from __future__ import annotations

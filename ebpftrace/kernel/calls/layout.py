@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the call trace in the kernel and Python agree on: the records of ``bpf/trace_shared.h``.
 
 The constants reach the C as ``-D`` definitions (``definitions``), so each stands here only.

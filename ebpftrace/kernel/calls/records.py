@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The records of the call trace as events."""
 
 from __future__ import annotations

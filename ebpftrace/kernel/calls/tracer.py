@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The call trace in the kernel as Python sees it: attach to the chosen calls, name tasks, read, detach."""
 
 from __future__ import annotations

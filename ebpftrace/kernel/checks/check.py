@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The answer to one question about this machine."""
 
 from __future__ import annotations

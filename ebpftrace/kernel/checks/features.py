@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this machine has of that which tracing needs: the checks behind ``doctor`` and every error line.
 
 Each check looks at the thing itself (makes a ring buffer, imports bcc), not at a version that promises it.

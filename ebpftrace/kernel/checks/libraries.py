@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The libraries that tracing and unwinding stand on: one check each."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel and the caller's privileges allow: one check each, looking at the thing itself."""
 
 from __future__ import annotations

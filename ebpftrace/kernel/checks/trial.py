@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The last check: compile, load and attach a real program."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """glibc's own books: its lists of thread stacks, read from a running process.
 
 A joinable thread that exited stays on glibc's list of stacks in use until somebody joins it

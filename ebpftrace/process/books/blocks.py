@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stack of each descriptor: where the field ``stackblock`` lies, and which mappings it covers.
 
 The mapping around a descriptor is not its stack: with guards made by MADV_GUARD_INSTALL (glibc 2.42) the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """glibc's cache of stacks: what is in it, and how much it may hold (glibc ``nptl/nptl-stack.c``)."""
 
 from __future__ import annotations

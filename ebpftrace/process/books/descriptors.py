@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One thread descriptor (glibc ``struct pthread``), and what it proves about its thread.
 
 The life of a descriptor, and what can be seen of it from outside at each point (glibc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """glibc's thread lists at the end of a process, from what the kernel side read in its dying task.
 
 Who stands on them then was never joined.  The kernel side must know how they are laid out before the process

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which of the listed threads have exited: the second reading that makes it proof.
 
 A descriptor is copied while the target runs, so one copy may join fields of two moments.  Two copies that say

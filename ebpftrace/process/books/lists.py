@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where one process's glibc keeps its lists of thread stacks, and how its thread descriptor is laid out.
 
 glibc carries descriptions of its own internals for debuggers (``nptl_db/structs.def``): symbols

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which threads live, by the numbers that the target itself uses for them."""
 
 from __future__ import annotations

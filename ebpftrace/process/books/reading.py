@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads glibc's books of one process, from the list heads to ``model.Books``.
 
 In order: find the lists; walk them; ask which threads live; read what seems to have exited once more.

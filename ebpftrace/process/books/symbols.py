@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Symbols and loaded segments of one ELF file that a target has mapped.
 
 The file is hostile: every count and size is capped before it is used, only headers go through

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Walks a doubly linked list in the memory of a process that keeps changing it.
 
 Nothing is locked and nothing stops, so each step is checked: the node that ``next`` leads to must point back

@@ -181,7 +181,7 @@ struct space_t {
     u64 lost_runs; /* of our programs, as the calls that lack an enter or an exit tell */
 };
 
-/* One size for all kinds, so that Python reads them in bulk (layout.EVENT). */
+/* One size for all kinds, so that Python reads them in bulk (layout.CALL_EVENT, layout.ROW_EVENT). */
 struct event_t {
     u16 kind; /* EVENT_*, defined by the loader from layout.EventKind */
     u16 space;

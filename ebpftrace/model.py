@@ -60,7 +60,7 @@ class Thread:
 
 
 class Run(NamedTuple):
-    """A thread runs on a stack: the clone call that put it there (design: who is the owner).
+    """A thread runs on a stack: the clone call that put it there; so it owns the stack.
 
     ``stack`` is the address the clone call was given.  For clone3 it is the lowest byte and
     ``stack_size`` is what the call said; for clone it is a pointer near the top and the size is 0.
@@ -480,7 +480,7 @@ NOT_SEARCHED = Search()
 
 
 class Verdict(Enum):
-    """The verdicts of design.md, as the JSON contract names them."""
+    """What a finding is, by the names of the JSON contract; CONTRIBUTING.md says how to add one."""
 
     NEVER_JOINED = "never-joined-thread"
     JOINED_LATER = "joined-later"

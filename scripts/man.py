@@ -25,24 +25,24 @@ _PRIVILEGES = (
 _MEASURED = "docs/performance.md has what was measured, and says how to measure it on your machine."
 _LEDGER = (
     "The mappings are kept in tables in the kernel; mmap and munmap that cancel each other send nothing to "
-    "the tracer. Stacks are copied some times for each place, then only some each second. A loop that does "
-    "nothing but mmap and munmap is the worst case. While any program traces system calls, every system "
-    f"call on the host costs a little more, whoever makes it. {_MEASURED}"
+    "the tracer. Stacks are copied some times for each call site, then only some each second. A loop that "
+    "does nothing but mmap and munmap is the worst case. While any program traces system calls, every "
+    f"system call on the host costs a little more, in all processes. {_MEASURED}"
 )
 _NO_TRACING = "Nothing is traced. Reads {what} in /proc{memory}; the process is not stopped."
 _OVERHEAD = {
     "mmap-leaks": f"{_LEDGER} With -d 0 nothing is traced at all.",
     "growth": (
-        f"{_LEDGER} At the end of an interval the tables are read, up to four times where the process "
-        "changes its size meanwhile; that takes the longer the more mappings stand, whatever the number of "
-        "calls was. Where it would take more than a twentieth of a core it is left out at some intervals: "
-        "they have no causes then, and the next one has theirs."
+        f"{_LEDGER} At the end of an interval the tables are read, up to four times if the process "
+        "changes its size meanwhile; that takes longer with more mappings, whatever the number of calls "
+        "was. Where it would take more than a twentieth of a core it is left out at some intervals: they "
+        "have no causes then, and the next one includes theirs."
     ),
     "trace": (
         "Each call that is printed is copied to the tracer, which formats it on whatever CPU is free. The "
         "filters (-e, --min-bytes, -z, -Z) work in the kernel before anything is copied; -c counts in the "
         "kernel and copies nothing. The target is never stopped, as strace(1) stops it twice for each call. "
-        "Calls that come faster than they can be read are counted and told, not waited for. "
+        "Calls that come faster than they can be read are counted as lost, not waited for. "
         f"{_MEASURED}"
     ),
     "maps": _NO_TRACING.format(
@@ -70,7 +70,7 @@ _STATUS = {
     "doctor": (("0", "This machine can trace."), ("1", "It cannot.")),
 }
 _COMMON_STATUS = (
-    ("1", "It could not be done; one line on standard error says why and what mends it."),
+    ("1", "It could not be done; one line on standard error says why and how to fix it."),
     ("2", "Wrong usage."),
     ("130", "Interrupted before there was anything to report."),
     ("141", "The reader of standard output has gone."),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: one module per command, imported when it is called.
 
-A command's module imports click and, at its top, nothing dear; what it needs it imports when it runs,
-so that ``--help`` and shell completion answer at once.
+A command's module imports only click at its top, and what is heavy inside the command, so that ``--help``
+and shell completion answer at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WHAT_RAN_OUT = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is asked for, and tells all errors in one way."""
+    """A group that imports a command when it is asked for, and prints all errors in one way."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names of the commands, in the order of the help."""

@@ -284,7 +284,7 @@ class _Files:
 
 
 class _Narrator:
-    """Tells the user how the session goes: the session's observer, a context manager."""
+    """Shows the user how the trace goes: the observer of ``jobs.mmap_leaks``, a context manager."""
 
     def __init__(
         self,

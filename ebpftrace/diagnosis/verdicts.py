@@ -167,7 +167,7 @@ def _books_note(evidence: Evidence) -> tuple[str, ...]:
     reason = f": {books.why}" if books.why else ""
     if books.state is BooksState.UNSTABLE:
         return (f"glibc's thread lists changed under every reading{reason}",)
-    return (f"there are no glibc thread lists to show which threads were joined{reason}",)
+    return (f"there are no thread lists of glibc to show which threads were joined{reason}",)
 
 
 def _grouped(cases: Sequence[Case], context: Context) -> list[_Group]:

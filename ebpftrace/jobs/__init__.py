@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user asks for: one module per job, told top to bottom, and what jobs share.
+"""What the commands do: one module each, and what they share.
 
-``mmap_leaks``, ``growth`` (with ``growth_watch``), ``trace``, ``maps`` and ``scan`` are the commands of the
-same names.  They share ``command`` and ``interrupts``; those on the kernel's ledger ``tracing``, ``watch``
-and ``attribution`` too.
+``mmap_leaks`` (with ``leak_watch``, ``ending``, ``family``, ``attribution``), ``growth`` (with
+``growth_watch``), ``trace``, ``maps`` and ``scan`` are the commands of the same names.  They share
+``command``, ``interrupts`` and ``waiting``; those on the kernel's ledger also ``tracing``, ``watch`` and
+``threads``; those that search memory ``searching``.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What took long to make is kept in files: compiled programs, and what was looked up in the kernel's types.
 
 Who could write them would have code in the kernel.  So a directory or a file that anybody but us could have

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What compiling a BPF source gives: tables to make and programs to load, as plain data.
 
 A program refers to a table by a place holder, the table's position in the list; ``installed`` puts the

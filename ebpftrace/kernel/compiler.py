@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compile a BPF source with bcc; only here bcc is loaded, which takes as long as a small compilation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make the tables of compiled programs, load the programs, and attach them; all without bcc.
 
 Programs are attached to a tracepoint by a perf event on one CPU: the program runs for the tracepoint on

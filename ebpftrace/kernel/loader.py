@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The BPF programs for this machine: compiled, unless that was done before, loaded and attached."""
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ class Tracer:
     def add_pending_space(self, pid: int) -> int:
         """Prepare the address space that process ``pid`` will have once it executes a program."""
         space = self._new_space(SpaceT(), pid)
-        # Where its code will lie is not known: until set_code() all words tell call paths apart.
+        # Where its code will lie is not known: until code_read() all words tell call paths apart.
         self._tell(space, [_EVERYWHERE], _NEVER)
         life = LifeT(born=time.monotonic_ns(), tid=pid, tgid=pid, space=space, is_thread=1)
         tables.update(

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """In which function's frame of a thread's stack a holder lies, where that can be had.
 
 The thread has to wait all the while: its registers are read, then its stack, then the registers again; had it

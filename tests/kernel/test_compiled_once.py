@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs are compiled once; a trace with kept ones is the same; of no use, they are compiled again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A handle on the stack of a thread that waits: in whose frame it lies, with and without a trace."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A trace, ``-d 0``, ``maps`` and ``scan`` say the same of the same programs, as far as each can see."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Handles of COUNT exited threads that lie in one function's frame, in the middle of a stack:
  * frame_holders COUNT WAY.  WAY:
  *   main     the initial thread's: main -> keeps_them -> goes_deeper -> waits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacks of findings: of each place it is told for how many of its calls it was copied."""
 
 from __future__ import annotations

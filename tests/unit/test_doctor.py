@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import click
+import jsonschema
 import pytest
 
 from ebpftrace.kernel.checks.check import Check
@@ -40,6 +41,7 @@ def doctor_json(python: Path, *options: str, modules: str = "") -> dict[str, Any
     assert told.stderr == ""
     assert told.returncode == 1
     report = json.loads(told.stdout)
+    jsonschema.validate(report, json.loads((ROOT / "ebpftrace/report/schema/doctor-1.json").read_text()))
     assert report["can_trace"] is False
     return {check["name"]: check for check in report["checks"]}
 

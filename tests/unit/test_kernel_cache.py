@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is kept comes back as it was, or not at all: nobody else can have it say something."""
 
 from __future__ import annotations

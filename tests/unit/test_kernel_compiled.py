@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiled programs as data: to bytes and back, with their references to tables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose frame a byte of a stack lies in, against a plain model of calls."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stacks of threads as mappings, where no system call was traced: by glibc's lists and clone calls alone.
 
 A stack may have been unmapped, and its place mapped anew, without anybody noticing.  So only those count that

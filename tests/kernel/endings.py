@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``finale`` of tests/targets can do before it ends, how it ends, and what is true then."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``--threads-only``: leaks of stacks are found, and no program runs at any system call."""
 
 from __future__ import annotations

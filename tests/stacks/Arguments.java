@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Starts threads from a method with more arguments than registers; prints "ready" when all of it has run.
 class Arguments {
     static volatile int sink;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading pages of a process whose mappings come and go meanwhile."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stacks as mappings by glibc's lists and clone calls alone, against a plain model."""
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
+
 from ebpftrace import frames
 from ebpftrace.model import Finding, Report
 from ebpftrace.report.headline import explained_part, title, verdict_lines
@@ -13,6 +15,8 @@ from ebpftrace.text import change, duration, escape, plural, shorten, size
 MAX_LINES = 20
 _NAME_WIDTH = 16
 _LABEL = 12
+_MAX_LABEL = 20
+"""Cells of what stands out at the beginning of a verdict."""
 _MOST_VERDICT_LINES = 9
 """Only a report with many kinds of leaks has more of them."""
 
@@ -23,7 +27,9 @@ def render(report: Report, view: View, *, width: int = WIDTH) -> str:
     page = []
     for _, text in verdict_lines(report):
         first, colon, rest = text.partition(": ")
-        page += wrapped(rest, first=first + colon, width=width) if rest else wrapped(text, width=width)
+        label = first + colon
+        is_short = rest and cell_len(label) <= _MAX_LABEL
+        page += wrapped(rest, first=label, width=width) if is_short else wrapped(text, width=width)
     hidden_lines = len(page) - _MOST_VERDICT_LINES
     if hidden_lines > 0:
         page = [*page[:_MOST_VERDICT_LINES], f"... and {plural(hidden_lines, 'more line')} without --brief"]

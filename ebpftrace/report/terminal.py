@@ -118,6 +118,8 @@ def _hanging(line: str, style: str, width: int, after: str = ": ") -> Renderable
     if not rest:
         return Text(line, style=style)
     label = f"{first}{after}"
+    if cell_len(label) > width // 2:
+        return Text("\n".join(wrapped(line, width=width, cut=False)), style=style)
     grid = Table.grid(padding=0)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")

@@ -286,7 +286,8 @@ struct copy_t {
     u32 is_cut;  /* the copy ended at its size limit, not at the end of the stack */
     u32 missing; /* pages that were not in memory: bit n is the one after the first and n more */
     u32 python_count;
-    u32 reserved;
+    u32 has_argument;
+    u64 argument[ARGUMENT_WORDS]; /* a word, and what a start routine is given the address of */
     struct python_frame_t python[PYTHON_FRAMES];
     u64 registers[REGISTER_WORDS];
     u8 memory[STACK_BYTES + PAGE_BYTES];

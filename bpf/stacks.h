@@ -47,6 +47,49 @@ static __always_inline u64 signature(struct told_t *told, struct cpu_t *cpu, u32
     return hash ? hash : 1;
 }
 
+#define CLONE_SETTLS 0x80000
+/* Where struct clone_args has them (include/uapi/linux/sched.h). */
+#define CLONE_ARGS_FLAGS 0
+#define CLONE_ARGS_TLS 56
+
+/* The thread pointer of the thread that the running clone call creates; 0 where none is given. */
+static __always_inline u64 thread_pointer_of_child(const struct pt_regs *registers)
+{
+    u64 flags = ARGUMENT_1(registers);
+    u64 given = CLONE_TLS(registers);
+    u64 called_flags = 0, pointer = 0;
+
+    /* The verifier refuses one load instruction for registers and for what is read: keep them apart. */
+    asm volatile("" : "+r"(flags), "+r"(given));
+    if (CALL_NUMBER(registers) == NR_CLONE)
+        return flags & CLONE_SETTLS ? given : 0;
+    if (CALL_NUMBER(registers) != NR_CLONE3 ||
+        read_user(&called_flags, 8, (void *)(flags + CLONE_ARGS_FLAGS)) ||
+        read_user(&pointer, 8, (void *)(flags + CLONE_ARGS_TLS)))
+        return 0;
+    return called_flags & CLONE_SETTLS ? pointer : 0;
+}
+
+/*
+ * pthread_create notes what the start routine is given in the thread's descriptor, behind the routine
+ * (nptl/descr.h), and the descriptor is where the new thread's thread pointer points to.  It is read before the
+ * thread runs, which may free it; and the word before it, which is the size of a block of glibc's malloc.
+ */
+static __always_inline void copy_argument(struct copy_t *copy, u32 space,
+                                          const struct pt_regs *registers)
+{
+    struct library_t *library = library_of(space);
+    u64 descriptor = 0, argument = 0;
+
+    if (library && library->is_known && library->libc.start_routine)
+        descriptor = thread_pointer_of_child(registers);
+    if (!descriptor ||
+        read_user(&argument, 8, (void *)(descriptor + library->libc.start_routine + 8)) ||
+        !argument)
+        return;
+    copy->has_argument = !read_user(copy->argument, sizeof(copy->argument), (void *)(argument - 8));
+}
+
 /*
  * A copy that fails is not counted here: the next call of the site is copied as well, and the report
  * counts what has no stack in the end.
@@ -67,6 +110,10 @@ static __always_inline void copy_stack(struct thread_t *thread, const struct pt_
     read_kernel(copy->registers, sizeof(copy->registers), registers);
     size = copy_user_stack(copy->memory, USER_SP(registers), &copy->is_cut, &copy->missing);
     copy->size = size;
+    copy->has_argument = 0;
+    /* Last: the verifier follows what comes after it once for each way through it. */
+    if (call == CALL_CLONE)
+        copy_argument(copy, thread->life.space, registers);
     if (size && size <= STACK_BYTES + PAGE_BYTES)
         send_copy(copy, __builtin_offsetof(struct copy_t, memory) + size);
 }

@@ -578,6 +578,8 @@ class Finding:
     """The places whose stacks are known, most orphans first: at most three."""
     more_sites: int = 0
     """How many other places there are."""
+    called: tuple[tuple[str, int], ...] = ()
+    """Functions that a thread library was given to call, the commonest, and how many creations tell it."""
 
     @property
     def count(self) -> int:

@@ -191,14 +191,35 @@ _STARTERS = (
 )
 """What starts a thread in C++ and Rust: its first template argument is the type of what the thread calls."""
 _PLACEHOLDERS = frozenset({"F", "_"})
+_POINTER = re.compile(r"\((?:(?:[^()]*::)?\*&{0,2}|&{1,2})\)\(")
+"""In the type of a pointer or reference to a function, also a member: up to its parameters."""
 
 
 def started(frames: Sequence[Frame]) -> Optional[str]:
     """What a thread calls, by the names of those that started it: a lambda's, a closure's or a class's.
 
     The start routine of such a thread is one of a library, the same for all of them.  None where the frames
-    do not tell: of a pointer to a function they know the type alone.
+    do not tell: of a pointer to a function they know the type alone (``called_type``).
     """
+    called = _called(frames)
+    return None if called is None or _POINTER.search(called) else called
+
+
+def called_type(frames: Sequence[Frame]) -> Optional[str]:
+    """The type of the function whose address a thread was started with, such as ``void (&)(int)``."""
+    called = _called(frames)
+    return called if called is not None and _POINTER.search(called) else None
+
+
+def has_parameters(function: str, called: str) -> bool:
+    """Whether a demangled function takes what a function of that type is called with."""
+    pointer = _POINTER.search(called)
+    name = qualified(function)
+    after = function[function.find(name) + len(name) :]
+    return pointer is not None and after == called[pointer.end() - 1 :]
+
+
+def _called(frames: Sequence[Frame]) -> Optional[str]:
     for frame in past_thread_maker(frames):
         if not is_wrapper(frame):
             return None
@@ -206,7 +227,7 @@ def started(frames: Sequence[Frame]) -> Optional[str]:
         starter = next((start for start in _STARTERS if name.startswith(start)), None)
         if starter is not None:
             called = _first_argument(name[len(starter) :])
-            if called and called not in _PLACEHOLDERS and "(&)" not in called and "(*)" not in called:
+            if called and called not in _PLACEHOLDERS:
                 return called
     return None
 

@@ -18,6 +18,9 @@ from ebpftrace.model import FailedCall, Finding, Frame, Mapping, Orphan, OwnedBy
 from ebpftrace.stacks.sites import Call, SiteStacks
 from ebpftrace.text import error_name
 
+_CALLED_TOLD = 3
+"""Functions that the threads of one finding were started with, the commonest."""
+
 
 class Attribution:
     """The stacks of one report."""
@@ -45,17 +48,26 @@ class Attribution:
         """Return the finding with stacks marked as inherited where not every call was copied."""
         made: Counter[int] = Counter()
         copied: Counter[int] = Counter()
+        called: Counter[str] = Counter()
         for orphan in finding.orphans:
             seen = self._call(orphan)
             if seen is not None:
                 place, call = seen
                 made[place] += 1
                 copied[place] += call in self._copied
+                function = self._stacks.called(call)
+                if function is not None:
+                    called[function] += 1
         sites = tuple(
             replace(site, stack=site.stack.seen_for(copied[place], made[place]))
             for site, place in ((site, self._places.get(site.stack.frames, 0)) for site in finding.sites)
         )
-        return replace(finding, sites=sites, stack=sites[0].stack if sites else finding.stack)
+        return replace(
+            finding,
+            sites=sites,
+            stack=sites[0].stack if sites else finding.stack,
+            called=tuple(called.most_common(_CALLED_TOLD)),
+        )
 
     def _call(self, orphan: Orphan) -> Optional[tuple[int, Call]]:
         """Return the call whose stack a finding shows, and its place: a stack's clone call, else the mmap."""

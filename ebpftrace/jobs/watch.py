@@ -202,6 +202,7 @@ class Watch:
                 python=copy.python,
                 missing=copy.missing,
                 signed=signed_bytes(copy.call),
+                argument=copy.argument,
             )
         )
 

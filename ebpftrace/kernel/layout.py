@@ -385,7 +385,7 @@ class CountT(ctypes.Structure):
 
 
 class CopyHead(NamedTuple):
-    """``struct copy_t`` up to its frames of Python code, which the registers follow."""
+    """``struct copy_t`` up to a start routine's argument; Python's frames and registers follow."""
 
     site: int
     at: int
@@ -396,10 +396,13 @@ class CopyHead(NamedTuple):
     is_cut: int
     missing: int
     python_count: int
-    reserved: int
+    has_argument: int
 
 
 COPY_HEAD = struct.Struct("=QQ8I")
+ARGUMENT_WORDS = 10
+"""Of what a thread's start routine is given the address of, from the one before it on."""
+COPY_ARGUMENT = struct.Struct(f"={ARGUMENT_WORDS}Q")
 PYTHON_FRAME = struct.Struct("=3Q")
 """``struct python_frame_t``"""
 PYTHON_FRAMES = 24
@@ -625,6 +628,7 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "IMAGES": IMAGES,
         "SIZE_UNKNOWN": SIZE_UNKNOWN,
         "PYTHON_FRAMES": PYTHON_FRAMES,
+        "ARGUMENT_WORDS": ARGUMENT_WORDS,
         "PYTHON_THREADS": PYTHON_THREADS,
         "NAME_BYTES": NAME_BYTES,
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ebpftrace.kernel.layout import (
+    COPY_ARGUMENT,
     COPY_HEAD,
     IMAGE_AUXV,
     IMAGE_HEAD,
@@ -121,7 +122,7 @@ def kernel_bytes(of: Sizes, preallocated: bool, cpus: int, page: int, machine: s
     rings = (of.event_pages, of.copy_pages, of.image_pages)
     total += sum(pages + _PAGES_OF_A_RING for pages in rings) * page
     frames = PYTHON_FRAMES * PYTHON_FRAME.size
-    copy = COPY_HEAD.size + frames + REGISTER_BYTES[machine] + of.stack_bytes + page
+    copy = COPY_HEAD.size + COPY_ARGUMENT.size + frames + REGISTER_BYTES[machine] + of.stack_bytes + page
     image = IMAGE_HEAD.size + IMAGE_AUXV.size + PATH_NAMES * NAME_SLOT
     of_a_call = copy + _WORDS + page + ctypes.sizeof(ThreadT)
     return total + cpus * (_RECORDED_CALLS * of_a_call + 2 * image)

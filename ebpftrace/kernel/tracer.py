@@ -26,6 +26,7 @@ from ebpftrace.kernel.layout import (
     ADDRESS_BITS,
     CALL_EVENT,
     CALLS,
+    COPY_ARGUMENT,
     COPY_HEAD,
     IMAGE_AUXV,
     IMAGE_HEAD,
@@ -191,6 +192,8 @@ class RawCopy:
     """Frames of Python code, innermost first: code object, instruction, and who called it (``cpython``)."""
     missing: int = 0
     """Pages that were not in memory: bit n is the one after the first and n more."""
+    argument: tuple[int, ...] = ()
+    """As in ``StackCopy``."""
 
 
 KernelEvent = Union[
@@ -562,10 +565,11 @@ class Tracer:
 
     def _copy(self, record: memoryview) -> None:
         head = CopyHead(*COPY_HEAD.unpack_from(record))
-        registers = COPY_HEAD.size + PYTHON_FRAMES * PYTHON_FRAME.size
+        first = COPY_HEAD.size + COPY_ARGUMENT.size
+        registers = first + PYTHON_FRAMES * PYTHON_FRAME.size
         memory = registers + self._register_bytes
         count = min(head.python_count, PYTHON_FRAMES)
-        python = record[COPY_HEAD.size : COPY_HEAD.size + count * PYTHON_FRAME.size]
+        python = record[first : first + count * PYTHON_FRAME.size]
         self._on_copy(
             head.space,
             RawCopy(
@@ -578,6 +582,7 @@ class Tracer:
                 is_cut=bool(head.is_cut),
                 python=tuple(PYTHON_FRAME.iter_unpack(python)),
                 missing=head.missing,
+                argument=COPY_ARGUMENT.unpack_from(record, COPY_HEAD.size) if head.has_argument else (),
             ),
         )
 

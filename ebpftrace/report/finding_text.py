@@ -54,6 +54,7 @@ def rows(finding: Finding, report: Report, width: int) -> Iterator[Row]:
     calls = started(finding.stack.frames) if finding.verdict.of_stacks else None
     if calls is not None:
         yield "calls", shorten(escape(calls), width)
+    yield from _labelled("calls", _called(finding, width))
     yield from _labelled(_stack_label(finding), _stack(finding, width))
     # Evidence and advice may quote a name from the target.
     yield from _labelled("why", map(escape, finding.evidence))
@@ -64,6 +65,13 @@ def rows(finding: Finding, report: Report, width: int) -> Iterator[Row]:
 def _labelled(label: str, lines: Iterator[str]) -> Iterator[Row]:
     for index, line in enumerate(lines):
         yield ("" if index else label), line
+
+
+def _called(finding: Finding, width: int) -> Iterator[str]:
+    """What the threads were started with, as far as it was read."""
+    for function, number in finding.called:
+        seen = "" if number == finding.count else f" (read at {plural(number, 'creation')})"
+        yield shorten(escape(function), width - len(seen)) + seen
 
 
 def _pace(finding: Finding) -> str:

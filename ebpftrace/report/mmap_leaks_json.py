@@ -162,6 +162,9 @@ def _finding(finding: Finding) -> dict[str, Any]:
             for site in finding.sites
         ],
         "more_sites": finding.more_sites,
+        "called": [
+            {"function": without_surrogates(function), "count": number} for function, number in finding.called
+        ],
     }
 
 

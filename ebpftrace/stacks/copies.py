@@ -99,6 +99,10 @@ class StackCopy:
     ``first`` is what is left of the stack pointer's own page."""
     signed: int = 0
     """Bytes of the stack, from its pointer on, that went into the signature."""
+    argument: tuple[int, ...] = ()
+    """Words of what the created thread's start routine is given the address of, from the one before it on.
+
+    Empty where they were not read."""
 
 
 FramesOf = Callable[[StackCopy, Sequence[int]], Mapping[int, Frame]]

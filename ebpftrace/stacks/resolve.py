@@ -29,10 +29,14 @@ from ebpftrace.stacks.perfmap import JitNames, how_to_get
 from ebpftrace.stacks.shortfalls import Bare, Shortfalls
 from ebpftrace.stacks.startroutines import with_library_routine
 from ebpftrace.text import size
+from ebpftrace.wrappers import called_type, has_parameters
 
 JIT = "[jit]"
 """Module of frames in executable memory without a file."""
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_WORD = 8
+_MALLOC_FLAGS = 7
+"""Low bits of the size of a block (glibc, malloc/malloc.c: SIZE_BITS)."""
 NOTE_TRUNCATED = "cut where the copy of the stack ends (see --stack-bytes)"
 NOTE_ABSENT = "cut at a page of the stack that was not in memory"
 NOTE_OTHER_STACK = "cut: the callers are on another stack, of which there is no copy"
@@ -217,6 +221,27 @@ class StackResolver:
         if layout.find(address) is None:
             return None
         return with_library_routine(self._frames([Pc(address, True)], layout)[-1])
+
+    def called(self, copy: StackCopy, frames: Sequence[Frame]) -> Optional[str]:
+        """The function whose address the created thread was started with; None where that is not sure.
+
+        libstdc++ keeps it in the object that the start routine is given (bits/std_thread.h, _State_impl):
+        after a pointer to virtual functions, and after the arguments.  Of a block of glibc's malloc that
+        was read whole it is the only word that is the address of a function with such parameters.
+        """
+        kind = called_type(frames) if copy.argument else None
+        size = copy.argument[0] & ~_MALLOC_FLAGS if kind is not None else 0
+        if kind is None or size % (2 * _WORD) or not 4 * _WORD <= size <= _WORD * len(copy.argument):
+            return None
+        layout = self._history.at(copy.at)
+        found = set()
+        for word in copy.argument[2 : size // _WORD]:
+            place = layout.find(word)
+            if place is not None and place.file is not None:
+                frame = self._frames([Pc(word, True)], layout)[-1]
+                if frame.function and frame.function_offset == 0 and has_parameters(frame.function, kind):
+                    found.add(frame.function)
+        return found.pop() if len(found) == 1 else None
 
     def _frames(self, pcs: Sequence[Pc], layout: Layout) -> tuple[Frame, ...]:
         places = [layout.find(pc.address - (not pc.exact)) for pc in pcs]

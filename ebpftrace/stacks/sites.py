@@ -46,6 +46,9 @@ class Resolver(Protocol):
     def unwind(self, copy: StackCopy) -> Unwound:
         """Return the stack, NO_STACK with a note where there is none."""
 
+    def called(self, copy: StackCopy, frames: Sequence[Frame]) -> Optional[str]:
+        """Return the function that the created thread was started with, None where that is not known."""
+
 
 class Origin(NamedTuple):
     """Where a call came from: a number for its stack, equal for equal stacks, and how that is known."""
@@ -81,6 +84,8 @@ class SiteStacks:
         self._stacks: list[Stack] = [NO_STACK]
         self._numbers: dict[object, int] = {}
         self._by_call: OrderedDict[Call, int] = OrderedDict()
+        self._called: dict[Call, str] = {}
+        """What threads were started with, where that is known."""
         self._by_site: dict[int, Counter[int]] = {}
         self._certain: dict[tuple[int, int], int] = {}
         """Native frames of a stack that every call of a signature has, if it has any of them."""
@@ -116,8 +121,13 @@ class SiteStacks:
             self._by_site.setdefault(copy.signature, Counter())[number] += 1
             self._inherited.pop(copy.signature, None)
             self._by_call[copy.tid, copy.at] = number
+            if copy.argument:
+                called = resolver.called(copy, self._stacks[number].frames)
+                if called is not None:
+                    self._called[copy.tid, copy.at] = called
             while len(self._by_call) > _MOST_CALLS:
-                self._by_call.popitem(last=False)
+                oldest, _ = self._by_call.popitem(last=False)
+                self._called.pop(oldest, None)
 
     def origin(self, site: int, call: Optional[Call] = None, calls: Optional[int] = None) -> Origin:
         """Return where a call of that site (signature, 0: none) came from.
@@ -136,6 +146,10 @@ class SiteStacks:
         if inherited is None:
             inherited = self._inherited[site] = Origin(self._shared_part(site, ways), StackSource.SIGNATURE)
         return inherited
+
+    def called(self, call: Call) -> Optional[str]:
+        """Return the function that the thread which this call created was started with, if it is known."""
+        return self._called.get(call)
 
     def stack(self, number: int) -> Stack:
         """Return the stack of an ``Origin``."""

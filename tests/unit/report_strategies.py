@@ -142,6 +142,7 @@ findings = st.builds(
     period=st.none() | st.floats(0, 1e6),
     sites=st.lists(st.builds(Site, stacks, st.integers(1, 9), _bytes), max_size=3).map(tuple),
     more_sites=_counts,
+    called=st.lists(st.tuples(names, st.integers(1, 9)), max_size=3).map(tuple),
 )
 any_report = st.builds(
     Report,

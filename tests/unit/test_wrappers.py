@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ebpftrace.frames import called, culprit
 from ebpftrace.model import Frame, Stack
-from ebpftrace.wrappers import is_wrapper, qualified, started, users_frame
+from ebpftrace.wrappers import called_type, has_parameters, is_wrapper, qualified, started, users_frame
 
 LIBC = "/usr/lib/x86_64-linux-gnu/libc.so.6"
 STDCXX = "/usr/lib/x86_64-linux-gnu/libstdc++.so.6.0.30"
@@ -182,3 +182,30 @@ def test_a_name_without_what_the_function_returns_and_takes(name: str, bare: str
 @given(st.text(alphabet="ab:<>()[]{} _operator~&", max_size=60))
 def test_any_text_is_taken_for_a_name(name: str) -> None:
     assert qualified(name) in name
+
+
+@pytest.mark.parametrize(
+    ("function", "called"),
+    [
+        ("shop::refresh_prices(int)", "void (&)(int)"),
+        ("shop::refresh_prices(int)", "void (*)(int)"),
+        ("shop::refresh_prices(int)", "void (*&)(int)"),
+        ("shop::Cart::pay(int) const", "void (shop::Cart::*)(int) const"),
+        ("a::with_text(std::vector<int>, void (*)(int))", "void (&)(std::vector<int>, void (*)(int))"),
+        ("void a::made_of<int>(int)", "void (&)(int)"),
+        ("done()", "void (&)()"),
+    ],
+)
+def test_a_function_is_known_by_the_type_of_a_pointer_to_it(function: str, called: str) -> None:
+    constructor = Frame(f"std::thread::thread<{called}, int, void>({called}, int&&)", module=APP)
+    assert called_type([constructor]) == called
+    assert started([constructor]) is None
+    assert has_parameters(function, called)
+    assert not has_parameters(function, "void (&)(long, long)")
+    assert not has_parameters("other(unsigned char)", called)
+
+
+def test_a_lambda_is_no_pointer_to_a_function() -> None:
+    constructor = Frame("std::thread::thread<main()::<lambda(int)>, int>", module="/opt/app")
+    assert called_type([constructor]) is None
+    assert started([constructor]) == "main()::<lambda(int)>"

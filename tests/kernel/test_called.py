@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a thread library was given to call, read when the thread is created."""
 
 from __future__ import annotations

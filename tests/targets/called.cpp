@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // std::thread started with functions, told by pointer; a guard against taking an argument for the function.
 #include "target.h"
 

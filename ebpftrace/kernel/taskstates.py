@@ -8,10 +8,12 @@ take longer than the whole look, and 60 MiB.  Layouts: include/uapi/linux/bpf.h,
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple, Optional
 
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.btf import Btf
+from ebpftrace.kernel.cache import kernel_identity, read_cached, write_cached
 from ebpftrace.process.namespaces import own_pid_namespace
 from ebpftrace.syscalls import numbers
 
@@ -152,6 +155,19 @@ class TaskStates:
 
 @lru_cache(maxsize=1)
 def _layout(thread_pointer: str) -> _Layout:
+    key = repr(("task layout", thread_pointer, _Layout._fields, kernel_identity()))
+    cached = read_cached(key)
+    if cached is not None:
+        with suppress(ValueError, TypeError):
+            found = _Layout(*json.loads(cached))
+            return found._replace(switches=(found.switches[0], found.switches[1]))
+    layout = _find_layout(thread_pointer)
+    write_cached(key, json.dumps(layout).encode())
+    return layout
+
+
+def _find_layout(thread_pointer: str) -> _Layout:
+    """From all types of the kernel, which takes 0.3 s of CPU.  Raises CannotTrace."""
     btf = Btf.of_running_kernel()
     if not btf.has_name("bpf_task_pt_regs"):
         raise CannotTrace("registers can be read since Linux 5.15")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.kernel import cache
+from ebpftrace.kernel import cache, taskstates
+from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.cache import read_cached, sources_identity, write_cached
 
 
@@ -159,3 +161,17 @@ def test_sources_are_the_same_only_with_the_same_names_and_content(tmp_path: Pat
         (tmp_path / name).write_bytes(content)
         seen.add(sources_identity(tmp_path))
     assert len(seen) == 4
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/btf/vmlinux").exists(), reason="this kernel describes no types")
+def test_the_layout_of_tasks_is_kept_as_it_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (member, _) = taskstates._THREAD_POINTER[platform.machine()]
+    if not Btf.of_running_kernel().has_name("bpf_task_pt_regs"):
+        pytest.skip("needs Linux 5.15")
+    taskstates._layout.cache_clear()
+    found = taskstates._layout(member)
+    taskstates._layout.cache_clear()
+    monkeypatch.setattr(taskstates, "_find_layout", lambda _: pytest.fail("it is looked for once more"))
+    assert taskstates._layout(member) == found
+    taskstates._layout.cache_clear()
+    kept(place).unlink()

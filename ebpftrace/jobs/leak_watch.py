@@ -102,6 +102,8 @@ class Captured:
     unexplained: tuple[tuple[str, int], ...]
     is_final: bool
     """The books are those of the target's last moment."""
+    read_at: int
+    """When the tables had been read, ns of CLOCK_MONOTONIC: what happens later is in no count."""
 
 
 class LeakWatch(Watch):
@@ -165,7 +167,9 @@ class LeakWatch(Watch):
             self._history,
             self._stack_shaped(now),
         )
-        report = self._report(EndedBy.DURATION, Snapshot(), [], diagnosis.findings, now.memory)
+        report = self._report(
+            EndedBy.DURATION, Snapshot(), [], diagnosis.findings, now.memory, time.monotonic_ns()
+        )
         # It is of one moment: what was read when we came is no beginning of a window.
         memory, target = report.memory, report.target
         return replace(
@@ -257,6 +261,7 @@ class LeakWatch(Watch):
             self._history.add(now.books, now.read_at, now.read_until)
         snapshot = tracer.read()[self.space]
         tracer.poll()  # holes and moves that concern the rows just read
+        read_at = time.monotonic_ns()
         self._settle_doubts()
         final = self._final(snapshot)
         if final is not None:
@@ -285,6 +290,7 @@ class LeakWatch(Watch):
             verified.phantom_bytes,
             unexplained_areas,
             final is not None,
+            read_at,
         )
 
     def _standing(
@@ -342,7 +348,9 @@ class LeakWatch(Watch):
         )
         findings = tuple(map(attribution.finding, diagnosis.findings))
         findings = tuple(with_failures(finding, self._failed) for finding in findings)
-        report = self._report(captured.ended_by, snapshot, captured.outstanding, findings, now.memory)
+        report = self._report(
+            captured.ended_by, snapshot, captured.outstanding, findings, now.memory, captured.read_at
+        )
         return replace(
             report,
             losses=replace(report.losses, stacks=attribution.missing if self._wants_stacks else 0),
@@ -418,8 +426,9 @@ class LeakWatch(Watch):
         outstanding: Sequence[Outstanding],
         findings: tuple[Finding, ...],
         memory: Optional[MemoryUse],
+        read_at: int,
     ) -> Report:
-        ended_at = self._ended_at or time.monotonic_ns()
+        ended_at = self._ended_at or read_at
         made = [one for one in outstanding if not one.mapping.before_attach]
         return Report(
             target=replace(self._info, threads=self._live_threads()),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -183,6 +184,7 @@ def run(settings: Settings, observer: Observer) -> None:
                     watch.attach(tracer)
                     family.met(watch)
             cost = Cost(engine, tracer if settings.measure_cost else None)
+            began = time.monotonic()
             observer.attached(watches)
             if command:
                 command.go()
@@ -204,9 +206,11 @@ def run(settings: Settings, observer: Observer) -> None:
         def progress(seconds_left: Optional[float]) -> None:
             observer.progress(watches, tracer, seconds_left)
 
-        ended_by = follow(
-            settings.duration, settings.interval, watches, tracer, interrupts, progress, due, family
-        )
+        left = settings.duration
+        if left is not None and not command:
+            # What is said of the threads that stand already takes its time where there are many.
+            left = max(0.0, left - (time.monotonic() - began))
+        ended_by = follow(left, settings.interval, watches, tracer, interrupts, progress, due, family)
         family.finish(ended_by, tracer)
         with collector_off():
             captured = [watch.capture(tracer, watch.ended_by or ended_by) for watch in watches]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The window of a trace: it lasts as long as was asked for, whatever else takes its time."""
 
 from __future__ import annotations

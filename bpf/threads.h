@@ -236,6 +236,8 @@ static __always_inline int thread_born(struct thread_t *parent, u32 tid, u64 clo
     if (!space && parent->life.space == NO_SPACE && makes_thread(clone_flags)) {
         if (!settle(parent)) {
             lose_process();
+            /* Counted once, and not judged by a part of what it does. */
+            parent->life.space = LOST_SPACE;
             return 0;
         }
         space = space_at(parent->life.space);

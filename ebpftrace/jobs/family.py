@@ -36,8 +36,12 @@ _SETTLE_SECONDS = 0.5
 """Between two times at which the processes that have ended are judged ..."""
 _SETTLE_SHARE = 10
 """... which takes at most one in so many seconds ..."""
+_JUDGED_AT_ONCE = 32
+"""Processes that are judged by one reading of the tables; then their numbers are others'."""
 _MOST_ENDED = 100
 """... unless so many wait: the kernel side has room for so many only (layout.MAX_SPACES)."""
+_LAST_PASSES = 3
+"""At the end: while processes are judged, others may create their first thread."""
 _LOOK_SECONDS = 1.0
 """Between two looks whether processes have ended of whose end nothing was told."""
 
@@ -129,11 +133,9 @@ class Family:
         has_more = False
         for watch in self.living():
             has_more |= watch.tend(tracer, crowded, is_due)
-        ended = len(self._watches) - len(self.living())
-        if ended and (now >= self._settle_at or ended >= _MOST_ENDED):
-            self._judge(
-                [watch for watch in self._watches.values() if watch.ended_by is not None], None, tracer
-            )
+        ended = [watch for watch in self._watches.values() if watch.ended_by is not None]
+        if ended and (now >= self._settle_at or len(ended) >= _MOST_ENDED):
+            self._judge(ended, None, tracer)
             took = time.monotonic() - now
             self._settle_at = time.monotonic() + max(_SETTLE_SECONDS, took * _SETTLE_SHARE)
         return has_more
@@ -141,12 +143,13 @@ class Family:
     def finish(self, ended_by: EndedBy, tracer: Tracer) -> None:
         """Judge all that are left: the trace ends."""
         tracer.poll()  # of processes that came and went since the last time
-        self._judge(list(self._watches.values()), ended_by, tracer)
+        for _ in range(_LAST_PASSES):
+            self._judge(list(self._watches.values()), ended_by, tracer)
 
     def processes(self, tracer: Tracer) -> Processes:
-        """How many there were."""
+        """How many there were; those that are not judged yet count as lost: ask after ``finish``."""
         followed, lost = tracer.processes()
-        return Processes(followed, self._judged, lost)
+        return Processes(followed, self._judged, lost + len(self._watches))
 
     def _settled(self, space: int, event: Settled, tracer: Tracer) -> None:
         watch = self._make_watch(hold(event.tgid, event.at) or Gone(event.tgid))
@@ -154,8 +157,10 @@ class Family:
         self._watches[space] = watch
 
     def _judge(self, watches: Sequence[LeakWatch], ended_by: Optional[EndedBy], tracer: Tracer) -> None:
-        if not watches:
-            return
+        for first in range(0, len(watches), _JUDGED_AT_ONCE):
+            self._judge_some(watches[first : first + _JUDGED_AT_ONCE], ended_by, tracer)
+
+    def _judge_some(self, watches: Sequence[LeakWatch], ended_by: Optional[EndedBy], tracer: Tracer) -> None:
         tracer.poll()
         with tracer.same_reading():
             for watch in watches:

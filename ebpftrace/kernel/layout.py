@@ -28,6 +28,8 @@ MAX_SPACES = 1024
 """Address spaces at once; those of processes that have ended are used again."""
 NO_SPACE = 0xFFFF
 """Of a process that is followed, and has no number because it has created no thread."""
+LOST_SPACE = 0xFFFE
+"""Of one that created a thread when there was no number left: it is not followed any more."""
 MAX_LIBCS = 1024
 """Files of libcs, of all that is traced: containers have their own."""
 SIGNATURE_WORDS = 64
@@ -596,6 +598,7 @@ def definitions(machine: Machine, sizes: Sizes, preallocated: bool) -> dict[str,
         "ADDRESS_BITS": ADDRESS_BITS,
         "SPACE_SHIFT": SPACE_SHIFT,
         "NO_SPACE": NO_SPACE,
+        "LOST_SPACE": LOST_SPACE,
         "UNSEEN_SITE": UNSEEN_SITE,
         "FOLLOW_EXEC": int(sizes.follow >= Follow.EXEC),
         "FOLLOW_FORKS": int(sizes.follow >= Follow.FORKS),

@@ -137,3 +137,12 @@ def test_a_leak_before_an_exec_counts_and_names_what_was_executed() -> None:
     assert result.status == LEAK
     assert leaked(result.report) == 4
     assert os.path.basename(result.report["executed"]) == "cat"  # noqa: PTH119
+
+
+def test_thousands_of_children_cost_little_and_none_is_lost() -> None:
+    """One of a hundred creates a thread, one of a thousand leaves one unjoined."""
+    result = run_tracer("--json", "-q", "--fail-on-leak", "--", build("fork_storm"), 3000, 100, 1000)
+    told = document(result)
+    assert told["processes"] == {"followed": 3000, "judged": 30, "lost": 0}
+    assert sum(leaked(report) for report in told["reports"]) == 3
+    assert (result.status, told["undecided"]) == (LEAK, 0)

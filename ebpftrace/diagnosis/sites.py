@@ -6,9 +6,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Callable
 
-from ebpftrace.model import NO_STACK, Frame, Outstanding, OwnedBy, Stack
+from ebpftrace.model import NO_STACK, Frame, Mapping, Outstanding, OwnedBy, Run, Stack
 
 SiteKey = tuple[Hashable, ...]
+
+_ONE_CALL = 200_000
+"""ns from the mmap to the clone of one pthread_create, which takes a tenth of it; no thread has run and been
+joined in between."""
 
 
 class Sites:
@@ -34,12 +38,14 @@ class Sites:
     def place(self, outstanding: Outstanding) -> tuple[SiteKey, Stack]:
         """Where a mapping comes from: who created the thread that runs on it, else who mapped it.
 
-        Without a site, mappings alike in size, protection, flags and kind of owner are taken together.
+        Of a thread whose creation was not recorded, who mapped the stack is an answer only where that was
+        just before: glibc gives a stack to one thread after the other.  Without a site, mappings alike in
+        size, protection, flags and kind of owner are taken together.
         """
         mapping, run = outstanding.mapping, outstanding.run
         sites: tuple[int, ...] = (mapping.site,)
         if run is not None and outstanding.owned_by is OwnedBy.RUNS_ON_IT:
-            sites = (run.site, mapping.site)
+            sites = (run.site, mapping.site if _is_one_call(mapping, run) else 0)
         if not any(sites):
             return ("shape", mapping.size, mapping.prot, mapping.flags, outstanding.owned_by), NO_STACK
         place = self._places.get(sites)
@@ -54,3 +60,10 @@ class Sites:
                 return self._by_frames.setdefault(stack.frames, ("stack", site)), stack
         site = next(filter(None, sites))
         return ("site", site), self.stack(site)
+
+
+def _is_one_call(mapping: Mapping, run: Run) -> bool:
+    """Whether the stack was mapped for this very thread."""
+    if mapping.made_at is None or mapping.mapper != run.creator:
+        return False
+    return 0 <= run.thread.born - mapping.made_at <= _ONE_CALL

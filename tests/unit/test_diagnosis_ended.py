@@ -153,3 +153,11 @@ def test_threads_that_one_function_creates_at_several_lines_are_of_one_kind() ->
         stack_of=stack_of,
     )
     assert diagnosis.undecided == 1
+
+
+@pytest.mark.parametrize(("mapped", "known"), [(9.9999, True), (9.0, False)])
+def test_who_mapped_a_stack_did_not_create_the_later_threads_on_it(mapped: float, known: bool) -> None:
+    """The copy of the clone call's stack was lost; that of the mmap was not."""
+    stack = pthread_stack(0, born=10, made=mapped, exited=20, site=THREAD_SITE)
+    diagnosis = judge([stack], books(booked(span(stack))), target_exited_at=REPORT, books_final=True)
+    assert bool(only(diagnosis).stack.frames) is known

@@ -1,4 +1,4 @@
-/*
+/* SPDX-License-Identifier: Apache-2.0
  * Very many children: fork_storm CHILDREN EVERY LEAKS.  Of so many children each EVERYth creates a thread and
  * joins it, and each LEAKSth (0: none) one that it doesn't; up to 32 run at once.
  */

@@ -540,6 +540,21 @@ class Orphan(NamedTuple):
     """Bytes at its low end that nothing can touch (the guard page), None where unknown."""
 
 
+class AcceptedBy(Enum):
+    """What says that a leak is known, as the JSON contract names it."""
+
+    SUPPRESSION = "suppression"
+    BASELINE = "baseline"
+
+
+class Accepted(NamedTuple):
+    """A finding is known to the user, and is no reason to fail."""
+
+    by: AcceptedBy
+    why: str
+    """The suppression that matches, or how many the baseline has."""
+
+
 @dataclass(frozen=True)
 class Site:
     """One place in the program that orphans of a finding come from."""
@@ -580,6 +595,18 @@ class Finding:
     """How many other places there are."""
     called: tuple[tuple[str, int], ...] = ()
     """Functions that a thread library was given to call, the commonest, and how many creations tell it."""
+    accepted: Optional[Accepted] = None
+    """None: nobody said that it is known."""
+
+    @property
+    def fails(self) -> bool:
+        """It is a leak that nobody said is known."""
+        return self.leak and self.accepted is None
+
+    @property
+    def is_suppressed(self) -> bool:
+        """A suppression matches it."""
+        return self.accepted is not None and self.accepted.by is AcceptedBy.SUPPRESSION
 
     @property
     def count(self) -> int:
@@ -753,6 +780,21 @@ class Processes:
     """Those that there was no room for."""
 
 
+class LeftOut(NamedTuple):
+    """What a saved report does not have although its trace found it: --top, --show, --min-bytes."""
+
+    findings: int = 0
+    leaks: int = 0
+    """Of these findings."""
+    size: int = 0
+    threads: int = 0
+    threads_size: int = 0
+    """Bytes that these threads own."""
+
+
+NOTHING_LEFT_OUT = LeftOut()
+
+
 @dataclass(frozen=True)
 class TracerCost:
     """What tracing cost, told to the user after each run."""
@@ -803,3 +845,11 @@ class Report:
     """The process was not named by the user: it came from one that was."""
     threads_only: bool = False
     """No system call was traced: of all mappings only the stacks of threads are known."""
+    left_out: LeftOut = NOTHING_LEFT_OUT
+    """Of a report that was read from a file."""
+
+    @property
+    def in_doubt(self) -> int:
+        """Mappings of which it can't be told whether they are leaked, without those that are accepted."""
+        accepted = (one for one in self.findings if one.undecided and one.accepted is not None)
+        return max(0, self.undecided - sum(one.count for one in accepted))

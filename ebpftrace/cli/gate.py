@@ -91,13 +91,15 @@ class Gate:
         self._last: dict[int, _Last] = {}
         self.has_lost = False
         """There were processes that could not be followed."""
+        self.leaves_out = False
+        """A saved report does not have all leaks that were found."""
 
     def add(self, target: int, report: Report) -> None:
         """Take in one report; ``target`` is any number that names the traced process."""
-        leaks = [finding for finding in report.findings if finding.leak]
+        leaks = [finding for finding in report.findings if finding.fails]
         found = _Found(sum(finding.count for finding in leaks), sum(finding.size for finding in leaks))
         self._most[target] = max(self._most.get(target, found), found)
-        self._last[target] = _Last(found, report.undecided, report.losses.may_hide)
+        self._last[target] = _Last(found, report.in_doubt, report.losses.may_hide)
 
     @property
     def fails(self) -> bool:
@@ -112,7 +114,11 @@ class Gate:
     @property
     def is_unsure(self) -> bool:
         """Something could not be judged."""
-        return self.has_lost or any(last.undecided or last.may_hide for last in self._last.values())
+        return (
+            self.has_lost
+            or self.leaves_out
+            or any(last.undecided or last.may_hide for last in self._last.values())
+        )
 
     def _reached(self, found: Sequence[_Found]) -> bool:
         count, size = sum(one.count for one in found), sum(one.size for one in found)

@@ -11,14 +11,14 @@ from ebpftrace.text import plural
 
 def is_telling(report: Report) -> bool:
     """There is a leak, or something that could not be judged."""
-    return any(finding.leak for finding in report.findings) or report.undecided > 0 or report.losses.may_hide
+    return any(one.fails for one in report.findings) or report.in_doubt > 0 or report.losses.may_hide
 
 
 def chosen(reports: Sequence[Report]) -> list[Report]:
     """Those that tell something, leaks first; of none that does, those that the user named."""
     telling = [report for report in reports if is_telling(report)]
     if telling:
-        return sorted(telling, key=lambda report: not any(finding.leak for finding in report.findings))
+        return sorted(telling, key=lambda report: not any(finding.fails for finding in report.findings))
     named = [report for report in reports if not report.is_child]
     return [_last_image(report, reports) for report in named]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 from ebpftrace import callflags, frames
+from ebpftrace.fingerprint import fingerprint
 from ebpftrace.model import Finding, Orphan, Report, StackSource, Thread
 from ebpftrace.report.headline import every
 from ebpftrace.text import (
@@ -57,6 +58,8 @@ def rows(finding: Finding, report: Report, width: int) -> Iterator[Row]:
     yield from _labelled("calls", _called(finding, width))
     yield from _labelled(_stack_label(finding), _stack(finding, width))
     # Evidence and advice may quote a name from the target.
+    if finding.fails:
+        yield "fingerprint", fingerprint(finding)
     yield from _labelled("why", map(escape, finding.evidence))
     if finding.advice:
         yield "advice", escape(finding.advice)

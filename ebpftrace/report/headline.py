@@ -60,7 +60,7 @@ def leak_lines(findings: Iterable[Finding], ended: bool = False) -> list[str]:
     """One line for each kind of leak, largest first; empty where there is none.  ``ended``: the target is."""
     kinds: dict[Verdict, list[Finding]] = {}
     for finding in findings:
-        if finding.leak:
+        if finding.fails:
             kinds.setdefault(finding.verdict, []).append(finding)
     largest_first = sorted(kinds.values(), key=_bytes, reverse=True)
     mapped = "mapped when the target ended" if ended else "still mapped"
@@ -108,7 +108,7 @@ def explained_part(report: Report) -> Optional[float]:
 def unlisted_line(report: Report) -> str:
     """How many threads could not be judged, since nothing says what became of their stacks."""
     number = report.undecided - sum(finding.count for finding in report.findings if finding.undecided)
-    if number <= 0:
+    if number <= 0 or report.left_out.findings:
         return ""
     return (
         f"CANNOT TELL: {plural(number, 'thread')} exited; whether their stacks are leaked is known neither "
@@ -118,7 +118,7 @@ def unlisted_line(report: Report) -> str:
 
 def undecided_line(findings: Iterable[Finding]) -> str:
     """What could not be judged; empty where everything could."""
-    undecided = [finding for finding in findings if finding.undecided]
+    undecided = [finding for finding in findings if finding.undecided and finding.accepted is None]
     number = sum(finding.count for finding in undecided)
     if not number:
         return ""
@@ -133,10 +133,11 @@ def undecided_line(findings: Iterable[Finding]) -> str:
 
 def no_leak_line(report: Report) -> str:
     """The verdict on a report without a leak, no stronger than what was seen."""
+    leak = "new leak" if any(finding.leak for finding in report.findings) else "leak"
     if report.seconds > 0:
-        verdict = f"No leak seen in {duration(report.seconds)}"
+        verdict = f"No {leak} seen in {duration(report.seconds)}"
     else:
-        verdict = "No leak seen; nothing was traced"
+        verdict = f"No {leak} seen; nothing was traced"
     if report.losses.may_hide:
         verdict += ", but not everything could be recorded (see LOST): this proves nothing"
     fresh = sum(
@@ -147,6 +148,18 @@ def no_leak_line(report: Report) -> str:
     if fresh and not report.ended_by.by_target:
         verdict += f"; the owner of {plural(fresh, 'mapping')} exited just before the report: run it again"
     return verdict
+
+
+def accepted_line(findings: Iterable[Finding]) -> str:
+    """What is known and accepted; empty where nothing is."""
+    accepted = [finding for finding in findings if finding.accepted is not None]
+    if not accepted:
+        return ""
+    number = plural(sum(finding.count for finding in accepted), "mapping")
+    suppressed = sum(finding.is_suppressed for finding in accepted)
+    ways = ((suppressed, "suppressed"), (len(accepted) - suppressed, "in the baseline"))
+    how = ", ".join(f"{count(findings)} {way}" for findings, way in ways if findings)
+    return f"Accepted: {number}, {size(_bytes(accepted))}, in {plural(len(accepted), 'finding')} ({how})"
 
 
 def standing_line(standing: Standing) -> str:

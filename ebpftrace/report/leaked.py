@@ -29,16 +29,16 @@ class LeakedStack:
 
 
 def leaked_stacks(report: Report) -> tuple[LeakedStack, ...]:
-    """One stack for each finding that is a leak, rooted in the target and its verdict.
+    """One stack for each leak that nobody accepted, rooted in the target and its verdict.
 
-    No leaked byte is left out: a finding without a stack ends in the start routine of its
+    The largest first.  No leaked byte is left out: a finding without a stack ends in the start routine of its
     threads, or in ``[no stack]``.
     """
     root = Box(escape(report.target.comm) or str(report.target.pid))
     return tuple(
         LeakedStack((root, Box(f"[{finding.verdict.value}]"), *_boxes(finding)), finding.size)
-        for finding in report.findings
-        if finding.leak and finding.size
+        for finding in sorted(report.findings, key=lambda finding: finding.size, reverse=True)
+        if finding.fails and finding.size
     )
 
 

@@ -17,6 +17,7 @@ from importlib import resources
 from typing import Any, Optional
 
 from ebpftrace import __version__
+from ebpftrace.fingerprint import fingerprint
 from ebpftrace.model import CommandEnd, Finding, Orphan, OwnedBy, Processes, Report, Thread, ThreadTotal
 from ebpftrace.report.json_parts import (
     calls_object,
@@ -51,7 +52,7 @@ def render(report: Report, view: View) -> Iterator[str]:
     """
     selection = select(report, view)
     yield _begun(_summary(report, selection), "findings")
-    for position, finding in enumerate((*selection.leaks, *selection.undecided, *selection.others)):
+    for position, finding in enumerate(selection.shown):
         yield ", " * bool(position) + _begun(_finding(finding), "mappings")
         yield from _rows(finding.orphans, report)
         yield "]}"
@@ -99,6 +100,7 @@ def _rows(orphans: Sequence[Orphan], report: Report) -> Iterator[str]:
 def _summary(report: Report, selection: Selection) -> dict[str, Any]:
     """All members but the findings."""
     target, memory, calls, losses = report.target, report.memory, report.calls, report.losses
+    left_out = selection.left_out
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -131,10 +133,11 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
         "unexplained": [{"name": without_surrogates(name), "bytes": of} for name, of in report.unexplained],
         "threads": [_thread(total) for total in selection.threads],
         "hidden": {
-            "findings": len(selection.hidden),
-            "leaks": sum(finding.leak for finding in selection.hidden),
-            "bytes": sum(finding.size for finding in selection.hidden),
-            "threads": len(selection.hidden_threads),
+            "findings": left_out.findings,
+            "leaks": left_out.leaks,
+            "bytes": left_out.size,
+            "threads": left_out.threads,
+            "thread_bytes": left_out.threads_size,
         },
         "undecided": report.undecided,
         "search": {
@@ -148,15 +151,19 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
         "command": _command(report.command),
         "executed": without_surrogates(report.executed) or None,
         "processes": _processes(report.processes),
+        "is_child": report.is_child,
         "notes": [without_surrogates(note) for note in report.notes],
         "cost": _cost(report),
     }
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    """All members but its mappings."""
+    """All members of a finding but its mappings."""
+    accepted = finding.accepted
     return {
         **finding_object(finding),
+        "fingerprint": fingerprint(finding),
+        "accepted": {"by": accepted.by.value, "why": without_surrogates(accepted.why)} if accepted else None,
         "sites": [
             {"count": site.count, "bytes": site.size, "stack": stack_object(site.stack)}
             for site in finding.sites

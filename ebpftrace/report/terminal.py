@@ -92,15 +92,18 @@ def _page(report: Report, view: View, width: int) -> Group:
     if selection.undecided:
         parts += [Text(), Text("Cannot tell", style=_HEAD)]
         parts += _short(selection.undecided, report.ended_by, width)
+    if selection.accepted:
+        parts += [Text(), Text("Accepted", style=_HEAD)]
+        parts += _accepted(selection.accepted, width)
     threads = _threads(report, view, width)
     if threads:
         parts += [Text(), *threads]
     if selection.others:
         parts += [Text(), Text("Not a leak", style=_HEAD)]
         parts += _short(selection.others, report.ended_by, width)
-    if selection.hidden:
-        total = sum(finding.size for finding in selection.hidden)
-        hidden = f"Not shown: {plural(len(selection.hidden), 'finding')}, {size(total)}"
+    left_out = selection.left_out
+    if left_out.findings:
+        hidden = f"Not shown: {plural(left_out.findings, 'finding')}, {size(left_out.size)}"
         parts += [Text(), Text(f"{hidden} (--top, --show, --min-bytes)")]
     closing = _closing(report)
     if closing:
@@ -253,6 +256,20 @@ def _places(findings: Sequence[Finding], width: int) -> str:
     return f"{how} {', '.join(shown)}"
 
 
+def _accepted(findings: Iterable[Finding], width: int) -> list[RenderableType]:
+    """One line for each: the verdict, the place and why it is accepted."""
+    lines = []
+    for finding in findings:
+        if finding.accepted is None:
+            continue
+        site = frames.culprit(finding.stack) or finding.start_routine
+        where = f" at {frames.name(site)}" if site is not None else ""
+        how = "suppressed by" if finding.is_suppressed else "the baseline has"
+        line = f"{finding.verdict.value}: {title([finding])}{where}: {how} {escape(finding.accepted.why)}"
+        lines.append(line)
+    return [_indented(_hanging(line, "", width - _INDENT)) for line in lines]
+
+
 def _threads(report: Report, view: View, width: int) -> list[RenderableType]:
     large = [total for total in report.threads if total.size + total.brk_growth >= view.min_bytes]
     groups = thread_groups(large)[: view.top] if view.show_all else []
@@ -283,10 +300,11 @@ def _threads(report: Report, view: View, width: int) -> list[RenderableType]:
         Text(f"Mapped in the window and {stood}, by owner", style=_HEAD),
         _indented(table),
     ]
-    hidden = len(report.threads) - sum(len(group.totals) for group in groups)
+    left_out = report.left_out
+    hidden = len(report.threads) - sum(len(group.totals) for group in groups) + left_out.threads
     if hidden:
         everything = sum(total.size + total.brk_growth for total in report.threads)
-        rest = everything - sum(group.size + group.brk_growth for group in groups)
+        rest = everything - sum(group.size + group.brk_growth for group in groups) + left_out.threads_size
         parts.append(_indented(Text(f"and {plural(hidden, 'more thread')}, {size(rest)}")))
     return parts
 

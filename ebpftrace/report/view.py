@@ -7,12 +7,12 @@ exit status speak of all findings, and what a filter hides is counted and told.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
 from ebpftrace import frames
-from ebpftrace.model import Finding, Frame, Report, ThreadTotal
+from ebpftrace.model import Finding, Frame, LeftOut, Report, ThreadTotal
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,18 @@ class Selection:
     """Findings of which it can't be told whether they are leaks."""
     others: tuple[Finding, ...]
     threads: tuple[ThreadTotal, ...]
+    accepted: tuple[Finding, ...]
+    """Findings that are known to the user, of either kind."""
     hidden: tuple[Finding, ...]
     """Findings that the view leaves out."""
     hidden_threads: tuple[ThreadTotal, ...]
+    left_out: LeftOut
+    """These in figures, with what a saved report had left out before."""
+
+    @property
+    def shown(self) -> tuple[Finding, ...]:
+        """All findings that are shown, those first that matter most."""
+        return (*self.leaks, *self.undecided, *self.accepted, *self.others)
 
 
 @dataclass(frozen=True)
@@ -89,11 +98,13 @@ def select(report: Report, view: View) -> Selection:
     """Sort by bytes and apply the view's filters."""
     by_bytes = sorted(report.findings, key=lambda finding: finding.size, reverse=True)
     wanted = [finding for finding in by_bytes if _wanted(finding, view)]
-    leaks = [finding for finding in wanted if finding.leak]
-    undecided = [finding for finding in wanted if not finding.leak and finding.undecided]
-    others = [finding for finding in wanted if not finding.leak and not finding.undecided]
+    accepted = [finding for finding in wanted if finding.accepted is not None]
+    new = [finding for finding in wanted if finding.accepted is None]
+    leaks = [finding for finding in new if finding.leak]
+    undecided = [finding for finding in new if not finding.leak and finding.undecided]
+    others = [finding for finding in new if not finding.leak and not finding.undecided]
     hidden = [finding for finding in by_bytes if not _wanted(finding, view)]
-    hidden += leaks[view.top :] + undecided[view.top :] + others[view.top :]
+    hidden += leaks[view.top :] + undecided[view.top :] + accepted[view.top :] + others[view.top :]
 
     totals = sorted(report.threads, key=lambda total: total.size + total.brk_growth, reverse=True)
     large = sum(total.size + total.brk_growth >= view.min_bytes for total in totals)
@@ -102,9 +113,21 @@ def select(report: Report, view: View) -> Selection:
         leaks=tuple(leaks[: view.top]),
         undecided=tuple(undecided[: view.top]),
         others=tuple(others[: view.top]),
+        accepted=tuple(accepted[: view.top]),
         threads=tuple(totals[:rows]),
         hidden=tuple(hidden),
         hidden_threads=tuple(totals[rows:]),
+        left_out=_added(report.left_out, hidden, totals[rows:]),
+    )
+
+
+def _added(before: LeftOut, findings: Sequence[Finding], threads: Sequence[ThreadTotal]) -> LeftOut:
+    return LeftOut(
+        findings=before.findings + len(findings),
+        leaks=before.leaks + sum(finding.leak for finding in findings),
+        size=before.size + sum(finding.size for finding in findings),
+        threads=before.threads + len(threads),
+        threads_size=before.threads_size + sum(total.size + total.brk_growth for total in threads),
     )
 
 

@@ -9,10 +9,14 @@ import reports
 from hypothesis import strategies as st
 
 from ebpftrace.model import (
+    Accepted,
+    AcceptedBy,
     Calls,
+    Certainty,
     EndedBy,
     Finding,
     Frame,
+    Holder,
     Interval,
     Losses,
     Mapping,
@@ -20,6 +24,7 @@ from ebpftrace.model import (
     Orphan,
     Outstanding,
     OwnedBy,
+    Reached,
     Report,
     Site,
     Stack,
@@ -30,6 +35,7 @@ from ebpftrace.model import (
     ThreadTotal,
     TracerCost,
     Verdict,
+    Where,
 )
 
 NASTY = (
@@ -126,6 +132,17 @@ outstandings = st.builds(
     st.none() | st.sampled_from(OwnedBy),
     st.none() | threads,
 )
+_holders = st.lists(
+    st.builds(
+        Holder,
+        st.sampled_from(Where),
+        _optional(st.integers(0, (1 << 64) - 1)),
+        names,
+        _optional(_counts),
+        names,
+    ),
+    max_size=2,
+).map(tuple)
 findings = st.builds(
     Finding,
     verdict=st.sampled_from(Verdict),
@@ -143,6 +160,11 @@ findings = st.builds(
     sites=st.lists(st.builds(Site, stacks, st.integers(1, 9), _bytes), max_size=3).map(tuple),
     more_sites=_counts,
     called=st.lists(st.tuples(names, st.integers(1, 9)), max_size=3).map(tuple),
+    batch=st.integers(1, 99),
+    certainty=st.sampled_from(Certainty),
+    undecided=st.booleans(),
+    accepted=st.none() | st.builds(Accepted, st.sampled_from(AcceptedBy), names),
+    reach=st.none() | st.builds(Reached, _counts, _counts, _counts, st.booleans(), _holders),
 )
 any_report = st.builds(
     Report,
@@ -161,6 +183,10 @@ any_report = st.builds(
     outstanding_mappings=_counts,
     outstanding_bytes=_bytes,
     unexplained_bytes=_bytes,
+    undecided=_counts,
+    executed=names,
+    is_child=st.booleans(),
+    threads_only=st.booleans(),
     notes=st.lists(names, max_size=2).map(tuple),
     cost=st.none()
     | st.builds(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ebpftrace"
-PURE = {"ledger", "diagnosis", "anatomy", "growth", "trace"}
+PURE = {"ledger", "diagnosis", "anatomy", "growth", "trace", "known"}
 ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 

@@ -1,0 +1,1 @@
+"""Which leaks are known and accepted: suppressions and baselines, and two runs compared.  Pure."""

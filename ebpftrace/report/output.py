@@ -25,6 +25,8 @@ from ebpftrace.text import escape, printable
 
 Pages = Union[str, Iterable[str]]
 """A text, or its parts in order where it is too large to be held as a whole."""
+Content = Union[Pages, bytes]
+"""What a file gets."""
 
 _USUAL_COLUMNS = 80
 _NEW_FILE_MODE = 0o666
@@ -81,8 +83,8 @@ def check_writable(path: str) -> None:
             temporary.unlink()
 
 
-def write(path: str, text: Pages) -> None:
-    """Write ``text`` as UTF-8 to ``path``; an existing file keeps its mode and owner.
+def write(path: str, text: Content) -> None:
+    """Write ``text``, as UTF-8 where it is one, to ``path``; an existing file keeps its mode and owner.
 
     Raises CannotTrace where it cannot be written; a file that was there is then unchanged.
     """
@@ -113,9 +115,13 @@ class Growing:
             os.close(self._so_far)
             self._so_far = None
 
-    def add(self, text: Pages) -> None:
+    def add(self, text: Content) -> None:
         """Write one more text; as ``write``."""
-        data = (part.encode("utf-8", "backslashreplace") for part in _parts(text))
+        data: Iterable[bytes]
+        if isinstance(text, bytes):
+            data = (text,)
+        else:
+            data = (part.encode("utf-8", "backslashreplace") for part in _parts(text))
         with _told(self._path):
             descriptor = _descriptor(self._path)
             if descriptor is not None:

@@ -51,6 +51,8 @@ _OVERHEAD = {
     + " While smaps is read, calls of the process that change its mappings may wait, as for pmap(1).",
     "scan": _NO_TRACING.format(what="a few files of every process", memory="")
     + " Processes that look suspicious are read as by ebpftrace maps.",
+    "report": "Nothing is traced: only the files are read.",
+    "diff": "Nothing is traced: only the files are read.",
     "doctor": "Loads and attaches one small program for a moment.",
 }
 _STATUS = {
@@ -62,6 +64,16 @@ _STATUS = {
         ),
         ("3", "--fail-on-leak was given, and there is a leak, however COMMAND ended; see --leak-status."),
         ("4", "--fail-on-leak was given, and something could not be judged."),
+    ),
+    "report": (
+        ("0", "The report was made, whether it shows a leak or not."),
+        ("3", "--fail-on-leak was given, and there is a leak."),
+        ("4", "--fail-on-leak was given, and something could not be judged, or the file leaves leaks out."),
+    ),
+    "diff": (
+        ("0", "Nothing is new, and nothing grew."),
+        ("3", "A leak is new or grew."),
+        ("4", "That is not so, but not everything could be judged."),
     ),
     "growth": (("0", "The process was watched, whether it grew or not."),),
     "trace": (("0", "The trace was made, and COMMAND, if any, ended with 0; else its status."),),
@@ -77,6 +89,8 @@ _COMMON_STATUS = (
 )
 _ALSO = {
     "mmap-leaks": ("mmap(2)", "pthread_join(3)", "pthread_detach(3)", "proc(5)"),
+    "report": ("pthread_join(3)",),
+    "diff": ("pthread_join(3)",),
     "growth": ("pidstat(1)", "mmap(2)", "brk(2)"),
     "trace": ("strace(1)", "mmap(2)", "clone(2)"),
     "maps": ("pmap(1)", "proc(5)"),

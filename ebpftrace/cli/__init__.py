@@ -21,7 +21,7 @@ from ebpftrace import __version__
 from ebpftrace.cli import streams
 from ebpftrace.errors import RAISE_LIMIT, STATUS_INTERRUPTED, CannotTrace
 
-COMMANDS = ("mmap-leaks", "growth", "trace", "maps", "scan", "doctor")
+COMMANDS = ("mmap-leaks", "report", "diff", "growth", "trace", "maps", "scan", "doctor")
 """In the order of the help; each is a function in the module of its name, with ``_`` for ``-``."""
 
 STATUS_CANNOT_TRACE = 1

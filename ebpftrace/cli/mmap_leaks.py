@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Optional
 
 import click
 
-from ebpftrace.cli import options
+from ebpftrace.cli import known, options, outputs
 from ebpftrace.cli.gate import STATUS_LEAK, STATUS_UNDECIDED, Floor, FloorType, Gate, GateCommand
 from ebpftrace.defaults import COPIES_PER_SECOND, MAX_STACK_BYTES, STACK_BYTES
 
 if TYPE_CHECKING:
     from ebpftrace.jobs.leak_watch import LeakWatch
     from ebpftrace.kernel.tracer import Tracer
+    from ebpftrace.known.acceptance import Acceptance
     from ebpftrace.model import CommandEnd, Processes, Report, Standing
     from ebpftrace.report.live import LiveView
     from ebpftrace.report.output import Growing
@@ -106,7 +107,10 @@ Examples:
     metavar="FILE.json",
     purpose="Also write the leaked bytes as a profile for speedscope.",
 )
+@outputs.files
 @options.output(options.WHOLE)
+@known.suppressions
+@known.baselines
 @click.option(
     "--fail-on-leak",
     type=FloorType(),
@@ -186,6 +190,9 @@ def mmap_leaks(
     flamegraph: Optional[Path],
     speedscope: Optional[Path],
     output: Optional[Path],
+    suppressions: tuple[Path, ...],
+    baseline: Optional[Path],
+    write_baseline: Optional[Path],
     fail_on_leak: Optional[Floor],
     leak_status: int,
     quiet: bool,
@@ -199,6 +206,12 @@ def mmap_leaks(
     debuginfod: bool,
     dump_ledger: Optional[Path],
     command: tuple[str, ...],
+    junit: Optional[Path],
+    sarif: Optional[Path],
+    annotations: Optional[Path],
+    pprof: Optional[Path],
+    timeline: Optional[Path],
+    repository: Optional[Path],
 ) -> None:
     """Report mappings that are still there although their owner thread has exited.
 
@@ -213,7 +226,15 @@ def mmap_leaks(
     """
     pids = options.find_processes(pids, names, cgroups, command)
     options.check_duration(context, until_interrupt)
-    options.check_files(output=output, flamegraph=flamegraph, speedscope=speedscope, dump_ledger=dump_ledger)
+    extra = outputs.Outputs(junit, sarif, annotations, pprof, timeline, repository)
+    options.check_files(
+        output=output,
+        flamegraph=flamegraph,
+        speedscope=speedscope,
+        dump_ledger=dump_ledger,
+        write_baseline=write_baseline,
+        **extra.paths,
+    )
     forms = [name for name, given in (("brief", brief), ("json", json_output), ("folded", folded)) if given]
     if len(forms) > 1:
         raise click.UsageError(f"--{forms[0]} and --{forms[1]} exclude each other: give one of them")
@@ -250,14 +271,18 @@ def mmap_leaks(
         debuginfod=debuginfod,
     )
     view = View(top=top, show_all=show == "all", min_bytes=min_bytes)
-    files = _Files(output, flamegraph, speedscope, dump_ledger)
+    acceptance = known.load(suppressions, baseline)
+    files = _Files(output, flamegraph, speedscope, dump_ledger, write_baseline, extra)
     files.check()
     if is_traced:
         require_tracing()
     form = forms[0] if forms else "text"
     gate = Gate(fail_on_leak, leak_status)
-    with _Narrator(form, view, files, quiet, no_color, gate, several=len(pids) > 1) as narrator:
+    with _Narrator(form, view, files, quiet, no_color, gate, acceptance, several=len(pids) > 1) as narrator:
         run(settings, narrator)
+        narrator.write_files()
+    if not quiet:
+        known.tell_unused(acceptance)
     if gate.fails_by_earlier and not quiet:
         click.echo("ebpftrace: an earlier report of this trace shows a leak", err=True)
     status = gate.status(narrator.command)
@@ -273,10 +298,13 @@ class _Files:
     flamegraph: Optional[Path]
     speedscope: Optional[Path]
     ledger: Optional[Path]
+    baseline: Optional[Path]
+    extra: outputs.Outputs
 
     def check(self) -> None:
         """Find out before a trace of minutes that a file cannot be written.  Raises CannotTrace."""
-        for path in (self.output, self.flamegraph, self.speedscope, self.ledger):
+        named = (self.output, self.flamegraph, self.speedscope, self.ledger, self.baseline)
+        for path in (*named, *self.extra.paths.values()):
             if path is not None:
                 from ebpftrace.report.output import check_writable
 
@@ -294,12 +322,16 @@ class _Narrator:
         quiet: bool,
         no_color: bool,
         gate: Gate,
+        acceptance: Acceptance,
         *,
         several: bool,
     ) -> None:
         self.command: Optional[CommandEnd] = None
         """What became of COMMAND, once it is known."""
         self._gate = gate
+        self._acceptance = acceptance
+        self._last: list[Report] = []
+        """Of each process its report at the end, for the files that tell of all of them."""
         self._form = form
         self._view = view
         self._files = files
@@ -398,10 +430,13 @@ class _Narrator:
 
         if report.ended_by is not EndedBy.INTERVAL:
             self._end_live()
+        report = self._acceptance.accept(report, watch.serial)
+        if report.ended_by is not EndedBy.INTERVAL and self._keeps_reports and self._is_kept(report):
+            self._last.append(report)
         self._gate.add(watch.serial, report)
         if report.ended_by is EndedBy.INTERVAL or watch.space < 0:
             self._write(self._render(report))
-        elif not report.is_child or self._unread < _MOST_CLEAN or is_telling(report):
+        elif self._is_kept(report):
             self._held.append(report)
             self._unread += report.is_child and not is_telling(report)
         if report.is_child:
@@ -412,6 +447,20 @@ class _Narrator:
             output.write(str(self._files.speedscope), speedscope.render(report))
         if self._files.ledger is not None:
             output.write(str(self._files.ledger), ledger_dump.render(report, watch.standing))
+
+    def write_files(self) -> None:
+        """Write the files that tell of all processes."""
+        self._files.extra.write(self._last)
+        known.write_baseline(self._files.baseline, self._last)
+
+    @property
+    def _keeps_reports(self) -> bool:
+        return self._files.baseline is not None or self._files.extra.any
+
+    def _is_kept(self, report: Report) -> bool:
+        from ebpftrace.report.family import is_telling
+
+        return not report.is_child or self._unread < _MOST_CLEAN or is_telling(report)
 
     def followed(self, processes: Processes) -> None:
         """Write the reports of all processes at their ends."""

@@ -36,6 +36,9 @@ def verdict_lines(report: Report) -> list[tuple[Tone, str]]:
         lines += [(Tone.UNSURE, line) for line in undecided]
     elif not lines:
         lines.append((Tone.UNSURE if report.losses.may_hide else Tone.CLEAN, no_leak_line(report)))
+    accepted = accepted_line(report.findings)
+    if accepted:
+        lines.append((Tone.CLEAN, accepted))
     lost = lost_line(report.losses)
     if lost:
         meaning = "what is shown is mapped, but more may leak"

@@ -18,7 +18,9 @@ from ebpftrace import __version__
 from ebpftrace.cli import COMMANDS, LazyGroup, main, options
 from ebpftrace.cli.gate import Gate
 from ebpftrace.cli.mmap_leaks import _Files, _Narrator
+from ebpftrace.cli.outputs import Outputs
 from ebpftrace.errors import CannotTrace
+from ebpftrace.known.acceptance import Acceptance
 from ebpftrace.model import Frame, Standing
 from ebpftrace.report.view import View
 
@@ -366,8 +368,9 @@ def test_pages_of_several_processes_stand_apart() -> None:
 def test_who_stood_unjoined_before_a_trace_of_several_processes_is_told_of_whom(
     several: bool, begins: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    files = _Files(None, None, None, None, None, Outputs())
     narrator = _Narrator(
-        "text", View(), _Files(None, None, None, None), False, True, Gate(None, 3), several=several
+        "text", View(), files, False, True, Gate(None, 3), Acceptance((), None), several=several
     )
     narrator.standing(Standing(production().target, 7, 70 << 20, ((Frame("minute_job"), 7),)))
     (line,) = capsys.readouterr().err.splitlines()

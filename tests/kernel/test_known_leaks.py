@@ -1,0 +1,139 @@
+"""The gate with suppressions and baselines, and two builds of a program compared, on real traces."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+from harness import SCHEMA, Json, leaks, run_tracer
+
+LEAK = 3
+SOURCE = """
+#include <pthread.h>
+#include <sched.h>
+#include <sys/stat.h>
+static int threads(void) { struct stat task; stat("/proc/self/task", &task); return task.st_nlink - 2; }
+static void *job(void *nothing) { return nothing; }
+static void start(void) { pthread_t thread; pthread_create(&thread, 0, job, 0); }
+__attribute__((noinline)) void first(int times) { while (times--) start(); }
+__attribute__((noinline)) void second(int times) { while (times--) start(); }
+int main(void) {
+  if (FIRST) first(FIRST);
+  if (SECOND) second(SECOND);
+  while (threads() > 1) sched_yield();
+  return 0;
+}
+"""
+
+
+def build(directory: Path, first: int, second: int, *, lines_before: int = 0, flags: str = "-O0") -> Path:
+    directory.mkdir()
+    (directory / "server.c").write_text("\n" * lines_before + SOURCE)
+    numbers = (f"-DFIRST={first}", f"-DSECOND={second}")
+    command = ["cc", "-g", flags, "-pthread", *numbers, "-o", "server", "server.c"]
+    subprocess.run(command, cwd=directory, check=True)
+    return directory / "server"
+
+
+def traced(server: Path, *options: object) -> tuple[int, Json]:
+    result = run_tracer("--json", "-q", *options, "--", server, cwd=server.parent)
+    report = json.loads(result.stdout)
+    jsonschema.validate(report, json.loads(SCHEMA.read_text()))
+    return result.status, report
+
+
+def ours(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("ebpftrace", path=str(Path(sys.executable).parent))
+    command = [str(program), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Json]]:
+    """One program: as it was, built anew with other lines, with a leak more, with one mended."""
+    room = tmp_path_factory.mktemp("builds")
+    servers = {
+        "old": build(room / "old", 5, 0),
+        "moved": build(room / "moved", 5, 0, lines_before=40, flags="-O1"),
+        "more": build(room / "more", 5, 3),
+        "mended": build(room / "mended", 0, 3),
+    }
+    found = {}
+    for name, server in servers.items():
+        status, report = traced(server)
+        assert status == 0
+        (server.parent / "report.json").write_text(json.dumps(report))
+        found[name] = server, report
+    return found
+
+
+def names(report: Json) -> dict[str, int]:
+    return {finding["fingerprint"]: finding["count"] for finding in leaks(report)}
+
+
+def test_a_fingerprint_outlives_a_rebuild_and_tells_callers_apart(runs: dict[str, tuple[Path, Json]]) -> None:
+    found = {name: names(report) for name, (_, report) in runs.items()}
+    (first,) = found["old"]
+    assert found["moved"] == found["old"] == {first: 5}
+    assert found["more"].keys() > {first}
+    assert found["mended"] == {name: 3 for name in found["more"] if name != first}
+
+
+def test_a_suppressed_leak_does_not_fail_the_gate(runs: dict[str, tuple[Path, Json]]) -> None:
+    server = runs["more"][0]
+    rules = server.parent / "rules"
+    rules.write_text("# known since last year\nthread:function=first\n")
+    status, report = traced(server, "--fail-on-leak", "--suppressions", rules)
+    assert status == LEAK
+    accepted = {finding["count"]: finding["accepted"] for finding in leaks(report)}
+    assert accepted == {5: {"by": "suppression", "why": "thread:function=first"}, 3: None}
+    (server.parent / ".ebpftrace-suppressions").write_text("thread:first\nthread:second\nmapping:nothing\n")
+    result = run_tracer("--fail-on-leak", "--", server, cwd=server.parent)
+    (server.parent / ".ebpftrace-suppressions").unlink()
+    assert result.status == 0
+    assert result.stdout.startswith("No new leak seen")
+    assert "unused suppression: mapping:nothing (.ebpftrace-suppressions:3)" in result.stderr
+
+
+def test_of_a_baseline_only_a_new_leak_fails_the_gate(runs: dict[str, tuple[Path, Json]]) -> None:
+    old, more = runs["old"][0], runs["more"][0]
+    known = old.parent / "known.json"
+    assert traced(old, "--fail-on-leak", "--write-baseline", known)[0] == LEAK
+    assert traced(old, "--fail-on-leak", "--baseline", known)[0] == 0
+    assert traced(runs["moved"][0], "--fail-on-leak", "--baseline", known)[0] == 0
+    assert traced(more, "--fail-on-leak", "--baseline", known)[0] == LEAK
+
+
+def test_two_runs_compared_say_whether_the_fix_helped(runs: dict[str, tuple[Path, Json]]) -> None:
+    room = runs["old"][0].parent.parent
+    for old, new, status, line in (
+        ("old", "moved", 0, "NO CHANGE: 1 leak in both runs"),
+        ("old", "more", LEAK, "WORSE: 1 new, 1 same"),
+        ("more", "mended", 0, "BETTER: 1 same, 1 gone"),
+        ("old", "mended", LEAK, "PARTLY: 1 new, 1 gone"),
+    ):
+        told = ours("diff", f"{old}/report.json", f"{new}/report.json", cwd=room)
+        assert (told.returncode, told.stdout.splitlines()[0]) == (status, line), told.stderr
+
+
+def test_one_trace_writes_all_files(runs: dict[str, tuple[Path, Json]], tmp_path: Path) -> None:
+    server = runs["more"][0]
+    (server.parent / ".git").mkdir(exist_ok=True)
+    files = {name: tmp_path / name for name in ("junit", "sarif", "annotations", "pprof", "timeline")}
+    status, report = traced(server, *(f"--{name}={path}" for name, path in files.items()))
+    assert status == 0
+    assert ElementTree.parse(files["junit"]).getroot().get("failures") == "2"
+    (run,) = json.loads(files["sarif"].read_text())["runs"]
+    assert {result["partialFingerprints"]["ebpftrace/v1"] for result in run["results"]} == set(names(report))
+    places = [result["locations"][0]["physicalLocation"]["artifactLocation"] for result in run["results"]]
+    assert places == [{"uri": "server.c", "uriBaseId": "SRCROOT"}] * 2
+    assert all(",file=server.c,line=7::" in line for line in files["annotations"].read_text().splitlines())
+    assert files["pprof"].read_bytes()[:2] == b"\x1f\x8b"
+    events = json.loads(files["timeline"].read_text())["traceEvents"]
+    assert sum(event["name"] == "exited" for event in events) == 8

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A finding's fingerprint: the same for the same leak on another machine, after a rebuild and in another run.
 
 It is made of what the code itself says: the verdict, what the threads run, and the user's functions that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace diff``: two saved reports compared, leak by leak."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options for leaks that are known: suppressions and baselines, read before anything is traced."""
 
 from __future__ import annotations

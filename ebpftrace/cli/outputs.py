@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files that a report of leaks is also written to, in the formats of other programs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ebpftrace report``: saved reports of mmap-leaks in any format, without root and without a process."""
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ Examples:
 @click.option(
     "--show", type=click.Choice(["all", "leaks"]), default="all", show_default=True, help="What to report."
 )
+@click.option("--brief", is_flag=True, help="Report in at most 20 lines for each process.")
 @click.option("--json", "json_output", is_flag=True, help="Report as JSON, one object for each report.")
 @click.option("--folded", is_flag=True, help="Report as folded stacks, weighted by leaked bytes.")
 @options.file(
@@ -63,6 +65,7 @@ def report(
     min_bytes: int,
     top: int,
     show: str,
+    brief: bool,
     json_output: bool,
     folded: bool,
     flamegraph: Optional[Path],
@@ -87,8 +90,9 @@ def report(
     Needs no root and no process.  FILE is - for standard input.  Of the reports of --interval all are shown,
     and the last one of a process counts for the files and the exit status.
     """
-    if json_output and folded:
-        raise click.UsageError("--json and --folded exclude each other: give one of them")
+    forms = [name for name, given in (("brief", brief), ("json", json_output), ("folded", folded)) if given]
+    if len(forms) > 1:
+        raise click.UsageError(f"--{forms[0]} and --{forms[1]} exclude each other: give one of them")
     extra = outputs.Outputs(junit, sarif, annotations, pprof, timeline, repository)
     options.check_files(
         output=output,
@@ -111,7 +115,7 @@ def report(
     last = saved.last_of(held)
     if len(last) > 1 and (flamegraph or speedscope):
         raise click.UsageError("--flamegraph and --speedscope show one process: give a file with one")
-    form = "json" if json_output else "folded" if folded else "text"
+    form = forms[0] if forms else "text"
     pages = _pages(held, form, View(top=top, show_all=show == "all", min_bytes=min_bytes), output, no_color)
     if output is None:
         write_stream(sys.stdout, pages)
@@ -138,7 +142,7 @@ def report(
 def _pages(held: list[Saved], form: str, view: View, output: Optional[Path], no_color: bool) -> Iterator[str]:
     from dataclasses import replace
 
-    from ebpftrace.report import folded, mmap_leaks_json, terminal
+    from ebpftrace.report import brief, folded, mmap_leaks_json, terminal
     from ebpftrace.report.family import chosen, last_line
     from ebpftrace.report.output import page_width, use_color
 
@@ -158,7 +162,10 @@ def _pages(held: list[Saved], form: str, view: View, output: Optional[Path], no_
             shown = reports if one.processes is None else chosen(reports)
             for report in shown:
                 whole = replace(report, processes=one.processes)
-                yield apart + terminal.render(whole, view, width=width, color=color)
+                if form == "brief":
+                    yield apart + brief.render(whole, view, width=width)
+                else:
+                    yield apart + terminal.render(whole, view, width=width, color=color)
                 apart = "\n"
             line = last_line(reports, one.processes) if one.processes is not None else ""
             if line:

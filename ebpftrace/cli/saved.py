@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading the reports that mmap-leaks --json wrote."""
 
 from __future__ import annotations

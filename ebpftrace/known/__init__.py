@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which leaks are known and accepted: suppressions and baselines, and two runs compared.  Pure."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What suppressions and a baseline accept of the reports of one run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A baseline: the leaks that a program had when the gate was put up, as a file to be kept with the sources.
 
 One JSON object; ``count`` and ``bytes`` are what is accepted of a fingerprint, all else is for readers.

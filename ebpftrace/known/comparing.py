@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two runs compared, leak by leak: what is new, gone, grown or shrunk.
 
 A leak is known by its fingerprint.  Several findings may have one: they are added up, over all processes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Suppressions: lines that name leaks to be accepted, in the spirit of LeakSanitizer's.
 
     # comment

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Workflow commands that GitHub shows as annotations at lines of a pull request.
 
 https://docs.github.com/en/actions/reference/workflow-commands-for-github-actions:

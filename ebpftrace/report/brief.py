@@ -36,7 +36,10 @@ def render(report: Report, view: View, *, width: int = WIDTH) -> str:
     page += ["", *_target(report, width)]
     selection = select(report, view)
     shown = [*selection.leaks, *selection.undecided]
-    left = [*shown, *(one for one in selection.hidden if one.leak or one.undecided)]
+    left = [
+        *shown,
+        *(one for one in selection.hidden if one.accepted is None and (one.leak or one.undecided)),
+    ]
     for number, finding in enumerate(shown, start=1):
         block = _finding(number, finding, width)
         if len(page) + len(block) + (len(left) > 1) > MAX_LINES:

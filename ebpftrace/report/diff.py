@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two runs compared, as text, JSON or Markdown for a comment on a pull request."""
 
 from __future__ import annotations

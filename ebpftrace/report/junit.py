@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """JUnit XML: each process a suite, each leak a failed test; what could not be judged is an error.
 
 The format has no standard; this is what Jenkins, GitLab and GitHub's reporters read (testsuites, testsuite,

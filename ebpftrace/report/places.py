@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where in a repository a finding is: the source file and line that forges and editors show."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leaked bytes and mappings as a pprof profile, which `go tool pprof`, Pyroscope and Parca read.
 
 The messages of https://github.com/google/pprof/blob/main/proto/profile.proto, in the wire format of

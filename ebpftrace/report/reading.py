@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads what ``mmap-leaks --json`` wrote back into reports: the way back of ``mmap_leaks_json``.
 
 A report that was read renders as the one that was written, but for what the file does not have: findings and
@@ -345,6 +346,9 @@ def _finding(source: dict[str, Any]) -> Finding:
         accepted=_maybe(source, "accepted", _accepted),
         sites=tuple(_site(_object(one)) for one in source.get("sites") or ()),
         more_sites=_or(source, "more_sites", _whole, 0),
+        called=tuple(
+            (_text(one["function"]), _whole(one["count"])) for one in map(_object, source.get("called") or ())
+        ),
     )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A timeline that ui.perfetto.dev and chrome://tracing open: threads, what they left mapped, the findings.
 
 The JSON object format of "Trace Event Format" (the document that Chromium links from about:tracing): times in

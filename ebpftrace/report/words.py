@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One finding in a sentence and in lines: what formats for machines show to people."""
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gate with suppressions and baselines, and two builds of a program compared, on real traces."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from xml.etree import ElementTree
 
 import jsonschema
 import pytest
-from harness import SCHEMA, Json, leaks, run_tracer
+from harness import ROOT, SCHEMA, Json, leaks, run_tracer
 
 LEAK = 3
 SOURCE = """
@@ -137,3 +139,52 @@ def test_one_trace_writes_all_files(runs: dict[str, tuple[Path, Json]], tmp_path
     assert files["pprof"].read_bytes()[:2] == b"\x1f\x8b"
     events = json.loads(files["timeline"].read_text())["traceEvents"]
     assert sum(event["name"] == "exited" for event in events) == 8
+
+
+GATE = ROOT / ".github" / "actions" / "mmap-leaks" / "gate.sh"
+
+
+def test_the_action_of_a_forge_fails_on_a_leak_and_leaves_reports(
+    runs: dict[str, tuple[Path, Json]], tmp_path: Path
+) -> None:
+    """What .github/actions/mmap-leaks/action.yml runs."""
+    assert '"$GITHUB_ACTION_PATH/gate.sh"' in GATE.with_name("action.yml").read_text()
+    leaking, known = runs["old"][0], tmp_path / "known.json"
+    traced(leaking, "--write-baseline", known)
+    for options, command, status in (
+        ("", f"{leaking}; exit 0", LEAK),
+        (f"--baseline {known}", f"{leaking}", 0),
+        ("", "exit 7", 7),
+    ):
+        room = tmp_path / str(status)
+        variables = {
+            "COMMAND": command,
+            "OPTIONS": options,
+            "REPORTS": str(room / "reports"),
+            "EBPFTRACE": shutil.which("ebpftrace", path=str(Path(sys.executable).parent)) or "",
+            "GITHUB_ACTIONS": "true",
+            "GITHUB_STEP_SUMMARY": str(tmp_path / f"summary-{status}"),
+        }
+        told = subprocess.run(
+            [GATE],
+            cwd=leaking.parent,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert told.returncode == status, told.stderr
+        made = {file.name for file in (room / "reports").iterdir()}
+        assert made == {
+            "report.json",
+            "report.txt",
+            "junit.xml",
+            "leaks.sarif",
+            "profile.pb.gz",
+            "annotations",
+        }
+        assert ("::error " in told.stdout) == (status == LEAK)
+        page = (room / "reports" / "report.txt").read_text()
+        assert page in told.stdout
+        assert (tmp_path / f"summary-{status}").read_text().startswith("```\n" + page.splitlines()[0])

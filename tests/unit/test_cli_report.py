@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``report`` and ``diff``: saved reports by the command line, without root."""
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 from ebpftrace.cli import main
 from ebpftrace.fingerprint import fingerprint
 from ebpftrace.model import EndedBy, Processes, Report
-from ebpftrace.report import mmap_leaks_json, terminal
+from ebpftrace.report import brief, mmap_leaks_json, terminal
 from ebpftrace.report.view import View
 
 ALL = View(top=1000)
@@ -45,6 +46,7 @@ def test_a_saved_report_is_shown_as_it_was() -> None:
     save("r.json", reports.production())
     assert run("report", "r.json").stdout == terminal.render(reports.production(), View())
     assert run("report", "--json", "--top", "1000", "r.json").stdout == Path("r.json").read_text()
+    assert run("report", "--brief", "r.json").stdout == brief.render(reports.production(), View())
     assert run("report", "--folded", "r.json").stdout.startswith("app_server;[never-joined-thread]")
 
 
@@ -97,7 +99,7 @@ def test_a_document_of_several_processes_is_shown_and_written_back() -> None:
     told = run("report", "d.json").stdout
     assert told.startswith("LEAK")
     assert "cloner" in told
-    line = "Followed: 1 process (forked or executed); 1 created a thread, 0 of them left nothing to tell"
+    line = "Followed: 1 process (forked or executed); 1 created a thread, 0 of them have nothing to report"
     assert told.rstrip().endswith(line)
     assert run("report", "--json", "--top", "1000", "d.json").stdout == Path("d.json").read_text()
 

@@ -1,10 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two runs compared: new, gone, grown, shrunk; and what the windows do not tell."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+import jsonschema
 import pytest
 import reports
 from hypothesis import given
@@ -14,6 +17,7 @@ from ebpftrace.known.comparing import Amount, Change, Leak, Run, compare, run_of
 from ebpftrace.model import EndedBy, LeftOut, Report, Verdict
 from ebpftrace.report import diff
 
+SCHEMA = json.loads((Path(diff.__file__).parent / "schema" / "diff-1.json").read_text())
 counts = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 9), max_size=6)
 
 
@@ -46,6 +50,7 @@ def test_every_leak_of_both_runs_changes_as_its_number_does(old: dict[str, int],
             assert (one.change is Change.SHRUNK) == (now < was)
     assert compared.is_worse == any(new[name] > old.get(name, 0) for name in new)
     text, page, document = diff.text(compared), diff.markdown(compared), json.loads(diff.as_json(compared))
+    jsonschema.validate(document, SCHEMA)
     assert document["worse"] == compared.is_worse
     assert len(document["leaks"]) == len(compared.leaks)
     for name in {*old, *new}:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fingerprint stays while the leak does: rebuilds, machines, ASLR and libc versions do not change it."""
 
 from __future__ import annotations

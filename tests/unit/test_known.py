@@ -1,9 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
 """Suppressions, baselines and what they accept."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import jsonschema
 import pytest
 import report_strategies as strategies
 import reports
@@ -177,6 +181,11 @@ def test_a_bad_baseline_is_refused(text: str, why: str) -> None:
     with pytest.raises(baseline.BadBaseline) as caught:
         baseline.parse(text)
     assert why in str(caught.value)
+
+
+def test_a_baseline_is_as_its_schema_says() -> None:
+    schema = json.loads((Path(terminal.__file__).parent / "schema" / "baseline-1.json").read_text())
+    jsonschema.validate(json.loads(baseline.render((THREADS, MAPPING))), schema)
 
 
 def test_a_baseline_is_a_leak_a_line_in_a_steady_order() -> None:

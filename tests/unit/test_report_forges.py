@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What forges and other programs read: JUnit XML, SARIF, annotations, pprof and a timeline."""
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ HOSTILE = settings(suppress_health_check=[HealthCheck.too_slow], max_examples=40
 
 
 def leaked_bytes(report: Report) -> int:
-    return sum(finding.size for finding in report.findings if finding.leak)
+    return sum(finding.size for finding in report.findings if finding.fails)
 
 
 @functools.cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A report that was saved as JSON renders as the one that was traced."""
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ class Code:
         """The call before ``return_address`` may lead to ``address``, ``depth`` bytes below its own place.
 
         Any call by register or memory may, and any of code that was made: it is patched as it runs.
-        A direct one calls the function that holds the address, or a PLT entry, or one that jumps there.
+        A direct one calls the function that holds the address, or a PLT entry, or one that jumps there, or by
+        a register to where nobody can tell.
         """
         if self.is_made(address):
             return True
@@ -138,7 +139,10 @@ class Code:
         entry = self.read(target, len(_ENDBR64) + 3)
         entry = entry[len(_ENDBR64) :] if entry.startswith(_ENDBR64) else entry
         return (
-            entry.startswith(_JUMPS_OF_PLT) or not entry or self._entered(target, address, depth) is not None
+            entry.startswith(_JUMPS_OF_PLT)
+            or not entry
+            or self._entered(target, address, depth) is not None
+            or self._instructions.calls_last_by_register(target)
         )
 
     def entered(self, return_address: int, address: int, depth: int) -> Optional[Return]:

@@ -144,6 +144,10 @@ def cross(frame: Stretch, entries: Sequence[int], code: Code) -> Union[Caller, N
         found = _by_rule(frame, way.rules[0], code)
     elif way.rules:
         found = _by_one_of(frame, way.rules, code)
+        if isinstance(found, NoCaller) and way.by_pointer:
+            # Where its own frame pointer and one way out say the same, that is the way.
+            agreeing = [rule for rule in way.rules if _value(frame, rule.slot) == registers.bp + _WORD]
+            found = _by_rule(frame, agreeing[0], code) if len(agreeing) == 1 else found
     elif way.by_pointer:
         found = _by_frame_pointer(frame, code, guessed=False)
     if isinstance(found, NoCaller) and found.end in _OF_THE_CODE and frame.sp_known:

@@ -199,6 +199,19 @@ class Instructions:
                 return Return(Value("sp", depth), Value("sp", depth + _WORD), tuple(_saved(path, depth)))
         return None
 
+    def calls_last_by_register(self, start: int) -> bool:
+        """Whether a function that begins at ``start`` may jump to one that nobody can tell, as its last call.
+
+        That one has the same caller, and finds the stack as it was: a jump through a table within one
+        function mostly has a frame by then.
+        """
+        return any(
+            instruction is not None
+            and instruction.flow_control == FlowControl.INDIRECT_BRANCH
+            and path.sp == Value("sp", 0)
+            for path, instruction in self._follow(start, set(_NAMES))
+        )
+
     def _returns(self, function: int, depth: int) -> bool:
         """Whether a called function may come back; exit() does not, nor what calls it last."""
         if depth > _DEEPEST:

@@ -56,6 +56,13 @@ FUNCTIONS = {
     0x1D00: "55 4883ec20 ffd6 85c0 74fa 4883c420 5d e9ec000000",
     # pop %rdx; jmp *%rax: the handler of an exception has taken the return address
     0x1E00: "5a ffe0",
+    # push %rbp; mov %rsp,%rbp; sub $32,%rsp; call *%rsi; if (-8(%rbp) != 1) { add $32,%rsp; pop %rbp; ret }
+    # call *%rcx, which does not come back; then another function: ret
+    0x2000: "55 4889e5 4883ec20 ffd6 807df801 7406 4883c420 5d c3 ffd1 c3",
+    # call 0xA000
+    0x1F00: "e8 fb800000 c3",
+    # push %rbp; mov %rsp,%rbp; mov 8(%rdi),%rax; pop %rbp; jmp *%rax
+    0xA000: "55 4889e5 488b4708 5d ffe0",
     # call 0x8000
     0x1B00: "e8 fb640000 c3",
 }
@@ -149,6 +156,18 @@ def test_without_a_call_at_its_return_address_nothing_is_shown() -> None:
 
 def test_a_call_that_cannot_lead_here_is_no_caller() -> None:
     assert find(CODE + 0x1007, 0, 0, 0, 0, 77, CODE + 0x1B05) == NoCaller(End.NO_TABLE)
+
+
+def test_of_two_ways_out_the_one_that_the_frame_pointer_agrees_with_is_taken() -> None:
+    way = CODE + 0x200A
+    words = [*[0] * 4, 0x77, CALLED]
+    assert place(find(way, *words, bp=STACK + 0x20)) == (CALLED, STACK + 0x30, 0x77)
+    assert find(way, *words, bp=STACK + 0x18) == NoCaller(End.NO_TABLE)
+
+
+def test_a_call_of_what_calls_another_last_by_a_register_may_lead_anywhere() -> None:
+    # Not within the longest function of where the call leads.
+    assert place(find(CODE + 0x1007, *[0] * 4, 0x77, CODE + 0x1F05))[0] == CODE + 0x1F05
 
 
 def test_code_that_finds_its_variables_by_rbp_keeps_a_frame_pointer() -> None:

@@ -467,6 +467,8 @@ class Search:
     through pages that do not change otherwise.  0 where no thread ran during a search.  That several were
     all overlooked has the chance of a power of this.
     """
+    gone: frozenset[Suspect] = frozenset()
+    """Joined, or unmapped, while the search went on: they are not there any more."""
     searches: int = 0
     bytes_searched: int = 0
     """Bytes that one search reads."""

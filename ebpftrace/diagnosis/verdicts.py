@@ -98,6 +98,9 @@ def _search(evidence: Evidence, cases: Sequence[Case]) -> Search:
 
 
 def _with_reach(cases: list[Case], search: Search) -> list[Case]:
+    """With what the search says of each; without those that were joined or unmapped while it went on."""
+    if search.gone:
+        cases = [case for case in cases if case.suspect not in search.gone]
     if not search.reach:
         return cases
     return [

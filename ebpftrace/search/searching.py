@@ -21,7 +21,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 from numpy.typing import NDArray
 
-from ebpftrace.model import Books, Holder, Interval, Reach, Search, Suspect, Where
+from ebpftrace.model import Books, BooksState, Holder, Interval, Reach, Search, Suspect, Where
 from ebpftrace.search.areas import Areas, areas_of, dead_stacks, live_stacks, unused_parts
 from ebpftrace.search.frames import with_frames
 from ebpftrace.search.hidden import disguised_pointers
@@ -61,6 +61,7 @@ _LISTS_CPU = 0.02
 _HOLDERS = 3
 _MANY_SUSPECTS = 1000
 _EVERYWHERE = runs_of([(0, 1 << 63)])
+_NOWHERE = np.uint64((1 << 64) - 1)
 REGISTERS_GAP = "registers were not searched"
 
 Counts = Callable[[Addresses], NDArray[np.bool_]]
@@ -384,15 +385,21 @@ class Searching:
 
     # --- the result -----------------------------------------------------------------------------
 
-    def _gone(self) -> NDArray[np.bool_]:
-        """Which of those that were not found are no suspects any more: joined, or unmapped meanwhile."""
+    def _gone(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which of those that were not found are no suspects any more: joined, or unmapped meanwhile.
+
+        And those of them of which nothing is left, for certain.
+        """
         lost = ~self._kept
         gone = np.zeros(len(lost), np.bool_)
+        freed = gone.copy()
         if (lost & self._suspected.has_handle).any():
             self._read_lists(self._source.vmas())
             exited = [thread.descriptor for thread in self._books.threads if thread.exited]
             listed = np.isin(self._suspected.handles, np.array(exited, np.uint64))
             gone |= lost & self._suspected.has_handle & ~listed
+            if self._books.state is BooksState.READ:
+                freed |= gone
         if (lost & ~self._suspected.has_handle).any():
             vmas = self._source.vmas()
             mapped = runs_of(zip(vmas.starts, vmas.ends))
@@ -400,7 +407,12 @@ class Searching:
             whole = mapped.holds(self._suspected.starts) & (self._suspected.ends <= mapped.ends[at])
             gone[self._suspected.owners[~whole]] = True
             gone &= lost
-        return gone
+            left = intersection(self._suspected.pieces_of(gone & ~self._suspected.has_handle), mapped)
+            rest = np.searchsorted(left.ends, self._suspected.starts, "right")
+            has_rest = np.append(left.starts, _NOWHERE)[rest] < self._suspected.ends
+            freed |= gone & ~self._suspected.has_handle
+            freed[self._suspected.owners[has_rest]] = False
+        return gone, freed
 
     def _result(self) -> Search:
         gaps = []
@@ -426,7 +438,7 @@ class Searching:
         if self._frames_of is not None:
             named = self._with_frames(named, self._frames_of)
         # In a pass that was cut short, not to be found means nothing.
-        dropped = ~self._kept if left > 0 else self._gone()
+        dropped, freed = (~self._kept, None) if left > 0 else self._gone()
         lost = Reach(True)
         reach = {
             suspect: Reach(False, most_telling(named[holder] for holder in self._found[at])) if kept else lost
@@ -441,6 +453,9 @@ class Searching:
             gaps=tuple(gaps),
             unsearched_bytes=self._swapped + self._reader.unreadable + max(0, left),
             hidden=disguised_pointers(self._look.vmas),
+            gone=frozenset(
+                () if freed is None else (self._suspected.suspects[at] for at in np.flatnonzero(freed))
+            ),
             overlooked=0.0 if self._kept.all() else self._overlooked,
             searches=self._looks,
             bytes_searched=self._pass_bytes,

@@ -277,6 +277,21 @@ def test_what_the_search_does_not_speak_of_is_unknown():
     assert [(finding.leak, finding.undecided) for finding in findings] == [(True, False), (False, True)]
 
 
+def test_who_was_joined_while_the_search_went_on_is_not_told_of():
+    """Not CANNOT TELL: a gate would fail a program that joins its threads."""
+    stacks = [pthread_stack(n) for n in range(3)]
+
+    def one_is_joined(suspects: Sequence[Suspect]) -> Search:
+        found = all_kept(suspects)
+        del found.reach[suspects[0]]
+        return replace(found, gone=frozenset(suspects[:1]))
+
+    diagnosis = judge(stacks, listed(stacks), search=one_is_joined)
+    finding = only(diagnosis)
+    assert (finding.verdict, finding.count) == (Verdict.NOT_JOINED_YET, 2)
+    assert diagnosis.undecided == 0
+
+
 def test_the_size_of_a_stack_is_all_of_it():
     stack = pthread_stack(1)
     assert only(judge([stack], listed([stack]))).size == STACK_BYTES

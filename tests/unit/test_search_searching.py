@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 import time
+from dataclasses import replace
 from typing import NamedTuple, Optional
 from unittest.mock import patch
 
@@ -318,3 +319,27 @@ def test_a_descriptor_does_not_hold_itself() -> None:
     found = made_search(Made({SCENE.globals.start: handle, handle: handle, handle + 16: handle}, [], True))
     assert found.reach[SUSPECTS[0]].holders == (Holder(Where.MAPPING, SCENE.globals.start),)
     assert made_search(Made({handle: handle}, [], True)).reach[SUSPECTS[0]].lost
+
+
+@pytest.mark.parametrize("state", [BooksState.READ, BooksState.UNSTABLE])
+def test_what_is_joined_or_unmapped_meanwhile_is_gone(state: BooksState) -> None:
+    """A list that changed under every reading tells of no join, and of a mapping nothing may be left."""
+
+    class Freeing(Made):
+        def books(self, _: Vmas, earlier: Books) -> Books:
+            left = tuple(thread for thread in earlier.threads if thread.stack != SCENE.handles[0])
+            return replace(earlier, state=state, threads=left)
+
+        def vmas(self) -> Vmas:
+            vmas = Vmas()
+            for start, end in sorted(SCENE.parts):
+                if Interval(start, end) == SCENE.mappings[1]:
+                    end -= PAGE
+                if Interval(start, end) != SCENE.mappings[0]:
+                    vmas.add(start, end, Vma(0, 0, "rw-p", 0, "00:00", 0, ""))
+            return vmas
+
+    found = made_search(Freeing({}, [], True))
+    joined = {SUSPECTS[0]} if state is BooksState.READ else set()
+    assert found.gone == joined | {SUSPECTS[3]}
+    assert found.reach.keys() == {*SUSPECTS} - {SUSPECTS[0], SUSPECTS[3], SUSPECTS[4]}

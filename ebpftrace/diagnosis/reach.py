@@ -92,16 +92,20 @@ def reached(cases: Sequence[Case], search: Search) -> Optional[Reached]:
         return None
     lost = sum(reach.lost for reach in checked)
     places: dict[tuple[Where, str, Optional[int], str], Holder] = {}
+    kept_there: Counter[tuple[Where, str, Optional[int], str]] = Counter()
     for reach in checked:
         for holder in reach.holders:
             frame = called(holder.frame) if holder.frame is not None else ""
-            places.setdefault((holder.where, holder.symbol, holder.thread, frame), holder)
+            place = holder.where, holder.symbol, holder.thread, frame
+            places.setdefault(place, holder)
+            kept_there[place] += 1
     return Reached(
         checked=len(checked),
         lost=lost,
         kept=len(checked) - lost,
         complete=search.complete,
-        holders=tuple(places.values())[:_HOLDERS_SHOWN],
+        # One that is about to be joined may be in three registers, and all others in one array.
+        holders=tuple(places[place] for place, _ in kept_there.most_common(_HOLDERS_SHOWN)),
     )
 
 

@@ -28,7 +28,18 @@ from hypothesis import strategies as st
 
 from ebpftrace.diagnosis import History
 from ebpftrace.diagnosis.evidence import no_search
-from ebpftrace.model import Books, BooksState, Certainty, Outstanding, Reach, Search, Suspect, Verdict
+from ebpftrace.model import (
+    Books,
+    BooksState,
+    Certainty,
+    Holder,
+    Outstanding,
+    Reach,
+    Search,
+    Suspect,
+    Verdict,
+    Where,
+)
 
 ROUTINE = 0x401000
 
@@ -275,6 +286,24 @@ def test_what_the_search_does_not_speak_of_is_unknown():
 
     findings = judge(stacks, listed(stacks), search=half).findings
     assert [(finding.leak, finding.undecided) for finding in findings] == [(True, False), (False, True)]
+
+
+def test_the_places_that_keep_most_are_named():
+    """One handle may be in three registers of a thread that is about to join it."""
+    stacks = [pthread_stack(n) for n in range(4)]
+    array = Holder(Where.STACK, 0x7FFC0000, "", 1, "main")
+    registers = tuple(Holder(Where.REGISTER, None, name, 1, "main") for name in ("rdi", "rbx", "r12"))
+
+    def one_in_registers(suspects: Sequence[Suspect]) -> Search:
+        found = {
+            suspect: Reach(False, registers if suspect == suspects[0] else (array,)) for suspect in suspects
+        }
+        return replace(all_kept(suspects), reach=found)
+
+    reach = only(judge(stacks, listed(stacks), search=one_in_registers)).reach
+    assert reach is not None
+    assert reach.holders[0] == array
+    assert len(reach.holders) == 3
 
 
 def test_who_was_joined_while_the_search_went_on_is_not_told_of():

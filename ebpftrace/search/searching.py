@@ -32,7 +32,7 @@ from ebpftrace.search.reading import Batch, Reader, Sums
 from ebpftrace.search.runs import Addresses, Runs, difference, intersection, merged, no_runs, runs_of, union
 from ebpftrace.search.source import Source
 from ebpftrace.search.suspected import Suspected
-from ebpftrace.search.threads import Moment
+from ebpftrace.search.threads import THREAD_POINTERS, Moment
 from ebpftrace.stacks.copies import FramesOf
 from ebpftrace.text import size as size_text
 from ebpftrace.vmas import Vmas
@@ -111,6 +111,8 @@ class Searching:
         self._kept: NDArray[np.bool_] = np.zeros(count, np.bool_)
         self._followed: NDArray[np.bool_] = np.zeros(count, np.bool_)
         """Kept ones that were searched for what they keep; in later passes they are as other memory."""
+        self._lives: dict[int, Holder] = {}
+        """A live thread was seen at its address: the one that had exited was joined."""
         self._found: dict[int, list[Holder]] = {}
         """Of the kept ones alone: of a hundred thousand most are lost."""
         self._most_holders = _HOLDERS if count <= _MANY_SUSPECTS else 1
@@ -141,6 +143,9 @@ class Searching:
         except OutOfBudgetError as reached:
             self._cut_short = str(reached)
         self._source.require_alive(self._look.vmas)
+        for suspect, holder in self._lives.items():
+            if not self._kept[suspect]:  # what was read before that thread began says nothing of it
+                self._keep(suspect, holder)
         return self._result()
 
     # --- passes -------------------------------------------------------------------------------
@@ -359,7 +364,11 @@ class Searching:
         columns = moment.words.shape[1]
         for suspect, positions in self._find_words(moment.words.ravel()):
             for position in positions:
-                self._keep(suspect, moment.holder(*divmod(position, columns)))
+                holder = moment.holder(*divmod(position, columns))
+                if holder.symbol in THREAD_POINTERS and self._suspected.has_handle[suspect]:
+                    self._lives[suspect] = holder
+                else:
+                    self._keep(suspect, holder)
 
     def _look_at_kernel(self) -> None:
         words = self._source.kernel_words()
@@ -388,25 +397,30 @@ class Searching:
     def _gone(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which of those that were not found are no suspects any more: joined, or unmapped meanwhile.
 
-        And those of them of which nothing is left, for certain.
+        And those of them of which nothing is left, for certain.  Where a live thread was seen at the address,
+        the lists say whether it has exited as well.
         """
         lost = ~self._kept
         gone = np.zeros(len(lost), np.bool_)
         freed = gone.copy()
-        if (lost & self._suspected.has_handle).any():
+        lives = np.zeros_like(lost)
+        lives[list(self._lives)] = True
+        asked = (lost | lives) & self._suspected.has_handle
+        if asked.any():
             self._read_lists(self._source.vmas())
             exited = [thread.descriptor for thread in self._books.threads if thread.exited]
             listed = np.isin(self._suspected.handles, np.array(exited, np.uint64))
-            gone |= lost & self._suspected.has_handle & ~listed
             if self._books.state is BooksState.READ:
-                freed |= gone
+                freed |= asked & ~listed
+            gone |= freed | (asked & lost & ~listed)
         if (lost & ~self._suspected.has_handle).any():
             vmas = self._source.vmas()
             mapped = runs_of(zip(vmas.starts, vmas.ends))
             at = np.maximum(np.searchsorted(mapped.starts, self._suspected.starts, "right") - 1, 0)
             whole = mapped.holds(self._suspected.starts) & (self._suspected.ends <= mapped.ends[at])
-            gone[self._suspected.owners[~whole]] = True
-            gone &= lost
+            cut = np.zeros_like(gone)
+            cut[self._suspected.owners[~whole]] = True
+            gone |= cut & lost
             left = intersection(self._suspected.pieces_of(gone & ~self._suspected.has_handle), mapped)
             rest = np.searchsorted(left.ends, self._suspected.starts, "right")
             has_rest = np.append(left.starts, _NOWHERE)[rest] < self._suspected.ends

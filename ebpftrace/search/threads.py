@@ -21,6 +21,8 @@ from ebpftrace.search.runs import Addresses
 _LOOKS_TO_KNOW = 6
 """After so many looks it is known which threads hardly ever wait."""
 _KERNELS = (("alternate_stack", "sigaltstack"), ("clear_child_tid", "set_tid_address"))
+THREAD_POINTERS = ("fs_base", "tpidr_el0")
+"""What ``TaskStates.thread_pointer`` may be: it has the address of a thread's own descriptor."""
 _RUNS = ("tid", "started", "voluntary", "involuntary")
 
 

@@ -104,7 +104,7 @@ def test_all_commands_agree_on_who_is_not_joined_yet(seen: dict[str, Seen], kind
         assert sum(finding["count"] for finding in found) >= COUNT - 1
         assert not any(finding["reach"]["lost"] for finding in found)
         places = {holder["where"] for finding in found for holder in finding["reach"]["holders"]}
-        assert "stack" in places, "on that of the thread that joins them"
+        assert "stack" in places, f"on that of the thread that joins them: {found}"
         assert places <= {"stack", "register"}
 
 

@@ -343,3 +343,25 @@ def test_what_is_joined_or_unmapped_meanwhile_is_gone(state: BooksState) -> None
     joined = {SUSPECTS[0]} if state is BooksState.READ else set()
     assert found.gone == joined | {SUSPECTS[3]}
     assert found.reach.keys() == {*SUSPECTS} - {SUSPECTS[0], SUSPECTS[3], SUSPECTS[4]}
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_a_descriptor_that_a_live_thread_has_by_now_was_joined(is_listed: bool) -> None:
+    """glibc gives it to the next thread; only the lists say that it is not the exited one's any more."""
+    handle = SUSPECTS[0].handle
+    assert handle is not None
+
+    class Reused(Made):
+        def books(self, _: Vmas, earlier: Books) -> Books:
+            threads = tuple(
+                replace(one, exited=one.exited and is_listed) if one.descriptor == handle else one
+                for one in earlier.threads
+            )
+            return replace(earlier, threads=threads)
+
+        def moment(self) -> Moment:
+            return super().moment()._replace(columns=[(Where.REGISTER, "fs_base")])
+
+    found = made_search(Reused({}, [handle], True))
+    assert (SUSPECTS[0] in found.gone) != is_listed
+    assert (SUSPECTS[0] in found.reach) == is_listed

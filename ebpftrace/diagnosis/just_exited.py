@@ -26,8 +26,8 @@ class _Reason(Enum):
     ENDED_WITH_TARGET = "the threads ended with the process: nothing was left behind"
     TOO_YOUNG = "the owner exited less than {min_age} before the report: a join or an unmap may still come"
     BOOKS_TOO_OLD = (
-        "the target ended before glibc's thread lists were read again: whether the thread was joined can't "
-        "be told"
+        "the target ended before glibc's thread lists were read again: it is unknown whether "
+        "the thread was joined"
     )
     UNSEEN = "the thread exited since the first reading, but its exit was not seen: a join may still come"
 

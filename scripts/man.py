@@ -127,7 +127,7 @@ def _page(name: str) -> str:
     lines += [*_description(command), ".SH OPTIONS"]
     for parameter in command.params:
         record = parameter.get_help_record(_context(name, command))
-        if record is not None:
+        if record is not None and isinstance(parameter, click.Option):
             lines += [".TP", rf"\fB{_escape(record[0])}\fP", _escape(record[1])]
     lines += _examples(command.epilog or "")
     lines.append(".SH EXIT STATUS")

@@ -18,7 +18,7 @@ from ebpftrace.model import EndedBy, LeftOut, Report, Verdict
 from ebpftrace.report import diff
 
 SCHEMA = json.loads((Path(diff.__file__).parent / "schema" / "diff-1.json").read_text())
-counts = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 9), max_size=6)
+counts = st.dictionaries(st.sampled_from([letter * 16 for letter in "abcdef"]), st.integers(1, 9), max_size=6)
 
 
 def leak(name: str, amount: Amount, verdict: Verdict = Verdict.NEVER_JOINED) -> Leak:

@@ -140,6 +140,7 @@ _holders = st.lists(
         names,
         _optional(_counts),
         names,
+        st.none() | frames,
     ),
     max_size=2,
 ).map(tuple)

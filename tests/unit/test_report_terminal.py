@@ -338,13 +338,13 @@ def test_frame_without_a_name_shows_the_whole_module_path() -> None:
 @given(strategies.any_report, st.integers(1, 5), st.booleans(), st.integers(0, 1 << 40))
 def test_a_view_loses_no_finding_and_no_thread(report: Report, top: int, show_all: bool, least: int) -> None:
     chosen = select(report, View(top, show_all, least))
-    shown = [*chosen.leaks, *chosen.others]
+    shown = list(chosen.shown)
     everything = [*shown, *chosen.hidden]
     assert sorted(map(id, everything)) == sorted(map(id, report.findings))
     assert len(chosen.leaks) <= top
     assert all(finding.size >= least for finding in shown)
     assert show_all or not chosen.others
-    for group in (chosen.leaks, chosen.others):
+    for group in (chosen.leaks, chosen.undecided, chosen.accepted, chosen.others):
         assert [finding.size for finding in group] == sorted((f.size for f in group), reverse=True)
     assert len(chosen.threads) + len(chosen.hidden_threads) == len(report.threads)
 

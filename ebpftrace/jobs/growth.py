@@ -100,10 +100,13 @@ def run(settings: Settings, observer: Observer) -> None:
                 else:
                     watch.attach(tracer)
         records = _Records(watches, tracer, Cost(engine), observer)
-        observer.attached()
         if command:
+            observer.attached()
             command.go()
         records.begin()
+        if not command:
+            # Not sooner: what the target does from here on counts.
+            observer.attached()
         ended_by = follow(
             settings.duration,
             settings.interval,

@@ -52,6 +52,8 @@ _NOT_OF_STACKS = tuple((number, rule) for number, rule in _NUMBERED if not rule.
 _SPREAD = 0.5
 """Part of the window over which they must have come to show a rate: a burst has none."""
 _LEAST_OF_A_RATE = 3
+_SHORTEST_RATED = NS
+"""What a shorter window shows says nothing of a minute."""
 
 _PER_MINUTE = 60 * NS
 _SITES_TOLD = 3
@@ -321,7 +323,7 @@ def _rate(
     end = context.evidence.judged_at - (0 if counts_at_once else context.evidence.min_age)
     window = end - context.evidence.attached_at
     made = [(case.mapping.made_at, case.mapping.size) for case in cases if case.mapping.made_at is not None]
-    if window <= 0 or len(made) < _LEAST_OF_A_RATE or not began:
+    if window < _SHORTEST_RATED or len(made) < _LEAST_OF_A_RATE or not began:
         return None
     total = sum(size for _, size in made)
     if interval is not None:

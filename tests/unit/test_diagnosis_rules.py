@@ -127,6 +127,12 @@ def test_a_batch_each_time_is_counted():
     assert any("8 at once every 5" in line for line in finding.evidence)
 
 
+def test_a_window_below_a_second_has_no_rate():
+    stacks = [pthread_stack(n, born=n * 0.05, exited=n * 0.05 + 0.01) for n in range(10)]
+    finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks)), report_at=at(0.9)))
+    assert (finding.leak, finding.bytes_per_minute) == (True, None)
+
+
 @example(interval=0.875, window=7.0, lived=2.0, batch=1)
 @given(
     interval=st.floats(0.05, 10),

@@ -73,7 +73,7 @@ def test_a_signature_of_two_ways_shows_only_what_they_share() -> None:
     shared = stacks.stack(stacks.origin(1, (7, 300)).stack)
     assert [frame.function for frame in shared.frames] == ["mmap", "spawn"]
     assert not shared.complete
-    assert "2 ways" in shared.note
+    assert "2 call paths" in shared.note
 
 
 def cut(whole: Stack, frames: int) -> Stack:
@@ -97,7 +97,7 @@ def test_a_complete_stack_is_not_the_beginning_of_a_longer_one() -> None:
     stacks.add(copy(1, 2, "b"))
     stacks.work(Told(a=stack("mmap", "main"), b=stack("mmap", "main", "start")))
     assert names(stacks, stacks.origin(1, (7, 300)).stack) == ["mmap", "main"]
-    assert "2 ways" in stacks.stack(stacks.origin(1, (7, 300)).stack).note
+    assert "2 call paths" in stacks.stack(stacks.origin(1, (7, 300)).stack).note
 
 
 def test_inlined_frames_do_not_make_another_stack() -> None:

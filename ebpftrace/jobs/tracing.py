@@ -138,6 +138,8 @@ def follow(
             return EndedBy.DURATION
         progress(None if ends is None else ends - now)
         if next_due is not None and interval is not None and now >= next_due:
+            for watch in living:
+                watch.skipped_reports += int((now - next_due) // interval)
             # On a fixed grid, so that what comes regularly is seen regularly.
             next_due = max(next_due + interval, now)
             due(living)

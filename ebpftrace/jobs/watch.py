@@ -42,6 +42,7 @@ from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
 from ebpftrace.stacks.shortfalls import Shortfalls
 from ebpftrace.stacks.sites import SiteStacks
+from ebpftrace.text import plural
 from ebpftrace.vmas import Vmas
 
 _COMPACT_AT = 100_000
@@ -81,6 +82,8 @@ class Watch:
         """What the process executes later is traced too."""
         self.ended_by: Optional[EndedBy] = None
         """Why this address space is at its end; None while it lives."""
+        self.skipped_reports = 0
+        """Reports of --interval that were not made, since the one before took longer."""
         self.space = -1
         self.began_at = 0
         self._engine = engine
@@ -285,7 +288,11 @@ class Watch:
     def notes(self, snapshot: Snapshot) -> tuple[str, ...]:
         """What may be missing, and why: lines of the report."""
         dropped = snapshot.dropped_copy_bytes + self._stacks.dropped_bytes
-        return (*self._notes, *self._shortfalls.notes(dropped))
+        behind: tuple[str, ...] = ()
+        if self.skipped_reports:
+            skipped = plural(self.skipped_reports, "report")
+            behind = (f"{skipped} of --interval skipped: making one takes longer than the interval",)
+        return (*behind, *self._notes, *self._shortfalls.notes(dropped))
 
     def _meet(self, vmas: Vmas) -> None:
         """Read who the target is, before much changes."""

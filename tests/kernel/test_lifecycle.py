@@ -206,6 +206,15 @@ def test_interval_reports_again_and_again() -> None:
     assert len(reported(reports[-1], "abandoned-stack")) == 5
 
 
+def test_reports_that_are_not_made_in_time_are_counted() -> None:
+    with Target("reproducer", 5) as target, traced(target, "-i", 0.001) as tracer:
+        tracer.wait_for_report()
+        tracer.wait_for_report()
+        result = tracer.interrupt()
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert any("of --interval skipped" in note for note in last["notes"])
+
+
 def test_one_look_tells_one_reading() -> None:
     """With -d 0 there is no window that anything could change over, though two looks are taken."""
     grow = (

@@ -14,8 +14,10 @@ import errno
 import os
 from collections.abc import Iterator
 from enum import Enum
+from functools import lru_cache
 from itertools import compress
 from operator import not_
+from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional, TypeVar, Union, cast
 
 from ebpftrace.errors import CannotTrace
@@ -29,8 +31,6 @@ _LOOKUP_BATCH = 24
 _OBJ_GET_INFO_BY_FD = 15
 _BPF_NOEXIST = 1
 _FIRST_BATCH = 4096
-_MOST_CPUS = 8192
-"""The most that a kernel can be built for (CONFIG_NR_CPUS, arch/x86/Kconfig)."""
 _ENOTSUPP = 524
 """What the kernel says, outside errno.h, of a command that a table does not know."""
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     Data = Union[ctypes._SimpleCData[int], ctypes.Structure]
 Key = TypeVar("Key", bound="Data")
 Leaf = TypeVar("Leaf", bound=ctypes.Structure)
+Element = TypeVar("Element", bound="Data")
 
 
 class Taken(Enum):
@@ -146,16 +147,28 @@ def push(fd: int, leaf: ctypes._SimpleCData[int]) -> None:
         raise TableRefused("write", error) from error
 
 
-def per_cpu_sum(fd: int, index: int, cpus: int) -> int:
-    """Return the sum over all CPUs of one element of a per-CPU array of u64."""
-    values = (ctypes.c_uint64 * cpus)()
+def of_each_cpu(fd: int, index: int, leaf_type: type[Element]) -> ctypes.Array[Element]:
+    """Return what each CPU has in an element of a per-CPU array, of a size that 8 divides."""
+    leaves = cast("ctypes.Array[Element]", (leaf_type * _possible_cpus())())
     key = ctypes.c_uint32(index)
-    attributes = _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(values))
+    attributes = _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaves))
     try:
         bpf(_LOOKUP_ELEM, attributes)
     except OSError as error:
         raise TableRefused("read", error) from error
-    return sum(values)
+    return leaves
+
+
+def per_cpu_sum(fd: int, index: int) -> int:
+    """Return the sum over all CPUs of one element of a per-CPU array of u64."""
+    return sum(of_each_cpu(fd, index, ctypes.c_uint64))
+
+
+@lru_cache(maxsize=1)
+def _possible_cpus() -> int:
+    """How many values the kernel hands out of a per-CPU table (libbpf_num_possible_cpus())."""
+    last = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip().split(",")[-1]
+    return int(last.split("-")[-1]) + 1
 
 
 def inserter(fd: int, key: Data, leaf: ctypes.Structure) -> Callable[[], bool]:
@@ -190,22 +203,6 @@ def lookup(fd: int, key: Data, leaf: ctypes.Structure) -> bool:
             return False
         raise TableRefused("read", error) from error
     return True
-
-
-def of_each_cpu(fd: int, key: Data, leaf_type: type[Leaf]) -> list[Leaf]:
-    """Return what each CPU has in an entry of a per-CPU array; zeros for CPUs that are not there."""
-    # The kernel writes as many as it may ever have, which is more than sysconf(3) tells.
-    leaves = (leaf_type * _MOST_CPUS)()
-    if ctypes.sizeof(leaf_type) % 8:
-        raise AssertionError("the kernel rounds each up to 8 bytes")
-    try:
-        bpf(
-            _LOOKUP_ELEM,
-            _ElementAttributes(map_fd=fd, key=ctypes.addressof(key), value=ctypes.addressof(leaves)),
-        )
-    except OSError as error:
-        raise TableRefused("read", error) from error
-    return list(leaves)
 
 
 def take(fd: int, key: Data, leaf: ctypes.Structure, is_wanted: Callable[[], bool]) -> Taken:

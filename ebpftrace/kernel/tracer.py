@@ -14,7 +14,6 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Callable, Optional, Union
 
 from ebpftrace.errors import CannotTrace
@@ -411,8 +410,8 @@ class Tracer:
 
     def processes(self) -> tuple[int, int]:
         """How many processes have been followed, and how many could not be, for want of room."""
-        fd, cpus = self._fds["processes"], possible_cpus()
-        return tables.per_cpu_sum(fd, 0, cpus), tables.per_cpu_sum(fd, 1, cpus)
+        fd = self._fds["processes"]
+        return tables.per_cpu_sum(fd, 0), tables.per_cpu_sum(fd, 1)
 
     def give_back(self, spaces: Collection[int]) -> None:
         """Delete what stands of address spaces that have ended; others may have their numbers then.
@@ -636,12 +635,6 @@ def image_path(slots: bytes) -> str:
     names = [slots[at : slots.index(0, at)] for at in range(0, len(slots), NAME_SLOT)]
     path = b"/" + b"/".join(name for name in reversed(names) if name)
     return path.replace(b"\n", b"\\012").decode("utf-8", "surrogateescape")
-
-
-def possible_cpus() -> int:
-    """How many values the kernel hands out of a per-CPU table (libbpf_num_possible_cpus())."""
-    last = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip().split(",")[-1]
-    return int(last.split("-")[-1]) + 1
 
 
 def _born(task: Task) -> int:

@@ -116,7 +116,7 @@ class CallTracer:
         """The summary, where one is kept."""
         found = []
         for name, number in numbers().items():
-            each_cpu = tables.of_each_cpu(self._fds["totals"], ctypes.c_uint32(number), TotalT)
+            each_cpu = tables.of_each_cpu(self._fds["totals"], number, TotalT)
             found.append(
                 Total(
                     name,

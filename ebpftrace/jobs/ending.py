@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO, Optional, Union
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.kernel.cache import read_cached, write_cached
+from ebpftrace.kernel.cache import kept
 from ebpftrace.kernel.tracer import Awaited, ImageExecuted, ListedAtEnd, Tracer, Walked
 from ebpftrace.model import Books, BooksState, Interval, Run, Thread, Vma
 from ebpftrace.process.books.final import LibcFile, Listed, final_books, read_libc_file
@@ -32,15 +32,12 @@ def _image_of_ours(file: BinaryIO) -> Optional[Image]:
     """Of the libc that runs this very program: each trace needs it, and reading it takes 0.1 s of CPU."""
     status = os.fstat(file.fileno())
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    key = repr(("symbols", identity, sorted(SYMBOLS)))
-    cached = read_cached(key)
-    if cached is not None:
-        with suppress(ValueError):
-            return Image.from_bytes(cached)
-    image = read_image(file, SYMBOLS)
-    if image is not None:
-        write_cached(key, image.to_bytes())
-    return image
+    return kept(
+        repr(("symbols", identity, sorted(SYMBOLS))),
+        Image.from_bytes,
+        lambda: read_image(file, SYMBOLS),
+        Image.to_bytes,
+    )
 
 
 class Libcs:

@@ -13,10 +13,12 @@ import importlib.util
 import os
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Optional
+from typing import Optional, TypeVar
+
+T = TypeVar("T")
 
 _SYSTEM = Path("/var/cache")
 _NAME = "ebpftrace"
@@ -60,6 +62,23 @@ def sources_identity(directory: Path) -> str:
     """Text that is the same only for the same files in a directory and below."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return _digest(part for path in files for part in (bytes(path.relative_to(directory)), _content(path)))
+
+
+def kept(
+    key: str, parse: Callable[[bytes], T], make: Callable[[], Optional[T]], pack: Callable[[T], bytes]
+) -> Optional[T]:
+    """What was kept under a key, as ``parse`` reads it; else what ``make`` makes, which is kept unless None.
+
+    ``parse`` raises ValueError, TypeError or AttributeError for what is of no use.
+    """
+    cached = read_cached(key)
+    if cached is not None:
+        with suppress(ValueError, TypeError, AttributeError):
+            return parse(cached)
+    made = make()
+    if made is not None:
+        write_cached(key, pack(made))
+    return made
 
 
 def read_cached(key: str) -> Optional[bytes]:

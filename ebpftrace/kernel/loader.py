@@ -16,6 +16,7 @@ from ebpftrace.kernel import layout, tables
 from ebpftrace.kernel.btf import Btf
 from ebpftrace.kernel.cache import (
     compiler_identity,
+    kept,
     kernel_identity,
     read_cached,
     sources_identity,
@@ -88,20 +89,27 @@ def this_machine() -> tuple[Machine, bool]:
 
 def _offsets(btf: Btf, members: Mapping[str, tuple[str, str]]) -> dict[str, int]:
     """Where these members lie on this kernel, by name; nothing where any of them is missing."""
-    key = repr(("offsets", sorted(members.items()), kernel_identity()))
-    cached = read_cached(key)
-    if cached is not None:
-        with suppress(ValueError, AttributeError):
-            return {str(name): int(offset) for name, offset in json.loads(cached).items()}
+    found = kept(
+        repr(("offsets", sorted(members.items()), kernel_identity())),
+        _parsed_offsets,
+        lambda: _find_offsets(btf, members),
+        lambda offsets: json.dumps(offsets).encode(),
+    )
+    return found or {}
+
+
+def _parsed_offsets(raw: bytes) -> dict[str, int]:
+    return {str(name): int(offset) for name, offset in json.loads(raw).items()}
+
+
+def _find_offsets(btf: Btf, members: Mapping[str, tuple[str, str]]) -> Optional[dict[str, int]]:
     wanted: dict[str, list[str]] = {}
     for struct_name, member in members.values():
         wanted.setdefault(struct_name, []).append(member)
     found = btf.offsets(wanted)
     if len(found) < len(members):
-        return {}
-    offsets = {name: found[place] for name, place in members.items()}
-    write_cached(key, json.dumps(offsets).encode())
-    return offsets
+        return None
+    return {name: found[place] for name, place in members.items()}
 
 
 def _pid_namespaces(btf: Btf) -> Optional[PidNamespaces]:

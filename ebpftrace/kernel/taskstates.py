@@ -13,7 +13,6 @@ import os
 import platform
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple, Optional
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.kernel.btf import Btf
-from ebpftrace.kernel.cache import kernel_identity, read_cached, write_cached
+from ebpftrace.kernel.cache import kept, kernel_identity
 from ebpftrace.process.namespaces import own_pid_namespace
 from ebpftrace.syscalls import numbers
 
@@ -155,15 +154,19 @@ class TaskStates:
 
 @lru_cache(maxsize=1)
 def _layout(thread_pointer: str) -> _Layout:
-    key = repr(("task layout", thread_pointer, _Layout._fields, kernel_identity()))
-    cached = read_cached(key)
-    if cached is not None:
-        with suppress(ValueError, TypeError):
-            found = _Layout(*json.loads(cached))
-            return found._replace(switches=(found.switches[0], found.switches[1]))
-    layout = _find_layout(thread_pointer)
-    write_cached(key, json.dumps(layout).encode())
-    return layout
+    found = kept(
+        repr(("task layout", thread_pointer, _Layout._fields, kernel_identity())),
+        _parsed_layout,
+        lambda: _find_layout(thread_pointer),
+        lambda layout: json.dumps(layout).encode(),
+    )
+    assert found is not None
+    return found
+
+
+def _parsed_layout(raw: bytes) -> _Layout:
+    found = _Layout(*json.loads(raw))
+    return found._replace(switches=(found.switches[0], found.switches[1]))
 
 
 def _find_layout(thread_pointer: str) -> _Layout:

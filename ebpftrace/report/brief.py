@@ -7,7 +7,7 @@ from rich.cells import cell_len
 
 from ebpftrace import frames
 from ebpftrace.model import Finding, Report
-from ebpftrace.report.headline import explained_part, title, verdict_lines
+from ebpftrace.report.headline import grew_otherwise, title, verdict_lines
 from ebpftrace.report.tables import NARROWEST, WIDTH, wrapped
 from ebpftrace.report.view import View, select
 from ebpftrace.text import change, duration, escape, plural, shorten, size
@@ -61,8 +61,7 @@ def _target(report: Report, width: int) -> list[str]:
     traced = f", traced for {duration(report.seconds)}" if report.seconds > 0 else ", not traced"
     text = f"{name} (PID {target.pid}): VIRT {size(memory.virt_end)}{of}, RSS {size(memory.rss_end)}{traced}"
     lines = wrapped(text, first="target".ljust(_LABEL), width=width)
-    part = explained_part(report)
-    if part is not None and part < 0.5:
+    if grew_otherwise(report):
         lines.append(f"{'next':<{_LABEL}}ebpftrace growth -p {target.pid}")
     return lines
 

@@ -13,6 +13,7 @@ from ebpftrace.model import Certainty, Finding, Losses, Report, Standing, Verdic
 from ebpftrace.text import count, duration, period, plural, rate, size
 
 _MOST_ROUTINES = 5
+_MOST_OF_IT = 0.5
 _LEAST_GROWTH = 1 << 20
 """Bytes of VIRT: less comes and goes in any program."""
 
@@ -81,14 +82,20 @@ def _certainty(findings: Sequence[Finding]) -> str:
 
 def _explained(report: Report) -> str:
     """Which part of what VIRT grew by the leaks of the window make up."""
-    part = explained_part(report)
+    part = _explained_part(report)
     if part is None:
         return ""
     start, end = report.memory.virt_start or 0, report.memory.virt_end or 0
     return f"; explains {100 * part:.0f} % of VIRT's +{size(end - start)}"
 
 
-def explained_part(report: Report) -> Optional[float]:
+def grew_otherwise(report: Report) -> bool:
+    """VIRT grew, and leaks explain less than half of it."""
+    part = _explained_part(report)
+    return part is not None and part < _MOST_OF_IT
+
+
+def _explained_part(report: Report) -> Optional[float]:
     """The part of VIRT's growth over the window that leaks made in it explain, at most 1.
 
     None where VIRT did not grow by a megabyte, or is not known.

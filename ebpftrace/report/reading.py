@@ -219,9 +219,7 @@ def _report(source: dict[str, Any]) -> Report:
             *(_maybe(memory, name, _whole) for name in ("virt_start", "virt_end", "rss_start", "rss_end"))
         ),
         calls=_calls(_object(source["calls"])),
-        losses=Losses(
-            *(_or(losses, name, _whole, 0) for name in ("events", "mappings", "stacks", "threads"))
-        ),
+        losses=Losses(*(_or(losses, name, _whole, 0) for name in _LOSSES)),
         threads=tuple(map(_thread, map(_object, _list(source, "threads")))),
         findings=tuple(map(_finding, map(_object, _list(source, "findings")))),
         outstanding_mappings=_or(outstanding, "mappings", _whole, 0),

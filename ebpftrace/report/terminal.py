@@ -20,7 +20,7 @@ from rich.text import Text
 from ebpftrace import frames
 from ebpftrace.model import Calls, EndedBy, Failures, Finding, Report, Verdict
 from ebpftrace.report import finding_text
-from ebpftrace.report.headline import Tone, explained_part, title, verdict_lines
+from ebpftrace.report.headline import Tone, grew_otherwise, title, verdict_lines
 from ebpftrace.report.tables import NARROWEST, WIDTH, wrapped
 from ebpftrace.report.view import ThreadGroup, View, select, thread_groups
 from ebpftrace.text import change, count, duration, error_name, escape, plural, searches, shorten, size, wall
@@ -28,7 +28,6 @@ from ebpftrace.text import change, count, duration, error_name, escape, plural, 
 _INDENT = 3
 _LABEL = 12
 _HEAD_LABEL = 9
-_MOST_OF_IT = 0.5
 _GAP = 2
 _NAME_WIDTH = 16
 _PLACES_SHOWN = 3
@@ -154,16 +153,10 @@ def _head(report: Report, width: int) -> RenderableType:
         rows.append(
             ("not seen", "mappings that are no stacks of threads: with --threads-only none is traced")
         )
-    if _grew_otherwise(report):
+    if grew_otherwise(report):
         step = f"ebpftrace growth -p {target.pid}    which calls make VIRT grow: no leak explains it"
         rows.append(("next", step))
     return _grid(rows, width, _HEAD_LABEL)
-
-
-def _grew_otherwise(report: Report) -> bool:
-    """VIRT grew, and leaks explain less than half of it."""
-    part = explained_part(report)
-    return part is not None and part < _MOST_OF_IT
 
 
 def _window(report: Report) -> str:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
-from ebpftrace.fingerprint import fingerprint
+from ebpftrace.fingerprint import fingerprint as fingerprint_of
 from ebpftrace.model import Finding, Orphan, Report, Thread
 from ebpftrace.report import words
 from ebpftrace.text import address, escape, size
@@ -46,7 +46,8 @@ class _Process:
         slices = 0
         tracks = _FIRST_TRACK
         for finding in sorted(report.findings, key=lambda one: (not one.fails, not one.undecided, -one.size)):
-            yield from self._finding(finding, tracks)
+            name = fingerprint_of(finding)
+            yield from self._finding(finding, name, tracks)
             tracks += 1
             for orphan in finding.orphans:
                 owner = orphan.outstanding.owner
@@ -54,7 +55,7 @@ class _Process:
                     continue
                 slices += 1
                 owners.setdefault(owner.id, owner)
-                yield self._mapping(orphan, finding, owner)
+                yield self._mapping(orphan, finding, name, owner)
         for owner in owners.values():
             yield from self._life(owner)
         if slices >= _MOST_SLICES:
@@ -70,7 +71,7 @@ class _Process:
                 if value is not None:
                     yield {"ph": "C", "name": name, "pid": self._pid, "ts": at, "args": {"bytes": value}}
 
-    def _finding(self, finding: Finding, track: int) -> Iterator[dict[str, Any]]:
+    def _finding(self, finding: Finding, fingerprint: str, track: int) -> Iterator[dict[str, Any]]:
         """Its own track, from its first mapping to the end, whoever owned them."""
         first = min((self._mapped_at(orphan) for orphan in finding.orphans), default=self._begin)
         kind = "leak" if finding.fails else "cannot tell" if finding.undecided else "no leak"
@@ -81,20 +82,20 @@ class _Process:
             "count": finding.count,
             "bytes": finding.size,
             "certainty": finding.certainty.value,
-            "fingerprint": fingerprint(finding),
+            "fingerprint": fingerprint,
             "why": "; ".join(map(escape, finding.evidence)),
             "advice": escape(finding.advice),
         }
         yield self._slice(words.sentence(finding), track, first, told)
 
-    def _mapping(self, orphan: Orphan, finding: Finding, owner: Thread) -> dict[str, Any]:
+    def _mapping(self, orphan: Orphan, finding: Finding, fingerprint: str, owner: Thread) -> dict[str, Any]:
         mapping = orphan.outstanding.mapping
         told = {
             "range": f"{address(mapping.start)}-{address(mapping.end)}",
             "bytes": mapping.size,
             "rss": orphan.rss,
             "mapped": "before the trace" if mapping.before_attach else "in the window",
-            "fingerprint": fingerprint(finding),
+            "fingerprint": fingerprint,
         }
         name = f"{finding.verdict.value}, {size(mapping.size)}"
         return self._slice(name, owner.id.tid, self._mapped_at(orphan), told)

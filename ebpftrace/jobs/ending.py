@@ -16,9 +16,9 @@ from ebpftrace.kernel.cache import kept
 from ebpftrace.kernel.tracer import Awaited, ImageExecuted, ListedAtEnd, Tracer, Walked
 from ebpftrace.model import Books, BooksState, Interval, Run, Thread, Vma
 from ebpftrace.process.books.final import LibcFile, Listed, final_books, read_libc_file
-from ebpftrace.process.books.lists import LIBRARY, LOADER, MAX_FILES, MUSL, SYMBOLS
-from ebpftrace.process.books.symbols import Image, file_mappings, is_fixed, read_image, read_interpreter
-from ebpftrace.process.files import FileKey, file_key, is_file, names, open_mapped_file
+from ebpftrace.process.books.lists import LIBRARY, MUSL, SYMBOLS, libc_files
+from ebpftrace.process.books.symbols import Image, is_fixed, read_image, read_interpreter
+from ebpftrace.process.files import FileKey, file_key, is_file, key_of, names, open_mapped_file
 from ebpftrace.process.maps import read_maps
 from ebpftrace.vmas import Vmas
 
@@ -49,7 +49,7 @@ class Libcs:
     def meet_own(self, tracer: Tracer) -> None:
         """Have the kernel side recognise the libc of this very process: most programs have the same."""
         pid = os.getpid()
-        for vma in _libraries(read_maps(pid)):
+        for vma in libc_files(read_maps(pid)).libraries:
             self.find(pid, vma, tracer, is_ours=True)
 
     def known(self, file: FileKey) -> Optional[LibcFile]:
@@ -70,8 +70,7 @@ class Libcs:
             libc = read_libc_file(file, static=True)
         if libc is None or not libc.image.is_fixed:
             return None
-        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-        key = FileKey(device, status.st_ino, path)
+        key = key_of(status, path)
         tracer.know_libc(key, libc)
         return key, libc
 
@@ -130,10 +129,9 @@ class Ending:
 
     def look(self, vmas: Vmas, space: int, tracer: Tracer) -> None:
         """Find the libc of a process that runs, and tell the kernel side."""
-        files = file_mappings(vmas)
-        self._is_musl |= any(MUSL.search(vma.path) for vma in files)
-        is_static = not any(_is_libc(vma) or LOADER.match(PurePosixPath(vma.path).name) for vma in files)
-        for vma in files[:MAX_FILES] if is_static else _libraries(vmas):
+        libraries, programs, is_static, has_musl = libc_files(vmas)
+        self._is_musl |= has_musl
+        for vma in programs if is_static else libraries:
             libc = self._libcs.find(self._pid, vma, tracer, is_static)
             base = libc.image.bias(vma) if libc is not None else None
             if libc is not None and base is not None:
@@ -212,16 +210,6 @@ class _Exits:
             return True
         thread = self._before.get(earlier.tid)
         return None if thread is None else not thread.alive
-
-
-def _libraries(vmas: Vmas) -> list[Vma]:
-    """Mappings of what is a libc by its name; of glibc before 2.34 the library of threads comes first."""
-    found = list(filter(_is_libc, file_mappings(vmas)))
-    return sorted(found, key=lambda vma: "pthread" not in PurePosixPath(vma.path).name)
-
-
-def _is_libc(vma: Vma) -> bool:
-    return LIBRARY.match(PurePosixPath(vma.path).name) is not None
 
 
 def _interpreter(pid: int, file: FileKey) -> Optional[str]:

@@ -38,6 +38,11 @@ def file_key(vma: Vma) -> FileKey:
     return FileKey(vma.device, vma.inode, vma.path)
 
 
+def key_of(status: os.stat_result, path: str) -> FileKey:
+    """Which file this is, by what stat says of it."""
+    return FileKey(f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}", status.st_ino, path)
+
+
 def open_mapped_file(pid: int, vma: Vma) -> int:
     """A read-only descriptor (caller closes) of the regular file that ``vma`` maps.
 

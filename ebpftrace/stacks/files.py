@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.process.files import FileKey
+from ebpftrace.process.files import FileKey, key_of
 from ebpftrace.stacks.elf import ElfHeaders, NotElfError, Read, read_headers, reader
 from ebpftrace.stacks.unwind_image import memory_file
 from ebpftrace.text import plural
@@ -95,9 +95,8 @@ class FileStore:
         """The file that is open as ``fd``, which is closed; None if it is of no use.  Raises OSError."""
         try:
             status = os.fstat(fd)
-            device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
             path = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - as /proc/PID/maps has it
-            return self.add(FileKey(device, status.st_ino, path), lambda: os.dup(fd))
+            return self.add(key_of(status, path), lambda: os.dup(fd))
         finally:
             os.close(fd)
 

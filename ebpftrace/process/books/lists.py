@@ -14,7 +14,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Optional, Protocol, Union
+from typing import NamedTuple, Optional, Protocol, Union
 
 from ebpftrace.model import Vma
 from ebpftrace.process.books.symbols import Image, file_mappings, read_image
@@ -49,8 +49,8 @@ SYMBOLS = frozenset(
 LIBRARY = re.compile(r"lib(c|pthread)[.-]")
 MUSL = re.compile(r"/(ld-musl-|libc\.musl-)|musl[^/]*/libc\.so$")
 """Distributions differ in whether the file is named after the loader or the library."""
-LOADER = re.compile(r"ld(64)?[.-]")
-MAX_FILES = 4
+_LOADER = re.compile(r"ld(64)?[.-]")
+_MAX_FILES = 4
 """Executable mappings looked at in a process without a libc by name: static programs have one."""
 _MAX_PTHREAD = 1 << 16
 _JOIN_GAP = 28
@@ -111,18 +111,36 @@ class Absent:
     libc: str = ""
 
 
+class LibcFiles(NamedTuple):
+    """Executable mappings of a process that a libc may lie in."""
+
+    libraries: list[Vma]
+    """Those that are one by name; of glibc before 2.34 the library of threads, which has the lists, first."""
+    programs: list[Vma]
+    """Those to look at in a process without a library of that name."""
+    is_static: bool
+    """There is no dynamic loader either."""
+    has_musl: bool
+
+
+def libc_files(vmas: Vmas) -> LibcFiles:
+    """Where a libc may lie, by the names of the mapped files."""
+    files = file_mappings(vmas)
+    names = [PurePosixPath(vma.path).name for vma in files]
+    libraries = [vma for vma, name in zip(files, names) if LIBRARY.match(name)]
+    libraries.sort(key=lambda vma: "pthread" not in PurePosixPath(vma.path).name)
+    is_static = not libraries and not any(_LOADER.match(name) for name in names)
+    has_musl = any(MUSL.search(vma.path) for vma in files)
+    return LibcFiles(libraries, files[:_MAX_FILES], is_static, has_musl)
+
+
 def find_lists(pid: int, vmas: Vmas, memory: Readable) -> Union[Lists, Absent]:
     """Find glibc's lists in process ``pid``.  Raises ``ProcessGone`` or ``CannotTrace``."""
     refusals: list[str] = []
-    files = file_mappings(vmas)
-    names = [PurePosixPath(vma.path).name for vma in files]
-    if any(MUSL.search(vma.path) for vma in files):
+    libraries, programs, static, has_musl = libc_files(vmas)
+    if has_musl:
         return Absent("musl keeps no list of threads that exited", "musl")
-    libraries = [vma for vma, name in zip(files, names) if LIBRARY.match(name)]
-    # libpthread.so.0 of glibc < 2.34 holds what libc.so.6 holds later, so it is asked first.
-    libraries.sort(key=lambda vma: "pthread" not in PurePosixPath(vma.path).name)
-    static = not libraries and not any(LOADER.match(name) for name in names)
-    for vma in (libraries or files)[:MAX_FILES]:
+    for vma in libraries[:_MAX_FILES] or programs:
         try:
             fd = open_mapped_file(pid, vma)
         except CannotOpen as refusal:

@@ -9,11 +9,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import CommandEnd
-from ebpftrace.process.target import refuse_32_bit_file
+from ebpftrace.process.target import Target, open_target, refuse_32_bit_file
 from ebpftrace.text import escape
 
 _NOT_STARTED = 127
@@ -138,6 +139,18 @@ def fate(end: CommandEnd) -> str:
 
 def _killed(number: int) -> str:
     return f"COMMAND was killed by signal {number} ({signal.strsignal(number) or 'unknown'})"
+
+
+def hold_targets(
+    held: ExitStack, pids: Iterable[int], arguments: Sequence[str], tell: Callable[[CommandEnd], None]
+) -> tuple[Optional[Command], list[Target]]:
+    """Start the COMMAND with these arguments, if there are any, else open these processes.
+
+    ``held`` is what closes them; ``tell`` as for ``Command``.  Raises CannotTrace.
+    """
+    command = held.enter_context(Command(arguments, tell)) if arguments else None
+    wanted = [command.pid] if command else dict.fromkeys(pids)
+    return command, [held.enter_context(open_target(pid)) for pid in wanted]
 
 
 def _find(name: str) -> str:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional, Protocol
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.jobs.command import Command
+from ebpftrace.jobs.command import hold_targets
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.jobs.tracing import Cost, begin_loading, collector_off, follow, open_tracer
 from ebpftrace.process.procfs import ProcessGone
 from ebpftrace.process.sharing import one_of_each_space
-from ebpftrace.process.target import open_target
 
 if TYPE_CHECKING:
     from ebpftrace.growth.model import Size, Step, Summary
@@ -67,11 +66,8 @@ def run(settings: Settings, observer: Observer) -> None:
     Raises CannotTrace where nothing could be traced; nothing is left attached.
     """
     with ExitStack() as held:
-        command: Optional[Command] = None
-        if settings.command:
-            command = held.enter_context(Command(settings.command, observer.command_ended))
-        pids = [command.pid] if command else settings.pids
-        targets = [held.enter_context(open_target(pid)) for pid in pids]
+        command, targets = hold_targets(held, settings.pids, settings.command, observer.command_ended)
+        pids = [target.pid for target in targets]
         sharers = one_of_each_space(pids)
         interrupts = held.enter_context(Interrupts())
         loading = held.enter_context(begin_loading(pids))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional, Protocol, Union
 
 from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
-from ebpftrace.jobs.command import Command
+from ebpftrace.jobs.command import hold_targets
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.jobs.searching import MemorySearcher, Searcher, no_searcher
 from ebpftrace.jobs.tracing import (
@@ -25,7 +25,7 @@ from ebpftrace.kernel.cost import measured_runs
 from ebpftrace.kernel.layout import Follow
 from ebpftrace.model import CommandEnd, EndedBy, Processes, Report, Standing, TracerCost
 from ebpftrace.process.sharing import one_of_each_space
-from ebpftrace.process.target import Gone, Target, open_target
+from ebpftrace.process.target import Gone, Target
 
 if TYPE_CHECKING:
     from ebpftrace.jobs.leak_watch import LeakWatch
@@ -100,11 +100,8 @@ def run(settings: Settings, observer: Observer) -> None:
     is_traced = bool(settings.command) or settings.duration != 0
     follows_forks = bool(settings.command) if settings.follow_forks is None else settings.follow_forks
     with ExitStack() as held:
-        command: Optional[Command] = None
-        if settings.command:
-            command = held.enter_context(Command(settings.command, observer.command_ended))
-        pids = [command.pid] if command else settings.pids
-        targets = [held.enter_context(open_target(pid)) for pid in pids]
+        command, targets = hold_targets(held, settings.pids, settings.command, observer.command_ended)
+        pids = [target.pid for target in targets]
         sharers = one_of_each_space(pids)
         interrupts = held.enter_context(Interrupts())
         if settings.measure_cost:

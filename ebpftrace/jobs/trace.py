@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Callable, NamedTuple, Optional, Protocol
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.jobs.command import Command
+from ebpftrace.jobs.command import hold_targets
 from ebpftrace.jobs.interrupts import Interrupts
 from ebpftrace.kernel.calls.layout import Filters
 from ebpftrace.kernel.calls.records import CopiedStack, Recorded
@@ -19,7 +19,7 @@ from ebpftrace.kernel.calls.tracer import CallTracer, Lost
 from ebpftrace.kernel.registration import register
 from ebpftrace.model import NO_STACK, CommandEnd, Stack
 from ebpftrace.process.clock import read_clock
-from ebpftrace.process.target import Target, open_target
+from ebpftrace.process.target import Target
 from ebpftrace.process.tasks import listed_tasks
 from ebpftrace.stacks.engine import Engine
 from ebpftrace.stacks.resolve import StackResolver
@@ -86,11 +86,7 @@ def run(
     Raises CannotTrace where nothing could be traced; nothing is left attached.
     """
     with ExitStack() as held:
-        command: Optional[Command] = None
-        if settings.command:
-            command = held.enter_context(Command(settings.command, command_ended))
-        pids = [command.pid] if command else settings.pids
-        targets = [held.enter_context(open_target(pid)) for pid in dict.fromkeys(pids)]
+        command, targets = hold_targets(held, settings.pids, settings.command, command_ended)
         stacks = held.enter_context(_Stacks(settings.debuginfod)) if settings.filters.stacks else None
         interrupts = held.enter_context(Interrupts())
         tracer = held.enter_context(CallTracer(settings.filters))

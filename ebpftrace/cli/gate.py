@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 import click
 
@@ -51,6 +51,17 @@ class FloorType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         if unit:
             return Floor(size=number << 10 * (1 + _UNITS.index(unit.upper())))
         return Floor(size=number) if is_bytes else Floor(count=number)
+
+
+def fail_on_leak(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--fail-on-leak`` of a ``GateCommand``."""
+    return click.option(
+        _OPTION,
+        type=FloorType(),
+        metavar="[=N|=SIZE]",
+        help=f"Exit with status {STATUS_LEAK} where there is a leak (of at least N threads or mappings, or "
+        f"SIZE bytes), with {STATUS_UNDECIDED} where something could not be judged.",
+    )(command)
 
 
 class GateCommand(click.Command):

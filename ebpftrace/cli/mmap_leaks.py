@@ -6,14 +6,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 import click
 
-from ebpftrace.cli import known, options, outputs
-from ebpftrace.cli.gate import STATUS_LEAK, STATUS_UNDECIDED, Floor, FloorType, Gate, GateCommand
+from ebpftrace.cli import known, options, outputs, pages
+from ebpftrace.cli.gate import STATUS_LEAK, Floor, Gate, GateCommand
 from ebpftrace.defaults import COPIES_PER_SECOND, MAX_STACK_BYTES, STACK_BYTES
 
 if TYPE_CHECKING:
@@ -89,35 +89,7 @@ Examples:
     metavar="TIME",
     help="Without a search of memory, do not judge owners that exited more recently: a join may follow.",
 )
-@options.min_bytes("Leave out findings with fewer bytes.")
-@options.top("Most findings to show.")
-@click.option(
-    "--show", type=click.Choice(["all", "leaks"]), default="all", show_default=True, help="What to report."
-)
-@click.option("--brief", is_flag=True, help="Report in at most 20 lines for each process.")
-@click.option("--json", "json_output", is_flag=True, help="Report as JSON, one object for each report.")
-@click.option("--folded", is_flag=True, help="Report as folded stacks, weighted by leaked bytes.")
-@options.file(
-    "--flamegraph",
-    metavar="FILE.html",
-    purpose="Also write a flame graph of leaked bytes, one self-contained page.",
-)
-@options.file(
-    "--speedscope",
-    metavar="FILE.json",
-    purpose="Also write the leaked bytes as a profile for speedscope.",
-)
-@outputs.files
-@options.output(options.WHOLE)
-@known.suppressions
-@known.baselines
-@click.option(
-    "--fail-on-leak",
-    type=FloorType(),
-    metavar="[=N|=SIZE]",
-    help=f"Exit with status {STATUS_LEAK} where there is a leak (of at least N threads or mappings, or SIZE "
-    f"bytes), with {STATUS_UNDECIDED} where something could not be judged.",
-)
+@pages.options
 @click.option(
     "--leak-status",
     type=click.IntRange(1, 255),
@@ -235,9 +207,7 @@ def mmap_leaks(
         write_baseline=write_baseline,
         **extra.paths,
     )
-    forms = [name for name, given in (("brief", brief), ("json", json_output), ("folded", folded)) if given]
-    if len(forms) > 1:
-        raise click.UsageError(f"--{forms[0]} and --{forms[1]} exclude each other: give one of them")
+    form = pages.form_of(brief=brief, json=json_output, folded=folded)
     if until_interrupt:
         duration = None
     elif duration is None and not command:
@@ -276,7 +246,6 @@ def mmap_leaks(
     files.check()
     if is_traced:
         require_tracing()
-    form = forms[0] if forms else "text"
     gate = Gate(fail_on_leak, leak_status)
     with _Narrator(form, view, files, quiet, no_color, gate, acceptance, several=len(pids) > 1) as narrator:
         run(settings, narrator)
@@ -332,8 +301,7 @@ class _Narrator:
         self._acceptance = acceptance
         self._last: list[Report] = []
         """Of each process its report at the end, for the files that tell of all of them."""
-        self._form = form
-        self._view = view
+        self._rendered = pages.Pages(form, view, files.output, no_color, repeats_verdict=True)
         self._files = files
         self._quiet = quiet
         self._no_color = no_color
@@ -341,7 +309,6 @@ class _Narrator:
         self._output: Optional[Growing] = None
         self._live: Optional[LiveView] = None
         self._next_look = 0.0
-        self._pages = 0
         self._search_began: Optional[float] = None
         self._next_bar = 0.0
         self._bar_shown = False
@@ -435,7 +402,7 @@ class _Narrator:
             self._last.append(report)
         self._gate.add(watch.serial, report)
         if report.ended_by is EndedBy.INTERVAL or watch.space < 0:
-            self._write(self._render(report))
+            self._write(self._rendered.page(report))
         elif self._is_kept(report):
             self._held.append(report)
             self._unread += report.is_child and not is_telling(report)
@@ -464,22 +431,9 @@ class _Narrator:
 
     def followed(self, processes: Processes) -> None:
         """Write the reports of all processes at their ends."""
-        from ebpftrace.report import folded, mmap_leaks_json
-        from ebpftrace.report.family import chosen, last_line
-
         self._gate.has_lost = processes.lost > 0
         reports = sorted(self._held, key=lambda report: report.is_child)
-        if self._form == "json" and any(report.is_child for report in reports):
-            self._write(mmap_leaks_json.render_all(reports, processes, self._view))
-            return
-        if self._form == "folded":
-            self._write(map(folded.render, reports))
-            return
-        for report in reports if self._form == "json" else chosen(reports):
-            self._write(self._render(replace(report, processes=processes)))
-        line = last_line(reports, processes)
-        if line and self._form in ("text", "brief"):
-            self._write((f"\n{line}\n",))
+        self._write(self._rendered.document(reports, processes))
 
     def _write(self, pages: Iterable[str]) -> None:
         from ebpftrace.report import output
@@ -502,24 +456,3 @@ class _Narrator:
         if self._live is not None:
             self._live.__exit__(None, None, None)
             self._live = None
-
-    def _render(self, report: Report) -> Iterable[str]:
-        if self._form == "json":
-            from ebpftrace.report import mmap_leaks_json
-
-            return mmap_leaks_json.render(report, self._view)
-        if self._form == "folded":
-            from ebpftrace.report import folded
-
-            return (folded.render(report),)
-        from ebpftrace.report import brief, terminal
-        from ebpftrace.report.output import page_width, use_color
-
-        width = page_width(sys.stdout, self._files.output)
-        self._pages += 1
-        apart = "\n" if self._pages > 1 else ""
-        if self._form == "brief":
-            return (apart, brief.render(report, self._view, width=width))
-        color = self._files.output is None and use_color(sys.stdout, self._no_color)
-        again = self._files.output is None and sys.stdout.isatty()
-        return (apart, terminal.render(report, self._view, width=width, color=color, verdict_again=again))

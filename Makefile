@@ -28,9 +28,10 @@ demo: .venv/.demo build/app_server ## trace a leaking server and show the report
 	scripts/demo.sh
 
 test: .venv/.test lint ## run the linters and every test
-	$(PYTEST) -n $(WORKERS) --dist worksteal
+	$(PYTEST) -n $(WORKERS) --dist worksteal --strict-skips
 
-test-kernels: .venv/.kernels ## test on other kernels, in VMs; KERNEL=short, all, userlands or a name
+# Emulating another machine takes packages of its own.
+test-kernels: .venv/.kernels $(if $(findstring arm64,$(KERNEL))$(filter all,$(KERNEL)),.venv/.arm64) ## test on other kernels, in VMs; KERNEL=short, all, userlands, arm64 or a name
 	$(BIN)/python -m vmtest $(KERNEL_ARGS) $(KERNEL)
 
 test-servers: .venv/.test ## trace real servers under load; as root, it installs them
@@ -53,12 +54,16 @@ fuzz: .venv/.fuzz ## feed the readers hostile bytes; MINUTES=5 in all, READERS= 
 unit: .venv/.test ## run the tests that need neither root nor tracing
 	$(PYTEST) tests/unit -n $(WORKERS)
 
+coverage: .venv/.test ## which lines the unit tests run
+	$(PYTEST) tests/unit -n $(WORKERS) --cov=ebpftrace --cov-report=term:skip-covered
+
 lint: .venv/.test lint-only ## check layout, style and types
 
 lint-only: # with the linters in BIN
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 
 format: .venv/.test ## lay out all sources
@@ -76,7 +81,7 @@ clean: ## remove what was built; the venv stays
 	rm -rf build dist
 	$(MAKE) -C tests/targets clean
 
-.venv/.use .venv/.demo .venv/.test .venv/.kernels .venv/.bench .venv/.fuzz: .venv/.%: $(SETUP)
+.venv/.use .venv/.demo .venv/.test .venv/.kernels .venv/.arm64 .venv/.bench .venv/.fuzz: .venv/.%: $(SETUP)
 	scripts/setup.sh $*
 	@touch $@ $(SATISFIED_$*)
 
@@ -87,4 +92,4 @@ build/app_server: demo/app_server.c
 	@mkdir -p build
 	$(CC) -O2 -g -Wall -Wextra -pthread -o $@ $<
 
-.PHONY: help setup demo test unit test-servers test-stacks test-kernels bench bench-compare fuzz lint lint-only format walkthrough man clean
+.PHONY: help setup demo test unit coverage test-servers test-stacks test-kernels bench bench-compare fuzz lint lint-only format walkthrough man clean

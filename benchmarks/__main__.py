@@ -28,8 +28,8 @@ from benchmarks.tools import (
     UNTRACED,
     CannotRun,
 )
+from ebpftrace.capture.checks.machine import mount_tracefs
 from ebpftrace.errors import CannotTrace
-from ebpftrace.kernel.checks.machine import mount_tracefs
 
 _COMPARED = (UNTRACED, FLOOR, OURS_WITHOUT_STACKS, OURS_THREADS_ONLY, OURS)
 _PARTS = ("table", "own", "scans", "searches", "programs", "imports")
@@ -132,7 +132,7 @@ def render(trial: Optional[Path]) -> None:
 @_minutes
 @_trial
 def compare(kinds: Sequence[str], rounds: int, seconds: float, minutes: float, trial: Optional[Path]) -> None:
-    """Measure our own tool again, and warn where it has become dearer than recorded."""
+    """Measure our own tool again, and warn if it costs more than recorded."""
     recorded = _record(trial).read().table
     kinds = kinds or [kind.name for kind in KINDS if kind.name in recorded]
     share = 60 * minutes / max(1, len(kinds))
@@ -142,7 +142,7 @@ def compare(kinds: Sequence[str], rounds: int, seconds: float, minutes: float, t
     for line in found:
         click.echo(f"warning: {line}", err=True)
     if not found:
-        click.echo("nothing is dearer than recorded")
+        click.echo("nothing costs more than recorded")
 
 
 class _Run:
@@ -211,7 +211,9 @@ class _Run:
 
     def _begin(self, part: str, only: str = "") -> None:
         """What failed last time may not fail now; ``only``: what of the part is measured, empty for all."""
-        failures = tuple(told for told in self._results.failures if not told.startswith(_TOLD[part]))
+        failures = tuple(
+            reported for reported in self._results.failures if not reported.startswith(_TOLD[part])
+        )
         when = {**self._results.conditions, f"{_TOLD[part]}{only}: measured": moment() + self._elsewhere}
         self._results = replace(self._results, conditions=when, failures=failures)
 
@@ -220,9 +222,9 @@ class _Run:
         try:
             return step(*arguments)
         except _FAILURES as error:
-            told = f"{what}: {error}"
-            _say(told)
-            self._keep(replace(self._results, failures=(*self._results.failures, told)))
+            reported = f"{what}: {error}"
+            _say(reported)
+            self._keep(replace(self._results, failures=(*self._results.failures, reported)))
             return None
 
     def _keep(self, results: Results) -> None:

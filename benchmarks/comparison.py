@@ -36,7 +36,7 @@ def regressions(recorded: Table, now: Table, tools: Sequence[str], floor: str) -
 
 
 def _drift(recorded: Table, now: Table, kind: str, floor: str) -> float:
-    """How much dearer empty probes have become; never below 1."""
+    """By how much the cost of empty probes has risen, as a factor; never below 1."""
     cells = recorded.get(kind, {}).get(floor), now[kind].get(floor)
     spreads = [cell.spread for cell in cells if cell is not None and cell.spread]
     return max(1.0, spreads[1].median / spreads[0].median) if len(spreads) == len(cells) else 1.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What somebody who measures again must know."""
+"""The conditions of a measurement, which are needed to repeat it."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def elsewhere(recorded: Mapping[str, str], here: Mapping[str, str]) -> str:
 
 def _version(command: Sequence[str]) -> str:
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except OSError:
         return f"no {command[0]}"
-    return said.partition("\n")[0].partition(" sha=")[0]
+    return printed.partition("\n")[0].partition(" sha=")[0]
 
 
 def _cpu_model() -> str:

@@ -12,11 +12,13 @@ import signal
 import sys
 from collections.abc import Collection
 
-from ebpftrace.kernel.btf import Btf
-from ebpftrace.kernel.sources import Apart, bpf_dir
-from ebpftrace.kernel.tracepoints import has_tracepoint
+from ebpftrace.capture.btf import Btf
+from ebpftrace.capture.sources import CompilerThread, bpf_dir
+from ebpftrace.capture.tracepoints import has_tracepoint
 
 _PROBE = re.compile(r"TRACEPOINT_PROBE\((\w+), (\w+)\)")
+_CALL = re.compile(r"CALL_(ENTERS|RETURNS)\((\w+)\)")
+"""A program at a system call, which is on its tracepoint unless the call's own function is attached to."""
 _DIRECTIVE = re.compile(r"#(ifdef|ifndef|if|else|endif)\b\s*(.*)")
 _DEFINED = re.compile(r"(!?)defined\((\w+)\)|(!?)\b([A-Z_]+)\b")
 
@@ -26,7 +28,7 @@ def main() -> None:
 
     probes = probes_of((bpf_dir() / "ledger.c").read_text(), defined_here())
     text = "\n".join(f"TRACEPOINT_PROBE({group}, {name}) {{ return 0; }}" for group, name in probes)
-    bpf = Apart(lambda: BPF(text=text)).wait()
+    bpf = CompilerThread(lambda: BPF(text=text)).wait()
     sys.stderr.write("attached\n")
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
@@ -52,9 +54,11 @@ def probes_of(source: str, defined: Collection[str]) -> list[tuple[str, str]]:
     for line in source.splitlines():
         directive = _DIRECTIVE.match(line)
         if directive is None:
-            probe = _PROBE.match(line)
+            probe, call = _PROBE.match(line), _CALL.match(line)
             if probe is not None and all(active):
                 probes.append((probe[1], probe[2]))
+            elif call is not None and all(active):
+                probes.append(("syscalls", f"sys_{'enter' if call[1] == 'ENTERS' else 'exit'}_{call[2]}"))
         elif directive[1] == "endif":
             active.pop()
         elif directive[1] == "else":

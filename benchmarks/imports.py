@@ -13,11 +13,11 @@ from benchmarks.tools import ROOT
 
 STATEMENTS = (
     "import ebpftrace.cli",
-    "import ebpftrace.jobs.mmap_leaks",
-    "import ebpftrace.jobs.mmap_leaks, bcc",
-    "import ebpftrace.jobs.mmap_leaks, ebpftrace.report.terminal",
+    "import ebpftrace.sessions.mmap_leaks",
+    "import ebpftrace.sessions.mmap_leaks, bcc",
+    "import ebpftrace.sessions.mmap_leaks, ebpftrace.report.terminal",
 )
-_DEAREST = 5
+_COSTLIEST = 5
 _LINE = re.compile(r"^import time:\s+(\d+) \|\s+(\d+) \|( +)(\S+)$", re.MULTILINE)
 
 
@@ -26,14 +26,14 @@ def measure(rounds: int) -> list[Import]:
     return [min((_import(statement) for _ in range(rounds)), key=_seconds) for statement in STATEMENTS]
 
 
-def parse(statement: str, told: str) -> Import:
+def parse(statement: str, result: str) -> Import:
     """What ``python -X importtime`` wrote to stderr."""
-    modules = [(name, int(own) / 1e6) for own, _, _, name in _LINE.findall(told)]
-    return Import(statement, sum(seconds for _, seconds in modules), _dearest(modules))
+    modules = [(name, int(own) / 1e6) for own, _, _, name in _LINE.findall(result)]
+    return Import(statement, sum(seconds for _, seconds in modules), _costliest(modules))
 
 
-def _dearest(modules: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
-    return tuple(sorted(modules, key=lambda module: -module[1])[:_DEAREST])
+def _costliest(modules: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(modules, key=lambda module: -module[1])[:_COSTLIEST])
 
 
 def _seconds(entry: Import) -> float:
@@ -42,6 +42,6 @@ def _seconds(entry: Import) -> float:
 
 def _import(statement: str) -> Import:
     command = [sys.executable, "-X", "importtime", "-c", statement]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
     # What Python itself imports before the statement counts as well: nobody gets around it.
-    return parse(statement, told)
+    return parse(statement, result)

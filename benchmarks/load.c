@@ -3,7 +3,7 @@
  * A process that works on command and says how much it got done: load KIND.
  *
  * Prints "ready"; then, for each line "MILLISECONDS RATE" on stdin, works that long at that rate
- * (operations a second, 0: all it can) and prints "OPERATIONS" and for each level of noise that it met
+ * (operations a second, 0: all it can) and prints "OPERATIONS" and for each level of noise that it had
  * "LEVEL PARTS PACE": the seconds that an operation took, the median of so many parts of that time.  For
  * "hold" a line is "MAPPINGS SITES", for "crowd" it is "THREADS 0".  So one process is measured untraced
  * and under each tool.  Something is always done: no answer means no progress.
@@ -208,6 +208,19 @@ static void touched(struct progress *progress)
     pairs(progress, 1);
 }
 
+/* The pages of one mapping, again and again: nothing but page faults. */
+static void faults(struct progress *progress)
+{
+    char *start = map(PROT_READ | PROT_WRITE);
+
+    do {
+        for (unsigned long at = 0; at < MAPPING_BYTES; at += PAGE)
+            ((volatile char *)start)[at] = 1;
+        need(!madvise(start, MAPPING_BYTES, MADV_DONTNEED));
+    } while (goes_on(progress, MAPPING_BYTES / PAGE));
+    need(!munmap(start, MAPPING_BYTES));
+}
+
 static void ask_parent(struct progress *progress)
 {
     do {
@@ -354,9 +367,9 @@ static void crowd(unsigned long count)
 static const struct {
     const char *name;
     void (*work)(struct progress *progress);
-} kinds[] = {{"untouched", untouched}, {"touched", touched},    {"getppid", ask_parent},
-             {"threads", threads},     {"malloc", allocations}, {"hold", NULL},
-             {"crowd", NULL}};
+} kinds[] = {{"untouched", untouched}, {"touched", touched}, {"faults", faults},
+             {"getppid", ask_parent},  {"threads", threads}, {"malloc", allocations},
+             {"hold", NULL},           {"crowd", NULL}};
 
 #define KINDS (sizeof(kinds) / sizeof(*kinds))
 
@@ -369,7 +382,7 @@ int main(int argc, char **argv)
     while (kind < KINDS && (argc != 2 || strcmp(argv[1], kinds[kind].name) != 0))
         kind++;
     if (kind == KINDS) {
-        fprintf(stderr, "usage: load untouched|touched|getppid|threads|malloc|hold|crowd\n");
+        fprintf(stderr, "usage: load untouched|touched|faults|getppid|threads|malloc|hold|crowd\n");
         return 2;
     }
     /* Never written, all its pages would be one. */

@@ -32,7 +32,7 @@ _CLIENTS = 10
 _REQUESTS = 2_000_000_000
 """More than there is time for."""
 _PART_SECONDS = 0.02
-"""Of the server's work, between two looks at how long reference work takes."""
+"""Of the server's work, between two measurements of how long reference work takes."""
 
 
 class LoadDied(Exception):
@@ -72,6 +72,7 @@ class Kind:
 KINDS = (
     Kind("untouched", "mmap and munmap of 64 KiB", "untouched", traced_calls=2),
     Kind("touched", "mmap and munmap of 64 KiB, every page touched", "touched", traced_calls=2),
+    Kind("faults", "a page is touched for the first time since madvise", "faults"),
     Kind("getppid", "getppid, which nobody traces", "getppid"),
     Kind("bystander", "getppid, in a process that is not traced", "getppid", is_bystander=True),
     Kind("threads", "pthread_create and join, 64 MiB stacks", "threads"),

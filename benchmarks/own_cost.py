@@ -26,7 +26,7 @@ _TRACES = 3
 _PAUSE_SECONDS = 3.0
 """Before the report of a trace that is made for its times only."""
 _SETTLE_SECONDS = 15.0
-"""What the tracer does once, when it has attached or met new sites and mappings, is not its usual share.
+"""What the tracer does once, when it has attached or seen new sites and mappings, is not its usual share.
 It goes on for about ten seconds."""
 _CPU_SECONDS = 5.0
 """Over which its share of a core is measured."""
@@ -69,7 +69,7 @@ def measure(case: Case) -> OwnCost:
 
 
 def _trace(case: Case, is_last: bool) -> OwnCost:
-    """Trace one process; only the last one for so long that its share of a core can be told."""
+    """Trace one process; only the last one for so long that its share of a core can be measured."""
     with tempfile.TemporaryDirectory(prefix="ebpftrace-bench-") as name, Process(case.load) as load:
         if case.before:
             _do(load, *case.before)
@@ -148,7 +148,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _anonymous_bytes(pid: int) -> int:
-    """Anonymous memory, by the kernel's counters (proc(5), status): a look costs the tracer nothing.
+    """Anonymous memory, by the kernel's counters (proc(5), status); reading it costs the tracer nothing.
 
     Walking its page tables, as smaps_rollup does, made its report take half as long again.
     """

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from benchmarks.loads import Kind, running
 from benchmarks.results import Program
+from ebpftrace.capture.stats import RunTime, measured_runs
 from ebpftrace.defaults import STACK_BYTES
-from ebpftrace.jobs.tracing import begin_loading, open_tracer
-from ebpftrace.jobs.watch import Watch
-from ebpftrace.kernel.cost import RunTime, measured_runs
-from ebpftrace.process.target import open_target
-from ebpftrace.stacks.engine import Engine
+from ebpftrace.procfs.target import open_target
+from ebpftrace.sessions.tracing import begin_loading, open_tracer
+from ebpftrace.sessions.watch import Watch
+from ebpftrace.unwind.engine import Engine
 
 _PREFIX = "tracepoint__"
-_LEAST_RUNS = 1000
+_MIN_RUNS = 1000
 """Of fewer the mean says little."""
 
 
@@ -44,7 +44,7 @@ def measure(kind: Kind, seconds: float, stack_bytes: int = STACK_BYTES) -> list[
             ns_per_run=_per_run(before[name], ran),
         )
         for name, ran in after.items()
-        if ran.runs - before[name].runs >= _LEAST_RUNS
+        if ran.runs - before[name].runs >= _MIN_RUNS
     ]
 
 

@@ -63,7 +63,7 @@ class Scan:
     """One ``ebpftrace scan`` of the host."""
 
     processes: int
-    """That it looked at."""
+    """Examined by it."""
     seconds: float
     cpu_seconds: float
 
@@ -93,7 +93,7 @@ class Import:
 
     statement: str
     seconds: float
-    dearest: tuple[tuple[str, float], ...]
+    costliest: tuple[tuple[str, float], ...]
     """Modules by the time of their own code."""
 
 
@@ -162,7 +162,7 @@ def from_json(text: str) -> Results:
             Import(
                 entry["statement"],
                 entry["seconds"],
-                tuple((name, seconds) for name, seconds in entry["dearest"]),
+                tuple((name, seconds) for name, seconds in entry["costliest"]),
             )
             for entry in content["imports"]
         ),

@@ -55,10 +55,10 @@ def _crowd(number: int) -> Iterator[None]:
 
 def _scan() -> Scan:
     began, before = time.monotonic(), _childrens_cpu()
-    told = subprocess.run(_COMMAND, cwd=ROOT, capture_output=True, check=True).stdout
+    result = subprocess.run(_COMMAND, cwd=ROOT, capture_output=True, check=True).stdout
     # With the start of Python: nobody gets around it.
     seconds, cpu_seconds = time.monotonic() - began, _childrens_cpu() - before
-    return Scan(json.loads(told)["counts"]["processes"], seconds, cpu_seconds)
+    return Scan(json.loads(result)["counts"]["processes"], seconds, cpu_seconds)
 
 
 def _childrens_cpu() -> float:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from benchmarks.results import Searched
 from benchmarks.tools import ROOT, CannotRun
+from ebpftrace import own_process
+from ebpftrace.model import Interval, ReadState, Suspect, ThreadLists
+from ebpftrace.search import search
 
 _SECONDS = 1.0
 _PROGRAM = """
@@ -34,18 +37,6 @@ while work:
         done += 1
     counted[:] = struct.pack("<Q", done)
 sys.stdin.read()
-"""
-_SEARCH = """
-import json, resource, sys, time
-from ebpftrace.model import Books, BooksState, Interval, Suspect
-from ebpftrace.search import search
-pid, count = map(int, sys.argv[1:])
-places = [0x7e0000000000 + at * (10 << 20) for at in range(count)]
-suspects = [Suspect((Interval(at, at + (8 << 20)),), at + (8 << 20) - 2368) for at in places]
-began = time.monotonic()
-found = search(pid, suspects, Books(BooksState.ABSENT))
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-print(json.dumps([time.monotonic() - began, found.cpu_seconds, found.searches, found.bytes_searched, most]))
 """
 
 
@@ -98,14 +89,14 @@ def _process(case: Case, counter: Path) -> Iterator[int]:
 def _search(pid: int, case: Case, counted: mmap.mmap) -> Searched:
     pace = _pace(counted, _SECONDS)
     before, began = _count(counted), time.monotonic()
-    told = subprocess.run(
-        [sys.executable, "-c", _SEARCH, str(pid), str(case.suspects)],
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.searches", str(pid), str(case.suspects)],
         cwd=ROOT,
         capture_output=True,
         check=True,
     ).stdout
     during = (_count(counted) - before) / (time.monotonic() - began)
-    seconds, cpu_seconds, passes, size, most = json.loads(told)
+    seconds, cpu_seconds, passes, size, most = json.loads(result)
     return Searched(
         resident_bytes=size,
         suspects=case.suspects,
@@ -126,3 +117,26 @@ def _pace(counted: mmap.mmap, seconds: float) -> float:
 
 def _count(counted: mmap.mmap) -> int:
     return int.from_bytes(counted[:8], sys.byteorder)
+
+
+def _search_once(pid: int, count: int) -> None:
+    """In a process of its own: its memory is what is measured, too."""
+    places = [0x7E0000000000 + at * (10 << 20) for at in range(count)]
+    suspects = [Suspect((Interval(at, at + (8 << 20)),), at + (8 << 20) - 2368) for at in places]
+    began = time.monotonic()
+    found = search(pid, suspects, ThreadLists(ReadState.ABSENT))
+    seconds = time.monotonic() - began
+    most = _most_bytes()
+    print(json.dumps([seconds, found.cpu_seconds, found.searches, found.bytes_searched, most]))
+
+
+def _most_bytes() -> int:
+    """How much memory this process had at most; ``ru_maxrss`` has the parent's maximum from before exec."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) << 10
+
+
+if __name__ == "__main__":
+    # As the program does: numpy then starts no threads that spin.
+    own_process.claim()
+    _search_once(int(sys.argv[1]), int(sys.argv[2]))

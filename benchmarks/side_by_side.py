@@ -106,8 +106,8 @@ class _Course:
             self._current = None
             found = slowdown(before, traced, after)
             tally.add_round(found)
-            told = "" if found.is_alike else ", noisy"
-            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {found.ratio:.3f}{told}")
+            reported = "" if found.is_similar else ", noisy"
+            self._say(f"{self._kind.name}, round {turn + 1}: {tool}: {found.ratio:.3f}{reported}")
             before = after
 
     def _fail(self, tool: str, why: str) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from benchmarks.ratios import NO_PROGRESS
 
-_ENOUGH_ALIKE = 30
+_ENOUGH_SIMILAR = 30
 """Parts; of fewer the medians say little."""
 
 
@@ -41,7 +41,7 @@ class Slowdown(NamedTuple):
     """How many times slower a process ran under a tool."""
 
     ratio: float
-    is_alike: bool
+    is_similar: bool
     """Both were measured while reference work took equally long: the machine's noise is no part of it."""
 
 
@@ -51,15 +51,15 @@ def slowdown(before: Slice, traced: Slice, after: Slice) -> Slowdown:
     Each level counts by the parts that both have.  ``before`` and ``after`` got something done.
     """
     if not traced.done:
-        return Slowdown(NO_PROGRESS, is_alike=True)
-    alike = 0
+        return Slowdown(NO_PROGRESS, is_similar=True)
+    similar = 0
     logarithms = 0.0
     for untraced in (before, after):
         for number in traced.levels.keys() & untraced.levels.keys():
             slow, fast = traced.levels[number], untraced.levels[number]
             parts = min(slow.parts, fast.parts)
-            alike += parts
+            similar += parts
             logarithms += parts * math.log(slow.pace / fast.pace)
-    if alike < _ENOUGH_ALIKE:
-        return Slowdown(2 * traced.pace / (before.pace + after.pace), is_alike=False)
-    return Slowdown(math.exp(logarithms / alike), is_alike=True)
+    if similar < _ENOUGH_SIMILAR:
+        return Slowdown(2 * traced.pace / (before.pace + after.pace), is_similar=False)
+    return Slowdown(math.exp(logarithms / similar), is_similar=True)

@@ -146,7 +146,7 @@ def imports(measured: Iterable[Import]) -> str:
         (
             f"`{entry.statement}`",
             f"{1000 * entry.seconds:.0f} ms",
-            ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in entry.dearest),
+            ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in entry.costliest),
         )
         for entry in measured
     ]

@@ -34,7 +34,7 @@ class Tally:
 
     def add_round(self, found: Slowdown) -> None:
         """What one round brought."""
-        is_trusted = found.is_alike or found.ratio >= _FAR_SLOWER
+        is_trusted = found.is_similar or found.ratio >= _FAR_SLOWER
         (self._trusted if is_trusted else self._noisy).append(found.ratio)
 
     def add_seen(self, seen: Optional[int], calls: int) -> None:

@@ -51,7 +51,7 @@ class Tool:
     gives_stacks: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     count: Optional[Callable[[Path], int]] = None
-    """How many calls of mmap and munmap its output tells of."""
+    """The number of calls of mmap and munmap in the tool's output."""
 
 
 def _count_lines(path: Path) -> int:
@@ -86,6 +86,7 @@ _OURS = (
     "-o",
     "{output}",
 )
+_GROWTH = (_PYTHON, "-m", "ebpftrace", "growth", "-p", "{pid}", "--until-interrupt", "-o", "{output}")
 _OUR_LINES = (
     *(_PYTHON, "-m", "ebpftrace", "trace", "-e", f"trace={_CALLS}", "-p", "{pid}"),
     *("-o", "{output}"),
@@ -94,6 +95,7 @@ _PERF_RECORD = (
     *("perf", "record", "-q", "-B", "-o", "{output}", "-p", "{pid}"),
     *("-e", "syscalls:sys_exit_mmap,syscalls:sys_enter_munmap", "--call-graph"),
 )
+_PERF_FAULTS = ("perf", "record", "-q", "-B", "-o", "{output}", "-p", "{pid}", "-e", "page-faults", "-c", "1")
 
 TOOLS = (
     Tool(UNTRACED),
@@ -101,10 +103,13 @@ TOOLS = (
     Tool(OURS_WITHOUT_STACKS, (*_OURS, "--stack-bytes", "0"), ready="attached", count=_count_reported),
     Tool(OURS_THREADS_ONLY, (*_OURS, "--threads-only"), ready="attached", gives_stacks=True),
     Tool(OURS, _OURS, ready="attached", gives_stacks=True, count=_count_reported),
+    Tool("ebpftrace growth", _GROWTH, ready="attached", gives_stacks=True),
+    Tool("ebpftrace growth --no-rss", (*_GROWTH, "--no-rss"), ready="attached", gives_stacks=True),
     _bpftrace("bpftrace, ustack", "pairing.bt"),
     _bpftrace("bpftrace, ustack, threads", "threads.bt"),
     Tool("perf record, fp", (*_PERF_RECORD, "fp"), gives_stacks=True, count=count_samples),
     Tool("perf record, dwarf", (*_PERF_RECORD, "dwarf"), gives_stacks=True, count=count_samples),
+    Tool("perf record, faults", (*_PERF_FAULTS, "--call-graph", "dwarf"), gives_stacks=True),
     Tool(
         "memleak (bcc)",
         ("memleak-bpfcc", "-p", "{pid}", "3600"),
@@ -177,7 +182,7 @@ class Attached:
             self.process.wait()
 
     def seen(self) -> Optional[int]:
-        """How many calls it told of, after its end; None where it does not."""
+        """The number of calls that it reported, after its end; None if it reports none."""
         if self._tool.count is None or not self.output.exists():
             return None
         try:
@@ -227,7 +232,7 @@ def attached(tool: Tool, pid: int, directory: Path) -> Iterator[Optional[Attache
 
 
 class _Activity(NamedTuple):
-    """What tells whether a tool that says nothing is still busy with attaching."""
+    """Shows whether a tool without output is still attaching."""
 
     probes: int
     """Perf events that it has open: the probes of perf, bpftrace and bcc."""

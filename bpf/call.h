@@ -3,14 +3,14 @@
 #pragma once
 
 /*
- * What every program returns: 0 would keep the event from all other users of the tracepoint's perf
- * events on this host (kernel/trace/trace_syscalls.c: perf_syscall_enter).
+ * Every program returns 1: with 0 the kernel would drop the event for all other perf users of the
+ * tracepoint on this host (kernel/trace/trace_syscalls.c: perf_syscall_enter).
  */
 #define PASS_ON 1
 
 /*
- * bpf_probe_read_user(), _kernel(), _user_str() and _kernel_str() by number: by their names, bcc would make
- * older helpers of them, as it is shown no symbols of the kernel (ebpftrace/kernel/sources.py).
+ * bpf_probe_read_user(), _kernel(), _user_str() and _kernel_str() by number: bcc would replace the names by
+ * older helpers, because /proc/kallsyms is hidden from it (ebpftrace/capture/sources.py).
  */
 static long (*read_user)(void *to, u32 size, const void *from) = (void *)112;
 static long (*read_kernel)(void *to, u32 size, const void *from) = (void *)113;
@@ -19,8 +19,8 @@ static long (*read_kernel_string)(void *to, u32 size, const void *from) = (void 
 
 #ifdef TASK_STACK_OFFSET
 /*
- * Before Linux 5.15: they lie at the top of the task's kernel stack (task_pt_regs()).  What this
- * returns can't be dereferenced, and a copy would not fit on our stack: read word by word.
+ * Before Linux 5.15: the registers are at the top of the task's kernel stack (task_pt_regs()).  The verifier
+ * allows no access by the returned pointer, and a copy would not fit on the BPF stack: read single words.
  */
 static __always_inline const struct pt_regs *caller_registers(void)
 {
@@ -62,6 +62,11 @@ static __always_inline const struct pt_regs *caller_registers(void)
 #define CLONE_TLS(r) ARGUMENT_4(r)
 #define USER_IP(r) REGISTER(r, pc)
 #define USER_SP(r) REGISTER(r, sp)
+/* Until a function calls another, its return address is in x30 alone. */
+#define LINK_WORDS 1
+#define LINK_REGISTER(r) REGISTER(r, regs[30])
+/* A return address may be signed in the bits above the address (Arm ARM, pointer authentication). */
+#define CODE_ADDRESS(word) ((word) & ((1ULL << 48) - 1))
 #else
 #define CALL_NUMBER(r) ((u32)REGISTER(r, orig_ax))
 #define ARGUMENT_1(r) REGISTER(r, di)
@@ -73,6 +78,9 @@ static __always_inline const struct pt_regs *caller_registers(void)
 #define CLONE_TLS(r) ARGUMENT_5(r)
 #define USER_IP(r) REGISTER(r, ip)
 #define USER_SP(r) REGISTER(r, sp)
+#define LINK_WORDS 0
+#define LINK_REGISTER(r) 0
+#define CODE_ADDRESS(word) (word)
 #endif
 
 /* A failed call returns -errno (include/linux/err.h). */

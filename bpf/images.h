@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Which file is executed where: told as it is mapped, since a program may have ended before anybody can
- * read its /proc/PID/maps.
+ * Sends which executable file is mapped where, at the call that maps it: a program may have ended before
+ * anybody can read its /proc/PID/maps.
  */
 #pragma once
 
@@ -16,9 +16,9 @@ static __always_inline u64 kernel_word(u64 address)
 }
 
 /*
- * The names of a path, from the file up to the root of its task, each in a slot of its own: then the
- * verifier sees the same state after each name, whichever way it took.  Returns how many slots were
- * used; 0 where the root is too far.  A crossing from one mount to the other takes an empty slot.
+ * Stores the names of a path, from the file up to the root directory of the task, each in a slot of a fixed
+ * size: then the verifier's state after each name is the same on every branch.  A mount point takes an empty
+ * slot.  Returns the number of slots, 0 if the root was not reached.
  */
 static __always_inline u32 read_path(struct image_t *image, u64 path)
 {
@@ -57,7 +57,7 @@ static __always_inline u32 read_path(struct image_t *image, u64 path)
     return 0;
 }
 
-/* What can't be told completely is not told: Python reads /proc/PID/maps as well. */
+/* Files whose whole path can't be read are not sent: Python reads /proc/PID/maps as well. */
 static __always_inline void send_file(struct image_t *image, struct thread_t *mapper, u32 space,
                                       u32 tid, u64 file)
 {
@@ -80,20 +80,20 @@ static __always_inline void send_file(struct image_t *image, struct thread_t *ma
         send_image(image, __builtin_offsetof(struct image_t, names) + image->slots * NAME_SLOT);
 }
 
-/* A file was mapped to be executed, by the mmap call that returns. */
+/* The mmap call that returns mapped a file with PROT_EXEC. */
 static __always_inline void image_mapped(struct thread_t *thread, const struct pt_regs *registers,
                                          u64 at, u64 start, u64 length, u64 flags)
 {
     struct image_t *image = image_buffer(0);
     u64 descriptor = (u32)ARGUMENT_5(registers);
     u64 table, files;
-    u32 room = 0;
+    u32 max_fds = 0;
 
     if (!image || (flags & MAP_ANONYMOUS))
         return;
     table = kernel_word(kernel_word(bpf_get_current_task() + TASK_FILES) + FILES_FDT);
-    read_kernel(&room, sizeof(room), (const void *)(table + FDTABLE_MAX_FDS));
-    if (descriptor >= room)
+    read_kernel(&max_fds, sizeof(max_fds), (const void *)(table + FDTABLE_MAX_FDS));
+    if (descriptor >= max_fds)
         return;
     files = kernel_word(table + FDTABLE_FD);
     image->at = at;
@@ -101,12 +101,12 @@ static __always_inline void image_mapped(struct thread_t *thread, const struct p
     image->start = start;
     image->length = length;
     image->offset = ARGUMENT_6(registers);
-    send_file(image, thread, thread->life.space, thread->life.tid,
+    send_file(image, thread, thread->task.space, thread->task.tid,
               kernel_word(files + descriptor * sizeof(u64)));
 }
 
-/* The current task executes a program from here on; where it and its interpreter lie the auxiliary
- * vector says (getauxval(3)). */
+/* The current task has executed a program; the auxiliary vector says where the program and its
+ * interpreter are mapped (getauxval(3)). */
 static __always_inline void program_executed(u32 space, u32 tid, u64 at)
 {
     struct image_t *image = image_buffer(1);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What the tracer calls a task: by the number that its own PID namespace gives it, which is the
- * kernel's own only in the first one.  0: the task is outside of the tracer's.
+ * The tid of a task in the PID namespace of the tracer; it equals the kernel's own only in the initial
+ * namespace.  0: the task is not in the tracer's namespace.  And its tid in its own namespace.
  */
 #pragma once
 
-#ifdef PID_NAMESPACE
+#ifdef TASK_PID_OFFSET
 /* struct upid (include/linux/pid.h): the number of a task in one of its namespaces. */
 struct number_t {
     u32 number;
@@ -12,9 +12,32 @@ struct number_t {
     u64 name_space;
 };
 
+/* The number of the running task in its own PID namespace, the deepest; 0 if that is the initial one. */
+static __always_inline u32 inner_tid(void)
+{
+    struct number_t number = {};
+    u64 pid = 0;
+    u32 level = 0;
+
+    read_kernel(&pid, sizeof(pid), (void *)(bpf_get_current_task() + TASK_PID_OFFSET));
+    read_kernel(&level, sizeof(level), (void *)(pid + PID_LEVEL_OFFSET));
+    if (!level || level > MAX_PID_LEVEL)
+        return 0;
+    read_kernel(&number, sizeof(number),
+                (void *)(pid + PID_NUMBERS_OFFSET + level * sizeof(number)));
+    return number.number;
+}
+#else
+static __always_inline u32 inner_tid(void)
+{
+    return 0;
+}
+#endif
+
+#ifdef PID_NAMESPACE
 /*
- * A task has a number in each namespace from its own (the deepest) up to the first, which is not
- * the tracer's and is never looked at.  Those of the host cost two reads.
+ * A task has a number in each namespace from its own (the deepest) up to the initial one, which is never
+ * read here: the tracer is in another one.  For tasks of the host this makes two reads.
  */
 static __always_inline u32 tid_of(u64 task)
 {
@@ -54,7 +77,7 @@ static __always_inline void remember_executing(void)
         put_executing(task, tid);
 }
 
-/* The kernel's number is no help here. */
+/* `number` is that of the initial namespace, so it can't be used here. */
 static __always_inline u32 tid_before_exec(u32 number)
 {
     u32 *tid = find_executing(bpf_get_current_task());

@@ -1,19 +1,36 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Which Python code the calling thread runs: where CPython keeps a thread's frames is told by the reader
- * (ebpftrace/process/cpython.py), since versions differ.  Only addresses are taken here; names are read later.
+ * The Python frames of the calling thread.  Where CPython keeps them depends on its version and comes from
+ * user space (struct python_t).  Only addresses are read here; user space reads the names.
  */
 #pragma once
 
 #ifdef TASK_THREAD
 #define THREAD_POINTER_OFFSET (TASK_THREAD + THREAD_FSBASE)
 
-/*
- * The interpreter lists its threads, each with its pthread_t, which is the thread pointer (glibc, musl).
- * Returns the address of the calling thread's state, 0 where it has none.
- */
-static __always_inline u64 python_thread(struct python_t *python)
+/* The innermost Python frame of a PyThreadState, 0 if it has none. */
+static __always_inline u64 frame_of(struct python_t *python, u64 thread)
 {
-    u64 pointer = 0, interpreter = 0, thread = 0, id;
+    u64 frame = 0;
+
+    read_user(&frame, 8, (void *)(thread + python->frame));
+    /* Before 3.13 the thread points to a C frame, which points to the Python frame. */
+    if (python->by_c_frame)
+        read_user(&frame, 8, (void *)(frame + python->of_c_frame));
+    return frame;
+}
+
+/*
+ * Returns the address of the calling thread's innermost Python frame, 0 if it has none.  The interpreter lists
+ * its threads, the newest first, each with its pthread_t, which equals the thread pointer (glibc, musl).
+ * While CPython before 3.12 creates a thread, the list has the new one already, without a frame and with the
+ * creator's pthread_t (Python/pystate.c, _PyThreadState_Prealloc): the creator is the last one with it.
+ *
+ * A loop with few branches, twice: the verifier follows each branch in each iteration.  A failed read leaves
+ * zeros.
+ */
+static __always_inline u64 python_frame(struct python_t *python)
+{
+    u64 pointer = 0, interpreter = 0, thread = 0, found, frame, id = 0;
 
     read_kernel(&pointer, 8, (void *)(bpf_get_current_task() + THREAD_POINTER_OFFSET));
     if (!pointer || read_user(&interpreter, 8, (void *)python->interpreters) || !interpreter)
@@ -22,37 +39,45 @@ static __always_inline u64 python_thread(struct python_t *python)
         return 0;
 #pragma nounroll
     for (int i = 0; i < PYTHON_THREADS; i++) {
-        id = 0;
-        if (!thread || read_user(&id, 8, (void *)(thread + python->thread_id)))
+        if (read_user(&id, 8, (void *)(thread + python->thread_id)))
             return 0;
         if (id == pointer)
-            return thread;
-        if (read_user(&thread, 8, (void *)(thread + python->next_thread)))
-            return 0;
+            break;
+        read_user(&thread, 8, (void *)(thread + python->next_thread));
     }
-    return 0;
+    if (id != pointer)
+        return 0;
+    frame = frame_of(python, thread);
+    if (frame)
+        return frame;
+    found = forget_range(thread, pointer);
+#pragma nounroll
+    for (int i = 0; i < PYTHON_THREADS && thread; i++) {
+        read_user(&id, 8, (void *)(thread + python->thread_id));
+        if (id == pointer)
+            found = thread;
+        read_user(&thread, 8, (void *)(thread + python->next_thread));
+    }
+    return frame_of(python, found);
 }
 
 /*
- * Fills in the frames of the calling thread, innermost first, and how many there are; returns the hash with them
- * mixed in.  That is done here: in a loop of its own the verifier would follow each count to its end.
+ * Stores the frames of the calling thread, innermost first, and their count; returns `hash` with the frames
+ * mixed in.  This is done in the same loop, as the verifier would follow a second one for each possible
+ * count.
  */
 static __always_inline u64 python_frames(struct python_t *python, struct python_frame_t *frames,
                                          u32 *count, u64 hash)
 {
-    u64 thread, frame = 0;
+    u64 frame;
 
     *count = 0;
     if (!python->interpreters)
         return hash;
-    thread = python_thread(python);
-    if (!thread || read_user(&frame, 8, (void *)(thread + python->frame)))
-        return hash;
-    /* Before 3.13 there is one more step: the thread has a C frame, and that the Python frame. */
-    if (python->by_c_frame && read_user(&frame, 8, (void *)(frame + python->of_c_frame)))
-        return hash;
+    frame = python_frame(python);
 #pragma nounroll
     for (int i = 0; i < PYTHON_FRAMES; i++) {
+        frames[i].address = frame;
         if (!frame || read_user(&frames[i].code, 8, (void *)(frame + python->code)) ||
             read_user(&frames[i].instruction, 8, (void *)(frame + python->instruction)) ||
             read_user(&frames[i].kind, 8, (void *)(frame + python->kind)) ||

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The rows of the ledger: found, entered, taken out; told where a match of starts won't do. */
+/*
+ * The rows of the ledger: find, insert and remove them; send an event where a start match can't settle a
+ * call.
+ */
 #pragma once
 
 #define EEXIST 17
@@ -17,13 +20,16 @@ static __always_inline u64 check_of(struct newest_t *newest)
     return sum;
 }
 
-/* What is kept of a place: of small ones, all that touched them but larger calls; of large ones, these ... */
+/* A small place is a range of 1 << SMALL_SHIFT pages; it records the calls that fit into two of them. */
 #define SMALL_PLACE 0
+/*
+ * A large place is a range of 1 << LARGE_SHIFT pages; this kind records the calls that no small place does.
+ */
 #define LARGE_PLACE_BY_LARGE_CALLS 1
-/* ... and all. */
+/* This kind records all calls that touched a large place. */
 #define LARGE_PLACE 2
 
-/* Without a branch: the verifier would follow both ways of each. */
+/* The maximum, without a branch: the verifier would follow both sides. */
 static __always_inline u64 later(u64 one, u64 other)
 {
     s64 more = other - one;
@@ -33,17 +39,17 @@ static __always_inline u64 later(u64 one, u64 other)
     return one + (more & ~is_less);
 }
 
-static __always_inline void note(struct touched_t *touched, u64 hard_at, u64 moved_at)
+static __always_inline void note(struct touched_t *touched, u64 ambiguous_at, u64 moved_at)
 {
-    touched->hard_at = later(touched->hard_at, hard_at);
+    touched->ambiguous_at = later(touched->ambiguous_at, ambiguous_at);
     touched->moved_at = later(touched->moved_at, moved_at);
 }
 
-/* It is not known what the call touched. */
-static __always_inline void touch_all(struct space_t *space, u64 hard_at, u64 moved_at)
+/* For a call whose range is unknown, or too large to record by place. */
+static __always_inline void touch_all(struct space_t *space, u64 ambiguous_at, u64 moved_at)
 {
-    note(&space->latest, hard_at, moved_at);
-    note(&space->everywhere, hard_at, moved_at);
+    note(&space->latest, ambiguous_at, moved_at);
+    note(&space->everywhere, ambiguous_at, moved_at);
 }
 
 static __always_inline struct touched_t *place_of(u32 kind, u64 number)
@@ -51,13 +57,13 @@ static __always_inline struct touched_t *place_of(u32 kind, u64 number)
     return place_at(mix(mix(0, kind), number) % PLACES);
 }
 
-/* Ranges are of keys: space and address go together. */
+/* Whether a range lies in at most two neighbouring places; keys contain the space and the address. */
 static __always_inline int spans_two(u64 key, u64 pages, u32 shift)
 {
     return ((key + pages) >> shift) - (key >> shift) <= 1;
 }
 
-static __always_inline void touch_places(u32 kind, u32 shift, u64 key, u64 pages, u64 hard_at,
+static __always_inline void touch_places(u32 kind, u32 shift, u64 key, u64 pages, u64 ambiguous_at,
                                          u64 moved_at)
 {
     struct touched_t *first = place_of(kind, key >> shift);
@@ -65,8 +71,8 @@ static __always_inline void touch_places(u32 kind, u32 shift, u64 key, u64 pages
 
     if (!first || !last)
         return;
-    note(first, hard_at, moved_at);
-    note(last, hard_at, moved_at);
+    note(first, ambiguous_at, moved_at);
+    note(last, ambiguous_at, moved_at);
 }
 
 static __always_inline void find_places(struct touched_t *found, u32 kind, u32 shift, u64 key,
@@ -77,34 +83,34 @@ static __always_inline void find_places(struct touched_t *found, u32 kind, u32 s
 
     if (!first || !last)
         return;
-    note(found, first->hard_at, first->moved_at);
-    note(found, last->hard_at, last->moved_at);
+    note(found, first->ambiguous_at, first->moved_at);
+    note(found, last->ambiguous_at, last->moved_at);
 }
 
 /*
- * Notes that a call which a start match can't settle touched a range.  It is noted by place: else one such
- * call would make all rows that stand ambiguous, and the reader be told of the end of each.
+ * Records that a call which a start match can't settle touched a range.  It is recorded by place: otherwise
+ * one such call would make all rows ambiguous, and the end of each would have to be sent.
  */
-static __always_inline void touch(struct space_t *space, u64 key, u64 length, u64 hard_at,
+static __always_inline void touch(struct space_t *space, u64 key, u64 length, u64 ambiguous_at,
                                   u64 moved_at)
 {
-    u64 pages = length >> LEAST_PAGE_SHIFT;
+    u64 pages = length >> MIN_PAGE_SHIFT;
     int is_small = spans_two(key, pages, SMALL_SHIFT);
 
     if (!spans_two(key, pages, LARGE_SHIFT)) {
-        touch_all(space, hard_at, moved_at);
+        touch_all(space, ambiguous_at, moved_at);
         return;
     }
-    note(&space->latest, hard_at, moved_at);
-    touch_places(LARGE_PLACE, LARGE_SHIFT, key, pages, hard_at, moved_at);
+    note(&space->latest, ambiguous_at, moved_at);
+    touch_places(LARGE_PLACE, LARGE_SHIFT, key, pages, ambiguous_at, moved_at);
     touch_places(is_small ? SMALL_PLACE : LARGE_PLACE_BY_LARGE_CALLS,
-                 is_small ? SMALL_SHIFT : LARGE_SHIFT, key, pages, hard_at, moved_at);
+                 is_small ? SMALL_SHIFT : LARGE_SHIFT, key, pages, ambiguous_at, moved_at);
 }
 
-/* When a range was touched last, or near it. */
+/* When the range, or something in the same place, was touched last. */
 static __always_inline struct touched_t last_touched(struct space_t *space, u64 key, u64 length)
 {
-    u64 pages = length >> LEAST_PAGE_SHIFT;
+    u64 pages = length >> MIN_PAGE_SHIFT;
     struct touched_t found = space->everywhere;
     u32 kind = LARGE_PLACE;
 
@@ -118,25 +124,25 @@ static __always_inline struct touched_t last_touched(struct space_t *space, u64 
     return found;
 }
 
-/* Of shmat and io_setup only the first page is known here. */
+/* The length of what shmat and io_setup mapped is not known here: assume half the address space. */
 static __always_inline u64 reach_of(struct mapping_t *row)
 {
     return row->prot & SIZE_UNKNOWN ? 1ULL << (ADDRESS_BITS - 1) : row->length;
 }
 
-/* No call since this row was made could have cut it or put another row inside it, nor is it in the
- * baseline: Python need not hear of its end. */
+/* Whether Python need not know of the row's end: the row is not in the baseline, and no call since it was
+ * made could have cut it or put another row inside it. */
 static __always_inline int is_clean(struct thread_t *thread, struct space_t *space, u64 key,
                                     struct mapping_t *row)
 {
-    struct told_t *told = told_of(thread->life.space);
+    struct space_config_t *config = space_config_of(thread->task.space);
 
-    return told && row->since > told->baseline_at &&
-           (row->since > space->latest.hard_at ||
-            row->since > last_touched(space, key, reach_of(row)).hard_at);
+    return config && row->since > config->baseline_at &&
+           (row->since > space->latest.ambiguous_at ||
+            row->since > last_touched(space, key, reach_of(row)).ambiguous_at);
 }
 
-/* A part of this row may lie elsewhere by now. */
+/* Whether mremap may have moved a part of the row elsewhere. */
 static __always_inline int may_have_moved(struct space_t *space, u64 key, struct mapping_t *row)
 {
     return row->since <= space->latest.moved_at &&
@@ -144,62 +150,62 @@ static __always_inline int may_have_moved(struct space_t *space, u64 key, struct
 }
 
 /*
- * The thread that mapped a row has one more or one less outstanding.  Only rows of which nothing can
- * be left are taken off: of others Python may know remains, and must be able to name their mapper.
- * Exited threads that stay for that are swept away by Python (ebpftrace/kernel/sweeper.py).
+ * Counts a row more or less for the thread that mapped it.  Only rows that are unmapped for certain are
+ * subtracted: if a part may remain, Python must be able to name its mapper.  Python removes the exited
+ * threads that are kept only for that (ebpftrace/capture/sweeper.py).
  */
 static __always_inline void count_outstanding(struct thread_t *thread, struct mapping_t *row,
                                               s64 change)
 {
     struct thread_t *mapper = thread;
-    struct life_key_t key = {.born = row->mapper_born, .tid = row->mapper_tid};
-    struct life_t *life;
+    struct task_key_t key = {.started_at = row->mapper_started_at, .tid = row->mapper_tid};
+    struct task_t *task;
 
-    if (row->mapper_tid != thread->life.tid)
+    if (row->mapper_tid != thread->task.tid)
         mapper = find_living(row->mapper_tid);
-    if (mapper && mapper->life.born == row->mapper_born) {
-        __sync_fetch_and_add(&mapper->life.outstanding, change);
+    if (mapper && mapper->task.started_at == row->mapper_started_at) {
+        __sync_fetch_and_add(&mapper->task.outstanding, change);
         return;
     }
-    life = find_exited(&key);
-    if (!life)
+    task = find_exited(&key);
+    if (!task)
         return;
-    __sync_fetch_and_add(&life->outstanding, change);
-    /* Nothing is left to say of it: make room. */
-    if (life->outstanding <= 0 && !life->brk_growth && !life->stack && !life->stood)
+    __sync_fetch_and_add(&task->outstanding, change);
+    /* The report needs nothing of this thread any more. */
+    if (task->outstanding <= 0 && !task->brk_growth && !task->stack && !task->last_sp)
         drop_exited(&key);
 }
 
-static __always_inline void send_hole(struct thread_t *thread, struct space_t *space, u64 at,
-                                      u64 done_at, u64 start, u64 length)
+static __always_inline void send_unmapped(struct thread_t *thread, struct space_t *space, u64 at,
+                                          u64 done_at, u64 start, u64 length)
 {
     struct event_t event = {
-        .kind = EVENT_HOLE,
-        .space = thread->life.space,
-        .tid = thread->life.tid,
+        .kind = EVENT_UNMAPPED,
+        .space = thread->task.space,
+        .tid = thread->task.tid,
         .call = {.at = at, .done_at = done_at, .start = untagged(start), .length = length}};
 
     emit(space, &event);
 }
 
-static __always_inline void emit_hole(struct thread_t *thread, struct space_t *space, u64 at,
-                                      u64 done_at, u64 start, u64 length)
+static __always_inline void emit_unmapped(struct thread_t *thread, struct space_t *space, u64 at,
+                                          u64 done_at, u64 start, u64 length)
 {
-    touch(space, key_of(thread->life.space, start), length, done_at, 0);
-    send_hole(thread, space, at, done_at, start, length);
+    touch(space, key_of(thread->task.space, start), length, done_at, 0);
+    send_unmapped(thread, space, at, done_at, start, length);
 }
 
-static __always_inline void emit_displaced(struct thread_t *thread, struct space_t *space, u64 key,
-                                           struct mapping_t *row)
+static __always_inline void emit_evicted(struct thread_t *thread, struct space_t *space, u64 key,
+                                         struct mapping_t *row)
 {
-    struct event_t event = {.kind = EVENT_DISPLACED,
-                            .space = thread->life.space,
+    struct event_t event = {.kind = EVENT_EVICTED,
+                            .space = thread->task.space,
                             .tid = row->mapper_tid,
                             .row = {.since = row->since,
                                     .made_at = row->made_at,
                                     .start = address_of(key),
                                     .length = row->length,
-                                    .mapper_born = row->mapper_born,
+                                    .mapper_started_at = row->mapper_started_at,
                                     .site = row->site,
                                     .prot = row->prot,
                                     .flags = row->flags}};
@@ -208,22 +214,21 @@ static __always_inline void emit_displaced(struct thread_t *thread, struct space
 }
 
 /*
- * A newer row, of that time and length, has the place of `older`, which stood in the ledger although the
- * place was free or replaced: more of it may still stand, and what else the call did that freed it is
- * not known here.
+ * A newer row (made at `since`, of `length` bytes) has the start of `older`, whose unmapping was missed.
+ * A part of the old row may still be mapped: it goes to user space, which works out what is left.
  */
-static __always_inline void displace(struct thread_t *thread, struct space_t *space, u64 key,
-                                     struct mapping_t *older, u64 since, u64 length)
+static __always_inline void evict(struct thread_t *thread, struct space_t *space, u64 key,
+                                  struct mapping_t *older, u64 since, u64 length)
 {
-    /* By place would be longer to verify than all else, and this is rare. */
+    /* Not last_touched(): this is rare, and the verifier would take longer for it than for all the rest. */
     if (older->length > length || older->since <= space->latest.moved_at)
-        emit_displaced(thread, space, key, older);
+        emit_evicted(thread, space, key, older);
     else
         count_outstanding(thread, older, -1);
     touch(space, key, older->length, since - 1, 0);
 }
 
-/* The row counts as its mapper's already. */
+/* The row has already been counted for its mapper. */
 static __always_inline void insert(struct thread_t *thread, struct space_t *space, u64 key,
                                    struct mapping_t *row)
 {
@@ -241,9 +246,9 @@ static __always_inline void insert(struct thread_t *thread, struct space_t *spac
         } else if (other) {
             older = *other;
         }
-        /* One call, which is long: the verifier takes its time for each. */
+        /* A single call of this inlined function: the verifier takes long for each. */
         if (other)
-            displace(thread, space, key, &older, since, length);
+            evict(thread, space, key, &older, since, length);
         if (since > row->since)
             return;
         error = put_mapping(key, row);
@@ -254,44 +259,44 @@ static __always_inline void insert(struct thread_t *thread, struct space_t *spac
     }
 }
 
-static __always_inline int keeps(struct thread_t *thread, u64 key)
+static __always_inline int has_cached(struct thread_t *thread, u64 key)
 {
     return thread->newest.key == key && thread->newest.row.length;
 }
 
-static __always_inline u32 *keeper_of(u64 key)
+static __always_inline u32 *cache_owner_of(u64 key)
 {
-    return keeper_at(mix(0, key) % KEEPERS);
+    return cache_owner_at(mix(0, key) % CACHE_OWNERS);
 }
 
-/* The thread's newest mapping becomes a row that all find, and this one its newest. */
-static __always_inline void keep(struct thread_t *thread, struct space_t *space, u64 key,
-                                 struct mapping_t *row)
+/* Moves the thread's newest mapping into the table and caches `row` as its newest. */
+static __always_inline void cache_newest(struct thread_t *thread, struct space_t *space, u64 key,
+                                         struct mapping_t *row)
 {
-    u32 *keeper = keeper_of(key);
-    int shares = thread->shares || !keeper;
-    /* One call of insert(), which is long: clang and the verifier take their time for each. */
-    struct mapping_t *given = shares ? row : &thread->newest.row;
-    u64 given_key = shares ? key : thread->newest.key;
+    u32 *owner = cache_owner_of(key);
+    int cache_disabled = thread->cache_disabled || !owner;
+    /* A single call of insert(): clang and the verifier take long for each inlined copy. */
+    struct mapping_t *given = cache_disabled ? row : &thread->newest.row;
+    u64 given_key = cache_disabled ? key : thread->newest.key;
 
-    if (shares && thread->newest.row.length) {
-        emit_displaced(thread, space, thread->newest.key, &thread->newest.row);
+    if (cache_disabled && thread->newest.row.length) {
+        emit_evicted(thread, space, thread->newest.key, &thread->newest.row);
         thread->newest.row.length = 0;
     }
     if (given->length)
         insert(thread, space, given_key, given);
-    if (shares)
+    if (cache_disabled)
         return;
     thread->newest.key = key;
     thread->newest.row = *row;
     thread->newest.check = check_of(&thread->newest);
-    *keeper = thread->life.tid;
+    *owner = thread->task.tid;
 }
 
-/* The thread exits. */
+/* The thread exits: its cached row moves into the table. */
 static __always_inline void leave_newest(struct thread_t *thread)
 {
-    struct space_t *space = space_at(thread->life.space);
+    struct space_t *space = space_at(thread->task.space);
 
     if (!space || !thread->has_called || !thread->newest.row.length)
         return;
@@ -307,41 +312,40 @@ static __always_inline void mark_stack(struct thread_t *thread, struct mapping_t
 }
 
 /*
- * Where another thread keeps the row, this call can't be settled by a match of starts; the other is
- * asked to share what it maps from now on.
+ * A row that another thread has cached is not found: the call can't be settled by a start match.  Then
+ * that thread is made to put its rows into the table from now on.
  */
 static __always_inline struct mapping_t *find_row(struct thread_t *thread, u64 key)
 {
     struct mapping_t *row;
     struct thread_t *other;
-    u32 *keeper;
+    u32 *owner;
 
-    if (keeps(thread, key))
+    if (has_cached(thread, key))
         return &thread->newest.row;
     row = find_mapping(key);
     if (row)
         return row;
-    keeper = keeper_of(key);
-    other = keeper ? find_living(*keeper) : 0;
-    if (other && keeps(other, key))
-        other->shares = 1;
+    owner = cache_owner_of(key);
+    other = owner ? find_living(*owner) : 0;
+    if (other && has_cached(other, key))
+        other->cache_disabled = 1;
     return 0;
 }
 
-/* Whether a thread keeps a row of this key, which nobody else can take from it. */
-static __always_inline int is_kept(u64 key)
+/* Whether a thread has cached a row of this key. */
+static __always_inline int is_cached(u64 key)
 {
-    u32 *keeper = keeper_of(key);
-    struct thread_t *other = keeper ? find_living(*keeper) : 0;
+    u32 *owner = cache_owner_of(key);
+    struct thread_t *other = owner ? find_living(*owner) : 0;
 
-    return other && keeps(other, key);
+    return other && has_cached(other, key);
 }
 
 /*
- * Whether other rows may lie in a range of which a whole row was unmapped, in parts that it had lost before,
- * or in its place, kept by another thread: then they are gone as well, and the range is touched.  Else it
- * need not be, which would make the rows beside it ambiguous, and the end of each of them others, without
- * an end.
+ * A whole row was unmapped.  Whether other rows may be in its range: in parts that it had lost before, or in
+ * its place, cached by another thread.  They are gone as well then, and the range must be touched. Otherwise
+ * it must not: that would make the neighbouring rows ambiguous, their ends the next ones, and so on.
  */
 static __always_inline int has_rows_inside(u64 key, u64 length)
 {
@@ -351,32 +355,32 @@ static __always_inline int has_rows_inside(u64 key, u64 length)
     for (u32 i = 0; i < SMALL_PAGES; i++) {
         if (i * PAGE_BYTES >= length)
             break;
-        if (find_mapping(key) || is_kept(key))
+        if (find_mapping(key) || is_cached(key))
             return 1;
-        key += PAGE_BYTES >> LEAST_PAGE_SHIFT;
+        key += PAGE_BYTES >> MIN_PAGE_SHIFT;
     }
     return 0;
 }
 
 static __always_inline long drop_row(struct thread_t *thread, u64 key)
 {
-    if (!keeps(thread, key))
+    if (!has_cached(thread, key))
         return drop_mapping(key);
     thread->newest.row.length = 0;
     return 0;
 }
 
-/* Takes the row out of the ledger and keeps it with the thread until the call returns. */
+/* Removes the row from the ledger and saves it in the thread until the call returns. */
 static __always_inline void take(struct thread_t *thread, u64 key, struct mapping_t *row)
 {
     thread->row = *row;
     thread->has_row = !drop_row(thread, key);
 }
 
-/* The call failed and changed nothing: the row comes back, unless a newer one has its place. */
+/* The call failed and changed nothing: put the row back, unless a newer one has the same start. */
 static __always_inline void restore(struct thread_t *thread, struct space_t *space, u64 start)
 {
-    u64 key = key_of(thread->life.space, start);
+    u64 key = key_of(thread->task.space, start);
     struct newest_t *newest = &thread->newest;
 
     if (newest->key == key && newest->row.since == thread->row.since) {

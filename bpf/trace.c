@@ -2,8 +2,8 @@
 /*
  * The calls of some tasks, one record each, sent when the call returns.
  *
- * entered(), returned() and leaves() are attached by Python to the tracepoints of those system calls
- * that are asked for; what nobody asked for costs nothing.  The filters are constants.
+ * Python attaches entered(), returned() and leaves() to the tracepoints of the selected system calls; other
+ * calls cost nothing.  The filters are constants.
  *
  * bcc rewrites map accesses only in this file.  So it holds the maps, the functions that access
  * them and the probes; the rules are in the headers.
@@ -15,12 +15,14 @@
 BPF_F_TABLE("hash", u32, struct traced_t, threads, MAX_THREADS, HASH_FLAGS);
 BPF_F_TABLE("hash", u32, u64, breaks, MAX_THREADS, HASH_FLAGS);
 #ifdef PID_NAMESPACE
-/* By task: what it was called when it began to execute.  Stale ones make room by themselves. */
+/* By task: its tid when it began to execute.  The map evicts stale entries by itself. */
 BPF_TABLE("lru_hash", u64, u32, executing, 4096);
 #endif
+/* By the process that executed the program.  The map evicts stale entries by itself. */
+BPF_TABLE("lru_hash", u32, struct python_t, pythons, PYTHON_PROCESSES);
 BPF_PERCPU_ARRAY(totals, struct total_t, MAX_NUMBERS);
 BPF_PERCPU_ARRAY(exec_buffers, struct exec_t, 1);
-/* By CPU; what the kernel calls per-CPU holds no more than 32 KiB. */
+/* By CPU; not a per-CPU map, whose elements can't exceed 32 KiB. */
 BPF_ARRAY(stack_buffers, struct stack_t, CPUS);
 BPF_ARRAY(losses, struct lost_t, 1);
 BPF_RINGBUF_OUTPUT(records, RECORD_PAGES);
@@ -84,6 +86,11 @@ static __always_inline struct stack_t *stack_buffer(void)
     return stack_buffers.lookup(&cpu);
 }
 
+static __always_inline struct python_t *python_of(u32 image)
+{
+    return pythons.lookup(&image);
+}
+
 static __always_inline struct lost_t *lost(void)
 {
     u32 zero = 0;
@@ -98,10 +105,11 @@ static __always_inline long send_record(void *record, u64 size)
 #include "call.h"
 #include "pids.h"
 #include "sending.h"
+#include "python.h"
 #include "trace_calls.h"
 #include "trace_tasks.h"
 
-/* include/trace/syscall.h and kernel/trace/trace_syscalls.c: what all sys_exit_* have in common. */
+/* The fields that all sys_exit_* have (include/trace/syscall.h, kernel/trace/trace_syscalls.c). */
 struct returned_t {
     u64 common;
     u64 number;
@@ -147,17 +155,17 @@ int executes(void *context)
 
 /* Fires in the parent, inside the clone call, before the child can run (copy_process()). */
 #ifdef PID_NAMESPACE
-/* The tracepoint itself knows the kernel's numbers only. */
+/* The tracepoint's own arguments have only tids of the initial namespace. */
 RAW_TRACEPOINT_PROBE(task_newtask)
 {
     struct traced_t *traced = current_traced();
 
     if (traced)
-        task_born(traced, tid_of(ctx->args[0]), ctx->args[1]);
+        task_created(traced, tid_of(ctx->args[0]), ctx->args[1]);
     return PASS_ON;
 }
 
-/* A thread that executes takes its leader's number: the one it had is lost by then. */
+/* A thread that executes gets the tid of its leader: save the tid that it had. */
 TRACEPOINT_PROBE(syscalls, sys_enter_execve)
 {
     remember_executing();
@@ -175,7 +183,7 @@ TRACEPOINT_PROBE(task, task_newtask)
     struct traced_t *traced = current_traced();
 
     if (traced)
-        task_born(traced, args->pid, args->clone_flags);
+        task_created(traced, args->pid, args->clone_flags);
     return PASS_ON;
 }
 #endif

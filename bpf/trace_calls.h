@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What a call leaves in the trace. */
+/* The records that a call leaves in the trace. */
 #pragma once
 
 #define CLONE_PIDFD 0x1000
 #define CLONE_PARENT_SETTID 0x100000
 
-/* The one look-up that a task pays which is not traced. */
+/* For tasks that are not traced, this look-up is all that a probe does. */
 static __always_inline struct traced_t *current_traced(void)
 {
     struct traced_t *traced = find_traced(current_tid());
@@ -61,6 +61,7 @@ static __always_inline void lose_stack(void)
 static __always_inline void send_stack(struct call_t *call, const struct pt_regs *registers)
 {
     struct stack_t *stack = stack_buffer();
+    struct python_t *python;
     u64 size;
 
     if (!STACK_BYTES || !stack)
@@ -69,10 +70,14 @@ static __always_inline void send_stack(struct call_t *call, const struct pt_regs
     stack->head.kind = RECORD_STACK;
     stack->tgid = call->tgid;
     stack->image = call->image;
+    stack->python_count = 0;
+    python = python_of(call->image);
+    if (python)
+        python_frames(python, stack->python, &stack->python_count, 0);
     read_kernel(stack->registers, sizeof(stack->registers), registers);
     size = copy_user_stack(stack->memory, USER_SP(registers), &stack->is_cut, &stack->missing);
     stack->size = size;
-    if (!size || size > STACK_BYTES + PAGE_BYTES ||
+    if (!size || size > STACK_BYTES + STEP_BYTES ||
         !is_sent(stack, __builtin_offsetof(struct stack_t, memory) + size))
         lose_stack();
 }
@@ -82,7 +87,7 @@ static __always_inline int is_clone(u32 number)
     return number == NR_CLONE || number == NR_CLONE3 || number == NR_FORK || number == NR_VFORK;
 }
 
-/* Bytes that a call is about; those of a call without any are beyond all bounds. */
+/* The bytes that a call concerns; the maximum for calls that concern none, so that MIN_BYTES keeps them. */
 static __always_inline u64 bytes_of(struct traced_t *traced, const struct pt_regs *registers,
                                     s64 returned)
 {
@@ -122,7 +127,7 @@ static __always_inline int is_wanted(struct traced_t *traced, const struct pt_re
         return 0;
     if (MIN_BYTES && bytes_of(traced, registers, returned) < MIN_BYTES)
         return 0;
-    /* The child returns from the call too. */
+    /* The child returns from the call as well, with 0. */
     return returned || !is_clone(CALL_NUMBER(registers));
 }
 
@@ -183,7 +188,7 @@ static __always_inline void record_call(struct traced_t *traced, const struct pt
         send_clone(&call);
     else
         send(&call, sizeof(call));
-    /* Of execve it was taken when the call began. */
+    /* The stack of an execve was copied at its entry. */
     if (call.head.number != NR_EXECVE)
         send_stack(&call, registers);
 }
@@ -194,7 +199,7 @@ static __always_inline int call_returned(struct traced_t *traced, s64 returned)
 
     if (is_wanted(traced, registers, returned))
         record_call(traced, registers, returned);
-    /* The kernel may skip the next call's look at its beginning: that would have this one's. */
+    /* If the kernel skips our program at the entry of the next call, that call must not get this time. */
     traced->entered_at = 0;
     return 0;
 }

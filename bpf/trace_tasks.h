@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Which tasks are traced: birth, execution and end. */
+/* The traced tasks: their creation, execution and end. */
 #pragma once
 
 #define CLONE_THREAD 0x10000
 
-static __always_inline int task_born(struct traced_t *parent, u32 tid, u64 clone_flags)
+static __always_inline int task_created(struct traced_t *parent, u32 tid, u64 clone_flags)
 {
     struct traced_t child = {};
     struct lost_t *losses = lost();

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * At the end of an address space: walks glibc's lists of stacks in use, in the memory of the dying task, and
- * sends every thread on them that has exited.  What stands there then was never joined.
+ * Walks glibc's lists of used stacks at the end of an address space, in the memory of the dying task, and
+ * sends every thread on them that has exited: nobody can join these any more.
  *
- * Python judges: it knows the versions of glibc.  A list that another thread changes meanwhile does not lead
- * back to where the walk came from; the walk then begins anew.
+ * Python decides what they mean, as it knows the versions of glibc.  If another thread changes a list during
+ * the walk, a `prev` pointer does not match the node that the walk came from, and the walk starts again.
  */
 #pragma once
 
@@ -15,9 +15,9 @@
 #define END_DIES 1
 #define END_EXECUTES 2
 
-/* Of one program; 33 more follow it by tail calls (MAX_TAIL_CALL_CNT). */
+/* Nodes that one program visits; 33 more programs follow by tail calls (MAX_TAIL_CALL_CNT). */
 #define NODES_AT_ONCE 256
-#define MOST_PASSES 8
+#define MAX_PASSES 8
 
 #define SIGNAL_GROUP_EXIT 4
 
@@ -26,15 +26,15 @@ struct link_t {
     u64 prev;
 };
 
-/* A library was mapped to be executed: is it a libc that is known? */
+/* A library was mapped with PROT_EXEC: record it if it is a known libc. */
 static __always_inline void library_mapped(struct thread_t *thread, u64 inode, u32 device,
                                            u64 start, u64 offset)
 {
     struct libc_key_t key = {.inode = inode, .device = device};
-    struct library_t *library = library_of(thread->life.space);
+    struct library_t *library = library_of(thread->task.space);
     struct libc_t *libc;
 
-    /* A second one is for what dlmopen(3) loads. */
+    /* Only the first libc counts: dlmopen(3) loads further ones. */
     if (library ? library->is_known : thread->libc.inode)
         return;
     libc = find_libc(&key);
@@ -51,7 +51,7 @@ static __always_inline void library_mapped(struct thread_t *thread, u64 inode, u
     library->is_known = 1;
 }
 
-/* From the head of the next list on; 0 where it can't be read. */
+/* Goes to the first node of the current list; returns 0 if it can't be read. */
 static __always_inline int enter_list(struct walk_t *walk)
 {
     struct link_t link = {};
@@ -102,14 +102,14 @@ static __always_inline void send_listed(u32 space, struct walk_t *walk, struct l
     read_user(&event.listed.join, 8, (void *)(descriptor + libc->join));
     read_user(&event.listed.start_routine, 8, (void *)(descriptor + libc->start_routine));
     read_user(&event.listed.block, 16, (void *)(descriptor + libc->block));
-    /* Where it finds no room, fewer come than were sent: Python sees it. */
+    /* If the buffer is full, Python receives fewer events than `sent` says, and notices. */
     send_event_quietly(&event);
     walk->sent++;
 }
 
 /*
- * Few branches: the verifier looks at each iteration, and remembers both ways of each branch.
- * Sums of what must be 0 take the place of tests.
+ * Has few branches: the verifier checks each iteration, and both sides of each branch.  Errors are collected
+ * in one word in place of separate tests.
  */
 static __always_inline void walk_some(u32 space, struct walk_t *walk, struct library_t *library)
 {
@@ -159,12 +159,12 @@ static __always_inline void end_walk(u32 number, struct walk_t *walk)
 
     if (space)
         emit(space, &event);
-    /* Whoever dies later looks again. */
+    /* Allow another walk when the next task dies. */
     if (walk->stop != WALK_COMPLETE || walk->reason != END_DIES)
         free_walk(number);
 }
 
-/* 1: there is more to walk. */
+/* Returns 1 if there is more to walk. */
 static __always_inline int walk_on(u32 space, struct walk_t *walk, struct library_t *library)
 {
     walk_some(space, walk, library);
@@ -177,7 +177,7 @@ static __always_inline int walk_on(u32 space, struct walk_t *walk, struct librar
             return 1;
         walk->stop = WALK_CHANGED;
     }
-    if (walk->stop == WALK_CHANGED && walk->again < MOST_PASSES) {
+    if (walk->stop == WALK_CHANGED && walk->again < MAX_PASSES) {
         walk->again++;
         if (begin_pass(walk))
             return 1;
@@ -186,13 +186,13 @@ static __always_inline int walk_on(u32 space, struct walk_t *walk, struct librar
     return 0;
 }
 
-/* 1: the walk has begun and is to be gone on with. */
+/* Returns 1 if the walk has begun; the caller then calls walk_further. */
 static __always_inline int begin_walk(struct thread_t *thread, u32 reason)
 {
-    struct walk_t *walk = walk_of(thread->life.space);
-    struct library_t *library = library_of(thread->life.space);
+    struct walk_t *walk = walk_of(thread->task.space);
+    struct library_t *library = library_of(thread->task.space);
 
-    if (!walk || !library || walk->tgid != thread->life.tgid || !claim_walk(thread->life.space))
+    if (!walk || !library || walk->tgid != thread->task.tgid || !claim_walk(thread->task.space))
         return 0;
     if (reason == END_EXECUTES || !walk->ended_at)
         walk->ended_at = bpf_ktime_get_ns();
@@ -203,7 +203,7 @@ static __always_inline int begin_walk(struct thread_t *thread, u32 reason)
     walk->pass++;
     walk->seen = walk->sent = 0;
     walk->stop = WALK_NO_LIST;
-    end_walk(thread->life.space, walk);
+    end_walk(thread->task.space, walk);
     return 0;
 }
 
@@ -218,23 +218,23 @@ static __always_inline int process_is_dying(void)
 }
 
 /*
- * A task exits because its process ends: it had not exited before.  What it waited for tells whether it was
- * about to join another thread.
+ * A task exits because its process ends, so it had not exited by itself.  The futex that it waited for shows
+ * whether it was joining another thread.
  */
 static __always_inline void dies_with_process(struct thread_t *thread)
 {
-    struct walk_t *walk = walk_of(thread->life.space);
-    struct space_t *space = space_at(thread->life.space);
+    struct walk_t *walk = walk_of(thread->task.space);
+    struct space_t *space = space_at(thread->task.space);
     const struct pt_regs *registers = caller_registers();
     struct event_t event = {.kind = EVENT_AWAITED,
-                            .space = thread->life.space,
-                            .tid = thread->life.tid,
+                            .space = thread->task.space,
+                            .tid = thread->task.tid,
                             .call = {.at = bpf_ktime_get_ns()}};
 
-    /* Others that share the memory may go on. */
-    if (!walk || !space || walk->tgid != thread->life.tgid)
+    /* Other processes that share the memory may live on. */
+    if (!walk || !space || walk->tgid != thread->task.tgid)
         return;
-    thread->life.dies_with = 1;
+    thread->task.dies_with = 1;
     if (!walk->ended_at)
         walk->ended_at = event.call.at;
     if (CALL_NUMBER(registers) != NR_FUTEX)

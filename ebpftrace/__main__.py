@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program ``ebpftrace``, also as ``python -m ebpftrace``.
 
-Ctrl-C at any moment ends it without a word: the rest is imported where that holds already.
+Everything else is imported inside ``main``, so that Ctrl-C during the imports also exits silently.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 
+from ebpftrace import own_process
 from ebpftrace.errors import STATUS_INTERRUPTED
 
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
@@ -17,8 +18,9 @@ _OBJECTS_BETWEEN_COLLECTIONS = 20_000
 
 def main() -> None:
     """Run the command line; does not return."""
+    own_process.claim()
     sys.unraisablehook = _end_if_interrupted
-    # Python's own 700 has it look for cycles hundreds of times among what modules are made of.
+    # With Python's default of 700, the collector would run hundreds of times during the imports.
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     try:
         from ebpftrace.cli import main as command_line
@@ -29,12 +31,12 @@ def main() -> None:
     finally:
         import signal
 
-        # All is said, and Python only tidies up: it would print where it was.
+        # The output is complete.  An interrupt during Python's shutdown would print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _end_if_interrupted(raised: sys.UnraisableHookArgs) -> None:
-    """Of a Ctrl-C that came in a callback (of a lock of the import system, say) Python only prints."""
+    """Exit on a KeyboardInterrupt in a finalizer or weakref callback, which Python only prints."""
     if issubclass(raised.exc_type, KeyboardInterrupt):
         os._exit(STATUS_INTERRUPTED)
     sys.__unraisablehook__(raised)

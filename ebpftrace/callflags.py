@@ -77,7 +77,7 @@ _SIGNALS = (
     *("SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGXCPU", "SIGXFSZ", "SIGVTALRM", "SIGPROF"),
     *("SIGWINCH", "SIGIO", "SIGPWR", "SIGSYS", "SIGRTMIN"),
 )
-"""By number (``include/uapi/asm-generic/signal.h``, signal(7)).  Python's own depend on its version."""
+"""Names by number (``include/uapi/asm-generic/signal.h``, signal(7)); Python's depend on its version."""
 _LAST_SIGNAL = 64
 _CLONE = (
     (0x00000100, "CLONE_VM"),
@@ -154,12 +154,12 @@ def clone_flags(value: int) -> str:
 
 
 def clone3_flags(value: int) -> str:
-    """The flags of clone3(2), which keeps the exit signal elsewhere."""
+    """The flags of clone3(2), which has the exit signal in another field."""
     return _names(value, _CLONE + _CLONE3_ONLY, "CLONE_???") or "0"
 
 
 def signal_name(number: int) -> str:
-    """A signal, such as ``SIGCHLD`` or ``SIGRT_1``; ``0`` for none and the number for what is none."""
+    """A signal, such as ``SIGCHLD`` or ``SIGRT_1``; ``0`` for none, and the number if it is no signal."""
     if number < len(_SIGNALS):
         return _SIGNALS[number]
     # The kernel's SIGRTMIN, the last in the table: the C library takes two of them for itself.

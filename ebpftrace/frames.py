@@ -13,9 +13,9 @@ from ebpftrace.text import escape, shorten
 from ebpftrace.wrappers import is_of_libc, users_frame
 
 _MADE_CODE = "[jit]"
-"""Module of code made at run time (stacks.resolve.JIT): it is no file, so its places are addresses."""
-_LEAST_NAME = 40
-"""Cells of a function's name beside its place: where there are fewer it stands above."""
+"""Module of code made at run time (``unwind.resolve.JIT``): it is no file, so its offsets are addresses."""
+_MIN_NAME = 40
+"""Cells for a function's name on the line with its location; with fewer, it gets a line of its own."""
 
 
 def name(frame: Frame) -> str:
@@ -26,7 +26,7 @@ def name(frame: Frame) -> str:
 
 
 def place(frame: Frame, full: bool = True) -> str:
-    """``module+0xoffset``, with the module's path or only its last part; empty where unknown."""
+    """``module+0xoffset``, with the module's path or only the last part of it; empty if unknown."""
     if frame.module is None:
         return ""
     module = frame.module if full else posixpath.basename(frame.module) or frame.module
@@ -40,7 +40,7 @@ def _offset(frame: Frame) -> str:
 
 
 def source(frame: Frame, full: bool = True) -> str:
-    """``file:line``, with the whole path or only its last part; empty without debug information."""
+    """``file:line``, with the whole path or only the last part of it; empty without debug information."""
     if not frame.file:
         return ""
     file = frame.file if full else posixpath.basename(frame.file) or frame.file
@@ -54,8 +54,8 @@ def _number(frame: Frame) -> str:
 def line(frame: Frame, width: int) -> str:
     """One frame in at most ``width`` cells: ``function  file:line  module+0xoffset``.
 
-    The module's whole path is told where there is no function to go by.  Where it is too
-    much, the directories of the source file go first, then the middle of names; no number is cut.
+    The module's whole path is given only if there is no function.  If the line is too long, the directories
+    of the source file are left out first, then the middle of names; numbers are never cut.
     """
     if not frame.function:
         return _cut(place(frame) or name(frame), _offset(frame), width)
@@ -67,31 +67,31 @@ def line(frame: Frame, width: int) -> str:
 
 
 def lines(frame: Frame, width: int) -> list[str]:
-    """As ``line``, but where little of a long name would be left, the function stands above its places."""
+    """As ``line``, but if little of a long name would be left, the function gets a line of its own."""
     places = _places(frame, source(frame, full=False))
-    room = width - cell_len(places)
-    if not frame.function or room >= min(cell_len(name(frame)), _LEAST_NAME):
+    available = width - cell_len(places)
+    if not frame.function or available >= min(cell_len(name(frame)), _MIN_NAME):
         return [line(frame, width)]
     if cell_len(places) - 2 > width:
         places = _places(frame, source(frame, full=False), width // 2 - 1)
     return [shorten(name(frame), width), places[2:]]
 
 
-def _places(frame: Frame, file: str, most: Optional[int] = None) -> str:
-    """``  file:line  module+0xoffset``, each in at most so many cells."""
+def _places(frame: Frame, file: str, limit: Optional[int] = None) -> str:
+    """``  file:line  module+0xoffset``, each in at most ``limit`` cells."""
     module = place(frame, full=False)
-    if most is not None:
-        file, module = _cut(file, _number(frame), most), _cut(module, _offset(frame), most)
+    if limit is not None:
+        file, module = _cut(file, _number(frame), limit), _cut(module, _offset(frame), limit)
     return "".join(f"  {part}" for part in (file, module) if part)
 
 
 def _cut(text: str, number: str, width: int) -> str:
-    """Cut the middle out of what is before the number at the end."""
+    """Cut the middle out of the text before the number at its end."""
     return shorten(text[: len(text) - len(number)], max(width - len(number), 0)) + number
 
 
 def site(frame: Frame, width: int) -> str:
-    """A frame named in a table cell of ``width``: the function and, where there is room, ``file:line``."""
+    """A frame in a table cell of ``width``: the function and, if it fits, ``file:line``."""
     function = name(frame)
     file = source(frame, full=False)
     if not file or cell_len(function) + 2 + cell_len(file) > width:
@@ -100,14 +100,14 @@ def site(frame: Frame, width: int) -> str:
 
 
 def called(frame: Frame) -> str:
-    """The function, else module+0xoffset, as a sentence names it; not escaped, since sentences are later."""
+    """The function, else module+0xoffset, to be used in a sentence; the sentence is escaped later."""
     if frame.function:
         return frame.function
     return f"{posixpath.basename(frame.module)}{_offset(frame)}" if frame.module else "??"
 
 
 def culprit(stack: Stack) -> Optional[Frame]:
-    """The frame to name a stack by: the user's own, else the innermost beyond what makes threads and maps."""
+    """The frame that names a stack: the user's own, else the innermost one outside the C library."""
     own = users_frame(stack.frames)
     if own is not None:
         return own

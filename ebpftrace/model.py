@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of the house as data classes: what the rooms hand to each other.
+"""The data model shared by all packages.  Nothing here does I/O or imports bcc, drgn, rich or click.
 
-Nothing here does I/O or knows bcc, drgn, rich or click.
-
-Units, everywhere: sizes and addresses in bytes; times in nanoseconds of
-``CLOCK_MONOTONIC`` (what ``bpf_ktime_get_ns`` returns), or None where something
-happened before the tracer attached and nobody saw when.  Text that comes from a
-target (thread names, paths) is decoded with ``surrogateescape`` and **not** yet
-escaped: only ``ebpftrace.report`` makes it fit for a screen.
+Units: sizes and addresses in bytes; times in nanoseconds of ``CLOCK_MONOTONIC`` (as ``bpf_ktime_get_ns``
+returns), None for what happened before the tracer attached.  Text that comes from a target (thread names,
+paths) is decoded with ``surrogateescape`` and **not** escaped: only ``ebpftrace.report`` makes it safe to
+print.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
@@ -31,19 +29,19 @@ class Interval(NamedTuple):
 
 
 class ThreadId(NamedTuple):
-    """A thread, safe against reuse of its tid.
+    """Identifies a thread although tids are reused.
 
-    ``born`` is when the tracer saw the thread created; for a thread older than the
-    trace it is the start time that ``/proc/PID/stat`` gives (10 ms resolution).
+    ``started_at`` is when the tracer saw the thread created, or for a thread older than the
+    trace its start time in ``/proc/PID/stat`` (10 ms resolution).
     """
 
     tid: int
-    born: int
+    started_at: int
 
 
 @dataclass(frozen=True)
 class Thread:
-    """One task that runs, or ran, in the traced address space."""
+    """A task that runs, or ran, in the traced address space."""
 
     id: ThreadId
     name: str
@@ -52,18 +50,21 @@ class Thread:
     creator: Optional[ThreadId] = None
     creator_name: Optional[str] = None
     before_attach: bool = False
+    inner_tid: Optional[int] = None
+    """Its tid in its own PID namespace; None where that is the initial one, or it is not known."""
+    creator_inner_tid: Optional[int] = None
 
     @property
     def alive(self) -> bool:
-        """It has not exited, as far as the tracer saw."""
+        """The tracer has not seen it exit."""
         return self.exited_at is None
 
 
-class Run(NamedTuple):
-    """A thread runs on a stack: the clone call that put it there; so it owns the stack.
+class ThreadStart(NamedTuple):
+    """A clone call that gave a stack to a thread, which therefore owns the stack.
 
-    ``stack`` is the address the clone call was given.  For clone3 it is the lowest byte and
-    ``stack_size`` is what the call said; for clone it is a pointer near the top and the size is 0.
+    ``stack`` and ``stack_size`` are the arguments: for clone3 the lowest byte and the size, for clone a
+    pointer near the top and 0.
     """
 
     thread: ThreadId
@@ -74,49 +75,51 @@ class Run(NamedTuple):
     creator: ThreadId
     creator_name: str
     site: int = 0
-    """Site of the clone call (who created the thread), 0 where none was recorded."""
+    """Site of the clone call, 0 where none was recorded."""
     tgid: int = 0
     """Thread group of the thread, 0 where it is not known."""
     creator_stack_pointer: int = 0
-    """Where the creator stood: if on the same stack, that was only lent (vfork).  0: not known."""
+    """The creator's stack pointer; on the same stack, the stack was only lent (vfork).  0: not known."""
+    inner_tid: Optional[int] = None
+    """As in ``Thread``."""
 
     @property
     def stack_byte(self) -> int:
-        """The byte of the stack that the thread begins on, its highest.
+        """The highest byte of the stack, where the thread starts.
 
-        clone3 names the lowest one, which may be a guard's, and the size; clone a pointer near the top, which
-        for an empty stack is the first byte above it (clone(2)).
+        The lowest byte, which clone3 is given, may belong to a guard page.  The pointer given to clone is the
+        first byte above an empty stack (clone(2)).
         """
         return self.stack + self.stack_size - 1
 
 
-class Stand(NamedTuple):
-    """A thread stood on a stack that no clone call had put it on: it had switched by itself."""
+class StackSighting(NamedTuple):
+    """A thread was seen on a stack that no clone call had given to it: it had switched by itself."""
 
     thread: ThreadId
     address: int
-    """Its stack pointer, the last that was seen there."""
+    """The last stack pointer that was seen there."""
     at: int
 
     @property
     def stack_byte(self) -> int:
-        """A byte of the stack: of an empty one, the stack pointer is the first byte above it."""
+        """A byte of the stack; the stack pointer of an empty stack is the first byte above it."""
         return self.address - 1
 
 
 SIZE_UNKNOWN = 1 << 31
-"""In ``prot``, where no call uses this bit: only the first page is told of the mapping (shmat, io_setup)."""
+"""A bit of ``Row.prot`` that no call uses: the size is unknown, the row has one page (shmat, io_setup)."""
 
 
 class Row(NamedTuple):
-    """One row of the kernel's ledger: a mapping as its mmap or mremap call made it."""
+    """One row of the ledger in the BPF maps: a mapping as its mmap or mremap call made it."""
 
     start: int
     length: int
     since: int
-    """When this range became this mapping: orders it against holes and moves."""
+    """When the mapping got this range; determines which unmaps and moves affect it."""
     made_at: int
-    """When the mmap call that made it returned: its age.  Differs from ``since`` after mremap."""
+    """When the mmap call that made it returned.  Differs from ``since`` after mremap."""
     mapper: ThreadId
     prot: int
     flags: int
@@ -133,16 +136,16 @@ class FailedCall(NamedTuple):
     """errno"""
     start: int
     length: int
-    """Of mremap the old size; in whole pages, otherwise whatever the program passed."""
+    """For mremap the old size; rounded up to pages, otherwise as the program passed it."""
     new: Interval
-    """Of mremap: where to, and how large."""
+    """For mremap the new address and size."""
     flags: int
     tid: int
     at: int
 
 
 class Failures(NamedTuple):
-    """How often a call failed for one reason."""
+    """Number of failures of a call with one errno."""
 
     call: str
     error: int
@@ -150,10 +153,10 @@ class Failures(NamedTuple):
 
 
 class Mapping(NamedTuple):
-    """An outstanding mapping: what one call made, minus what has been unmapped since."""
+    """An outstanding mapping: what one call mapped, minus what has been unmapped since."""
 
     pieces: tuple[Interval, ...]
-    """What is left of it, ascending, disjoint, never empty."""
+    """The ranges that are left, ascending and disjoint; at least one."""
     made_at: Optional[int]
     """None for a mapping of the baseline."""
     mapper: Optional[ThreadId]
@@ -163,17 +166,17 @@ class Mapping(NamedTuple):
     """Flags of the mmap call; None for a mapping of the baseline."""
     site: int
     since: Optional[int] = None
-    """When it came to lie where it is: ``made_at``, or later after mremap; None if before attach."""
+    """When it got its present address: ``made_at``, or later after mremap; None if before attach."""
     made: Optional[Interval] = None
-    """What the call made or moved, of which ``pieces`` are left; None for a mapping of the baseline."""
-    runners: tuple[ThreadId, ...] = ()
-    """Threads that were put on a part of it that is gone by now."""
+    """The range that the call mapped or moved to; None for a mapping of the baseline."""
+    stack_users: tuple[ThreadId, ...] = ()
+    """Threads that were given a part of it as their stack."""
     file: str = ""
-    """What it maps, as /proc names it (a path, ``anon_inode:[io_uring]``); empty for memory of no file."""
+    """The mapped file as /proc names it (a path, ``anon_inode:[io_uring]``); empty for anonymous memory."""
 
     @property
     def start(self) -> int:
-        """Lowest address that is left."""
+        """Start of the first piece."""
         return self.pieces[0].start
 
     @property
@@ -183,7 +186,7 @@ class Mapping(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes that are left."""
+        """Bytes of all pieces."""
         pieces = self.pieces
         if len(pieces) == 1:  # nearly always
             start, end = pieces[0]
@@ -192,7 +195,7 @@ class Mapping(NamedTuple):
 
     @property
     def before_attach(self) -> bool:
-        """It is of the baseline."""
+        """It belongs to the baseline."""
         return self.made_at is None
 
 
@@ -200,24 +203,28 @@ class OwnedBy(Enum):
     """Why a thread owns a mapping."""
 
     RUNS_ON_IT = "runs on it"
-    STOOD_ON_IT = "stood on it"
-    """It had switched to it by itself: no clone call says so, its stack pointer does."""
+    SWITCHED_TO_IT = "stood on it"
+    """It had switched to it by itself: its stack pointer was seen there."""
     MAPPED_IT = "mapped it"
+
+    # By identity, as members are compared: Enum hashes their names, in Python, and of a hundred thousand
+    # mappings each is asked several times.
+    __hash__ = object.__hash__
 
 
 class Outstanding(NamedTuple):
-    """An outstanding mapping with its owner; ``owner`` None where nobody knows one (baseline)."""
+    """An outstanding mapping with its owner, which is None where it is not known (baseline)."""
 
     mapping: Mapping
     owner: Optional[Thread]
     owned_by: Optional[OwnedBy]
     mapper: Optional[Thread]
-    run: Optional[Run] = None
-    """The clone call that put the owner on this stack, where there was one in the window."""
+    run: Optional[ThreadStart] = None
+    """The clone call that gave this stack to its owner, if it was in the window."""
 
 
 class Vma(NamedTuple):
-    """One line of ``/proc/PID/maps`` (with the figures of ``smaps`` where they were read)."""
+    """One line of ``/proc/PID/maps``, with sizes from ``smaps`` if that was read."""
 
     start: int
     end: int
@@ -231,7 +238,7 @@ class Vma(NamedTuple):
     rss: Optional[int] = None
     swap: Optional[int] = None
     guard: bool = False
-    """smaps VmFlags or permissions say that nothing here can be touched (---p)."""
+    """No access is allowed here, by permissions (``---p``) or smaps' VmFlags."""
     huge: int = 0
     """Bytes in huge TLB pages, in neither ``rss`` nor the process's RSS; 0 unless smaps was read."""
     page: int = 0
@@ -250,14 +257,14 @@ class Vma(NamedTuple):
 
 
 class LiveThread(NamedTuple):
-    """A task that runs in the address space."""
+    """A live task in the address space."""
 
     tid: int
     inner_tid: int
-    """As its own PID namespace numbers it: what glibc's books note."""
+    """Its tid in its own PID namespace, as in glibc's thread lists."""
     name: str
     stack_pointer: Optional[int]
-    """None where it was running at each look, or the kernel did not tell."""
+    """None if it was on a CPU at each reading, or the kernel did not show it."""
 
 
 class Heap(NamedTuple):
@@ -266,7 +273,19 @@ class Heap(NamedTuple):
     start: int
     end: int
     first: bool
-    """It is the one the arena began with; others were added when that was full."""
+    """It is the first heap of its arena; others were added when that was full."""
+
+
+class MallocFree(NamedTuple):
+    """What the arenas of glibc's malloc keep free for later; bytes."""
+
+    arenas: int
+    size: int
+    """In free chunks; those in fast bins and in the caches of threads are not counted."""
+    resident: int
+    """Whole pages of it that are in memory: what ``malloc_trim(0)`` can give back."""
+    is_complete: bool
+    """All lists were read to their end; else there is more."""
 
 
 # --- stacks ------------------------------------------------------------------
@@ -286,11 +305,11 @@ class Frame:
     """File address (as nm and addr2line count) of the pc inside ``module``."""
     inlined: bool = False
     function_offset: Optional[int] = None
-    """Bytes from the beginning of the function's symbol to ``offset``; None where no symbol is known."""
+    """Bytes from the start of the function's symbol to ``offset``; None where no symbol is known."""
 
 
 class StackSource(Enum):
-    """Where a stack comes from, as the JSON contract names it."""
+    """How a stack was obtained, as the JSON contract names it."""
 
     COPIED = "copied"
     SIGNATURE = "signature"
@@ -310,7 +329,7 @@ class Stack:
     """One line about its limits, such as "3 of 40 copies differ"; empty on a good stack."""
 
     def seen_for(self, copied: int, calls: int) -> Stack:
-        """The same as that of so many calls, of which only some were copied: it says so."""
+        """Return the stack as that of ``calls`` calls, with a note if only ``copied`` of them were copied."""
         if not self.frames or self.source is not StackSource.COPIED or copied >= calls:
             return self
         note = f"seen for {copied} of {calls} calls; the others have the same signature, made of all of it"
@@ -320,14 +339,13 @@ class Stack:
 NO_STACK = Stack()
 
 
-# --- glibc's own books -------------------------------------------------------
+# --- glibc's own thread lists -------------------------------------------------------
 
 
 _NEAR_TOP = 4
 
 
-@dataclass(frozen=True)
-class BookedThread:
+class ListedThread(NamedTuple):
     """A thread descriptor on one of glibc's lists of stacks in use (nptl ``struct pthread``)."""
 
     descriptor: int
@@ -335,51 +353,65 @@ class BookedThread:
     """Kernel tid; 0 once the kernel has cleared it at exit."""
     start_routine: int
     stack: Optional[Interval]
-    """The mapping that holds the descriptor, i.e. the stack; None where /proc/PID/maps has none."""
+    """The mapping that contains the descriptor, i.e. the stack; None where /proc/PID/maps has none."""
     user_stack: bool
-    """The application gave the stack (pthread_attr_setstack); glibc never unmaps it."""
+    """The application provided the stack (pthread_attr_setstack); glibc never unmaps it."""
     exited: bool
-    """No task with this tid lives: the thread has exited."""
+    """The thread has exited: there is no task with this tid."""
     detached: bool = False
-    """It needs no join: glibc frees its stack by itself.  Who waits in pthread_join glibc does not note."""
+    """It needs no join: glibc frees its stack by itself."""
+    fields: tuple[int, ...] = ()
+    """What its descriptor contained, apart from links: a later reading that finds the same confirms it."""
 
     @property
     def extent_known(self) -> bool:
-        """``stack`` is the stack, and not all the memory in which the application gave it one.
+        """``stack`` is only the stack, not a larger mapping of which the application provided a part.
 
-        A descriptor lies at the top of its stack.
+        The descriptor is at the top of the stack.
         """
         if self.stack is None:
             return False
         return not self.user_stack or _NEAR_TOP * (self.stack.end - self.descriptor) <= self.stack.size
 
 
-class BooksState(Enum):
-    """What came of reading glibc's books."""
+class ReadState(Enum):
+    """The result of reading glibc's thread lists."""
 
     READ = "read"
     UNSTABLE = "unstable"
-    """The lists changed under every reading; what was read is not proof."""
+    """The lists changed during each reading, so what was read proves nothing."""
     ABSENT = "absent"
-    """No glibc, or one whose lists cannot be found."""
+    """There is no glibc, or its lists cannot be found."""
+
+
+NO_LIBC_BUT_GO = "none (Go)"
+"""``ThreadLists.libc`` of a Go program without a C library."""
 
 
 @dataclass(frozen=True)
-class Books:
-    """What glibc itself says of its stacks at one moment."""
+class ThreadLists:
+    """glibc's lists of stacks at one moment."""
 
-    state: BooksState
+    state: ReadState
     why: str = ""
-    """One line: why the books are absent or unstable."""
-    threads: tuple[BookedThread, ...] = ()
+    """One line: why the lists are absent or unstable."""
+    threads: tuple[ListedThread, ...] = ()
     stack_cache_bytes: Optional[int] = None
-    """Bytes of stacks in glibc's cache (``_dl_stack_cache_actsize``), where it can be read."""
+    """Bytes of stacks in glibc's cache (``_dl_stack_cache_actsize``); None if it can't be read."""
     stack_cache_limit: Optional[int] = None
-    """glibc.pthread.stack_cache_size; 40 MiB where no tunable says otherwise."""
+    """glibc.pthread.stack_cache_size; 40 MiB unless a tunable sets it."""
     stack_cache: tuple[Interval, ...] = ()
-    """The cached stacks, where the list can be read."""
+    """The cached stacks, if the list can be read."""
     libc: str = ""
-    """Such as "glibc 2.36", "musl", "static glibc"."""
+    """Such as "glibc 2.36", "musl", "static glibc", ``NO_LIBC_BUT_GO``."""
+
+    @property
+    def has_mapped_stacks(self) -> bool:
+        """Whether threads may run on stacks that are mappings of their own.
+
+        Go's runtime takes the stacks of its threads from its heap, unless C code is linked in.
+        """
+        return self.libc != NO_LIBC_BUT_GO
 
 
 # --- the search for handles and pointers ---------------------------------------
@@ -402,7 +434,7 @@ class Where(Enum):
     REGISTER = "register"
     """A register that a thread had when it last entered the kernel."""
     KERNEL = "kernel"
-    """The kernel itself holds it, such as an alternate signal stack or a ring of io_uring."""
+    """The kernel stores it, such as an alternate signal stack or a ring of io_uring."""
 
 
 class Holder(NamedTuple):
@@ -410,65 +442,65 @@ class Holder(NamedTuple):
 
     where: Where
     address: Optional[int] = None
-    """Where the word lies; None for a register and the kernel."""
+    """Address of the word; None for a register and the kernel."""
     symbol: str = ""
     """Such as ``workers+0x10 in app_server`` for a global, ``rbx`` for a register; empty where unknown."""
     thread: Optional[int] = None
-    """Tid of the thread whose stack, thread-local storage or register it is."""
+    """Tid of the thread that the stack, thread-local storage or register belongs to."""
     thread_name: str = ""
     frame: Optional[Frame] = None
-    """The function whose frame of that stack holds the word; None where that is not known for certain."""
+    """The function in whose stack frame the word is; None unless that is certain."""
 
 
 class Suspect(NamedTuple):
-    """Memory that may be lost: the search asks what still refers to it."""
+    """Memory that may be lost; the search finds the references to it."""
 
     pieces: tuple[Interval, ...]
-    """The memory itself, ascending and disjoint; what is stored there keeps nothing, itself included."""
+    """The memory, ascending and disjoint; references stored inside it do not count."""
     handle: Optional[int] = None
-    """The ``pthread_t`` of an exited thread: only this exact value keeps its stack.  None: any pointer into
-    ``pieces`` or ``reservation`` does."""
+    """The ``pthread_t`` of an exited thread: only this exact value is a reference to its stack.  None: any
+    pointer into ``pieces`` or ``reservation`` is one."""
     reservation: Optional[Interval] = None
-    """A larger reservation that the memory is a part of, where one is known."""
+    """A larger reservation that the memory is a part of, if one is known."""
     silent: Optional[Interval] = None
-    """Where the descriptor of an exited pthread is: what is stored here keeps nothing, since nobody follows
-    its links to former neighbours on the C library's lists any more."""
+    """The descriptor of an exited pthread: references stored here do not count, as its links to former
+    neighbours on the C library's lists are not followed any more."""
     joined: bool = False
-    """The thread was joined or detached: what points to its descriptor is left from the C library (links of
-    lists, freed dtvs) and keeps nothing."""
+    """The thread was joined or detached: pointers to its descriptor are remains of the C library (links of
+    lists, freed dtvs) and do not count."""
 
 
 class Reach(NamedTuple):
-    """What the search says of one suspect."""
+    """The result of the search for one suspect."""
 
     lost: bool
-    """No holder was found by any of the searches."""
+    """None of the searches found a holder."""
     holders: tuple[Holder, ...] = ()
-    """At most a few of those that were found, the most telling first."""
+    """A few of the holders that were found, the most informative first."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What the searches of one process found, all in all."""
+    """The results of all searches of one process."""
 
     reach: dict[Suspect, Reach] = field(default_factory=dict)
     """A suspect that is missing here was not searched for."""
     complete: bool = False
-    """Everything that can hold a pointer was searched; only then is ``lost`` proof."""
+    """All memory that can contain a pointer was searched; only then ``lost`` is proof."""
     gaps: tuple[str, ...] = ()
     """What was not searched, a sentence each, such as ``"12.0 MiB are in swap and were not searched"``."""
     hidden: str = ""
-    """Why pointers to mappings may be stored in a form that can't be recognised; empty where none is known.
-    It does not concern handles."""
+    """Why pointers to mappings may be stored in a form that can't be recognised; empty if they are not.
+    This does not concern handles."""
     unsearched_bytes: int = 0
-    """Bytes that can hold a pointer and were not searched: in swap, unreadable or beyond the limit."""
+    """Bytes that can contain a pointer and were not searched: in swap, unreadable or beyond the limit."""
     overlooked: float = 0.0
-    """Chance that a suspect called lost was overlooked, at worst: if what keeps it moves all the time,
-    through pages that do not change otherwise.  0 where no thread ran during a search.  That several were
-    all overlooked has the chance of a power of this.
+    """Probability, in the worst case, that the only reference to a lost suspect was missed, because it moved
+    all the time through pages that do not change otherwise.  0 if no thread ran during a search.  For several
+    suspects at once it is a power of this.
     """
     gone: frozenset[Suspect] = frozenset()
-    """Joined, or unmapped, while the search went on: they are not there any more."""
+    """Suspects that were joined or unmapped during the search."""
     searches: int = 0
     bytes_searched: int = 0
     """Bytes that one search reads."""
@@ -482,7 +514,7 @@ NOT_SEARCHED = Search()
 
 
 class Verdict(Enum):
-    """What a finding is, by the names of the JSON contract; CONTRIBUTING.md says how to add one."""
+    """The verdicts by their names in the JSON contract; CONTRIBUTING.md says how to add one."""
 
     NEVER_JOINED = "never-joined-thread"
     JOINED_LATER = "joined-later"
@@ -498,7 +530,7 @@ class Verdict(Enum):
 
     @property
     def of_stacks(self) -> bool:
-        """It speaks of the stacks of threads, not of other mappings."""
+        """It concerns stacks of threads, not other mappings."""
         return self in (
             Verdict.NEVER_JOINED,
             Verdict.JOINED_LATER,
@@ -510,7 +542,7 @@ class Verdict(Enum):
 
 
 class Certainty(Enum):
-    """How sure a verdict is, as the JSON contract names it."""
+    """How certain a verdict is, as the JSON contract names it."""
 
     PROVED = "proved"
     """It can't become false: nobody can free the memory any more, or the process has ended."""
@@ -520,16 +552,16 @@ class Certainty(Enum):
 
 @dataclass(frozen=True)
 class Reached:
-    """What the search says of the orphans of one finding, all in all."""
+    """The result of the search for the orphans of one finding."""
 
     checked: int
-    """How many of them were searched for."""
+    """Number of orphans that were searched for."""
     lost: int
     kept: int
     complete: bool
-    """Everything that can hold a pointer was searched."""
+    """All memory that can contain a pointer was searched."""
     holders: tuple[Holder, ...] = ()
-    """At most a few, each kind of place once."""
+    """A few holders, one of each kind of place."""
 
 
 class Orphan(NamedTuple):
@@ -537,35 +569,67 @@ class Orphan(NamedTuple):
 
     outstanding: Outstanding
     rss: Optional[int]
-    """Bytes in memory; unlike in the RSS of its process, huge TLB pages count too."""
+    """Resident bytes, including huge TLB pages, which the RSS of a process does not count."""
     guard: Optional[int] = None
-    """Bytes at its low end that nothing can touch (the guard page), None where unknown."""
+    """Bytes at its low end without access (the guard page), None where unknown."""
 
 
 class AcceptedBy(Enum):
-    """What says that a leak is known, as the JSON contract names it."""
+    """The reason why a leak counts as known, as the JSON contract names it."""
 
     SUPPRESSION = "suppression"
     BASELINE = "baseline"
 
 
 class Accepted(NamedTuple):
-    """A finding is known to the user, and is no reason to fail."""
+    """Why a finding is known to the user, so that a gate does not fail for it."""
 
     by: AcceptedBy
     why: str
-    """The suppression that matches, or how many the baseline has."""
+    """The suppression that matches, or the number in the baseline."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place in the program that orphans of a finding come from."""
+    """One place in the program that made orphans of a finding."""
 
     stack: Stack
     count: int
-    """How many of them."""
+    """Number of these orphans."""
     size: int
-    """Their bytes."""
+    """Bytes of these orphans."""
+
+
+class Sums(NamedTuple):
+    """What some orphans of a finding add up to."""
+
+    number: int = 0
+    size: int = 0
+    """Bytes."""
+    rss: Optional[int] = None
+    """Resident bytes; None if they are known for none."""
+
+    @classmethod
+    def of(cls, orphans: Iterable[Orphan], more: Optional[Sums] = None) -> Sums:
+        """The sums of these orphans, and ``more``."""
+        number, size, rss = more or cls()
+        for orphan in orphans:
+            number += 1
+            size += orphan.outstanding.mapping.size
+            if orphan.rss is not None:
+                rss = (rss or 0) + orphan.rss
+        return cls(number, size, rss)
+
+
+class Unlisted(NamedTuple):
+    """Orphans of a finding that a saved report has left out."""
+
+    all: Sums = Sums()
+    older: Sums = Sums()
+    """Those of them that were mapped before attach."""
+
+
+ALL_LISTED = Unlisted()
 
 
 @dataclass(frozen=True)
@@ -580,29 +644,34 @@ class Finding:
     orphans: tuple[Orphan, ...]
     bytes_per_minute: Optional[float]
     stack: Stack = NO_STACK
-    """Who made the mappings; for a thread's stack, who created the thread.  The first of ``sites``."""
+    """The stack that made the mappings, or for threads' stacks created the threads.
+
+    The first of ``sites``.
+    """
     start_routine: Optional[Frame] = None
     period: Optional[float] = None
-    """Seconds between one orphan, or batch of orphans, and the next where they come regularly."""
+    """Seconds between orphans, or batches of orphans, if they come regularly."""
     batch: int = 1
-    """Orphans that come together each time, where they come regularly."""
+    """Orphans that come together each time, if they come regularly."""
     certainty: Certainty = Certainty.LIKELY
     reach: Optional[Reached] = None
-    """None where nothing was searched for."""
+    """None if nothing was searched for."""
     undecided: bool = False
-    """Whether this is a leak can't be told."""
+    """Whether this is a leak is not known."""
     sites: tuple[Site, ...] = ()
-    """The places whose stacks are known, most orphans first: at most three."""
+    """The places whose stacks are known, most orphans first; at most three."""
     more_sites: int = 0
-    """How many other places there are."""
+    """Number of other places."""
     called: tuple[tuple[str, int], ...] = ()
-    """Functions that a thread library was given to call, the commonest, and how many creations tell it."""
+    """The most frequent functions that a thread library was given to call, with their numbers of threads."""
     accepted: Optional[Accepted] = None
-    """None: nobody said that it is known."""
+    """None: the user has not accepted it."""
+    unlisted: Unlisted = ALL_LISTED
+    """Orphans that are counted but not in ``orphans``: a saved report may have been shortened."""
 
     @property
     def fails(self) -> bool:
-        """It is a leak that nobody said is known."""
+        """It is a leak that the user has not accepted."""
         return self.leak and self.accepted is None
 
     @property
@@ -612,19 +681,27 @@ class Finding:
 
     @property
     def count(self) -> int:
-        """Orphans in it."""
-        return len(self.orphans)
+        """Number of orphans."""
+        return len(self.orphans) + self.unlisted.all.number
 
     @cached_property
     def size(self) -> int:
-        """Bytes of all of them."""
-        return sum(orphan.outstanding.mapping.size for orphan in self.orphans)
+        """Bytes of all orphans."""
+        return self.unlisted.all.size + sum(orphan.outstanding.mapping.size for orphan in self.orphans)
 
     @cached_property
     def rss(self) -> Optional[int]:
-        """Resident bytes of those whose are known; None where none is."""
+        """Resident bytes of the orphans for which they are known; None if they are for none."""
         known = [orphan.rss for orphan in self.orphans if orphan.rss is not None]
+        if self.unlisted.all.rss is not None:
+            known.append(self.unlisted.all.rss)
         return sum(known) if known else None
+
+    @cached_property
+    def older(self) -> Sums:
+        """The orphans that were mapped before attach."""
+        before = (orphan for orphan in self.orphans if orphan.outstanding.mapping.before_attach)
+        return Sums.of(before, self.unlisted.older)
 
 
 # --- the report --------------------------------------------------------------
@@ -638,11 +715,11 @@ class EndedBy(Enum):
     TARGET_EXIT = "target-exit"
     EXEC = "exec"
     INTERVAL = "interval"
-    """Not the end: one of the reports of --interval."""
+    """The trace goes on: this is one of the reports of --interval."""
 
     @property
     def by_target(self) -> bool:
-        """The address space itself has ended: a report tells what was so then."""
+        """The address space itself has ended: the report describes its end."""
         return self in (EndedBy.TARGET_EXIT, EndedBy.EXEC)
 
 
@@ -655,31 +732,31 @@ class Calls:
     mremap: int = 0
     brk: int = 0
     clone: int = 0
-    """Tasks that share the memory and live a life of their own: threads."""
+    """Creations of threads: tasks that share the memory and are no vfork children."""
     thread_exit: int = 0
-    """Ends of such."""
+    """Exits of threads."""
     fork: int = 0
     """Processes made by fork, or by vfork and posix_spawn, which share the memory until they execute."""
     failed: tuple[Failures, ...] = ()
-    """Of mmap, munmap, mremap and brk, most first."""
+    """Failed calls of mmap, munmap, mremap and brk, most first."""
 
     def failed_of(self, call: str) -> tuple[Failures, ...]:
-        """Those of one call, most first."""
-        return tuple(one for one in self.failed if one.call == call)
+        """The failures of one call, most first."""
+        return tuple(failures for failures in self.failed if failures.call == call)
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What could not be recorded; all 0 on a good run."""
+    """Numbers of what could not be recorded; all 0 on a good run."""
 
     events: int = 0
-    """Events the ring buffer had no room for, and probe runs the kernel skipped."""
+    """Events for which the ring buffer was full, and probe runs that the kernel skipped."""
     mappings: int = 0
-    """Mappings the ledger's table had no room for."""
+    """Mappings for which the ledger's table was full."""
     stacks: int = 0
-    """Mappings and thread creations of the report that have no stack although one was wanted."""
+    """Mappings and thread creations of the report without a stack although one was wanted."""
     threads: int = 0
-    """Thread births the thread table had no room for."""
+    """Threads for which the table of threads was full."""
 
     @property
     def any(self) -> bool:
@@ -688,13 +765,13 @@ class Losses:
 
     @property
     def may_hide(self) -> bool:
-        """What was lost may have been a leak; without its stack a mapping is known all the same."""
+        """A leak may have been missed; a lost stack hides none."""
         return bool(self.events or self.mappings or self.threads)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Size of the address space at both ends of the window, bytes; None where it could not be read."""
+    """Size of the address space at the begin and end of the window, bytes; None if it could not be read."""
 
     virt_start: Optional[int]
     virt_end: Optional[int]
@@ -704,15 +781,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """Which process was traced."""
+    """The process that was traced."""
 
     pid: int
     comm: str
     exe: str
     threads: Optional[int] = None
-    """Live ones at the report; None where it was gone by then."""
+    """Live threads at the report; None if the process had exited."""
     threads_start: Optional[int] = None
-    """When the tracer came."""
+    """Live threads when the tracer attached."""
+    parent: Optional[int] = None
+    """For a followed process: the PID of its nearest ancestor with threads."""
+    inner_pid: Optional[int] = None
+    """Its PID in its own PID namespace; None where that is ours, or it is not known."""
 
 
 @dataclass(frozen=True)
@@ -723,13 +804,19 @@ class ThreadTotal:
     mappings: int
     size: int
     brk_growth: int = 0
+    """Net bytes; negative if it moved the break back."""
     stack: Stack = NO_STACK
     """The site with most of these bytes."""
+
+    @property
+    def owned(self) -> int:
+        """Bytes of mappings and brk growth together, at least 0."""
+        return max(0, self.size + self.brk_growth)
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Turns monotonic nanoseconds into wall-clock time; read once, at attach."""
+    """Converts monotonic nanoseconds to wall-clock time; read once, at attach."""
 
     monotonic_ns: int
     realtime_ns: int
@@ -741,53 +828,53 @@ class Clock:
 
 @dataclass(frozen=True)
 class CommandEnd:
-    """What became of a COMMAND that was started to be traced."""
+    """The state of a COMMAND that was started to be traced."""
 
     argv: tuple[str, ...]
     pid: int
     exit_status: Optional[int] = None
-    """None where a signal ended it, it still runs, or its status went to somebody else."""
+    """None if a signal ended it, it is still running, or its status is not available (SIGCHLD ignored)."""
     signal: Optional[int] = None
     """Number of the signal that ended it."""
     runs: bool = False
-    """It has not ended yet."""
+    """It is still running."""
 
     @property
     def status(self) -> int:
-        """What a shell would say of it: its exit status, or 128 and the signal; 0 where nothing is known."""
+        """The status as shells count it: the exit status, or 128 plus the signal; 0 if it is not known."""
         return 128 + self.signal if self.signal is not None else self.exit_status or 0
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Exited threads that nobody had joined when a trace began, by glibc's thread lists."""
+class UnjoinedBefore:
+    """Exited threads on glibc's lists that had not been joined when a trace began."""
 
     target: TargetInfo
     threads: int
     size: int
     """Bytes of their stacks."""
     routines: tuple[tuple[Optional[Frame], int], ...]
-    """What they ran, and how many of them, most first."""
+    """Their start routines, each with its number of threads, most first."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """What came of the processes that were followed."""
+    """Numbers of followed processes."""
 
     followed: int
-    """All that were forked, and all that executed another program; each time counts."""
+    """Forks, and executions of another program."""
     judged: int
-    """Those of them that created threads, and so have a report."""
+    """Processes that created threads, and so have a report."""
     lost: int
-    """Those that there was no room for."""
+    """Processes that could not be followed because the tables were full."""
 
 
 class LeftOut(NamedTuple):
-    """What a saved report does not have although its trace found it: --top, --show, --min-bytes."""
+    """What a saved report lacks because of --top, --show or --min-bytes."""
 
     findings: int = 0
     leaks: int = 0
-    """Of these findings."""
+    """Number of leaks among these findings."""
     size: int = 0
     threads: int = 0
     threads_size: int = 0
@@ -799,19 +886,19 @@ NOTHING_LEFT_OUT = LeftOut()
 
 @dataclass(frozen=True)
 class TracerCost:
-    """What tracing cost, told to the user after each run."""
+    """The cost of tracing, which each run reports."""
 
     cpu_seconds: float
     """CPU time of the tracer itself between attach and report."""
     bpf_seconds: Optional[float] = None
-    """Run time of our BPF programs in all processes of the host; None where nobody asked for it."""
+    """Run time of our BPF programs in all processes of the host; None unless it was measured."""
     bpf_runs: Optional[int] = None
-    """How often they ran, likewise."""
+    """Number of their runs, likewise."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that ``mmap-leaks`` found; reporters turn it into text and know nothing of capture."""
+    """The result of ``mmap-leaks``, which the reporters print."""
 
     target: TargetInfo
     seconds: float
@@ -826,32 +913,48 @@ class Report:
     outstanding_mappings: int = 0
     outstanding_bytes: int = 0
     unexplained_bytes: int = 0
-    """Mapped now, neither in the baseline nor by a call the tracer saw (drivers, lost events)."""
+    """Bytes mapped now, but neither in the baseline nor by a traced call (drivers, lost events)."""
     unexplained: tuple[tuple[str, int], ...] = ()
-    """Of those, bytes by what /proc names, most first: a path, or ``[anon]``."""
+    """The same by name in /proc (a path, or ``[anon]``), most first."""
     phantom_bytes: int = 0
-    """The ledger had it mapped, /proc does not: left out of the report."""
+    """Bytes mapped according to the ledger but not to /proc; left out of the report."""
     notes: tuple[str, ...] = field(default_factory=tuple)
-    """Lines the user must know to read the report: what could not be proved, and why."""
+    """Lines without which the report would be misread: what could not be proved, and why."""
     undecided: int = 0
-    """Mappings of exited threads, or such threads where no mapping is known, that could not be judged."""
+    """Mappings of exited threads (or such threads, if no mapping is known) that could not be judged."""
     cost: Optional[TracerCost] = None
     command: Optional[CommandEnd] = None
-    """Of a target that was started to be traced: what had become of it at this report."""
+    """The state of a COMMAND at this report."""
     searched: Search = NOT_SEARCHED
     executed: str = ""
-    """What the target executed then, where that ended it."""
+    """The program that the target executed, if that ended the address space."""
     processes: Optional[Processes] = None
-    """How many were followed, where this is the only report."""
+    """The followed processes, if this is the only report."""
     is_child: bool = False
-    """The process was not named by the user: it came from one that was."""
+    """The process is a descendant of one that the user named."""
     threads_only: bool = False
-    """No system call was traced: of all mappings only the stacks of threads are known."""
+    """No system call was traced: only the stacks of threads are known."""
     left_out: LeftOut = NOTHING_LEFT_OUT
-    """Of a report that was read from a file."""
+    """For a report that was read from a file."""
 
     @property
     def in_doubt(self) -> int:
-        """Mappings of which it can't be told whether they are leaked, without those that are accepted."""
-        accepted = (one for one in self.findings if one.undecided and one.accepted is not None)
-        return max(0, self.undecided - sum(one.count for one in accepted))
+        """Number of undecided mappings, without those that the user accepted."""
+        accepted = (
+            finding for finding in self.findings if finding.undecided and finding.accepted is not None
+        )
+        return max(0, self.undecided - sum(finding.count for finding in accepted))
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check of this machine."""
+
+    name: str
+    ok: bool
+    what: str
+    """One line: what was found, or what is wrong."""
+    remedy: str = ""
+    """The command or step that fixes it; empty if ``ok`` or if there is none."""
+    required: bool = True
+    """Tracing needs it; otherwise it only improves reports."""

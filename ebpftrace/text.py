@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small helpers that turn values into text fit for a screen: names, sizes, times, rates.
+"""Small helpers that turn values into printable text: names, sizes, times, rates.
 
-Our own words are ASCII, so that a report reads the same on a terminal, in a pipe and
-under ``LC_ALL=C``; only names from the target bring other characters along.
+Text of this project is ASCII, so that a report is the same on a terminal, in a pipe and under ``LC_ALL=C``;
+only names from the target contain other characters.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MISSING = "?"
 
 
 def escape(text: str) -> str:
-    r"""Make text from a target fit for a screen: one line, no effect on the terminal.
+    r"""Make text from a target safe to print: one line, without any effect on the terminal.
 
     Every character that can act on a terminal or hide in it becomes a visible escape:
     control characters (C0, DEL, C1: ``\x1b``, ``\n``), format characters (bidirectional
@@ -63,14 +63,14 @@ def _is_plain(character: str) -> bool:
     category = unicodedata.category(character)
     if category.startswith("C") or category in ("Zl", "Zp"):
         return False
-    # They change how wide the character before them is drawn, so no width could be kept.
+    # Variation selectors change the width of the character before them, so the width would be unknown.
     return not ("\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef")
 
 
 def without_surrogates(text: str) -> str:
-    r"""Text that can be encoded as UTF-8: bytes that were not UTF-8 become ``\xff``.
+    r"""Make text that can be encoded as UTF-8: bytes that were not UTF-8 become ``\xff``.
 
-    Everything else stays as it is: for formats that escape control characters themselves.
+    Nothing else is changed; this is for formats that escape control characters themselves.
     """
     return _SURROGATE.sub(lambda match: _escape_character(match.group()), text)
 
@@ -79,16 +79,16 @@ def shorten(text: str, width: int) -> str:
     """Cut the middle out of ``text`` so that it takes at most ``width`` terminal cells."""
     if len(text) <= width and cell_len(text) <= width:
         return text
-    room = max(width - len(_ELLIPSIS), 0)
-    tail_room = (room + 1) // 2
-    tail = _prefix(text[::-1], tail_room)[::-1]
-    return (_prefix(text, room - tail_room) + _ELLIPSIS + tail)[:width]
+    available = max(width - len(_ELLIPSIS), 0)
+    tail_width = (available + 1) // 2
+    tail = _prefix(text[::-1], tail_width)[::-1]
+    return (_prefix(text, available - tail_width) + _ELLIPSIS + tail)[:width]
 
 
 def _prefix(text: str, width: int) -> str:
     used = 0
     for index, character in enumerate(text):
-        # A combining mark takes no cell of its own, but thousands of them must not get by.
+        # A combining mark takes no cell, but text with thousands of them must be cut too.
         used += max(cell_len(character), 1)
         if used > width:
             return text[:index]
@@ -96,9 +96,9 @@ def _prefix(text: str, width: int) -> str:
 
 
 def size(value: Optional[int]) -> str:
-    """Bytes for a reader: ``10244 KiB``, ``272.0 GiB``; whole KiB up to 32 MiB, as pidstat and smaps count.
+    """Bytes as text: ``10244 KiB``, ``272.0 GiB``; whole KiB up to 32 MiB, as in pidstat and smaps.
 
-    What is no whole number of them, such as a rate, is no count of pages, and has the largest unit.
+    A number that is not a multiple of a KiB, such as a rate, is given in the largest unit.
     """
     if value is None:
         return _MISSING
@@ -117,12 +117,12 @@ def size(value: Optional[int]) -> str:
 
 
 def exact_size(value: int) -> str:
-    """Bytes in both spellings a reader greps for: ``10244 KiB = 10489856 bytes``."""
+    """Bytes in both forms that people grep for: ``10244 KiB = 10489856 bytes``."""
     return size(value) if value < KIB else f"{size(value)} = {value} bytes"
 
 
 def change(start: Optional[int], end: Optional[int], show: Callable[[int], str] = size) -> str:
-    """The signed difference such as ``+10244 KiB``, ``-2``, ``+0``; empty where unknown."""
+    """The signed difference such as ``+10244 KiB``, ``-2``, ``+0``; empty if unknown."""
     if start is None or end is None:
         return ""
     difference = end - start
@@ -147,14 +147,24 @@ def plural(number: int, singular: str, several: str = "") -> str:
 
 
 def searches(number: int, searched: int) -> str:
-    """So many searches of so many bytes: ``3 searches of 12.0 MiB``."""
+    """The number of searches and the bytes of each: ``3 searches of 12.0 MiB``."""
     return f"{plural(number, 'search', 'searches')} of {size(searched)}"
 
 
 def error_name(number: int) -> str:
-    """Name of an errno; the kernel has some that no program sees (include/linux/errno.h)."""
+    """Name of an errno; the kernel has some that are never returned to programs (include/linux/errno.h)."""
     name: str = errno.errorcode.get(number, f"error {number}")
     return name
+
+
+_SHORTEST_SHARE = 1.0
+"""Seconds; in less than that, most of the CPU time is that of the beginning and of the report."""
+
+
+def cpu_time(used: float, seconds: float) -> str:
+    """CPU time that was used in so many seconds: ``303 ms of CPU time (2.4 % of one CPU)``."""
+    share = f" ({100 * used / seconds:.1f} % of one CPU)" if seconds >= _SHORTEST_SHARE else ""
+    return f"{duration(used)} of CPU time{share}"
 
 
 def duration(seconds: float) -> str:
@@ -181,7 +191,7 @@ def duration(seconds: float) -> str:
 
 
 def period(seconds: float) -> str:
-    """A period as a person says it: ``60 s`` rather than ``1 min``, ``2.0 s`` as ``2 s``."""
+    """A period in the usual form: ``60 s`` rather than ``1 min``, ``2.0 s`` as ``2 s``."""
     rounded = round(seconds, 1)
     if 1 <= rounded <= 120:
         return f"{rounded:.0f} s" if rounded == int(rounded) else f"{rounded} s"
@@ -189,7 +199,7 @@ def period(seconds: float) -> str:
 
 
 def wall(wall_ns: int, now_ns: int) -> str:
-    """Local wall-clock time (both arguments nanoseconds since the epoch); with its date when not today."""
+    """Local wall-clock time, with the date if it is not today's; both arguments are ns since the epoch."""
     moment = time.localtime(wall_ns // _NS)
     clock = time.strftime("%H:%M:%S", moment)
     now = time.localtime(now_ns // _NS)
@@ -199,11 +209,21 @@ def wall(wall_ns: int, now_ns: int) -> str:
 
 
 def address(value: int) -> str:
-    """An address as /proc and strace write it: ``0x7faae0e49000``."""
+    """An address in hexadecimal: ``0x7faae0e49000``."""
     return f"0x{value:x}"
 
 
+def inside(number: int, inner: Optional[int]) -> str:
+    """A tid, with what it is in its own PID namespace: ``28720``, ``28720 (9 inside)``."""
+    return f"{number} ({inner} inside)" if inner not in (None, number) else str(number)
+
+
+def pid_inside(pid: int, inner: Optional[int]) -> str:
+    """The same of a process, for use in parentheses: ``PID 28718``, ``PID 28718, 1 inside``."""
+    return f"PID {pid}, {inner} inside" if inner not in (None, pid) else f"PID {pid}"
+
+
 def printable(stream_encoding: Optional[str], text: str) -> str:
-    r"""The text with what ``stream_encoding`` (a stream's, None: UTF-8) lacks as escapes such as ``\xe9``."""
+    r"""The text with escapes such as ``\xe9`` for characters that the encoding (None means UTF-8) lacks."""
     encoding = stream_encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

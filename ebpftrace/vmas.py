@@ -1,27 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mappings of a process, of which a leak may have made a hundred thousand that are alike."""
+"""The mappings of a process; a leak may have made a hundred thousand that differ only in their address."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import le, lt
 from typing import Union, overload
 
 from ebpftrace.model import Vma
 
 HEAP = "[heap]"
-"""How the kernel calls what brk(2) made (fs/proc/task_mmu.c)."""
+"""The kernel's name for memory that brk(2) made (fs/proc/task_mmu.c)."""
+STACK = "[stack]"
+KERNELS_OWN = ("[vvar", "[vdso]", "[vsyscall]", "[uprobes]", "[vectors]", "[sigpage]")
+MEMORY_FILES = ("/memfd:", "/dev/shm/", "/SYSV", "/dev/zero", "/anon_hugepage", "/dev/hugepages/")
+"""How the kernel's names of shared memory begin (mm/shmem.c, ipc/shm.c, fs/hugetlbfs/inode.c).
+
+An ordinary file may have such a name too, which does no harm.
+"""
+RINGS = ("anon_inode:[io_uring]", "/[aio]")
+"""Rings that the kernel shares with the process (io_uring/memmap.c, fs/aio.c)."""
+
+
+_new: Callable[[type[Vma], tuple[object, ...]], Vma] = tuple.__new__
+"""``Vma._make`` without the check of the length, which takes as long as the rest."""
 
 
 class Vmas(Sequence[Vma]):
-    """Ascending, disjoint mappings, a sixth as large as a list of them.
+    """Ascending, disjoint mappings, in a sixth of the memory that a list of ``Vma`` takes.
 
-    ``starts``, ``ends`` and ``kinds`` are for walking through many: what each is, is told by a ``Vma``
-    that may be of another one, and like it but for the addresses.
+    For fast iteration, ``starts[i]`` and ``ends[i]`` are the addresses of mapping i, and ``kinds[i]`` has its
+    other attributes.  A ``Vma`` in ``kinds`` is shared by mappings with equal attributes, so its own
+    ``start`` and ``end`` are meaningless.
     """
 
     def __init__(self, vmas: Iterable[Vma] = ()) -> None:
-        """``vmas`` as ``add`` wants them, one after the other."""
+        """``vmas`` are ascending, as in ``add``."""
         self.starts = array("Q")
         self.ends = array("Q")
         self.kinds: list[Vma] = []
@@ -29,10 +44,10 @@ class Vmas(Sequence[Vma]):
             self.add(vma.start, vma.end, vma)
 
     def add(self, start: int, end: int, kind: Vma) -> None:
-        """Add what of a mapping lies above all others.
+        """Add a mapping, without any part of it that is below the end of the last one.
 
-        The kernel lists by ends: what merges with its lower neighbour meanwhile is listed whole, although
-        part of it was before.
+        Such a part was listed already: the kernel continues a reading at the end of the last mapping, and if
+        the next one has merged with it meanwhile, it prints the merged mapping whole.
         """
         if self.ends and start < self.ends[-1]:
             if kind.inode:
@@ -42,6 +57,21 @@ class Vmas(Sequence[Vma]):
             self.starts.append(start)
             self.ends.append(end)
             self.kinds.append(kind)
+
+    def extend(self, starts: Sequence[int], ends: Sequence[int], kinds: Sequence[Vma]) -> None:
+        """Add mappings as ``add`` does, at once where none of them overlaps another."""
+        if (
+            starts
+            and (not self.ends or self.ends[-1] <= starts[0])
+            and all(map(lt, starts, ends))
+            and all(map(le, ends, starts[1:]))
+        ):
+            self.starts.extend(starts)
+            self.ends.extend(ends)
+            self.kinds.extend(kinds)
+            return
+        for start, end, kind in zip(starts, ends, kinds):
+            self.add(start, end, kind)
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -59,4 +89,4 @@ class Vmas(Sequence[Vma]):
 
     def __iter__(self) -> Iterator[Vma]:
         for start, end, kind in zip(self.starts, self.ends, self.kinds):
-            yield Vma._make((start, end, *kind[2:]))
+            yield _new(Vma, (start, end, *kind[2:]))

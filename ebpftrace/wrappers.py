@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose function is it: the user's own, or one of a library or runtime that stands between.
+"""Distinguishes functions of the user's code from those of libraries and runtimes that it calls.
 
-A thread's stack is mapped by the C library, for a thread library, for a language's runtime, for the code
-that wanted a thread.  Where a report names one function it is that last one.  ``_LIBRARIES`` is the one table
-of what stands between; a library that is missing from it is one entry.
+A thread's stack is mapped by the C library, called by a thread library, called by a language's runtime,
+called by the code that wanted a thread.  If a report names one function, it is one of that code.  All
+libraries are in one table, ``_LIBRARIES``; a missing one is a new entry there.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ MALLOC_NAMES = frozenset(
 )
 """Without leading underscores."""
 THREAD_MAKERS = ("allocate_stack", "pthread_create", "thrd_create")
-"""Beginnings of names, without leading underscores: versions and libraries have different numbers of them."""
+"""Beginnings of names without leading underscores, whose number differs between versions and libraries."""
 
 _OF_LIBC = frozenset(
     {name.lstrip("_") for name in MMAP_NAMES}
     | MALLOC_NAMES
     | {"mremap", "brk", "sbrk", "morecore", "clone", "clone3", "clone_internal", "create_thread"}
 )
-"""Also where the C library is linked into the program: whole names, without leading underscores."""
+"""Whole names without leading underscores; they also occur if the C library is linked into the program."""
 _DEPTH_TO_MAKER = 4
 """glibc: clone3 <- __clone_internal <- create_thread <- pthread_create (nptl/pthread_create.c)."""
-_LONGEST_NAME = 4096
-"""Characters of a name that are looked at."""
+_MAX_NAME = 4096
+"""Characters of a name that are examined."""
 _OPERATOR = "operator"
 
 
 class _Library(NamedTuple):
-    """How the frames of one library are known; any one of the three will do."""
+    """How the frames of one library are recognized; one of the three suffices."""
 
     modules: tuple[str, ...] = ()
     """Beginnings of file names."""
     functions: tuple[str, ...] = ()
-    """Beginnings of names with their namespaces, without leading underscores and what is returned."""
+    """Beginnings of names with namespaces, without leading underscores and the type of the result."""
     sources: tuple[str, ...] = ()
     """Parts, as regular expressions, of the path of a source file, or of the file with the code."""
 
@@ -114,10 +114,10 @@ _SOURCES = re.compile("|".join(part for library in _LIBRARIES.values() for part 
 
 
 def users_frame(frames: Sequence[Frame]) -> Optional[Frame]:
-    """The innermost frame of the user's code; None where there is none, or nobody can say.
+    """The innermost frame of the user's code; None if there is none, or if it can't be determined.
 
-    A frame that has no name, in a file that is none of a known library, ends the search: it may be that of
-    the user's function, and so its caller is not.
+    A frame without a name or file outside the known libraries ends the search: it may be the user's function,
+    so one of its callers must not be named instead.
     """
     for frame in past_thread_maker(frames):
         if not is_wrapper(frame):
@@ -126,7 +126,7 @@ def users_frame(frames: Sequence[Frame]) -> Optional[Frame]:
 
 
 def is_wrapper(frame: Frame) -> bool:
-    """Whether a frame is of a library or runtime between the user's code and the system call."""
+    """Whether a frame belongs to a library or runtime between the user's code and the system call."""
     if posixpath.basename(frame.module or "").startswith(_MODULES):
         return True
     if any(path and _SOURCES.search(path) for path in (frame.file, frame.module)):
@@ -139,14 +139,17 @@ def is_wrapper(frame: Frame) -> bool:
 
 
 def is_of_libc(frame: Frame) -> bool:
-    """Whether a frame is of the C library, or of the part of it that makes threads and maps."""
+    """Whether a frame belongs to the C library, or is a function of it that creates threads or mappings."""
     module = posixpath.basename(frame.module or "")
     name = plain(frame)
     return module.startswith(_LIBC.modules) or name in _OF_LIBC or name.startswith(_LIBC.functions)
 
 
 def past_thread_maker(frames: Sequence[Frame]) -> Sequence[Frame]:
-    """The callers of what makes threads: in a stripped C library its own callees have others' names."""
+    """The callers of the function that creates threads.
+
+    The frames inside it are dropped because in a stripped C library they get names of other functions.
+    """
     for depth, frame in enumerate(frames[:_DEPTH_TO_MAKER]):
         if plain(frame).startswith(THREAD_MAKERS):
             return frames[depth + 1 :]
@@ -154,16 +157,17 @@ def past_thread_maker(frames: Sequence[Frame]) -> Sequence[Frame]:
 
 
 def plain(frame: Frame) -> str:
-    """The function's name without leading underscores; empty where it has none."""
+    """The function's name without leading underscores; empty if it has none."""
     return (frame.function or "").lstrip("_")
 
 
 def qualified(name: str) -> str:
     """A demangled name without result and arguments: ``void a::f<int>(int)`` is ``a::f<int>``.
 
-    C++ tells the result of what is made of a template (Itanium C++ ABI 5.1.5), D and Java of any function.
+    C++ encodes the result only for instances of templates (Itanium C++ ABI 5.1.5), D and Java for any
+    function.
     """
-    text = name[:_LONGEST_NAME].partition(" [clone ")[0]
+    text = name[:_MAX_NAME].partition(" [clone ")[0]
     depth, begin = 0, 0
     for at, letter in enumerate(text):
         if letter in "<([{":
@@ -175,7 +179,7 @@ def qualified(name: str) -> str:
         elif letter == " " and depth == 0:
             begin = at + 1
         elif depth == 0 and text.startswith(_OPERATOR, at) and text[at - 1 : at] in ("", " ", ":"):
-            # What follows may look like a bracket: operator<, operator(), operator new.
+            # The operator may be a bracket itself: operator<, operator(), operator new.
             return text[begin:]
     return text[begin:]
 
@@ -189,30 +193,57 @@ _STARTERS = (
     *("std::thread::spawn::<", "std::thread::functions::spawn::<"),
     "<std::thread::builder::Builder>::spawn::<",
 )
-"""What starts a thread in C++ and Rust: its first template argument is the type of what the thread calls."""
+"""Functions that start a thread in C++ and Rust; their first template argument is the type of the
+callable."""
 _PLACEHOLDERS = frozenset({"F", "_"})
 _POINTER = re.compile(r"\((?:(?:[^()]*::)?\*&{0,2}|&{1,2})\)\(")
-"""In the type of a pointer or reference to a function, also a member: up to its parameters."""
+"""The part of the type of a pointer or reference to a (member) function before its parameters."""
 
 
 def started(frames: Sequence[Frame]) -> Optional[str]:
-    """What a thread calls, by the names of those that started it: a lambda's, a closure's or a class's.
+    """The lambda, closure or class that a thread calls, by the names of the functions that started it.
 
-    The start routine of such a thread is one of a library, the same for all of them.  None where the frames
-    do not tell: of a pointer to a function they know the type alone (``called_type``).
+    The start routine of such a thread is a library's, and the same for all of them.  None if the frames do
+    not show it: for a pointer to a function they have only its type (``called_type``).
     """
     called = _called(frames)
     return None if called is None or _POINTER.search(called) else called
 
 
 def called_type(frames: Sequence[Frame]) -> Optional[str]:
-    """The type of the function whose address a thread was started with, such as ``void (&)(int)``."""
+    """The type of the function that a thread was started with, such as ``void (&)(int)``."""
     called = _called(frames)
     return called if called is not None and _POINTER.search(called) else None
 
 
+_STATE = "vtable for std::thread::_State_impl<"
+_TUPLE = "std::tuple<"
+
+
+def starts_std_thread(frames: Sequence[Frame]) -> bool:
+    """Whether libstdc++ created the thread, whose argument is then a ``std::thread::_State``."""
+    makers = past_thread_maker(frames)[:1]
+    return any("std::thread::_M_start_thread" in (frame.function or "") for frame in makers)
+
+
+def state_type(table: str) -> Optional[str]:
+    """The type of the callable in a ``std::thread::_State_impl``, by the name of its virtual table.
+
+    It is the first element of the tuple of callable and arguments (libstdc++, bits/std_thread.h), and there
+    even if the functions that created the thread were inlined.  None for any other name.
+    """
+    if not table.startswith(_STATE) or _TUPLE not in table:
+        return None
+    return _first_argument(table.partition(_TUPLE)[2]) or None
+
+
+def is_pointer(called: str) -> bool:
+    """Whether the type of a callable is a pointer or reference to a function."""
+    return _POINTER.search(called) is not None
+
+
 def has_parameters(function: str, called: str) -> bool:
-    """Whether a demangled function takes what a function of that type is called with."""
+    """Whether a demangled function has the parameters of that type."""
     pointer = _POINTER.search(called)
     name = qualified(function)
     after = function[function.find(name) + len(name) :]
@@ -233,7 +264,7 @@ def _called(frames: Sequence[Frame]) -> Optional[str]:
 
 
 def _first_argument(arguments: str) -> str:
-    """Up to the first comma or closing bracket that belongs to the list itself."""
+    """The text up to the first comma or closing bracket at the top level of the list."""
     depth = 0
     for at, letter in enumerate(arguments):
         if depth == 0 and letter in ",>":

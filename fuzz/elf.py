@@ -10,19 +10,19 @@ from functools import lru_cache
 from pathlib import Path
 
 from ebpftrace.model import Vma
-from ebpftrace.process.books.descriptors import Format
-from ebpftrace.process.books.lists import SYMBOLS, lists_of_image
-from ebpftrace.process.books.symbols import read_image
-from ebpftrace.stacks.debugfiles import debug_files
-from ebpftrace.stacks.elf import NotElfError, read_headers, reader
-from ebpftrace.stacks.files import FileStore, StoredFile
-from ebpftrace.stacks.modules import load_bias
-from ebpftrace.stacks.symtab import SymbolTables
-from ebpftrace.stacks.unwind_image import memory_file, unwind_image
+from ebpftrace.nptl.lists import SYMBOLS, lists_of_image
+from ebpftrace.nptl.struct_pthread import Format
+from ebpftrace.nptl.symbols import read_image
+from ebpftrace.unwind.debugfiles import debug_files
+from ebpftrace.unwind.elf import NotElfError, read_headers, reader
+from ebpftrace.unwind.files import FileStore, StoredFile
+from ebpftrace.unwind.modules import load_bias
+from ebpftrace.unwind.symtab import SymbolTables
+from ebpftrace.unwind.unwind_image import memory_file, unwind_image
 from fuzz.memory import BASE, MemoryOf
-from fuzz.reader import MOST_BYTES, Reader
+from fuzz.reader import MAX_BYTES, Reader
 
-_MOST_SEEDS = 6
+_MAX_SEEDS = 6
 _NAMES = SYMBOLS | {"__vdso_getcpu", "__kernel_clock_gettime"}
 """The last two are the vdso's, on x86-64 and arm64."""
 
@@ -31,13 +31,13 @@ def _seeds() -> Sequence[bytes]:
     """The kernel's vdso, and the smallest of the libraries beside the C library."""
     store = FileStore()
     vdso = store.add_vdso()
-    found = [vdso.read(0, MOST_BYTES)] if vdso is not None else []
+    found = [vdso.read(0, MAX_BYTES)] if vdso is not None else []
     store.close()
     mapped = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines())
     library = next((Path(path) for path in mapped if "/libc.so" in path), Path("/lib/libc.so"))
-    small = (path for path in library.parent.glob("lib*.so*") if path.stat().st_size < MOST_BYTES // 2)
+    small = (path for path in library.parent.glob("lib*.so*") if path.stat().st_size < MAX_BYTES // 2)
     files = sorted({path.resolve() for path in small}, key=lambda path: path.stat().st_size)
-    return [*found, *(path.read_bytes() for path in files[:_MOST_SEEDS])]
+    return [*found, *(path.read_bytes() for path in files[:_MAX_SEEDS])]
 
 
 @lru_cache(maxsize=1)
@@ -49,8 +49,8 @@ def empty_root() -> int:
     return root
 
 
-def _books(data: bytes) -> object:
-    """The image of a C library, and the books that it tells of, in memory that is the same bytes."""
+def _thread_lists(data: bytes) -> object:
+    """The image of a C library, and the thread lists that it describes, in memory with the same bytes."""
     with os.fdopen(memory_file("fuzz", data), "rb") as file:
         image = read_image(file, _NAMES)
     if image is None:
@@ -83,7 +83,7 @@ def _symbols(data: bytes) -> object:
     tables = SymbolTables()
     tables.add_file(1, "", memory_file("fuzz", data), 0, 0, (), False)
     tables.add_debug_file(1, "", memory_file("fuzz", data), False)
-    return [tables.names(1, address, False) for address in range(0, MOST_BYTES, 1024)]
+    return [tables.names(1, address, False) for address in range(0, MAX_BYTES, 1024)]
 
 
 def _debug_files(data: bytes) -> object:
@@ -99,7 +99,7 @@ def _debug_files(data: bytes) -> object:
 
 
 READERS = (
-    Reader("elf-books", _books, _seeds),
+    Reader("elf-thread-lists", _thread_lists, _seeds),
     Reader("elf-headers", _headers, _seeds, (NotElfError, OSError)),
     Reader("elf-symbols", _symbols, _seeds, (NotElfError, OSError)),
     Reader("elf-debug-files", _debug_files, _seeds, (NotElfError, OSError)),

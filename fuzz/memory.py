@@ -7,13 +7,12 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from ebpftrace.model import Interval, Vma
-from ebpftrace.process.books.blocks import Mappings, find_block_offset
-from ebpftrace.process.books.cache import read_cache
-from ebpftrace.process.books.descriptors import Format
-from ebpftrace.process.books.judging import judge
-from ebpftrace.process.books.lists import Layout, Lists
-from ebpftrace.process.books.walk import Walker
-from ebpftrace.process.malloc import find_blocks, find_heaps, guess_heaps
+from ebpftrace.nptl.blocks import Mappings, find_block_offset
+from ebpftrace.nptl.lists import Layout, Lists
+from ebpftrace.nptl.reading import classify_threads, read_cache
+from ebpftrace.nptl.struct_pthread import Format
+from ebpftrace.nptl.walk import Walker
+from ebpftrace.procfs.malloc import find_blocks, find_heaps, guess_heaps
 from ebpftrace.vmas import Vmas
 from fuzz.reader import Reader
 
@@ -56,7 +55,7 @@ class MemoryOf:
 
 
 def _list_of_three() -> bytes:
-    """Three threads, the last two of them exited; ``_books`` takes the version from the second byte."""
+    """Three threads, the last two of them exited; the version is the second byte."""
     memory = bytearray(0x1000)
     threads = [0x400, 0x800, 0xC00]
     nodes = [0x10, *(thread + _LAYOUT.link for thread in threads)]
@@ -72,11 +71,11 @@ def _list_of_three() -> bytes:
     return bytes(memory)
 
 
-def _book_seeds() -> Sequence[bytes]:
+def _list_seeds() -> Sequence[bytes]:
     return [bytes((kind, version)) + _list_of_three()[1:] for kind in range(3) for version in range(4)]
 
 
-def _books(data: bytes) -> object:
+def _thread_lists(data: bytes) -> object:
     version = _VERSIONS[data[1] % 4 if len(data) > 1 else 0]
     memory = MemoryOf(data)
     used, user, cache = BASE + 0x10, BASE + 0x20, BASE + 0x30
@@ -87,14 +86,14 @@ def _books(data: bytes) -> object:
         for head in (used, user)
         for descriptor in walker.walk(head).descriptors
     }
-    judged = judge(listed.values(), walker, lambda: frozenset({1}))
+    judged = classify_threads(listed.values(), walker, lambda: frozenset({1}))
     mapped = Vmas([Vma(BASE, BASE + 0x20000, "rw-p", 0, "00:00", 0, "")])
     stacks = sorted(Mappings(mapped).stacks(descriptor for descriptor, _ in judged).values())
-    assert _are_apart(stacks)
+    assert _are_isolated(stacks)
     return listed or read_cache(lists, memory, walker).stacks
 
 
-def _are_apart(found: Sequence[Interval]) -> bool:
+def _are_isolated(found: Sequence[Interval]) -> bool:
     """No byte counts twice."""
     return all(one.end <= other.start for one, other in zip(found, found[1:]))
 
@@ -115,8 +114,8 @@ def _malloc(data: bytes) -> object:
     heaps = find_heaps(vmas, memory)
     guess_heaps(vmas)
     blocks = find_blocks(vmas, memory, [])
-    assert _are_apart(blocks)
-    assert _are_apart([Interval(heap.start, heap.end) for heap in heaps])
+    assert _are_isolated(blocks)
+    assert _are_isolated([Interval(heap.start, heap.end) for heap in heaps])
     return heaps or blocks
 
 
@@ -128,6 +127,6 @@ def _malloc_seeds() -> Sequence[bytes]:
 
 
 READERS = (
-    Reader("glibc-lists", _books, _book_seeds),
+    Reader("glibc-lists", _thread_lists, _list_seeds),
     Reader("malloc", _malloc, _malloc_seeds),
 )

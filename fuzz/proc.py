@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of /proc, where a target's names stand, and of the perf map that a target writes.
+"""Readers of /proc, which contains a target's names, and of the perf map that a target writes.
 
 Not here: numbers that the kernel alone writes (``syscall``, ``statm``, ``limits``, ``fdinfo``), in files
 where no byte is the target's.
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
 
-from ebpftrace.process.files import file_key
-from ebpftrace.process.hostmemory import parse_meminfo
-from ebpftrace.process.maps import parse_maps, parse_smaps
-from ebpftrace.process.tasks import parse_stat
-from ebpftrace.process.tunables import arena_limit, tunable
-from ebpftrace.stacks.perfmap import PerfMap
+from ebpftrace.procfs.files import file_key
+from ebpftrace.procfs.hostmemory import parse_meminfo
+from ebpftrace.procfs.maps import parse_maps, parse_smaps
+from ebpftrace.procfs.tasks import parse_stat
+from ebpftrace.procfs.tunables import arena_limit, tunable
+from ebpftrace.unwind.perfmap import PerfMap
 from ebpftrace.vmas import Vmas
 from fuzz.reader import Reader
 

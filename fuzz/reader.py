@@ -15,7 +15,7 @@ CPU_SECONDS = 2.0
 """For one input, which has at most ``MOST_BYTES``."""
 MEMORY_BYTES = 512 << 20
 """On top of what the process has when it begins."""
-MOST_BYTES = 1 << 16
+MAX_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)

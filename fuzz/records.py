@@ -6,9 +6,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
-from ebpftrace.errors import CannotTrace
-from ebpftrace.kernel.btf import Btf
-from ebpftrace.kernel.calls.layout import (
+from ebpftrace.capture.btf import Btf
+from ebpftrace.capture.calls.layout import (
     CALL,
     CLONE_TAIL,
     EXEC_STRING_BYTES,
@@ -17,10 +16,11 @@ from ebpftrace.kernel.calls.layout import (
     RecordKind,
     numbers,
 )
-from ebpftrace.kernel.calls.records import CopiedStack, Decoder
-from ebpftrace.kernel.ringbuf import records
+from ebpftrace.capture.calls.records import CopiedStack, Decoder
+from ebpftrace.capture.ringbuf import records
+from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Clock
-from ebpftrace.trace.lines import Style, Transcript
+from ebpftrace.strace.format import Style, Transcript
 from fuzz.reader import Reader
 from fuzz.texts import is_plain
 

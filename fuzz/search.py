@@ -15,7 +15,7 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fuzz.reader import MOST_BYTES, examine, limit_memory
+from fuzz.reader import MAX_BYTES, examine, limit_memory
 
 _HANGS_SECONDS = 60
 
@@ -33,7 +33,7 @@ class Tally:
 
 def main(name: str, seconds: float, folder: Path) -> None:
     """Search for so long; inputs that reach new code are kept in the folder's ``corpus``."""
-    import atheris  # only who fuzzes needs it
+    import atheris  # needed only for fuzzing
 
     with atheris.instrument_imports(include=["ebpftrace", "elftools.elf"]):
         from fuzz.readers import READERS
@@ -65,7 +65,7 @@ def main(name: str, seconds: float, folder: Path) -> None:
 
     limit_memory()
     options = {
-        "max_len": MOST_BYTES, "timeout": _HANGS_SECONDS, "rss_limit_mb": 0, "verbosity": 0,
+        "max_len": MAX_BYTES, "timeout": _HANGS_SECONDS, "rss_limit_mb": 0, "verbosity": 0,
         "artifact_prefix": f"{violations}/{name}-",
     }  # fmt: skip
     atheris.Setup([sys.argv[0], *(f"-{key}={value}" for key, value in options.items()), str(corpus)], one)

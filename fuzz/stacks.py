@@ -10,17 +10,30 @@ import struct
 from collections.abc import Sequence
 from itertools import chain, islice, repeat
 
-from ebpftrace.stacks import engine, wire
-from ebpftrace.stacks.code import Code, CodePlace
-from ebpftrace.stacks.copies import PAGE, REGISTER_NAMES, REGISTERS_SIZE, End, Pc, Registers, StackCopy
-from ebpftrace.stacks.debug_frame import as_eh_frame, inflated
-from ebpftrace.stacks.debugfiles import supplements
-from ebpftrace.stacks.demangle import demangle
-from ebpftrace.stacks.elf import ElfHeaders
-from ebpftrace.stacks.files import StoredFile
-from ebpftrace.stacks.framepointers import MAX_FRAMES, frame_pointer_walk
-from ebpftrace.stacks.gaps import Caller, Copied, Stretch, cross
-from ebpftrace.stacks.modules import CodeRange, Layout
+from ebpftrace.unwind import engine, wire
+from ebpftrace.unwind.code import Code
+from ebpftrace.unwind.code_bytes import CodePlace
+from ebpftrace.unwind.compressed import inflated
+from ebpftrace.unwind.copied import Caller, Copied, StackFrame
+from ebpftrace.unwind.copies import (
+    PAGE,
+    REGISTER_NAMES,
+    REGISTERS_SIZE,
+    CompiledCode,
+    End,
+    MadePage,
+    Pc,
+    Registers,
+    StackCopy,
+)
+from ebpftrace.unwind.debug_frame import as_eh_frame
+from ebpftrace.unwind.debugfiles import supplements
+from ebpftrace.unwind.demangle import demangle
+from ebpftrace.unwind.elf import ElfHeaders
+from ebpftrace.unwind.fallback import find_caller
+from ebpftrace.unwind.files import StoredFile
+from ebpftrace.unwind.frame_pointers import MAX_FRAMES, frame_pointer_walk
+from ebpftrace.unwind.modules import CodeRange, Layout
 from fuzz.elf import empty_root
 from fuzz.reader import Reader
 
@@ -29,7 +42,7 @@ _LENGTH = 0x10000
 _LAYOUT = Layout(
     (CodeRange(_CODE, _CODE + _LENGTH, "/bin/a", 0, 0, 0), CodeRange(_JIT, _JIT + _LENGTH, "", None, 0, 0))
 )
-_MOST_STEPS = 256
+_MAX_STEPS = 256
 _ODD: tuple[object, ...] = (
     1,
     "f",
@@ -101,10 +114,11 @@ def _by_code(data: bytes) -> object:
     memory = Copied(regs.sp, copy.memory, data[0] if data else 0, bool(data[1:2]))
     places = [CodePlace(place.start, place.end, place.file, place.offset) for place in _LAYOUT.ranges]
     code = Code(places, lambda _, offset, count: data[offset : offset + count])
-    code.made({_JIT: data.ljust(PAGE, b"\xc3")[:PAGE]})
+    compiled = CompiledCode(_JIT, _JIT + PAGE, 8 * (data[0] if data else 2), _JIT + 16, 8)
+    code.made({_JIT: MadePage(data.ljust(PAGE, b"\xc3")[:PAGE], (compiled,))})
     exact, sp_known = True, True
-    for step in range(_MOST_STEPS):
-        caller = cross(Stretch(regs, memory, exact, sp_known), [_CODE + 8], code)
+    for step in range(_MAX_STEPS):
+        caller = find_caller(StackFrame(regs, memory, exact, sp_known), [_CODE + 8], code)
         if not isinstance(caller, Caller) or caller.outermost:
             return step
         if not caller.exact and caller.registers.sp <= regs.sp:
@@ -147,7 +161,7 @@ def _answer(data: bytes) -> object:
 
 
 def _made_up(data: bytes) -> dict[str, object]:
-    """Which value stands at which place, by one byte each."""
+    """Which value is at which position, by one byte each."""
     chosen = (_ODD[byte % len(_ODD)] for byte in chain(data, repeat(0)))
     flags = {name: next(chosen) for name in ("stopped_at", "lacking", "guessed", "wants")}
     flags.update(

@@ -11,9 +11,9 @@ from rich.cells import cell_len
 
 from ebpftrace import frames
 from ebpftrace.model import Frame
+from ebpftrace.strace.events import Text
+from ebpftrace.strace.values import text
 from ebpftrace.text import escape, printable, shorten, without_surrogates
-from ebpftrace.trace.events import Text
-from ebpftrace.trace.spelling import text
 from fuzz.reader import Reader
 
 _WIDTHS = (0, 1, 20, 80)

@@ -4,7 +4,7 @@
 
 usage: man.py [DIRECTORY, default docs/man]
 
-What click does not know (exit status, overhead, files) stands below.  Format: man(7).
+Sections that click does not have (exit status, overhead, files) are below.  The format is man(7).
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@
 #   scripts/setup.sh demo     a C compiler too
 #   scripts/setup.sh test     and what tests and linters need
 #   scripts/setup.sh kernels  and what virtual machines need (vmtest/)
+#   scripts/setup.sh arm64    and what those of another machine need
 #   scripts/setup.sh bench    a C compiler, and the tools that are measured (benchmarks/)
 #   scripts/setup.sh fuzz     bcc, and the engine of the fuzzer (fuzz/)
 set -eu
 
-purpose=${1:?"use, demo, test, kernels, bench or fuzz"}
+purpose=${1:?"use, demo, test, kernels, arm64, bench or fuzz"}
 python=${PYTHON:-/usr/bin/python3} # the distribution's: no other Python sees its bcc
 venv=.venv
 
@@ -47,8 +48,12 @@ package_of() {
     apt-get:musl) echo musl-tools ;;
     dnf:musl) echo musl-gcc ;;
     *:pidstat) echo sysstat ;;
+    *:drgn) echo python3-drgn ;;
     dnf:debuginfod) echo elfutils-debuginfod-client ;;
     apt-get:qemu) echo qemu-system-x86 ;;
+    apt-get:qemu-arm) echo qemu-system-arm ;;
+    apt-get:qemu-user) echo qemu-user-static ;;
+    apt-get:cross-compiler) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross ;;
     apt-get:busybox) echo busybox-static ;;
     apt-get:perf) echo linux-perf ;;
     apt-get:memleak) echo bpfcc-tools ;;
@@ -59,7 +64,9 @@ package_of() {
     esac
 }
 
-is_for_tests() { [ "$purpose" = test ] || [ "$purpose" = kernels ]; }
+is_for_kernels() { [ "$purpose" = kernels ] || [ "$purpose" = arm64 ]; }
+
+is_for_tests() { [ "$purpose" = test ] || is_for_kernels; }
 
 # A guest's first program has no C library around it.
 is_static() { [ -x "$1" ] && ! readelf -d "$1" | grep -q NEEDED; }
@@ -77,16 +84,23 @@ missing_things() {
         has objcopy || echo binutils
         has debuginfod-find || echo debuginfod
     fi
-    if [ "$purpose" = kernels ]; then
+    if is_for_kernels; then
         has qemu-system-x86_64 || echo qemu
         is_static /bin/busybox || echo busybox
         has mmdebstrap || echo mmdebstrap
         [ -x /usr/lib/qemu/virtiofsd ] || [ -x /usr/libexec/virtiofsd ] || echo virtiofsd
     fi
+    if [ "$purpose" = arm64 ]; then
+        has qemu-system-aarch64 || echo qemu-arm
+        has qemu-aarch64-static || has qemu-aarch64 || echo qemu-user
+        has aarch64-linux-gnu-gcc || echo cross-compiler
+    fi
 }
 
 # What needs one of these is left out without it: not every distribution has them.
 missing_extras() {
+    # PyPI has builds of it for x86-64 only; without it stacks are what frame pointers say.
+    [ "$(uname -m)" = x86_64 ] || "$python" -c 'import drgn' 2>/dev/null || echo drgn
     if [ "$purpose" = bench ]; then
         has strace || echo strace
         has perf || echo perf

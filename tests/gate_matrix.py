@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "kernel"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from endings import HEALTHY, LEAKING, STATUSES, Ending, endings  # noqa: E402
 from harness import build, leaks  # noqa: E402
@@ -143,9 +143,9 @@ def _runs_of(directory: Path, tail_ms: int, leaking: Score, healthy: Score, ende
     began = time.monotonic()
     result = run([*_GATE, "--", "sh", script], _LONGEST_MATRIX)
     took = time.monotonic() - began
-    told = json.loads(result.stdout)
+    reported = json.loads(result.stdout)
     found: dict[str, tuple[int, set[str], set[str]]] = {}
-    for report in told["reports"]:
+    for report in reported["reports"]:
         for finding in leaks(report):
             count, creators, verdicts = found.setdefault(report["target"]["comm"], (0, set(), set()))
             creators.add(creator(finding))
@@ -162,7 +162,7 @@ def _runs_of(directory: Path, tail_ms: int, leaking: Score, healthy: Score, ende
         ended.add(statuses.get(name) == str(one.status), f"{' '.join(one.arguments)}: {statuses.get(name)}")
     return (
         f"- {tail_ms} ms after the last leak: {len(runs)} runs, {len(STATUSES)} ways to end, {took:.0f} s; "
-        f"gate status {result.status}, undecided {told['undecided']}, {told['processes']}"
+        f"gate status {result.status}, undecided {reported['undecided']}, {reported['processes']}"
     )
 
 

@@ -20,7 +20,6 @@ from typing import Optional
 
 from vmtest.initrd import initrd
 
-_QEMU = "qemu-system-x86_64"
 _VIRTIOFSD: dict[str, list[str]] = {
     "/usr/lib/qemu/virtiofsd": [],
     # An overlay refuses file systems that are announced as mounts of their own.
@@ -30,13 +29,35 @@ _VIRTIOFSD: dict[str, list[str]] = {
 _WITH_US = ("setpriv", "--pdeathsig", "KILL")
 """Runs a program that ends when we do, however we end."""
 _MEMORY = "2G"
-_ACCELERATION = {
-    "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"],
-    "kvm": ["-accel", "kvm", "-cpu", "host"],
-}
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """The options of QEMU for one kind of machine."""
+
+    qemu: str
+    board: str
+    emulated: str
+    """The CPU without KVM."""
+    console: str
+    result: tuple[str, ...]
+    """Devices that the result goes through, to the character device "result"."""
+
+
+_MACHINES = {
+    "x86_64": _Machine(
+        "qemu-system-x86_64", "q35", "max,-cx16", "ttyS0", ("-device", "isa-serial,chardev=result")
+    ),
+    # With the architected algorithm QEMU takes twice as long: it computes QARMA5 for each signed call.
+    "aarch64": _Machine(
+        "qemu-system-aarch64", "virt", "max,pauth-impdef=on", "ttyAMA0",
+        ("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=result,name=result"),
+    ),
+}  # fmt: skip
+
 # An oops ends the machine: what ran on after it would prove nothing.  A busy host is late with the
 # ticks by which the kernel checks that its timer works, and panics over.
-_KERNEL_ARGUMENTS = "console=ttyS0 oops=panic panic=-1 loglevel=4 mitigations=off no_timer_check"
+_KERNEL_ARGUMENTS = "oops=panic panic=-1 loglevel=4 mitigations=off no_timer_check"
 
 
 class CannotBoot(Exception):
@@ -65,32 +86,49 @@ class Outcome:
     """What the command left in ``/run/report.xml``."""
 
 
-def run(kernel: Path, root: Path, command: str, console: Path, seconds: float, acceleration: str) -> Outcome:
+def run(
+    kernel: Path,
+    root: Path,
+    command: str,
+    console: Path,
+    seconds: float,
+    acceleration: str,
+    machine: str = "x86_64",
+    cpu: str = "",
+) -> Outcome:
     """Boot an unpacked kernel, run a shell script in it as root, and write the console to a file.
 
-    The script sees what is below ``root``; what it writes stays in the guest.  Raises CannotBoot.
+    The script sees what is below ``root``; what it writes stays in the guest.  ``machine`` is that of kernel
+    and files, as uname(2) has it; another than this one is always emulated.  ``cpu`` is what an emulated CPU
+    has or lacks besides, as QEMU takes it.  Raises CannotBoot.
     """
+    model = _MACHINES[machine]
+    if not shutil.which(model.qemu):
+        purpose = "kernels" if machine == "x86_64" else "arm64"
+        raise CannotBoot(f"{model.qemu} is missing: run scripts/setup.sh {purpose}")
+    if machine != os.uname().machine:
+        acceleration = "tcg"
     images = [*kernel.glob("boot/vmlinuz-*"), *kernel.glob("usr/lib/modules/*/vmlinuz")]
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vmtest-") as name:
         directory = Path(name)
-        (directory / "initrd").write_bytes(initrd(kernel, command))
+        (directory / "initrd").write_bytes(initrd(kernel, root, command))
         result = directory / "result"
         with _files_shared(root, directory / "files"), console.open("wb") as log:
-            machine = subprocess.Popen(
-                _qemu(images[0], directory, acceleration),
+            running = subprocess.Popen(
+                _qemu(model, images[0], directory, acceleration, cpu),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
             try:
-                machine.wait(seconds)
+                running.wait(seconds)
                 ending = Ending.DIED
             except subprocess.TimeoutExpired:
                 ending = Ending.TIMED_OUT
             finally:
-                machine.kill()
-                machine.wait()
+                running.kill()
+                running.wait()
         status, _, report = (
             result.read_text(errors="replace").partition("\n") if result.exists() else ("", "", "")
         )
@@ -99,39 +137,27 @@ def run(kernel: Path, root: Path, command: str, console: Path, seconds: float, a
     return Outcome(ending, time.monotonic() - started)
 
 
-def _qemu(image: Path, directory: Path, acceleration: str) -> list[str]:
-    command = [
-        *_WITH_US,
-        _QEMU,
-        "-M",
-        "q35",
-        "-smp",
-        "2",
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-    ]
-    command += [*_ACCELERATION[acceleration], "-m", _MEMORY]
-    command += ["-kernel", str(image), "-initrd", str(directory / "initrd"), "-append", _KERNEL_ARGUMENTS]
-    command += ["-serial", "stdio", "-serial", f"file:{directory / 'result'}"]
-    command += [
-        "-object",
-        f"memory-backend-memfd,id=memory,size={_MEMORY},share=on",
-        "-numa",
-        "node,memdev=memory",
-    ]
-    command += ["-chardev", f"socket,id=files,path={directory / 'files'}"]
-    return [*command, "-device", "vhost-user-fs-pci,chardev=files,tag=host"]
+def _qemu(machine: _Machine, image: Path, directory: Path, acceleration: str, cpu: str) -> list[str]:
+    emulated = f"{machine.emulated},{cpu}" if cpu else machine.emulated
+    accelerated = ["kvm", "-cpu", "host"] if acceleration == "kvm" else ["tcg,thread=multi", "-cpu", emulated]
+    return [
+        *_WITH_US, machine.qemu, "-M", machine.board, "-smp", "2",
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-accel", *accelerated, "-m", _MEMORY, "-kernel", str(image), "-initrd", str(directory / "initrd"),
+        "-append", f"console={machine.console} {_KERNEL_ARGUMENTS}", "-serial", "stdio",
+        "-chardev", f"file,id=result,path={directory / 'result'}", *machine.result,
+        "-object", f"memory-backend-memfd,id=memory,size={_MEMORY},share=on", "-numa", "node,memdev=memory",
+        "-chardev", f"socket,id=files,path={directory / 'files'}",
+        "-device", "vhost-user-fs-pci,chardev=files,tag=host",
+    ]  # fmt: skip
 
 
 @contextlib.contextmanager
 def _files_shared(root: Path, socket: Path) -> Iterator[None]:
     """Offer the files below a directory on a socket."""
     program = next((path for path in _VIRTIOFSD if Path(path).exists()), None)
-    if program is None or not shutil.which(_QEMU):
-        raise CannotBoot("QEMU for x86-64 or virtiofsd is missing: run scripts/setup.sh kernels")
+    if program is None:
+        raise CannotBoot("virtiofsd is missing: run scripts/setup.sh kernels")
     options = ["-o", f"source={root}", "-o", "sandbox=chroot", "-o", "cache=always"]
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(

@@ -8,7 +8,7 @@ import lzma
 from collections.abc import Iterable
 from pathlib import Path
 
-_BUSYBOX = Path("/bin/busybox")
+_BUSYBOX = "usr/bin/busybox"
 _MODULES = (
     "virtio",
     "virtio_ring",
@@ -18,6 +18,7 @@ _MODULES = (
     "fuse",
     "virtiofs",
     "overlay",
+    "virtio_console",
 )
 """Some kernels have some of them built in."""
 
@@ -27,12 +28,15 @@ Entry = tuple[str, int, bytes]
 """Name, mode and content."""
 
 
-def initrd(kernel: Path, command: str) -> bytes:
-    """Return the file system for an unpacked kernel; ``command`` is a shell script."""
+def initrd(kernel: Path, root: Path, command: str) -> bytes:
+    """Return the file system for an unpacked kernel; ``command`` is a shell script.
+
+    busybox is the one of the files below ``root``, which are of the kernel's machine.
+    """
     entries = [
         (name, _DIRECTORY, b"") for name in ("bin", "dev", "proc", "sys", "modules", "lower", "upper", "new")
     ]
-    entries.append(("bin/busybox", _PROGRAM, _BUSYBOX.read_bytes()))
+    entries.append(("bin/busybox", _PROGRAM, _busybox(root).read_bytes()))
     entries.append(("bin/sh", _LINK, b"busybox"))
     names = []
     for module in _MODULES:
@@ -55,6 +59,12 @@ def archive(entries: Iterable[Entry]) -> bytes:
         content += b"\0" * (-len(content) % 4) + data
         content += b"\0" * (-len(content) % 4)
     return bytes(content)
+
+
+def _busybox(root: Path) -> Path:
+    """Of the userland; one that has none of its own (another Debian of this machine) takes this machine's."""
+    own = root / _BUSYBOX
+    return own if own.exists() else Path("/") / _BUSYBOX
 
 
 def _decompressed(module: Path) -> bytes:

@@ -15,9 +15,10 @@ from typing import Optional
 from xml.etree import ElementTree
 
 from vmtest import guest
+from vmtest.foreign import unpacked
 from vmtest.kernels import Kernel
 from vmtest.packages import Unavailable, fetch
-from vmtest.selection import ENVIRONMENT, TEST_SECONDS, TESTS
+from vmtest.selection import EMULATED_TESTS, ENVIRONMENT, TEST_SECONDS, TESTS
 from vmtest.userlands import Files, made, this_machine
 
 _BOOTS = 3
@@ -68,7 +69,7 @@ class Matrix:
     acceleration: str
     """Of QEMU: "tcg" or "kvm"."""
     say: Callable[[str], None]
-    """Takes lines for the user while it goes on, from any thread."""
+    """Prints progress for the user; it is called from several threads."""
     interrupted: threading.Event = field(default_factory=threading.Event)
     """Set once the user wants no more."""
 
@@ -91,11 +92,16 @@ class Matrix:
         result = Result(kernel)
         try:
             result.unpacked = fetch(kernel, self.cache)
-            result.files = made(kernel.userland, self.cache, self.say) if kernel.userland else this_machine()
+            result.files = self._files(kernel)
         except Unavailable as error:
             self.say(f"{kernel.name}: NOT TESTED: {error}")
             result.verdict = "not to be had"
         return result
+
+    def _files(self, kernel: Kernel) -> Files:
+        if kernel.machine != os.uname().machine:
+            return unpacked(kernel, self.cache, self.say)
+        return made(kernel.userland, self.cache, self.say) if kernel.userland else this_machine()
 
     def _tested(self, result: Result) -> Result:
         if result.is_missing:
@@ -112,10 +118,12 @@ class Matrix:
             outcome = guest.run(
                 result.unpacked,
                 result.files.root,
-                self._command(result.files),
+                self._command(result.kernel, result.files),
                 console,
                 self.seconds,
                 self.acceleration,
+                result.kernel.machine,
+                result.kernel.cpu,
             )
             if outcome.ending is guest.Ending.RETURNED:
                 _judge(result, outcome)
@@ -123,18 +131,19 @@ class Matrix:
                 result.verdict = f"no end in {self.seconds:.0f} s"
             elif result.boots == _BOOTS or self.interrupted.is_set():
                 result.verdict = "machine died"
-            told = result.verdict or "the machine died; once more"
+            reported = result.verdict or "the machine died; once more"
             output = "" if result.passed else console.read_text(errors="replace")
-            self.say(f"{output}{name}: {told}")
+            self.say(f"{output}{name}: {reported}")
         result.seconds = time.monotonic() - started
         return result
 
-    def _command(self, files: Files) -> str:
+    def _command(self, kernel: Kernel, files: Files) -> str:
         settings = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
         pytest = [files.python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0"]
-        # What failed is told even where the time is up.
+        # Failures are reported even when the time is up.
         pytest += [f"--session-timeout={self.seconds * _SHARE_OF_TESTS:.0f}", f"--timeout={TEST_SECONDS}"]
-        pytest += ["--junitxml=/run/report.xml", *TESTS]
+        pytest += ["--junitxml=/run/report.xml"]
+        pytest += TESTS if kernel.machine == os.uname().machine else EMULATED_TESTS
         return f"cd {shlex.quote(files.checkout)} && {settings} {shlex.join(pytest)}\n"
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels out of the archive that this machine's own apt uses: other suites of it, nothing installed.
 
-apt-get(8), apt-cache(8), sources.list(5); ``apt-get indextargets`` tells which archive that is.
+apt-get(8), apt-cache(8), sources.list(5); ``apt-get indextargets`` names that archive.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def fetch(kernel: Kernel, cache: Path) -> Path:
 
     Raises Unavailable.
     """
-    apt = _Apt(kernel.suite, cache / "apt" / kernel.suite)
-    image = apt.newest_image(kernel.series)
+    apt = _Apt(kernel.suite, kernel.architecture, cache / "apt" / f"{kernel.suite}-{kernel.architecture}")
+    image = apt.newest_image(kernel.series, kernel.package_suffix)
     unpacked = cache / "kernels" / image.removeprefix("linux-image-")
     if unpacked.is_dir():
         return unpacked
@@ -45,13 +45,13 @@ def fetch(kernel: Kernel, cache: Path) -> Path:
 class _Apt:
     """apt with one suite as its only source, and its state in a directory of ours."""
 
-    def __init__(self, suite: str, directory: Path) -> None:
+    def __init__(self, suite: str, architecture: str, directory: Path) -> None:
         self._suite = suite
         lists = directory / "lists"
         sources = directory / "sources.list"
         (lists / "partial").mkdir(parents=True, exist_ok=True)
         uri = archive("security" if suite.endswith(_SECURITY) else "main")
-        sources.write_text(f"deb [arch=amd64 signed-by={_KEYRING}] {uri} {suite} main\n")
+        sources.write_text(f"deb [arch={architecture} signed-by={_KEYRING}] {uri} {suite} main\n")
         self._options = [
             option
             for setting in (
@@ -59,6 +59,8 @@ class _Apt:
                 "Dir::Etc::SourceParts=/dev/null",
                 f"Dir::State::Lists={lists}",
                 f"Dir::Cache={directory}",
+                f"APT::Architecture={architecture}",
+                f"APT::Architectures={architecture}",
                 "Acquire::Languages=none",
                 "APT::Sandbox::User=root",
             )
@@ -66,15 +68,15 @@ class _Apt:
         ]
         _run(["apt-get", *self._options, "update", "-qq", "--error-on=any"])
 
-    def newest_image(self, series: str) -> str:
-        """Return the name of the package with the newest cloud kernel of a series."""
+    def newest_image(self, series: str, suffix: str) -> str:
+        """Return the package with the newest kernel of a series; its name ends with ``suffix``."""
         names = _run(["apt-cache", *self._options, "pkgnames", "linux-image-"]).split()
         release = rf"{re.escape(series)}\.\d+.*" if series else r"\d+\.\d+\.\d+.*"
-        pattern = re.compile(rf"linux-image-{release}-cloud-amd64")
+        pattern = re.compile(rf"linux-image-{release}-{re.escape(suffix)}")
         matching = filter(pattern.fullmatch, names)
         found = [(version, name) for name in matching if (version := self._version(name))]
         if not found:
-            raise Unavailable(f"{self._suite} has no cloud kernel {series}".rstrip())
+            raise Unavailable(f"{self._suite} has no {suffix} kernel {series}".rstrip())
         return max(found, key=lambda each: functools.cmp_to_key(_compare)(each[0]))[1]
 
     def parts(self, image: str) -> list[str]:
@@ -86,7 +88,7 @@ class _Apt:
         wanted = (f"linux-binary-{release}", f"linux-modules-{release}")
         depends = self._cache("depends", image)
         for name in wanted:
-            if f"<{name}>" in depends:  # so does apt-cache(8) write a package that nobody provides
+            if f"<{name}>" in depends:  # apt-cache(8) prints a package without a provider like this
                 raise Unavailable(f"{self._suite} has {image}, but not {name}")
         return [name for name in wanted if re.search(rf"Depends: {re.escape(name)}$", depends, re.MULTILINE)]
 

@@ -20,7 +20,8 @@ from vmtest.packages import Unavailable, acquire_settings, archive
 from vmtest.selection import TESTS
 
 ROOT = Path(__file__).resolve().parent.parent
-_CHECKOUT = "/ebpftrace"
+CHECKOUT = "/ebpftrace"
+"""Where ebpftrace lies in a userland that was made."""
 _LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".vagrant", "__pycache__", ".*_cache", ".hypothesis", "bin", "build", "dist"
 )
@@ -78,25 +79,32 @@ def made(suite: str, cache: Path, say: Callable[[str], None]) -> Files:
         shutil.rmtree(unfinished, ignore_errors=True)
         settings = [f"--aptopt={setting}" for setting in acquire_settings()]
         packages = "--include=ca-certificates,make,procps"
-        _run(
+        run(
             ["mmdebstrap", "--variant=minbase", packages, *settings, suite, str(unfinished), archive("main")],
             log,
         )
         unfinished.rename(root)
     say(f"{suite}: setting up ebpftrace in it, log in {log}")
-    checkout = root / _CHECKOUT.lstrip("/")
+    copy_checkout(root)
+    python = f"{CHECKOUT}/.venv/bin/python"
+    last = f"{_BUILD} && {shlex.join([python, *_COLLECT])}"
+    run(["unshare", "--mount", "sh", "-euc", _SET_UP, "sh", str(root), CHECKOUT, last], log)
+    return Files(root, CHECKOUT, python)
+
+
+def copy_checkout(root: Path) -> Path:
+    """Put a copy of this checkout below ``root`` in place of an older one, of which the venv stays."""
+    checkout = root / CHECKOUT.lstrip("/")
     checkout.mkdir(exist_ok=True)
     for old in checkout.iterdir():
         if old.name != ".venv":
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     shutil.copytree(ROOT, checkout, symlinks=True, ignore=_LEFT_OUT, dirs_exist_ok=True)
-    python = f"{_CHECKOUT}/.venv/bin/python"
-    last = f"{_BUILD} && {shlex.join([python, *_COLLECT])}"
-    _run(["unshare", "--mount", "sh", "-euc", _SET_UP, "sh", str(root), _CHECKOUT, last], log)
-    return Files(root, _CHECKOUT, python)
+    return checkout
 
 
-def _run(command: list[str], log: Path) -> None:
+def run(command: list[str], log: Path) -> None:
+    """Run a command, its output going to the end of a log.  Raises Unavailable where it fails."""
     try:
         with log.open("ab") as output:
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True)

@@ -13,13 +13,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Optional
 
 import click
 
 from ebpftrace import __version__
-from ebpftrace.cli import streams
-from ebpftrace.errors import RAISE_LIMIT, STATUS_INTERRUPTED, CannotTrace
+from ebpftrace.cli import embedding, streams
+from ebpftrace.errors import RAISE_LIMIT, STATUS_INTERRUPTED, EbpftraceError
 
 COMMANDS = ("mmap-leaks", "report", "diff", "growth", "trace", "maps", "scan", "doctor")
 """In the order of the help; each is a function in the module of its name, with ``_`` for ``-``."""
@@ -46,7 +47,7 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:  # noqa: ARG002
-        """Import and return one command, None where there is none of this name."""
+        """Import and return one command; None if there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
@@ -60,7 +61,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[Optional[str], Optional[click.Command], list[str]]:
-        """Find the command that is asked for; where there is none, name the one that was perhaps meant."""
+        """Find the command; if there is none of this name, suggest a similar one."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             import difflib
 
@@ -70,21 +71,21 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
-        """Parse our own options, and do at once what --help and --version ask for."""
+        """Parse the options of the program itself; --help and --version are handled here."""
         streams.hold()
-        with _telling():
+        with _print_errors():
             return super().make_context(*arguments, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with _telling():
+        with _print_errors():
             result = super().invoke(ctx)
             sys.stdout.flush()
         return result
 
 
 @contextmanager
-def _telling() -> Iterator[None]:
+def _print_errors() -> Iterator[None]:
     """Make every failure one line and an exit status."""
     try:
         yield
@@ -93,10 +94,10 @@ def _telling() -> Iterator[None]:
     except KeyboardInterrupt:
         raise click.exceptions.Exit(STATUS_INTERRUPTED) from None
     except Exception as error:
-        raise click.exceptions.Exit(_tell(error)) from error
+        raise click.exceptions.Exit(_print_error(error)) from error
 
 
-def _tell(error: Exception) -> int:
+def _print_error(error: Exception) -> int:
     """Say what went wrong in one line on stderr; return the exit status."""
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         streams.drop_stdout()
@@ -104,23 +105,24 @@ def _tell(error: Exception) -> int:
     code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if code in _WHAT_RAN_OUT and (code != errno.EBADF or streams.stdout_is_closed()):
         streams.drop_stdout()
-        _say(_WHAT_RAN_OUT[code])
+        _print_line(_WHAT_RAN_OUT[code])
         return STATUS_CANNOT_TRACE
     debugging = os.environ.get("EBPFTRACE_DEBUG") == "1"
     if debugging:
         import traceback
 
         traceback.print_exc()
-    if isinstance(error, CannotTrace):
-        _say(str(error))
+    if isinstance(error, EbpftraceError):
+        if not embedding.note_error(error):
+            _print_line(str(error))
     else:
         text = f"{type(error).__name__}: {error}".encode("unicode_escape").decode("ascii")
         hint = "" if debugging else " with the output of EBPFTRACE_DEBUG=1"
-        _say(f"unexpected {text}: a bug, please report it{hint}")
+        _print_line(f"unexpected {text}: a bug, please report it{hint}")
     return STATUS_CANNOT_TRACE
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     try:
         click.echo(f"ebpftrace: {line}", err=True)
     except OSError:  # stderr may be as full as stdout
@@ -132,7 +134,8 @@ def _say(line: str) -> None:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="ebpftrace", message="%(prog)s %(version)s")
-def main() -> None:
+@embedding.options
+def main(until_eof: bool, error_file: Optional[Path]) -> None:
     """Find the memory mappings whose owning thread exited without unmapping them.
 
     \b
@@ -143,3 +146,4 @@ def main() -> None:
       ebpftrace mmap-leaks -p 31108       trace a live process for 30 seconds
       ebpftrace growth -p 31108           what makes it grow, second by second
     """
+    embedding.begin(until_eof, error_file)

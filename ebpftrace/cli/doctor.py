@@ -22,9 +22,9 @@ def doctor(ctx: click.Context, json_output: bool) -> None:
 
     Exits with status 0 if it can trace, 1 if not.  Nothing is changed.
     """
-    from ebpftrace.kernel.checks.features import examine
+    from ebpftrace import api
     from ebpftrace.report.doctor import as_json, as_text, can_trace
 
-    checks = examine()
+    checks = api.check()
     click.echo(as_json(checks) if json_output else as_text(checks))
     ctx.exit(0 if can_trace(checks) else 1)

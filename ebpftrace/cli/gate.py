@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``--fail-on-leak``: what the exit status says of the reports and of COMMAND."""
+"""``--fail-on-leak``: the exit status for the reports and COMMAND."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 STATUS_LEAK = 3
 """A leak was found; --leak-status changes it."""
 STATUS_UNDECIDED = 4
-"""There may be one: something could not be judged."""
+"""There may be a leak, because something could not be judged."""
 
 _OPTION = "--fail-on-leak"
 _FLOOR = re.compile(r"([1-9][0-9]{0,17})\s*(?:([KMGT])(?:i?B)?|(B))?", re.ASCII | re.IGNORECASE)
@@ -25,13 +25,13 @@ _UNITS = "KMGT"
 
 @dataclass(frozen=True)
 class Floor:
-    """The least leak that counts: so many threads or mappings, or so many bytes."""
+    """The smallest leak that counts, in threads or mappings, or in bytes."""
 
     count: int = 1
     size: int = 0
 
     def reached(self, count: int, size: int) -> bool:
-        """Whether a leak of so many mappings, so many bytes in all, counts."""
+        """Whether a leak with this number of mappings and bytes counts."""
         return count > 0 and count >= self.count and size >= self.size
 
 
@@ -41,7 +41,7 @@ class FloorType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     name = "N|SIZE"
 
     def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> Any:
-        """As click asks for it; powers of 1024, whatever the unit is called."""
+        """Convert for click; all units are powers of 1024."""
         if isinstance(value, Floor):
             return value
         match = _FLOOR.fullmatch(str(value).strip())
@@ -65,13 +65,13 @@ def fail_on_leak(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class GateCommand(click.Command):
-    """A command whose --fail-on-leak needs no value, and takes one only behind ``=``.
+    """A command whose --fail-on-leak needs no value, and takes one only after ``=``.
 
     click would take the next word, which may be COMMAND.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click asks for it."""
+        """Add the default value, then parse as click does."""
         end = args.index("--") if "--" in args else len(args)
         options = [f"{_OPTION}=1" if word == _OPTION else word for word in args[:end]]
         return super().parse_args(ctx, options + args[end:])
@@ -91,22 +91,23 @@ class _Last:
 
 
 class Gate:
-    """Takes in the reports, and says what the exit status is."""
+    """Determines the exit status from the reports."""
 
     def __init__(self, floor: Optional[Floor], leak_status: int) -> None:
-        """``floor`` None: a leak is no failure."""
+        """Without ``floor``, a leak is no failure."""
         self._floor = floor
         self._leak_status = leak_status
         self._most: dict[int, _Found] = {}
-        """The largest leak of each target: what an earlier report told is not taken back by a later one."""
+        """The largest leak of each target; a leak in an earlier report counts even if a later one lacks
+        it."""
         self._last: dict[int, _Last] = {}
         self.has_lost = False
-        """There were processes that could not be followed."""
+        """Some processes could not be followed."""
         self.leaves_out = False
-        """A saved report does not have all leaks that were found."""
+        """A saved report lacks some of the leaks that were found."""
 
     def add(self, target: int, report: Report) -> None:
-        """Take in one report; ``target`` is any number that names the traced process."""
+        """Add one report; ``target`` is any number that identifies the traced process."""
         leaks = [finding for finding in report.findings if finding.fails]
         found = _Found(sum(finding.count for finding in leaks), sum(finding.size for finding in leaks))
         self._most[target] = max(self._most.get(target, found), found)
@@ -114,17 +115,17 @@ class Gate:
 
     @property
     def fails(self) -> bool:
-        """There is a leak that counts."""
+        """Whether there is a leak that counts."""
         return self._reached(list(self._most.values()))
 
     @property
     def fails_by_earlier(self) -> bool:
-        """The leak that counts was in earlier reports of --interval, and is not in the last ones."""
+        """Whether only earlier reports of --interval, and not the last ones, have a leak that counts."""
         return self.fails and not self._reached([last.found for last in self._last.values()])
 
     @property
     def is_unsure(self) -> bool:
-        """Something could not be judged."""
+        """Whether something could not be judged."""
         return (
             self.has_lost
             or self.leaves_out
@@ -136,7 +137,7 @@ class Gate:
         return self._floor is not None and self._floor.reached(count, size)
 
     def status(self, command: Optional[CommandEnd]) -> int:
-        """A leak outranks how COMMAND ended; what could not be judged outranks only its success."""
+        """The exit status: a leak comes before COMMAND's status; 4 is used only if COMMAND succeeded."""
         if self.fails:
             return self._leak_status
         status = command.status if command is not None else 0

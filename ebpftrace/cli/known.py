@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 import click
 
 from ebpftrace.cli import options
+from ebpftrace.defaults import SUPPRESSIONS
+from ebpftrace.errors import EbpftraceError
 
 if TYPE_CHECKING:
     from ebpftrace.known.acceptance import Acceptance
     from ebpftrace.known.suppressions import Suppression
     from ebpftrace.model import Report
 
-DEFAULT = ".ebpftrace-suppressions"
-_LARGEST = 64 << 20
-
 
 def suppressions(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--suppressions``."""
-    purpose = f"Accept the leaks that its lines name; default: {DEFAULT} of the current directory."
+    purpose = f"Accept the leaks that its lines name; default: {SUPPRESSIONS} of the current directory."
     return _file("--suppressions", purpose, multiple=True)(command)
 
 
@@ -45,7 +44,7 @@ def load(suppressions: Sequence[Path], baseline: Optional[Path]) -> Acceptance:
     from ebpftrace.known.baseline import BadBaseline
     from ebpftrace.known.baseline import parse as parse_baseline
 
-    files = list(suppressions) or [path for path in (Path(DEFAULT),) if path.is_file()]
+    files = list(suppressions) or [path for path in (Path(SUPPRESSIONS),) if path.is_file()]
     rules = [(rule, str(path)) for path in files for rule in _suppressions(path)]
     accepted = None
     if baseline is not None:
@@ -67,24 +66,17 @@ def _suppressions(path: Path) -> Sequence[Suppression]:
         raise click.UsageError(f"{_shown(path)}: {error}") from error
 
 
-def read(path: Path, largest: int = _LARGEST) -> str:
-    """The text of a file that the user names; - is standard input.  Raises click.UsageError."""
+def read(path: Path, limit: Optional[int] = None) -> str:
+    """The text of a file; - is standard input.  ``limit`` as of ``read_text``.  Raises click.UsageError."""
+    from ebpftrace.user_files import MAX_OTHER, read_text
+
     try:
-        if str(path) == "-":
-            data = sys.stdin.buffer.read(largest + 1)
-        else:
-            with path.open("rb") as file:
-                data = file.read(largest + 1)
-    except OSError as error:
-        raise click.UsageError(
-            f"cannot read {_shown(path)}: {(error.strerror or str(error)).lower()}"
-        ) from error
-    if len(data) > largest:
-        raise click.UsageError(f"{_shown(path)} is larger than {largest >> 20} MiB")
-    return data.decode("utf-8", "surrogateescape")
+        return read_text(path, limit or MAX_OTHER, sys.stdin.buffer)
+    except EbpftraceError as error:
+        raise click.UsageError(str(error)) from error
 
 
-def tell_unused(acceptance: Acceptance) -> None:
+def print_unused(acceptance: Acceptance) -> None:
     """Name the suppressions that matched nothing, on stderr."""
     from ebpftrace.text import escape
 
@@ -107,6 +99,6 @@ def write_baseline(path: Optional[Path], reports: Sequence[Report]) -> None:
 
 
 def _shown(path: Path) -> str:
-    from ebpftrace.text import escape
+    from ebpftrace.user_files import shown
 
-    return escape(str(path))
+    return shown(path)

@@ -12,7 +12,7 @@ import click
 from ebpftrace.cli import options
 
 if TYPE_CHECKING:
-    from ebpftrace.anatomy.look import Look
+    from ebpftrace.classify.maps_report import MapsReport
 
 _EXAMPLES = """
 \b
@@ -41,6 +41,7 @@ Examples:
 @options.top("Rows of each table.")
 @click.option("--all", "list_all", is_flag=True, help="List every area too.")
 @click.option("--json", "json_output", is_flag=True, help="Report as JSON, one object for each report.")
+@options.debuginfod
 @options.output(options.WHOLE)
 def maps(
     pid: int,
@@ -49,6 +50,7 @@ def maps(
     top: int,
     list_all: bool,
     json_output: bool,
+    debuginfod: bool,
     output: Optional[Path],
 ) -> None:
     """Say what an address space is made of: stacks, heaps, files, and what remains unexplained.
@@ -59,21 +61,21 @@ def maps(
     if count is not None and every is None:
         raise click.UsageError("--count needs --every TIME")
 
-    from ebpftrace.jobs.maps import run
     from ebpftrace.report import maps as text
     from ebpftrace.report import maps_json
     from ebpftrace.report.output import check_writable, page_width, write, write_stream
+    from ebpftrace.sessions.maps import run
 
     if output is not None:
         check_writable(str(output))
     pages: list[str] = []
 
-    def tell(look: Look) -> None:
+    def show(maps_report: MapsReport) -> None:
         if json_output:
-            page = maps_json.render(look)
+            page = maps_json.render(maps_report)
         else:
-            page = text.render(look, top, list_all, page_width(sys.stdout, output))
-            if look.growth is not None:
+            page = text.render(maps_report, top, list_all, page_width(sys.stdout, output))
+            if maps_report.growth is not None:
                 page = f"\n{page}"
         if output is None:
             write_stream(sys.stdout, page)
@@ -81,4 +83,4 @@ def maps(
             pages.append(page)
             write(str(output), "".join(pages))
 
-    run(pid, every, count, tell)
+    run(pid, every, count, show, debuginfod=debuginfod)

@@ -17,32 +17,32 @@ from ebpftrace.cli.gate import STATUS_LEAK, Floor, Gate, GateCommand
 from ebpftrace.defaults import COPIES_PER_SECOND, MAX_STACK_BYTES, STACK_BYTES
 
 if TYPE_CHECKING:
-    from ebpftrace.jobs.leak_watch import LeakWatch
-    from ebpftrace.kernel.tracer import Tracer
+    from ebpftrace.capture.tracer import Tracer
     from ebpftrace.known.acceptance import Acceptance
-    from ebpftrace.model import CommandEnd, Processes, Report, Standing
+    from ebpftrace.model import CommandEnd, Processes, Report, UnjoinedBefore
     from ebpftrace.report.live import LiveView
     from ebpftrace.report.output import Growing
     from ebpftrace.report.view import View
+    from ebpftrace.sessions.leak_watch import LeakWatch
 
 _NS = 1_000_000_000
 _DURATION = 30.0
 """Seconds that a running process is traced for."""
 
-_MOST_CLEAN = 100
-"""Reports of followed processes that tell nothing, and are kept for JSON all the same."""
+_MAX_CLEAN = 100
+"""Limit of reports of followed processes that are kept for JSON although they have no findings."""
 
 _LIVE_SECONDS = 1.0
-"""Between two drawings of the live view ..."""
+"""Time between two drawings of the live view."""
 _LIVE_SHARE = 0.02
-"""... which may use at most this share of a core."""
+"""Share of a core that the live view may use."""
 
 _BAR_AFTER_SECONDS = 2.0
-"""A search that takes longer shows how far it is ..."""
+"""A search that takes longer shows a progress bar."""
 _BAR_SECONDS = 0.1
-"""... so often ..."""
+"""Time between two drawings of the progress bar."""
 _BAR_CELLS = 30
-"""... in so many cells."""
+"""Width of the progress bar."""
 
 _EXAMPLES = """
 \b
@@ -61,13 +61,7 @@ Examples:
 @options.by_name("-n", "--name")
 @options.duration(f"How long to trace; default: {_DURATION:g}, COMMAND until it has ended.", zero=True)
 @click.option("--until-interrupt", is_flag=True, help="Trace until Ctrl-C or SIGTERM instead.")
-@click.option(
-    "-f/",
-    "--follow-forks/--no-follow-forks",
-    "follow_forks",
-    default=None,
-    help="Trace child processes too; the default with COMMAND.  What a process executes is always traced.",
-)
+@options.follow_forks("Trace child processes too")
 @click.option(
     "--threads-only",
     is_flag=True,
@@ -139,6 +133,7 @@ Examples:
     help="Also report how long the BPF programs ran; measuring makes each run a little longer.",
 )
 @options.debuginfod
+@options.probes
 @click.option("--dump-ledger", type=click.Path(path_type=Path), hidden=True)
 @options.command_line
 @click.pass_context
@@ -176,6 +171,7 @@ def mmap_leaks(
     no_search: bool,
     cost: bool,
     debuginfod: bool,
+    probes: str,
     dump_ledger: Optional[Path],
     command: tuple[str, ...],
     junit: Optional[Path],
@@ -220,9 +216,9 @@ def mmap_leaks(
     if len(pids) > 1 and (flamegraph or speedscope):
         raise click.UsageError("--flamegraph and --speedscope show one process: give one -p")
 
-    from ebpftrace.jobs.mmap_leaks import Settings, run
-    from ebpftrace.kernel.checks.features import require_tracing
-    from ebpftrace.report.view import View
+    from ebpftrace.capture.checks.features import require_tracing
+    from ebpftrace.capture.layout import Probes
+    from ebpftrace.sessions.mmap_leaks import Settings, run
 
     settings = Settings(
         pids=pids,
@@ -239,29 +235,30 @@ def mmap_leaks(
         threads_only=threads_only,
         measure_cost=cost,
         debuginfod=debuginfod,
+        probes=Probes(probes),
     )
-    view = View(top=top, show_all=show == "all", min_bytes=min_bytes)
+    view = pages.view_of(context, top, show, min_bytes)
     acceptance = known.load(suppressions, baseline)
     files = _Files(output, flamegraph, speedscope, dump_ledger, write_baseline, extra)
     files.check()
     if is_traced:
         require_tracing()
     gate = Gate(fail_on_leak, leak_status)
-    with _Narrator(form, view, files, quiet, no_color, gate, acceptance, several=len(pids) > 1) as narrator:
-        run(settings, narrator)
-        narrator.write_files()
+    with _Console(form, view, files, quiet, no_color, gate, acceptance, several=len(pids) > 1) as console:
+        run(settings, console)
+        console.write_files()
     if not quiet:
-        known.tell_unused(acceptance)
+        known.print_unused(acceptance)
     if gate.fails_by_earlier and not quiet:
         click.echo("ebpftrace: an earlier report of this trace shows a leak", err=True)
-    status = gate.status(narrator.command)
+    status = gate.status(console.command)
     if status:
         raise click.exceptions.Exit(status)
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Where to write; None: not asked for."""
+    """The files to write; None for those that were not requested."""
 
     output: Optional[Path]
     flamegraph: Optional[Path]
@@ -271,7 +268,7 @@ class _Files:
     extra: outputs.Outputs
 
     def check(self) -> None:
-        """Find out before a trace of minutes that a file cannot be written.  Raises CannotTrace."""
+        """Check before a trace of minutes that all files can be written.  Raises ``CannotTrace``."""
         named = (self.output, self.flamegraph, self.speedscope, self.ledger, self.baseline)
         for path in (*named, *self.extra.paths.values()):
             if path is not None:
@@ -280,8 +277,8 @@ class _Files:
                 check_writable(str(path))
 
 
-class _Narrator:
-    """Shows the user how the trace goes: the observer of ``jobs.mmap_leaks``, a context manager."""
+class _Console:
+    """Shows the progress and the reports: the observer of ``sessions.mmap_leaks``, a context manager."""
 
     def __init__(
         self,
@@ -296,11 +293,11 @@ class _Narrator:
         several: bool,
     ) -> None:
         self.command: Optional[CommandEnd] = None
-        """What became of COMMAND, once it is known."""
+        """The end of COMMAND, once it is known."""
         self._gate = gate
         self._acceptance = acceptance
         self._last: list[Report] = []
-        """Of each process its report at the end, for the files that tell of all of them."""
+        """The final report of each process, for the files about all of them."""
         self._rendered = pages.Pages(form, view, files.output, no_color, repeats_verdict=True)
         self._files = files
         self._quiet = quiet
@@ -308,16 +305,16 @@ class _Narrator:
         self._several = several
         self._output: Optional[Growing] = None
         self._live: Optional[LiveView] = None
-        self._next_look = 0.0
+        self._next_drawing = 0.0
         self._search_began: Optional[float] = None
         self._next_bar = 0.0
         self._bar_shown = False
         self._held: list[Report] = []
-        """Of processes at their ends, until all have ended."""
+        """Final reports of processes, until all have ended."""
         self._unread = 0
-        """Those of them that tell nothing."""
+        """Number of these reports that have no findings."""
 
-    def __enter__(self) -> _Narrator:
+    def __enter__(self) -> _Console:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -328,18 +325,18 @@ class _Narrator:
     def attached(self, watches: Sequence[LeakWatch]) -> None:
         """Say that the probes are live."""
         for watch in watches:
-            watch.keeps_standing = self._files.ledger is not None
+            watch.keeps_ledger = self._files.ledger is not None
         if not self._quiet:
             click.echo("attached", err=True)
 
-    def standing(self, standing: Standing) -> None:
-        """Say at once who had exited and was not joined before the trace."""
-        from ebpftrace.report.headline import standing_line
+    def unjoined_before(self, unjoined_before: UnjoinedBefore) -> None:
+        """Print how many threads had exited unjoined before the trace."""
+        from ebpftrace.report.headline import unjoined_before_line
         from ebpftrace.text import escape
 
-        line = standing_line(standing)
+        line = unjoined_before_line(unjoined_before)
         if line and not self._quiet:
-            target = standing.target
+            target = unjoined_before.target
             whose = f"{escape(target.comm)} (PID {target.pid}): " if self._several else ""
             click.echo(f"{whose}{line}", err=True)
 
@@ -365,35 +362,47 @@ class _Narrator:
             click.echo(f"\rsearching memory [{bar}] {part:4.0%}", nl=False, err=True)
 
     def command_ended(self, end: CommandEnd) -> None:
-        """Say what became of COMMAND."""
-        from ebpftrace.jobs.command import fate
+        """Print how COMMAND ended."""
+        from ebpftrace.sessions.command import how_it_ended
 
         self._end_live()
         self.command = end
-        told = fate(end)
-        if told and not self._quiet:
-            click.echo(f"ebpftrace: {told}", err=True)
+        ending = how_it_ended(end)
+        if ending and not self._quiet:
+            click.echo(f"ebpftrace: {ending}", err=True)
 
     def progress(self, watches: Sequence[LeakWatch], tracer: Tracer, seconds_left: Optional[float]) -> None:
         """Draw the live view, now and then."""
         from ebpftrace.report.output import can_redraw
 
-        # Asked before rich is imported, which takes 2 MiB.
+        # This is checked before rich is imported, which takes 2 MiB.
         if self._quiet or not can_redraw(sys.stderr):
             return
         live = self._live = self._live or self._begin_live()
         began = time.monotonic()
-        if began < self._next_look:
+        if began < self._next_drawing:
             return
         live.update([watch.live_state(tracer, seconds_left) for watch in watches if watch.begun])
         took = time.monotonic() - began
-        self._next_look = began + max(_LIVE_SECONDS, took / _LIVE_SHARE)
+        self._next_drawing = began + max(_LIVE_SECONDS, took / _LIVE_SHARE)
+
+    def reporting(self, areas: int) -> None:
+        """Say that the trace has ended, before a report that takes long."""
+        from ebpftrace.text import count
+
+        self._end_live()
+        if not self._quiet:
+            click.echo(
+                f"ebpftrace: the trace is over; the report of {count(areas)} VMAs takes some seconds, "
+                "and a further Ctrl-C or SIGTERM ends ebpftrace without it",
+                err=True,
+            )
 
     def report(self, report: Report, watch: LeakWatch) -> None:
         """Write one report."""
         from ebpftrace.model import EndedBy
         from ebpftrace.report import flamegraph, ledger_dump, output, speedscope
-        from ebpftrace.report.family import is_telling
+        from ebpftrace.report.family import is_worth_showing
 
         if report.ended_by is not EndedBy.INTERVAL:
             self._end_live()
@@ -405,7 +414,7 @@ class _Narrator:
             self._write(self._rendered.page(report))
         elif self._is_kept(report):
             self._held.append(report)
-            self._unread += report.is_child and not is_telling(report)
+            self._unread += report.is_child and not is_worth_showing(report)
         if report.is_child:
             return
         if self._files.flamegraph is not None:
@@ -413,10 +422,10 @@ class _Narrator:
         if self._files.speedscope is not None:
             output.write(str(self._files.speedscope), speedscope.render(report))
         if self._files.ledger is not None:
-            output.write(str(self._files.ledger), ledger_dump.render(report, watch.standing))
+            output.write(str(self._files.ledger), ledger_dump.render(report, watch.ledger_mappings))
 
     def write_files(self) -> None:
-        """Write the files that tell of all processes."""
+        """Write the files about all processes."""
         self._files.extra.write(self._last)
         known.write_baseline(self._files.baseline, self._last)
 
@@ -425,12 +434,12 @@ class _Narrator:
         return self._files.baseline is not None or self._files.extra.any
 
     def _is_kept(self, report: Report) -> bool:
-        from ebpftrace.report.family import is_telling
+        from ebpftrace.report.family import is_worth_showing
 
-        return not report.is_child or self._unread < _MOST_CLEAN or is_telling(report)
+        return not report.is_child or self._unread < _MAX_CLEAN or is_worth_showing(report)
 
     def followed(self, processes: Processes) -> None:
-        """Write the reports of all processes at their ends."""
+        """Write the final reports of all processes."""
         self._gate.has_lost = processes.lost > 0
         reports = sorted(self._held, key=lambda report: report.is_child)
         self._write(self._rendered.document(reports, processes))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several commands take in the same way: options and arguments, each worded in one place."""
+"""Options and arguments that several commands share, so that each is worded in one place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pid(click.types.IntParamType):
     name = "PID"
 
     def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> int:
-        """As click asks for it; a list is named as such, since pidof(1) prints one."""
+        """Convert for click; a list gets an error of its own, since pidof(1) prints one."""
         words = _words(value)
         if not words:
             self.fail("empty list of PIDs: is the program running?", param, ctx)
@@ -50,7 +50,7 @@ def one_pid(purpose: str) -> _Decorator:
 
 
 def pids(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``-p PID``, given as often as there are processes, or a list as strace's -p takes it."""
+    """``-p PID``, which is repeatable and takes a list too, as in strace."""
     return click.option(
         "-p",
         "--pid",
@@ -63,7 +63,7 @@ def pids(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def by_name(*names: str) -> _Decorator:
-    """``--name NAME`` and ``--cgroup CGROUP``; ``names``: the options for a name."""
+    """``--name NAME`` and ``--cgroup CGROUP``; ``names`` are the spellings of the option for a name."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(
@@ -87,11 +87,11 @@ def by_name(*names: str) -> _Decorator:
 def find_processes(
     pids: Sequence[int], names: Sequence[str], cgroups: Sequence[str], command: Sequence[str]
 ) -> tuple[int, ...]:
-    """The PIDs that all these options mean.  Raises click.UsageError; CannotTrace where there is none."""
+    """The PIDs for these options.  Raises ``click.UsageError``, or ``CannotTrace`` if there are none."""
     check_target([*pids, *names, *cgroups], command)
     found = list(pids)
     if names or cgroups:
-        from ebpftrace.process.choose import processes_in_cgroup, processes_named
+        from ebpftrace.procfs.choose import processes_in_cgroup, processes_named
 
         for name in names:
             found += processes_named(name)
@@ -105,12 +105,35 @@ def command_line(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("command", nargs=-1, type=click.UNPROCESSED)(command)
 
 
+def follow_forks(purpose: str) -> _Decorator:
+    """``-f``, ``--follow-forks``, ``--no-follow-forks``; None if none is given."""
+    return click.option(
+        "-f/",
+        "--follow-forks/--no-follow-forks",
+        "follow_forks",
+        default=None,
+        help=f"{purpose}; the default with COMMAND.  What a process executes is always traced.",
+    )
+
+
 def debuginfod(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--debuginfod``: fetch debug information."""
     return click.option(
         "--debuginfod",
         is_flag=True,
         help="Fetch missing debug information by build id from the servers in DEBUGINFOD_URLS.",
+    )(command)
+
+
+def probes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--probes``: where system calls are traced."""
+    return click.option(
+        "--probes",
+        type=click.Choice(["auto", "tracepoints", "fentry"]),
+        default="auto",
+        show_default=True,
+        help="Trace system calls at tracepoints, which make each call of the host slower, or at their own "
+        "functions (fentry); auto: fentry where it can't miss a call.",
     )(command)
 
 
@@ -124,7 +147,7 @@ class Seconds(click.FloatRange):
     name = "number of seconds"
 
     def convert(self, value: Any, param: Optional[click.Parameter], ctx: Optional[click.Context]) -> float:
-        """As click asks for it; what is not even a number (NaN) is in no range."""
+        """Convert for click; NaN is in no range."""
         span = _SPAN.fullmatch(value) if isinstance(value, str) else None
         number = value if span is None else float(span[1]) * _SECONDS[span[2]]
         seconds: float = super().convert(number, param, ctx)
@@ -153,7 +176,7 @@ class Size(click.types.IntParamType):
 
 
 def duration(purpose: str, default: Optional[float] = None, *, zero: bool = False) -> _Decorator:
-    """``-d TIME``; ``zero`` where no time at all has a meaning."""
+    """``-d TIME``; ``zero`` allows 0."""
     return click.option(
         "-d",
         "--duration",
@@ -166,7 +189,7 @@ def duration(purpose: str, default: Optional[float] = None, *, zero: bool = Fals
 
 
 def top(purpose: str, default: int = 10) -> _Decorator:
-    """``--top N``: how much of a report is shown."""
+    """``--top N``: the number of entries that a report shows."""
     return click.option(
         "--top",
         type=click.IntRange(min=1),
@@ -178,7 +201,7 @@ def top(purpose: str, default: int = 10) -> _Decorator:
 
 
 def min_bytes(purpose: str) -> _Decorator:
-    """``--min-bytes BYTES``: what is smaller is left out."""
+    """``--min-bytes BYTES``: smaller findings are left out."""
     return click.option("--min-bytes", type=click.IntRange(min=0), default=0, metavar="BYTES", help=purpose)
 
 
@@ -199,7 +222,7 @@ def file(*names: str, purpose: str, metavar: str = "FILE", **settings: Any) -> _
 
 
 def output(purpose: str) -> _Decorator:
-    """``-o FILE``; without it, stdout must be there: better told now than after a trace of minutes."""
+    """``-o FILE``; without it, stdout must be open, which is checked before a trace of minutes."""
     return file("-o", "--output", purpose=purpose, callback=_output)
 
 
@@ -210,10 +233,10 @@ def _output(context: click.Context, option: click.Parameter, given: Optional[Pat
 
 
 def check_files(**files: Optional[Path]) -> None:
-    """No two of these options, by their names, write to one file.  Raises click.UsageError."""
+    """Check that no two of these options write to the same file.  Raises ``click.UsageError``."""
     written: dict[str, str] = {}
     for name, path in files.items():
-        # Path.resolve refuses links in a circle: whether a file can be written is asked later.
+        # Path.resolve fails for circular links; whether a file can be written is checked later.
         place = os.devnull if path is None else os.path.realpath(path)
         option = f"--{name.replace('_', '-')}"
         first = written.setdefault(place, option)
@@ -222,18 +245,18 @@ def check_files(**files: Optional[Path]) -> None:
 
 
 def check_duration(context: click.Context, until_interrupt: bool) -> None:
-    """One of both says when the trace ends.  Raises click.UsageError."""
+    """Check that only one of both determines the end of the trace.  Raises ``click.UsageError``."""
     if until_interrupt and is_given(context, "duration"):
         raise click.UsageError("-d TIME and --until-interrupt exclude each other: give one of them")
 
 
 def is_given(context: click.Context, parameter: str) -> bool:
-    """Whether the user gave it, rather than its default."""
+    """Whether the user gave the parameter, so that it is not the default."""
     return context.get_parameter_source(parameter) is not ParameterSource.DEFAULT
 
 
 def check_target(targets: Sequence[object], command: Sequence[str]) -> None:
-    """There is something to trace, and it is said in one way.  Raises click.UsageError."""
+    """Check that either processes or a command are given.  Raises ``click.UsageError``."""
     if targets and command:
         from ebpftrace.text import escape
 

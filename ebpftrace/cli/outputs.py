@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a report of leaks is also written to, in the formats of other programs."""
+"""Additional files for a report of leaks, in the formats of other programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FILES = (
 
 
 def files(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One option for each format of a file, and where the sources are."""
+    """Add an option for each format, and one for the directory of the sources."""
     command = click.option(
         "--repository",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -40,7 +40,7 @@ def files(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where to write; None: not asked for."""
+    """The files to write; None for those that were not requested."""
 
     junit: Optional[Path] = None
     sarif: Optional[Path] = None
@@ -51,14 +51,14 @@ class Outputs:
 
     @property
     def paths(self) -> dict[str, Optional[Path]]:
-        """The files, by the names of their options."""
+        """The files by the names of their options."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         del named["repository"]
         return named
 
     @property
     def any(self) -> bool:
-        """Something is to be written."""
+        """Whether any file was requested."""
         return any(path is not None for path in self.paths.values())
 
     def write(self, reports: Sequence[Report]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     shared.min_bytes("Leave out findings with fewer bytes."),
-    shared.top("Most findings to show."),
+    shared.top("Most findings to show; if given, also most mappings of each in JSON."),
     click.option(
         "--show",
         type=click.Choice(["all", "leaks"]),
@@ -50,14 +50,25 @@ _OPTIONS = (
 
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What is shown, in which form and files, what is accepted, and when the exit status tells of a leak."""
+    """Options for the contents, format and files of a report, for accepted leaks, and for the exit status."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
+def view_of(context: click.Context, top: int, show: str, min_bytes: int) -> View:
+    """What the options ask to see.
+
+    ``--top`` shortens the lists of mappings in JSON only if it is given: by default all are there, as ever.
+    """
+    from ebpftrace.report.view import View
+
+    most = top if shared.is_given(context, "top") else None
+    return View(top=top, show_all=show == "all", min_bytes=min_bytes, most_mappings=most)
+
+
 def form_of(*, brief: bool, json: bool, folded: bool) -> str:
-    """``text``, or the one that was asked for.  Raises click.UsageError."""
+    """The name of the chosen format, by default ``text``.  Raises ``click.UsageError``."""
     forms = [name for name, given in (("brief", brief), ("json", json), ("folded", folded)) if given]
     if len(forms) > 1:
         raise click.UsageError(f"--{forms[0]} and --{forms[1]} exclude each other: give one of them")
@@ -76,7 +87,7 @@ class Pages:
         *,
         repeats_verdict: bool = False,
     ) -> None:
-        """``form`` as of ``form_of``; ``repeats_verdict``: at the end of a long page on a terminal."""
+        """``form`` is of ``form_of``; ``repeats_verdict`` adds it at the end of a long page on a terminal."""
         self._form = form
         self._view = view
         self._output = output
@@ -85,7 +96,7 @@ class Pages:
         self._number = 0
 
     def page(self, report: Report) -> Iterable[str]:
-        """One report."""
+        """Render one report."""
         if self._form == "json":
             from ebpftrace.report import mmap_leaks_json
 
@@ -100,16 +111,16 @@ class Pages:
         # A terminal may have become narrower since the page before.
         width = page_width(sys.stdout, self._output)
         self._number += 1
-        apart = "\n" if self._number > 1 else ""
+        isolated = "\n" if self._number > 1 else ""
         if self._form == "brief":
-            return (apart, brief.render(report, self._view, width=width))
+            return (isolated, brief.render(report, self._view, width=width))
         on_stdout = self._output is None
         color = on_stdout and use_color(sys.stdout, self._no_color)
         again = self._repeats_verdict and on_stdout and sys.stdout.isatty()
-        return (apart, terminal.render(report, self._view, width=width, color=color, verdict_again=again))
+        return (isolated, terminal.render(report, self._view, width=width, color=color, verdict_again=again))
 
     def document(self, reports: Sequence[Report], processes: Processes) -> Iterator[str]:
-        """The reports of all processes at their ends, those first that the user named."""
+        """Render the final reports of all processes; those that the user named come first."""
         from ebpftrace.report import mmap_leaks_json
         from ebpftrace.report.family import chosen, last_line
 

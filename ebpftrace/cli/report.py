@@ -31,7 +31,9 @@ Examples:
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing on stderr.")
 @click.option("--no-color", is_flag=True, help="No colours (also NO_COLOR=1).")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.pass_context
 def report(
+    context: click.Context,
     min_bytes: int,
     top: int,
     show: str,
@@ -72,7 +74,6 @@ def report(
     from ebpftrace.report import flamegraph as flame
     from ebpftrace.report import speedscope as scope
     from ebpftrace.report.output import check_writable, write, write_stream
-    from ebpftrace.report.view import View
 
     acceptance = known.load(suppressions, baseline)
     held = [saved.load(path) for path in files]
@@ -83,7 +84,7 @@ def report(
     last = saved.last_of(held)
     if len(last) > 1 and (flamegraph or speedscope):
         raise click.UsageError("--flamegraph and --speedscope show one process: give a file with one")
-    view = View(top=top, show_all=show == "all", min_bytes=min_bytes)
+    view = pages.view_of(context, top, show, min_bytes)
     text = _text(held, pages.Pages(form, view, output, no_color), form)
     if output is None:
         write_stream(sys.stdout, text)
@@ -96,7 +97,7 @@ def report(
     extra.write(last)
     known.write_baseline(write_baseline, last)
     if not quiet:
-        known.tell_unused(acceptance)
+        known.print_unused(acceptance)
     gate = Gate(fail_on_leak, STATUS_LEAK)
     for number, one in enumerate(last):
         gate.add(number, one)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the reports that mmap-leaks --json wrote."""
+"""Reads reports that mmap-leaks --json wrote."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,30 +16,28 @@ if TYPE_CHECKING:
     from ebpftrace.model import Report
     from ebpftrace.report.reading import Saved
 
-_LARGEST = 4 << 30
-
 
 def load(path: Path) -> Saved:
     """All reports of a file.  Raises click.UsageError."""
     from ebpftrace.report.reading import BadReport
     from ebpftrace.report.reading import read as parse
-    from ebpftrace.text import escape
+    from ebpftrace.user_files import MAX_REPORT, shown
 
     try:
-        return parse(read(path, _LARGEST))
+        return parse(read(path, MAX_REPORT))
     except BadReport as error:
-        raise click.UsageError(
-            f"{escape(str(path))} is not what mmap-leaks --json writes: {error}"
-        ) from error
+        raise click.UsageError(f"{shown(path)} is not what mmap-leaks --json writes: {error}") from error
 
 
 def accepted(files: Sequence[Saved], acceptance: Acceptance) -> list[Saved]:
-    """The same with what suppressions and a baseline accept."""
+    """Mark the findings that suppressions and a baseline accept."""
+    from ebpftrace.report.reading import lives
+
     return [
         one._replace(
             reports=tuple(
                 acceptance.accept(report, (number, *life))
-                for report, life in zip(one.reports, _lives(one.reports))
+                for report, life in zip(one.reports, lives(one.reports))
             )
         )
         for number, one in enumerate(files)
@@ -49,21 +46,6 @@ def accepted(files: Sequence[Saved], acceptance: Acceptance) -> list[Saved]:
 
 def last_of(files: Sequence[Saved]) -> list[Report]:
     """The last report of each process, without those of --interval that came before it."""
-    last = {
-        (number, *life): report
-        for number, one in enumerate(files)
-        for report, life in zip(one.reports, _lives(one.reports))
-    }
-    return list(last.values())
+    from ebpftrace.report.reading import last_reports
 
-
-def _lives(reports: Sequence[Report]) -> list[tuple[int, int]]:
-    """Which process, and which program that it executed, each report is of."""
-    from ebpftrace.model import EndedBy
-
-    ended: Counter[int] = Counter()
-    lives = []
-    for report in reports:
-        lives.append((report.target.pid, ended[report.target.pid]))
-        ended[report.target.pid] += report.ended_by is not EndedBy.INTERVAL
-    return lives
+    return [report for one in files for report in last_reports(one.reports)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ebpftrace scan``: all processes of the host in one look, without tracing."""
+"""``ebpftrace scan``: all processes of the host at one moment, without tracing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from ebpftrace.cli import options
 
 _PART = 4
-"""Exit status where we saw a part of the host only: what else there is could not be judged."""
+"""Exit status if only a part of the host was visible, so that the rest could not be judged."""
 
 _EXAMPLES = """
 \b
@@ -40,21 +40,21 @@ def scan(seconds: Optional[float], top: int, json_output: bool, output: Optional
     It also names the lines of /proc/meminfo that deserve attention.  It needs no tracing.  Without root it
     examines only your own processes, and exits with 4 if these are the smaller part.
     """
-    from ebpftrace.jobs.scan import run
+    from ebpftrace import api
     from ebpftrace.report import scan as text
     from ebpftrace.report import scan_json
     from ebpftrace.report.output import check_writable, page_width, write, write_stream
 
     if output is not None:
         check_writable(str(output))
-    census = run(seconds)
+    host_scan = api.scan(seconds)
     if json_output:
-        page = scan_json.render(census, top)
+        page = scan_json.render(host_scan, top)
     else:
-        page = text.render(census, top, page_width(sys.stdout, output))
+        page = text.render(host_scan, top, page_width(sys.stdout, output))
     if output is None:
         write_stream(sys.stdout, page)
     else:
         write(str(output), page)
-    if not census.sees_all:
+    if not host_scan.sees_all:
         sys.exit(_PART)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The standard streams, some of which whoever starts us may have closed."""
+"""The standard streams, some of which may have been closed by the process that started this one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _STDOUT, _STDERR = 1, 2
 
 
 def hold() -> None:
-    """Open what is closed of the standard descriptors, so that no other file gets its number.
+    """Open those standard descriptors that are closed, so that no other file gets their numbers.
 
-    What is written to a closed stderr is gone; to a closed stdout it fails as before (EBADF).  A COMMAND
-    inherits none of them: for it they are as closed as they were.
+    Output to a closed stderr is discarded; output to a closed stdout still fails (EBADF).  A COMMAND does not
+    inherit the new descriptors, so for it they stay closed.
     """
     for descriptor in range(_STDERR + 1):
         if not _is_open(descriptor):
-            # The kernel gives the lowest number that is free, which is this one.
+            # The kernel returns the lowest free number, which is this one.
             os.open(os.devnull, os.O_WRONLY if descriptor == _STDERR else os.O_RDONLY)
     if sys.stdout is None:
         sys.stdout = open(_STDOUT, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -35,7 +35,7 @@ def _is_open(descriptor: int) -> bool:
 
 
 def check_stdout() -> None:
-    """Raise OSError (EBADF) where nothing can be written to stdout, because it is closed."""
+    """Raise ``OSError`` (EBADF) if stdout is closed."""
     try:
         os.write(_STDOUT, b"")
     except OSError as error:
@@ -44,7 +44,7 @@ def check_stdout() -> None:
 
 
 def stdout_is_closed() -> bool:
-    """Whether nothing can be written to stdout, because it is closed."""
+    """Whether stdout is closed."""
     try:
         check_stdout()
     except OSError:
@@ -53,12 +53,12 @@ def stdout_is_closed() -> bool:
 
 
 def drop_stdout() -> None:
-    """Let Python flush what is left to nowhere when it ends: nobody can take it."""
+    """Discard the output that Python flushes at exit, because it can't be written."""
     _drop(_STDOUT)
 
 
 def drop_stderr() -> None:
-    """As ``drop_stdout``; else Python 3.12 ends with a status of its own (120)."""
+    """As ``drop_stdout``; otherwise Python 3.12 exits with status 120."""
     _drop(_STDERR)
 
 

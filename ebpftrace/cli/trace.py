@@ -48,6 +48,7 @@ Examples:
 @click.option("-k", "--stack-trace", is_flag=True, help="The user stack of each call.")
 @click.option("-c", "--summary-only", is_flag=True, help="Count in the kernel, and print only a table.")
 @click.option("-C", "--summary", is_flag=True, help="Print the table too.")
+@click.option("--json", "json_output", is_flag=True, help="One JSON object a line: calls, stacks and exits.")
 @options.output(options.LINE_BY_LINE)
 @options.duration("How long to trace.  Default: until Ctrl-C, or until all targets have exited.")
 @click.option("-q", "quiet", count=True, help="Do not say that it has attached; -qq: nor that a task exited.")
@@ -68,6 +69,7 @@ def trace(
     stack_trace: bool,
     summary_only: bool,
     summary: bool,
+    json_output: bool,
     output: Optional[Path],
     duration: Optional[float],
     quiet: int,
@@ -86,15 +88,17 @@ def trace(
         raise click.UsageError("-z and -Z together leave nothing")
     if summary and summary_only:
         raise click.UsageError("give either -c or -C")
+    if json_output and (summary or summary_only):
+        raise click.UsageError("--json writes calls, not the table: leave out -c and -C")
 
-    from ebpftrace.jobs.command import fate
-    from ebpftrace.jobs.trace import Settings, run
-    from ebpftrace.kernel.calls.layout import Filters
-    from ebpftrace.kernel.checks.features import require_tracing
+    from ebpftrace.capture.calls.layout import Filters
+    from ebpftrace.capture.checks.features import require_tracing
     from ebpftrace.report.output import Stream
+    from ebpftrace.sessions.command import how_it_ended
+    from ebpftrace.sessions.trace import Settings, run
+    from ebpftrace.strace.format import Style, summary_of_losses
+    from ebpftrace.strace.selection import SelectionError, select
     from ebpftrace.text import escape
-    from ebpftrace.trace.lines import Style, summary_of_losses
-    from ebpftrace.trace.selection import SelectionError, select
 
     try:
         calls = select(expressions)
@@ -106,7 +110,7 @@ def trace(
         only_failed=failed_only,
         only_successful=successful_only,
         follow_forks=follow_forks,
-        timed=bool(times) or relative_timestamps or syscall_times or summary or summary_only,
+        timed=bool(times) or relative_timestamps or syscall_times or summary or summary_only or json_output,
         counted=summary or summary_only,
         printed=not summary_only,
         stacks=stack_trace and not summary_only,
@@ -126,9 +130,9 @@ def trace(
 
     def command_ended(end: CommandEnd) -> None:
         ends.append(end)
-        told = fate(end)
-        if told and not quiet:
-            click.echo(f"ebpftrace: {told}", err=True)
+        message = how_it_ended(end)
+        if message and not quiet:
+            click.echo(f"ebpftrace: {message}", err=True)
 
     require_tracing()
     with Stream(sys.stdout, None if output is None else str(output)) as stream:
@@ -136,6 +140,7 @@ def trace(
             Settings(
                 filters=filters,
                 style=style,
+                json=json_output,
                 pids=pids,
                 command=command,
                 duration=duration,
@@ -145,8 +150,8 @@ def trace(
             attached,
             command_ended,
         )
-    told = summary_of_losses(*lost)
-    for line in (*([told] if told else []), *map(escape, notes)):
+    message = summary_of_losses(*lost)
+    for line in (*([message] if message else []), *map(escape, notes)):
         click.echo(f"ebpftrace: {line}", err=True)
     if ends and ends[0].status:
         raise click.exceptions.Exit(ends[0].status)

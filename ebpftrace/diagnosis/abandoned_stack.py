@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Abandoned stack: the application mapped it, its last owner exited, no task runs on it or took it over.
+"""Abandoned stack: the application mapped it, its last owner has exited, and no other task runs on it.
 
-Only the application can unmap a stack it gave to clone(2) or pthread_attr_setstack(3); it needs its address.
-One that is still referred to may belong to a pool, and serve the next thread.
+Only the application can unmap a stack that it passed to clone(2) or pthread_attr_setstack(3), and it needs
+the address to do so.  A stack that is still referred to may belong to a pool and serve the next thread.
 
-Nobody can unmap that of a detached thread that ended by a bare exit system call: such a thread frees its
-stack itself, in what pthread_exit and a return from its start routine do before that call
-(nptl/pthread_create.c, start_thread).
+The stack of a detached thread that ended by a bare exit system call can't be freed by anything: such a
+thread frees its stack itself, in the code that pthread_exit and a return from the start routine run before
+that system call (nptl/pthread_create.c, start_thread).
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from ebpftrace.text import count, plural, size
 
 
 class _Kind(Enum):
-    """Whose stack it was."""
+    """What used the stack."""
 
     BARE_EXIT = "of a detached thread that ended by a bare exit system call"
     UNJOINED = "given to a pthread that nobody joined"
-    OVERFLOWING = "one of more than a cache can hold"
+    OVERFLOWING = "from a site that left more than glibc's cache can hold"
     APPLICATION = "given to a thread or to clone"
     ANY = "of a thread of an unknown library"
 
@@ -54,8 +54,8 @@ _LONGER = "trace longer: a leak will show as growth"
 
 
 def _is_applications(case: Case) -> bool:
-    if case.facts.booked is not None:
-        return case.facts.booked.user_stack or case.facts.booked.detached
+    if case.facts.listed_thread is not None:
+        return case.facts.listed_thread.user_stack or case.facts.listed_thread.detached
     if case.facts.cached or not case.facts.is_stack:
         return False
     return case.facts.origin is Origin.APPLICATION and fills_mapping(case.outstanding)
@@ -66,12 +66,12 @@ def _claims(case: Case, context: Context) -> bool:
         return True
     if not case.facts.is_stack or case.facts.cached or not fills_mapping(case.outstanding):
         return False
-    return case.facts.place in context.overflowing or _state(case, context) is State.LOST
+    return case.facts.site in context.overflowing or _state(case, context) is State.LOST
 
 
 def kind_of(case: Case) -> Hashable:
-    """Stacks of one kind were given to threads at one place."""
-    return "stack", case.facts.place
+    """Stacks of one kind were given to threads at the same site."""
+    return "stack", case.facts.site
 
 
 def _state(case: Case, context: Context) -> State:
@@ -79,14 +79,14 @@ def _state(case: Case, context: Context) -> State:
 
 
 def _kind(case: Case) -> _Kind:
-    booked = case.facts.booked
-    if booked is not None:
-        return _Kind.BARE_EXIT if booked.detached else _Kind.UNJOINED
+    listed_thread = case.facts.listed_thread
+    if listed_thread is not None:
+        return _Kind.BARE_EXIT if listed_thread.detached else _Kind.UNJOINED
     return _Kind.APPLICATION if _is_applications(case) else _Kind.ANY
 
 
 def _split(case: Case, context: Context) -> tuple[_Kind, State, bool]:
-    """What decides: whose it was, whether it is lost, and whether it had served an earlier thread."""
+    """What the judgement depends on: the use, whether the stack is lost, and whether it had been reused."""
     state = _state(case, context)
     kind = _kind(case)
     if kind is _Kind.ANY and state is not State.LOST:
@@ -116,11 +116,11 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
 
 
 def _judge_unjoined(cases: Sequence[Case], state: State, context: Context) -> Judgement:
-    """Stacks that the application gave to pthreads, which exited and are on glibc's list of user stacks."""
+    """Judge stacks that the application gave to pthreads which exited and are still on glibc's lists."""
     stacks = plural(len(cases), "stack")
     advice = "pthread_join the threads, then free their stacks"
     listed = f"{stacks} that the application gave to threads: they exited and were not joined"
-    if context.evidence.books_final:
+    if context.evidence.lists_final:
         why = f"{listed} when the process ended (proved)"
         return Judgement(Verdict.ABANDONED_STACK, True, (why,), advice, Certainty.PROVED)
     if state is State.LOST:
@@ -128,7 +128,7 @@ def _judge_unjoined(cases: Sequence[Case], state: State, context: Context) -> Ju
             f"{listed}; no copy of their pthread_t is left, so nobody can join them any more"
             f"{proved(context)} ({searched(context)})"
         )
-        return Judgement(Verdict.ABANDONED_STACK, True, (why,), advice, context.lost_is)
+        return Judgement(Verdict.ABANDONED_STACK, True, (why,), advice, context.certainty_of_lost)
     if context.is_leak_of_kept(cases) or (context.ended and context.keeps_growing(cases)):
         why = f"{listed}; there were ever more of them over the whole window"
         return Judgement(Verdict.ABANDONED_STACK, True, (why,), advice)
@@ -151,7 +151,7 @@ def _judge_lost(cases: Sequence[Case], context: Context) -> Judgement:
         more = "1 more was" if len(kept) == 1 else f"{count(len(kept))} more were"
         why.append(f"{more} left likewise, and an address is still stored {held_by(kept)}: a stale copy")
     why += doubts(context)
-    return Judgement(Verdict.ABANDONED_STACK, True, tuple(why), _advice(cases[0]), context.lost_is)
+    return Judgement(Verdict.ABANDONED_STACK, True, tuple(why), _advice(cases[0]), context.certainty_of_lost)
 
 
 def _judge_kept(cases: Sequence[Case], state: State, late: bool, context: Context) -> Judgement:
@@ -159,7 +159,7 @@ def _judge_kept(cases: Sequence[Case], state: State, late: bool, context: Contex
     advice = _advice(cases[0])
     why = f"{stacks} that the application mapped; the last owner has exited, and no thread runs on them"
     if context.ended:
-        # Whoever mapped a stack for one thread and still had it at the end did not unmap it.
+        # A stack that was mapped for one thread and was still mapped at the end was never unmapped.
         known = context.libc is not Libc.UNKNOWN or foreign(cases[0].outstanding, context.evidence.tgid)
         if context.keeps_growing(cases) or (known and not late and cases[0].facts.by_clone):
             return Judgement(Verdict.ABANDONED_STACK, True, (why, "they were mapped at the end"), advice)
@@ -186,7 +186,9 @@ def _overflow(cases: Sequence[Case], context: Context) -> str:
     if context.cache_listed:
         return f"{total} of stacks of exited threads, neither in use nor cached by glibc's thread lists"
     limit = size(cache_limit(context))
-    source = "" if context.books_read else f"no thread lists ({context.evidence.books.why or 'none'}): "
+    source = (
+        "" if context.lists_read else f"no thread lists ({context.evidence.thread_lists.why or 'none'}): "
+    )
     return f"{source}{total} of stacks of exited threads, more than glibc's stack cache of {limit} can hold"
 
 
@@ -198,4 +200,4 @@ def _advice(case: Case) -> str:
     return f"munmap the stack{where} after the thread was joined, or give it to the next one"
 
 
-ABANDONED_STACK = Rule(_claims, _judge, _split, only_stacks=True)
+ABANDONED_STACK = Rule(_claims, _judge, _split)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orphans as the rules see them: what the trace, glibc's books and /proc say of each, side by side."""
+"""What the rules judge: each orphan with what the trace, glibc's thread lists and /proc say about it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple, Optional, Union
@@ -17,30 +16,30 @@ from ebpftrace.diagnosis.sites import SiteKey, Sites
 from ebpftrace.diagnosis.whole_stacks import whole_stacks
 from ebpftrace.model import (
     NO_STACK,
-    BookedThread,
-    Books,
-    BooksState,
     Interval,
+    ListedThread,
     Mapping,
     Orphan,
     Outstanding,
     OwnedBy,
     Reach,
+    ReadState,
     Stack,
     Suspect,
     Thread,
+    ThreadLists,
 )
 from ebpftrace.text import plural
 
 _DESCRIPTOR = 4096
-"""Bytes at the top of a stack that a C library's thread descriptor is in: 2,304 in glibc on x86-64."""
+"""Bytes at the top of a stack that contain the C library's thread descriptor: 2,304 in glibc on x86-64."""
 
 
 def may_be_lost(mapping: Mapping) -> bool:
-    """Whether a mapping of the window is one that a pointer must keep.
+    """Whether a mapping of the window is lost if no pointer to it is left.
 
-    Not pieces that are laid into a reservation (MAP_FIXED: segments of libraries, heaps of runtimes), what
-    nothing can touch (reservations, guards), stacks, and files.
+    These are in use without a pointer: pieces of a reservation (MAP_FIXED: segments of libraries, heaps of
+    runtimes), memory that nothing can touch (reservations, guards), stacks, and private mappings of files.
     """
     flags, prot = mapping.flags, mapping.prot
     if flags is None or mapping.made_at is None or prot == PROT_NONE:
@@ -51,27 +50,27 @@ def may_be_lost(mapping: Mapping) -> bool:
 
 
 class Facts(NamedTuple):
-    """What is known of an orphan beside what it is; orphans that are alike share it."""
+    """What is known about an orphan besides the mapping itself; equal orphans share one object."""
 
-    booked: Optional[BookedThread]
-    """Its exited thread on glibc's lists of stacks in use; only from books that were READ."""
+    listed_thread: Optional[ListedThread]
+    """The exited thread that glibc's lists of stacks in use name for it; None unless the lists were READ."""
     exited_at: Optional[int]
     before_attach: bool
-    """The owner exited before attach, so nobody saw when."""
+    """The owner exited before attach, so the time is unknown."""
     is_stack: bool
     """A thread ran on it."""
     cached: bool
-    """glibc has it on its list of cached stacks."""
+    """It is on glibc's list of cached stacks."""
     occupant: str
-    """A live thread that is on it all the same, such as ``thread 4711``; empty where there is none."""
+    """A live thread that runs on it nevertheless, such as ``thread 4711``; empty if there is none."""
     origin: Origin
-    """Who mapped it; UNKNOWN where it is no stack."""
-    place: SiteKey
+    """What mapped it; UNKNOWN if it is not a stack."""
+    site: SiteKey
     stack: Stack
     by_clone: bool = False
-    """Its thread was cloned without a thread library."""
+    """Its thread was created by a bare clone call, without a thread library."""
     joined: bool = False
-    """It is the application's, a pthread ran on it, and by glibc's lists this was joined or detached."""
+    """The application mapped it for a pthread which, by glibc's lists, was joined or detached."""
 
     @property
     def exit_unseen(self) -> bool:
@@ -80,41 +79,40 @@ class Facts(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One orphan with all that is known of it."""
+    """One orphan with all that is known about it."""
 
     outstanding: Outstanding
-    """The orphan with its owner."""
     resident: Resident
     facts: Facts
     began_at: Optional[int]
-    """When it became what it is: mapped, or for a stack from before attach, taken by its last owner."""
+    """When it was mapped; for a stack from before attach, when its last owner was created on it."""
     reach: Optional[Reach] = None
-    """What the search found; None where it was not searched for."""
+    """What the search found; None if it was not searched for."""
 
     @property
     def suspect(self) -> Optional[Suspect]:
-        """What the search is asked; None where it could not tell anything.
+        """The memory and handle to search for; None if the result could not matter.
 
-        A cached stack and one of a detached thread are judged by glibc's lists alone, and memory that a live
+        glibc's lists alone decide about a cached stack and that of a detached thread, and memory that a live
         thread runs on is in use.
         """
-        booked = self.facts.booked
-        if self.facts.cached or self.facts.occupant or (booked is not None and booked.detached):
+        listed_thread = self.facts.listed_thread
+        if self.facts.cached or self.facts.occupant or (listed_thread is not None and listed_thread.detached):
             return None
-        if booked is not None:
-            return Suspect(self.mapping.pieces, booked.descriptor)
+        if listed_thread is not None:
+            return Suspect(self.mapping.pieces, listed_thread.descriptor)
         pieces = self.mapping.pieces
         if not self.facts.is_stack:
             return Suspect(pieces)
         if self.facts.by_clone:
-            # clone takes the address behind the stack, which may be all that its owner keeps.
+            # clone takes the address just above the stack, which may be the only one the creator stores.
             return Suspect(pieces, reservation=Interval(self.mapping.start, self.mapping.end + 1))
         low = max(pieces[-1].start, pieces[-1].end - _DESCRIPTOR)
         return Suspect(pieces, silent=Interval(low, pieces[-1].end), joined=self.facts.joined)
 
     @property
     def mapping(self) -> Mapping:
-        """What is left of it."""
+        """The mapping, without what has been unmapped of it."""
         return self.outstanding.mapping
 
     @property
@@ -123,65 +121,64 @@ class Case(NamedTuple):
         return Orphan(self.outstanding, *self.resident)
 
 
-@dataclass(frozen=True)
-class _Older:
+class _OlderStack(NamedTuple):
     """A stack that was mapped before attach, whose booked thread has exited."""
 
-    booked: BookedThread
+    listed_thread: ListedThread
     pieces: tuple[Interval, ...]
     inside: tuple[int, ...]
-    """Positions of the outstanding mappings of the baseline that it covers."""
+    """Indices of the outstanding mappings of the baseline that it covers."""
 
 
 class Cases(NamedTuple):
     """What the rules judge."""
 
     orphans: list[Case]
-    """Every orphan once, whatever showed it."""
+    """Each orphan once, whether the trace, glibc's lists or its shape showed it."""
     kept: list[Case]
-    """Mappings of the window whose owner lives, of those that a pointer must keep."""
+    """Mappings of the window whose owner lives and for which ``may_be_lost`` holds."""
     live_stacks: list[Case]
     """Stacks of live threads that were created in the window."""
     notes: list[str]
-    """What could not be placed."""
+    """A line about exited threads whose stacks could not be identified, if there are any."""
 
 
 def collect_cases(evidence: Evidence) -> Cases:
-    """All that is to be judged, with what the trace, glibc's lists and /proc say of each."""
+    """Bring together what the trace, glibc's lists and /proc say about each mapping that is to be judged."""
     return _Builder(evidence).cases()
 
 
 class _Builder:
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
-        self._books = _read_threads(evidence.books)
-        self._libc = libc_of(evidence.books)
+        self._thread_lists = _read_threads(evidence.thread_lists)
+        self._libc = libc_of(evidence.thread_lists)
         self._sites = Sites(evidence.stack_of)
-        cache = evidence.books.stack_cache if evidence.books.state is BooksState.READ else ()
-        used = [thread.stack for thread in self._books if thread.stack and not thread.user_stack]
+        cache = evidence.thread_lists.stack_cache if evidence.thread_lists.state is ReadState.READ else ()
+        used = [thread.stack for thread in self._thread_lists if thread.stack and not thread.user_stack]
         given = _given_in_parts(evidence.outstanding)
         self._outstanding = whole_stacks(evidence.outstanding, _disjoint([*cache, *used, *given]))
         self._cache = RangeIndex((interval, None) for interval in _union(cache))
         self._occupants = PointIndex(
             [(pointer, f"thread {tid}") for tid, pointer in evidence.live_stack_pointers.items()]
-            + [(thread.descriptor, _live_name(thread)) for thread in self._books if not thread.exited]
+            + [(thread.descriptor, _live_name(thread)) for thread in self._thread_lists if not thread.exited]
         )
         self._earlier = (
-            {thread.descriptor: thread for thread in _read_threads(evidence.earlier_books)}
-            if evidence.earlier_books is not None and evidence.earlier_books.state is BooksState.READ
+            {thread.descriptor: thread for thread in _read_threads(evidence.earlier_lists)}
+            if evidence.earlier_lists is not None and evidence.earlier_lists.state is ReadState.READ
             else None
         )
         self._exits = {
             thread.id.tid: thread for thread in evidence.threads if not thread.alive and thread.before_attach
         }
         self._mapped: dict[tuple[Optional[int], bool, str, Union[int, SiteKey]], Facts] = {}
-        """Of orphans that are no stacks."""
+        """Shared facts of orphans that are not stacks."""
         self._residence = Residence(evidence.vmas)
         self._unplaced = 0
 
     @cached_property
     def _pieces(self) -> RangeIndex[int]:
-        """Positions of the outstanding mappings; wanted only where the books know of exited threads."""
+        """Indices of the outstanding mappings; built only if the thread lists have exited threads."""
         return RangeIndex(
             (piece, position)
             for position, outstanding in enumerate(self._outstanding)
@@ -189,19 +186,26 @@ class _Builder:
         )
 
     def cases(self) -> Cases:
-        booked_in, elsewhere = self._place_booked()
+        listed_in, elsewhere = self._place_listed()
         older = self._older_stacks(elsewhere)
         orphans = list(map(self._older_case, older))
         covered = {position for stack in older for position in stack.inside}
         kept, live_stacks = [], []
         for position, outstanding in enumerate(self._outstanding):
-            booked = booked_in.get(position)
+            listed_thread = listed_in.get(position)
             if position in covered:
                 continue
-            if _is_orphan(outstanding, booked):
-                orphans.append(self._case(outstanding, booked, _exit_seen(outstanding, booked), False))
+            if _is_orphan(outstanding, listed_thread):
+                if listed_thread is not None:
+                    outstanding = _run_on_by_unseen(outstanding)
+                orphans.append(
+                    self._case(outstanding, listed_thread, _exit_seen(outstanding, listed_thread), False)
+                )
             elif outstanding.owned_by is OwnedBy.RUNS_ON_IT:
-                if outstanding.run is not None and outstanding.run.thread.born >= self._evidence.attached_at:
+                if (
+                    outstanding.run is not None
+                    and outstanding.run.thread.started_at >= self._evidence.attached_at
+                ):
                     live_stacks.append(self._case(outstanding, None, None, False))
             elif may_be_lost(outstanding.mapping):
                 kept.append(self._case(outstanding, None, None, False))
@@ -209,7 +213,7 @@ class _Builder:
         return Cases(orphans, kept, live_stacks, self._notes())
 
     def _stack_shaped(self, covered: set[int]) -> Iterator[Case]:
-        """Areas from before attach that look like stacks, where nothing better says whose they are."""
+        """Areas from before attach that are shaped like stacks and whose owner nothing else shows."""
         for area in self._evidence.stack_shaped:
             inside, newer = self._split_by_age(area)
             owned = any(self._outstanding[position].owner is not None for position in inside)
@@ -217,27 +221,37 @@ class _Builder:
                 continue
             mapping = Mapping((area,), None, None, None, None, 0)
             occupant = self._occupants.first_in((area,)) or ""
-            place: SiteKey = ("stack-shaped", area.size)
-            facts = Facts(None, None, True, True, False, occupant, Origin.UNKNOWN, place, NO_STACK)
+            site: SiteKey = ("stack-shaped", area.size)
+            facts = Facts(
+                listed_thread=None,
+                exited_at=None,
+                before_attach=True,
+                is_stack=True,
+                cached=False,
+                occupant=occupant,
+                origin=Origin.UNKNOWN,
+                site=site,
+                stack=NO_STACK,
+            )
             outstanding = Outstanding(mapping, None, OwnedBy.RUNS_ON_IT, None)
             yield Case(outstanding, self._residence.of(mapping), facts, None)
 
     def _notes(self) -> list[str]:
         if not self._unplaced:
             return []
-        threads = plural(self._unplaced, "more thread")
-        return [f"{threads} exited and were never joined, on stacks whose extent is unknown: not counted"]
+        threads = plural(self._unplaced, "more thread has exited and is", "more threads have exited and are")
+        return [f"{threads} not joined so far, on stacks whose extent is unknown: not counted"]
 
-    def _place_booked(self) -> tuple[dict[int, BookedThread], list[BookedThread]]:
-        """Exited threads by the mapping of the window that is their stack, and those on older stacks."""
-        inside: dict[int, BookedThread] = {}
+    def _place_listed(self) -> tuple[dict[int, ListedThread], list[ListedThread]]:
+        """Split exited threads into those whose stack is a mapping of the window (by index) and others."""
+        inside: dict[int, ListedThread] = {}
         elsewhere = []
-        for thread in self._books:
+        for thread in self._thread_lists:
             if not thread.exited:
                 continue
             position = self._pieces.at(thread.descriptor)
-            if position is None and self._evidence.books_read_at is not None:
-                continue  # unmapped after the books were read
+            if position is None and self._evidence.lists_read_at is not None:
+                continue  # its stack was unmapped after the thread lists were read
             if position is None or self._outstanding[position].mapping.before_attach:
                 elsewhere.append(thread)
             elif _is_all_stack(self._outstanding[position].mapping, thread):
@@ -246,7 +260,7 @@ class _Builder:
                 self._unplaced += 1
         return inside, elsewhere
 
-    def _older_stacks(self, threads: Sequence[BookedThread]) -> list[_Older]:
+    def _older_stacks(self, threads: Sequence[ListedThread]) -> list[_OlderStack]:
         older = []
         for thread in threads:
             stack = thread.stack
@@ -256,7 +270,7 @@ class _Builder:
             inside, made_in_window = self._split_by_age(stack)
             pieces = subtract(stack, made_in_window)
             if pieces:
-                older.append(_Older(thread, pieces, inside))
+                older.append(_OlderStack(thread, pieces, inside))
         return older
 
     def _split_by_age(self, stack: Interval) -> tuple[tuple[int, ...], list[Interval]]:
@@ -268,24 +282,24 @@ class _Builder:
                 newer.append(piece)
         return tuple(older), newer
 
-    def _older_case(self, older: _Older) -> Case:
+    def _older_case(self, older: _OlderStack) -> Case:
         mapping = Mapping(older.pieces, None, None, None, None, 0)
         seen = self._last_run(older)
         if seen is not None:
             owner, run = seen.owner, seen.run
         else:
-            owner, run = self._watched_exit(older.booked), None
+            owner, run = self._watched_exit(older.listed_thread), None
         if self._earlier is None:
             before_attach = owner is None
         else:
-            earlier = self._earlier.get(older.booked.descriptor)
+            earlier = self._earlier.get(older.listed_thread.descriptor)
             before_attach = owner is None and earlier is not None and earlier.exited
         outstanding = Outstanding(mapping, owner, OwnedBy.RUNS_ON_IT, None, run)
         exited_at = owner.exited_at if owner is not None else None
-        return self._case(outstanding, older.booked, exited_at, before_attach)
+        return self._case(outstanding, older.listed_thread, exited_at, before_attach)
 
-    def _last_run(self, older: _Older) -> Optional[Outstanding]:
-        """The thread that the trace saw take this stack over and exit."""
+    def _last_run(self, older: _OlderStack) -> Optional[Outstanding]:
+        """The clone call, seen by the trace, that put an exited thread on this stack."""
         low, high = older.pieces[0].start, older.pieces[-1].end
         for position in older.inside:
             outstanding = self._outstanding[position]
@@ -294,79 +308,107 @@ class _Builder:
                 return outstanding
         return None
 
-    def _watched_exit(self, booked: BookedThread) -> Optional[Thread]:
-        """The thread, alive at attach, that the trace saw exit: the earlier books still had its tid."""
-        earlier = self._earlier.get(booked.descriptor) if self._earlier is not None else None
+    def _watched_exit(self, listed_thread: ListedThread) -> Optional[Thread]:
+        """The thread that lived at attach by the earlier thread lists, and whose exit the trace saw."""
+        earlier = self._earlier.get(listed_thread.descriptor) if self._earlier is not None else None
         return self._exits.get(earlier.tid) if earlier is not None and not earlier.exited else None
 
     def _case(
         self,
         outstanding: Outstanding,
-        booked: Optional[BookedThread],
+        listed_thread: Optional[ListedThread],
         exited_at: Optional[int],
         before_attach: bool,
     ) -> Case:
         mapping, run = outstanding.mapping, outstanding.run
         in_memory = self._residence.of(mapping)
-        began_at = run.thread.born if mapping.made_at is None and run is not None else mapping.made_at
-        cached = booked is None and self._cache.touches(mapping.pieces)
+        began_at = run.thread.started_at if mapping.made_at is None and run is not None else mapping.made_at
+        cached = listed_thread is None and self._cache.touches(mapping.pieces)
         occupant = self._occupants.first_in(mapping.pieces) or ""
-        if outstanding.owned_by is not OwnedBy.RUNS_ON_IT and booked is None and not cached:
+        if outstanding.owned_by is not OwnedBy.RUNS_ON_IT and listed_thread is None and not cached:
             facts = self._facts_of_mapped(outstanding, exited_at, before_attach, occupant)
             return Case(outstanding, in_memory, facts, began_at)
-        origin = self._origin(outstanding, booked)
-        place, stack = self._sites.place(outstanding)
-        if booked is not None and place[0] == "shape":
-            place = ("booked",)
+        origin = self._origin(outstanding, listed_thread)
+        site, stack = self._sites.of(outstanding)
+        if listed_thread is not None and site[0] == "shape":
+            site = ("listed",)
         by_clone = raw_clone(outstanding, self._evidence.tgid)
         joined = (
-            booked is None
+            listed_thread is None
             and origin is Origin.APPLICATION
-            and self._evidence.books.state is BooksState.READ
+            and self._evidence.thread_lists.state is ReadState.READ
             and not by_clone
         )
         facts = Facts(
-            booked, exited_at, before_attach, True, cached, occupant, origin, place, stack, by_clone, joined
+            listed_thread=listed_thread,
+            exited_at=exited_at,
+            before_attach=before_attach,
+            is_stack=True,
+            cached=cached,
+            occupant=occupant,
+            origin=origin,
+            site=site,
+            stack=stack,
+            by_clone=by_clone,
+            joined=joined,
         )
         return Case(outstanding, in_memory, facts, began_at)
 
     def _facts_of_mapped(
         self, outstanding: Outstanding, exited_at: Optional[int], before_attach: bool, occupant: str
     ) -> Facts:
-        """The facts of an orphan that is no stack; it comes from where it was mapped."""
-        where = outstanding.mapping.site or self._sites.place(outstanding)[0]
-        alike = (exited_at, before_attach, occupant, where)
-        facts = self._mapped.get(alike)
+        """The facts of an orphan that is not a stack; its site is that of the mmap call."""
+        where = outstanding.mapping.site or self._sites.of(outstanding)[0]
+        similar = (exited_at, before_attach, occupant, where)
+        facts = self._mapped.get(similar)
         if facts is None:
-            place, stack = self._sites.place(outstanding)
-            facts = self._mapped[alike] = Facts(
-                None, exited_at, before_attach, False, False, occupant, Origin.UNKNOWN, place, stack
+            site, stack = self._sites.of(outstanding)
+            facts = self._mapped[similar] = Facts(
+                listed_thread=None,
+                exited_at=exited_at,
+                before_attach=before_attach,
+                is_stack=False,
+                cached=False,
+                occupant=occupant,
+                origin=Origin.UNKNOWN,
+                site=site,
+                stack=stack,
             )
         return facts
 
-    def _origin(self, outstanding: Outstanding, booked: Optional[BookedThread]) -> Origin:
-        if booked is not None:
-            return Origin.APPLICATION if booked.user_stack else Origin.LIBC
+    def _origin(self, outstanding: Outstanding, listed_thread: Optional[ListedThread]) -> Origin:
+        if listed_thread is not None:
+            return Origin.APPLICATION if listed_thread.user_stack else Origin.LIBC
         mapped_from = self._sites.stack(outstanding.mapping.site)
         return stack_origin(outstanding, mapped_from, self._libc, self._evidence.tgid)
 
 
-def _exit_seen(outstanding: Outstanding, booked: Optional[BookedThread]) -> Optional[int]:
+def _exit_seen(outstanding: Outstanding, listed_thread: Optional[ListedThread]) -> Optional[int]:
     owner = outstanding.owner
-    ran = booked is None or outstanding.owned_by is OwnedBy.RUNS_ON_IT
+    ran = listed_thread is None or outstanding.owned_by is OwnedBy.RUNS_ON_IT
     return owner.exited_at if owner is not None and ran else None
 
 
-def _is_orphan(outstanding: Outstanding, booked: Optional[BookedThread]) -> bool:
+def _run_on_by_unseen(outstanding: Outstanding) -> Outstanding:
+    """The stack of an exited thread, without its mapper as owner if the thread's start was not seen.
+
+    The kernel may skip a run of our programs (``losses``), and an exited thread's descriptor has no tid.
+    """
+    if outstanding.owned_by is not OwnedBy.MAPPED_IT:
+        return outstanding
+    return outstanding._replace(owner=None, owned_by=OwnedBy.RUNS_ON_IT)
+
+
+def _is_orphan(outstanding: Outstanding, listed_thread: Optional[ListedThread]) -> bool:
     if outstanding.owner is not None and not outstanding.owner.alive:
         return True
-    return booked is not None and not booked.user_stack
+    return listed_thread is not None and not listed_thread.user_stack
 
 
 def _given_in_parts(outstanding: Iterable[Outstanding]) -> Iterator[Interval]:
-    """Stacks that clone3 was given whole, of which the mapping with the top is a part only.
+    """Stacks passed to clone3 of which the mapping at the top is only a part.
 
-    Such as those whose creator has laid a guard over the low end (mmap with MAP_FIXED).
+    Their creator has, for example, mapped a guard over the low end (mmap with MAP_FIXED).
     """
     for one in outstanding:
         run = one.run
@@ -374,25 +416,25 @@ def _given_in_parts(outstanding: Iterable[Outstanding]) -> Iterator[Interval]:
             yield Interval(run.stack, one.mapping.end)
 
 
-def _is_all_stack(mapping: Mapping, thread: BookedThread) -> bool:
-    """Whether a mapping is this stack, not a heap or a pool that the application cut it from."""
+def _is_all_stack(mapping: Mapping, thread: ListedThread) -> bool:
+    """Whether the mapping is just this stack, not a heap or a pool that the application cut it from."""
     return not thread.user_stack or (thread.stack is not None and 2 * thread.stack.size >= mapping.size)
 
 
-def _read_threads(books: Books) -> list[BookedThread]:
-    if books.state is not BooksState.READ:
+def _read_threads(thread_lists: ThreadLists) -> list[ListedThread]:
+    if thread_lists.state is not ReadState.READ:
         return []
-    return list({thread.descriptor: thread for thread in books.threads}.values())
+    return list({thread.descriptor: thread for thread in thread_lists.threads}.values())
 
 
-def _live_name(thread: BookedThread) -> str:
+def _live_name(thread: ListedThread) -> str:
     return (
         f"thread {thread.tid} by glibc's thread lists" if thread.tid else "a thread by glibc's thread lists"
     )
 
 
 def _disjoint(stacks: Iterable[Interval]) -> list[Interval]:
-    """The stacks, without those that overlap another: books that say so are wrong there."""
+    """The stacks, without those that overlap another: where they overlap, the thread lists are wrong."""
     ordered = sorted(set(stacks))
     ends = [0, *accumulate((stack.end for stack in ordered), max)]
     starts = [*(stack.start for stack in ordered[1:]), ordered[-1].end if ordered else 0]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Growing threads: live threads of one place that are created all through the window and do not end.
+"""Growing threads: live threads of one site that are created all through the window and do not end.
 
-What most reports call a thread leak.  A pool that fills to a size and stays is none: its threads were created
-at one time.  Where threads live longer than the window, each new one replaces one that ended: so the number
-of threads of the process must have grown too.
+This is what most bug reports call a thread leak.  A pool that fills up and then keeps its size is none: its
+threads were created at about the same time.  Threads that live longer than the window may replace others
+that ended in it, so the number of threads of the process must have grown too.
 """
 
 from __future__ import annotations
@@ -13,42 +13,42 @@ from collections.abc import Hashable, Sequence
 
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import NS
-from ebpftrace.diagnosis.growth import keeps_growing
 from ebpftrace.diagnosis.origin import creator_frame
 from ebpftrace.diagnosis.rule import LONG_ENOUGH, Context, Judgement
+from ebpftrace.diagnosis.timeseries import keeps_growing
 from ebpftrace.frames import called
 from ebpftrace.model import Certainty, Verdict
 from ebpftrace.text import count, duration, plural
 
-_LEAST = 4
+_MIN = 4
 _NET = 0.5
-"""Part of the threads that a place created in the window by which all threads must have grown."""
+"""The number of threads must grow by this part of the threads that the site created in the window."""
 _WAITS_SHOWN = 3
 
 
 def growing_threads(cases: Sequence[Case], context: Context) -> list[tuple[list[Case], Judgement]]:
-    """Live threads that pile up, by the place that created them; ``cases`` are stacks of live threads."""
-    by_place: dict[Hashable, list[Case]] = defaultdict(list)
+    """Judge live threads that pile up, by the site that created them; ``cases`` are their stacks."""
+    by_site: dict[Hashable, list[Case]] = defaultdict(list)
     for case in cases:
         if case.outstanding.run is not None:
-            by_place[case.facts.place].append(case)
+            by_site[case.facts.site].append(case)
     return [
         (group, _judge(group, context))
-        for group in by_place.values()
-        if len(group) >= _LEAST and _grows(group, context)
+        for group in by_site.values()
+        if len(group) >= _MIN and _grows(group, context)
     ]
 
 
 def _grows(cases: Sequence[Case], context: Context) -> bool:
-    births = [case.outstanding.run.thread.born for case in cases if case.outstanding.run is not None]
+    starts = [case.outstanding.run.thread.started_at for case in cases if case.outstanding.run is not None]
     evidence = context.evidence
-    if not keeps_growing(births, evidence.attached_at, evidence.judged_at):
+    if not keeps_growing(starts, evidence.attached_at, evidence.judged_at):
         return False
     growth = evidence.thread_growth
     return growth is None or growth >= _NET * len(cases)
 
 
-def _what_it_does(tid: int, context: Context) -> str:
+def _activity(tid: int, context: Context) -> str:
     call = context.evidence.thread_waits.get(tid)
     return "running" if call is None else f"in {call}"
 
@@ -57,10 +57,10 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     window = duration(context.window / NS)
     threads = plural(len(cases), "thread")
     why = [f"{threads} created over {window} all live, and none of this place ended for as many that began"]
-    births = [case.outstanding.run.thread.born for case in cases if case.outstanding.run is not None]
-    why.append(f"the first of these began {duration(context.age(min(births)) / NS)} before the report")
+    starts = [case.outstanding.run.thread.started_at for case in cases if case.outstanding.run is not None]
+    why.append(f"the first of these began {duration(context.age(min(starts)) / NS)} before the report")
     waits = Counter(
-        _what_it_does(case.outstanding.owner.id.tid, context)
+        _activity(case.outstanding.owner.id.tid, context)
         for case in cases
         if case.outstanding.owner is not None
     )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Just exited: a join or an unmap may still come, so it is too early to say anything.
+"""Just exited: a join or an unmap may still come, so it is too early for a verdict.
 
-Only of what was not searched for: what nothing refers to is lost at once, and what is kept is judged as such.
+This rule claims only orphans that were not searched for.  The result of a search needs no age: an orphan is
+lost as soon as nothing refers to it, and one that is referred to is judged by other rules.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class _Reason(Enum):
 
     ENDED_WITH_TARGET = "the threads ended with the process: nothing was left behind"
     TOO_YOUNG = "the owner exited less than {min_age} before the report: a join or an unmap may still come"
-    BOOKS_TOO_OLD = (
+    LISTS_TOO_OLD = (
         "the target ended before glibc's thread lists were read again: it is unknown whether "
         "the thread was joined"
     )
@@ -36,22 +37,22 @@ def _reason(case: Case, context: Context) -> Optional[_Reason]:
     exited_at = case.facts.exited_at
     if exited_at is not None and context.ended and context.age(exited_at) < 0:
         return _Reason.ENDED_WITH_TARGET
-    if context.evidence.books_final and case.facts.is_stack:
+    if context.evidence.lists_final and case.facts.is_stack:
         return None
     if exited_at is not None and not context.ended and context.age(exited_at) < context.evidence.min_age:
         return _Reason.TOO_YOUNG
-    if _is_younger_than_books(case, context):
-        return _Reason.BOOKS_TOO_OLD
+    if _is_younger_than_lists(case, context):
+        return _Reason.LISTS_TOO_OLD
     return _Reason.UNSEEN if case.facts.exit_unseen and not context.ended else None
 
 
-def _is_younger_than_books(case: Case, context: Context) -> bool:
-    """The last reading of the books says nothing of it: its thread had not exited then, or just so."""
-    books_read_at, exited_at = context.evidence.books_read_at, case.facts.exited_at
+def _is_younger_than_lists(case: Case, context: Context) -> bool:
+    """Whether the last reading of the thread lists is too old: the thread exited after it, or just before."""
+    lists_read_at, exited_at = context.evidence.lists_read_at, case.facts.exited_at
     return (
-        books_read_at is not None
+        lists_read_at is not None
         and exited_at is not None
-        and exited_at > books_read_at - context.evidence.min_age
+        and exited_at > lists_read_at - context.evidence.min_age
         and case.facts.is_stack
         and case.facts.origin is not Origin.APPLICATION
     )
@@ -67,7 +68,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     why = reason.value.format(min_age=duration(context.evidence.min_age / NS))
     if reason is _Reason.ENDED_WITH_TARGET:
         return Judgement(Verdict.JUST_EXITED, False, (why,), "nothing to do", Certainty.PROVED)
-    if reason is _Reason.BOOKS_TOO_OLD:
+    if reason is _Reason.LISTS_TOO_OLD:
         return Judgement(
             Verdict.JUST_EXITED, False, (why,), BEFORE_ITS_END, Certainty.POSSIBLE, undecided=True
         )

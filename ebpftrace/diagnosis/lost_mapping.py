@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lost mapping: its owner lives, but nothing in the process points into it any more.
 
-Memory that is in use without a pointer is rare: of 308 anonymous areas of nine healthy processes (servers,
-runtimes, browsers) one was.  So it takes two of one place, made in the window, and it is never proved.
+Memory in use without a pointer to it is rare: it was one of 308 anonymous areas of nine healthy processes
+(servers, runtimes, browsers).  So a finding takes two mappings of one site that were made in the window, and
+it is never called proved.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from ebpftrace.frames import called
 from ebpftrace.model import Certainty, Verdict
 from ebpftrace.text import plural
 
-_LEAST = 2
+_MIN = 2
 
 
 def lost_mappings(cases: Sequence[Case], context: Context) -> list[tuple[list[Case], Judgement]]:
-    """Those mappings of living owners that are lost, by the place that mapped them.
+    """Judge the lost ones among mappings whose owner lives, by the site that mapped them.
 
-    ``cases`` are mappings with a living owner; nothing is said where pointers may be hidden.
+    Returns nothing if pointers may be stored in a form that the search can't recognise.
     """
     if context.search.hidden:
         return []
-    by_place: dict[SiteKey, list[Case]] = defaultdict(list)
+    by_site: dict[SiteKey, list[Case]] = defaultdict(list)
     for case in cases:
         made_at = case.mapping.made_at
         if made_at is None or context.age(made_at) < context.evidence.min_age:
             continue
         if state_of(case, context) is State.LOST and _is_applications(case):
-            by_place[case.facts.place].append(case)
-    return [(lost, _judge(lost, context)) for lost in by_place.values() if len(lost) >= _LEAST]
+            by_site[case.facts.site].append(case)
+    return [(lost, _judge(lost, context)) for lost in by_site.values() if len(lost) >= _MIN]
 
 
 def _is_applications(case: Case) -> bool:
-    """Not an allocator's own, whose pointers we may not recognise; glibc's blocks have plain ones."""
+    """Whether it is not an allocator's, whose pointers may be encoded; those to blocks of glibc are plain."""
     stack = case.facts.stack
     if allocator_of(stack) is not None:
         return False

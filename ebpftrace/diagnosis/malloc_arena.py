@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Malloc arena: a heap of glibc's malloc outlives the thread it was made for and serves later ones.
 
-malloc/arena.c, alloc_new_heap: mmap(2 x HEAP_MAX_SIZE, PROT_NONE, MAP_NORESERVE), then head and tail are
-unmapped so that one aligned heap remains; since 2.37 it leaves out MAP_NORESERVE.
-HEAP_MAX_SIZE is 64 MiB on 64-bit systems; with glibc.malloc.hugetlb=2 a heap is aligned to its own size,
-a few huge pages, and has MAP_HUGETLB.
-shrink_heap may lay a MAP_FIXED mapping over the tail of a heap.
+alloc_new_heap (malloc/arena.c) calls mmap(2 x HEAP_MAX_SIZE, PROT_NONE, MAP_NORESERVE) and unmaps head and
+tail, so that one aligned heap remains; since 2.37 it does without MAP_NORESERVE.  HEAP_MAX_SIZE is 64 MiB on
+64-bit systems; with glibc.malloc.hugetlb=2 a heap is aligned to its own size, a few huge pages, and has
+MAP_HUGETLB.  shrink_heap may put a MAP_FIXED mapping over the tail of a heap.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ebpftrace.callflags import (
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.origin import Libc, by_malloc, fills_mapping, is_libc, mmap_caller
 from ebpftrace.diagnosis.rule import Context, Judgement, Rule
-from ebpftrace.glibc import ARENAS_PER_CORE, HEAP_MAX_SIZE
+from ebpftrace.glibc import HEAP_MAX_SIZE, most_arenas
 from ebpftrace.model import Mapping, Stack, Verdict
 from ebpftrace.text import plural
 
@@ -34,8 +33,7 @@ _MALLOC_FUNCTIONS = frozenset(
 )
 _SHRINKING_DEPTH = 3
 _WITHOUT_NORESERVE = (2, 37)
-"""The first that leaves it out (malloc/arena.c of 2.36 and 2.37; seen with 2.36, 2.41 and 2.43)."""
-
+"""The first glibc that does not pass MAP_NORESERVE (malloc/arena.c; seen with 2.36, 2.41 and 2.43)."""
 
 _ADVICE = "nothing to do; MALLOC_ARENA_MAX or mallopt(M_ARENA_MAX) bounds the address space they take"
 _GROWING = "no leak of mappings; where their RSS grows too, use a heap profiler to see what is not freed"
@@ -70,18 +68,18 @@ def _is_overlay(case: Case) -> bool:
 
 def _claims(case: Case, context: Context) -> bool:
     facts = case.facts
-    if case.mapping.prot != PROT_NONE:  # neither shape has another
+    if case.mapping.prot != PROT_NONE:  # heaps and overlays are both mapped with it
         return False
     if context.libc is Libc.MUSL or (facts.is_stack and (facts.cached or fills_mapping(case.outstanding))):
         return False
-    is_shaped = is_heap(case.mapping, context.evidence.books.libc)
-    return (is_shaped and _may_be_mallocs(facts.stack)) or _is_overlay(case)
+    is_shaped = is_heap(case.mapping, context.evidence.thread_lists.libc)
+    return (is_shaped and _may_be_from_malloc(facts.stack)) or _is_overlay(case)
 
 
-def _may_be_mallocs(stack: Stack) -> bool:
-    """Whether malloc may have called mmap: a caller with a name that is not the C library's shows that not.
+def _may_be_from_malloc(stack: Stack) -> bool:
+    """Whether malloc may have called mmap: it did not if the caller has a name outside the C library.
 
-    Memory of 64 MiB, aligned to its size, is what other allocators and applications map for themselves too.
+    The shape does not suffice, because other allocators and applications also map 64 MiB aligned to its size.
     """
     caller = mmap_caller(stack)
     if caller is None or is_libc(caller.module) or by_malloc(stack):
@@ -93,12 +91,12 @@ def _limit(context: Context) -> tuple[int, str]:
     given = context.evidence.arena_limit
     if given is not None:
         return given, "MALLOC_ARENA_MAX"
-    cores = context.evidence.cores
-    return ARENAS_PER_CORE * cores, plural(cores, "core")
+    limit, counted = most_arenas(context.evidence.thread_lists.libc, context.evidence.cores)
+    return limit, plural(counted, "core")
 
 
 def _judge(cases: Sequence[Case], context: Context) -> Judgement:
-    heaps = sum(1 for case in cases if is_heap(case.mapping, context.evidence.books.libc))
+    heaps = sum(1 for case in cases if is_heap(case.mapping, context.evidence.thread_lists.libc))
     limit, source = _limit(context)
     bound = f"malloc makes at most {plural(limit, 'arena')} here ({source})"
     is_growing = context.keeps_growing(cases)
@@ -114,4 +112,4 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     return Judgement(Verdict.MALLOC_ARENA, False, tuple(evidence), _GROWING if is_growing else _ADVICE)
 
 
-MALLOC_ARENA = Rule(_claims, _judge, by_place=False)
+MALLOC_ARENA = Rule(_claims, _judge, by_site=False)

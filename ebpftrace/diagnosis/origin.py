@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who mapped a stack: the C library for a thread, or the application itself."""
+"""What mapped a stack: the C library for a thread, or the application itself."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Optional
 from ebpftrace.callflags import MAP_STACK, PRIVATE_ANONYMOUS, has_all
 from ebpftrace.diagnosis.evidence import NS
 from ebpftrace.ledger.owners import UNKNOWN_TGID
-from ebpftrace.model import Books, BooksState, Frame, Outstanding, OwnedBy, Stack, StackSource
+from ebpftrace.model import Frame, Outstanding, OwnedBy, ReadState, Stack, StackSource, ThreadLists
 from ebpftrace.vmas import Vmas
 from ebpftrace.wrappers import MALLOC_NAMES, MMAP_NAMES, THREAD_MAKERS, plain, users_frame
 
 _DEPTH_IN_LIBC = 3
 """glibc: mmap <- allocate_stack (often inlined) <- pthread_create (nptl/allocatestack.c)."""
 _AT_ONCE = NS
-"""Who maps a stack for one thread starts that thread sooner."""
+"""ns; a program that maps a stack for one thread starts that thread sooner than this."""
 
-_LEAST_DESCRIPTOR = 128
-"""Less than any ``struct pthread``: about 200 bytes in musl, 2304 in glibc, both on x86-64."""
+_MIN_DESCRIPTOR = 128
+"""Bytes; every ``struct pthread`` is larger: about 200 bytes in musl, 2304 in glibc, both on x86-64."""
 
 _ALLOCATOR_LIBRARIES = (
     "libjemalloc",
@@ -39,7 +39,7 @@ _ALLOCATOR_FUNCTIONS = (
 
 
 class Libc(Enum):
-    """Whose threads the target has."""
+    """The C library that made the target's threads."""
 
     GLIBC = "glibc"
     MUSL = "musl"
@@ -47,41 +47,41 @@ class Libc(Enum):
 
 
 class Origin(Enum):
-    """Who mapped a stack."""
+    """What mapped a stack."""
 
     LIBC = "libc"
     APPLICATION = "application"
     UNKNOWN = "unknown"
 
 
-def libc_of(books: Books) -> Libc:
+def libc_of(thread_lists: ThreadLists) -> Libc:
     """The C library the target's threads belong to; UNKNOWN also for Go and other runtimes without one."""
-    name = books.libc.lower()
-    if books.state is not BooksState.ABSENT or "glibc" in name:
+    name = thread_lists.libc.lower()
+    if thread_lists.state is not ReadState.ABSENT or "glibc" in name:
         return Libc.GLIBC
     return Libc.MUSL if "musl" in name else Libc.UNKNOWN
 
 
 def foreign(outstanding: Outstanding, tgid: int) -> bool:
-    """Whether the owner is known to be a task of another thread group than ``tgid``: no pthread of it."""
+    """Whether the owner is known to belong to a thread group other than ``tgid``, so it is no pthread."""
     return outstanding.owner is not None and outstanding.owner.tgid not in (tgid, UNKNOWN_TGID)
 
 
 def raw_clone(outstanding: Outstanding, tgid: int) -> bool:
-    """Whether the owner can't be a pthread: of another group, or put at the very top of the mapping.
+    """Whether the owner can't be a pthread: it is in another thread group, or starts at the mapping's top.
 
     Every C library keeps its thread descriptor above the stack, in the same mapping.
     """
     if foreign(outstanding, tgid):
         return True
     run = outstanding.run
-    return run is not None and outstanding.mapping.end - (run.stack + run.stack_size) < _LEAST_DESCRIPTOR
+    return run is not None and outstanding.mapping.end - (run.stack + run.stack_size) < _MIN_DESCRIPTOR
 
 
 def stack_origin(outstanding: Outstanding, stack: Stack, libc: Libc, tgid: int) -> Origin:
-    """Who mapped this stack; ``stack`` is that of the mmap call.
+    """What mapped this stack; ``stack`` is the call stack of the mmap call.
 
-    glibc passes MAP_PRIVATE|MAP_ANONYMOUS|MAP_STACK, and clone3 gets the lowest byte of the mapping
+    glibc passes MAP_PRIVATE|MAP_ANONYMOUS|MAP_STACK to mmap, and the lowest byte of the mapping to clone3
     (nptl/allocatestack.c, create_thread).
     """
     mapping, run = outstanding.mapping, outstanding.run
@@ -101,13 +101,13 @@ def _origin_by_frames(stack: Stack) -> Origin:
     callers = [frame for frame in stack.frames if frame.function not in MMAP_NAMES][:_DEPTH_IN_LIBC]
     if any(plain(frame).startswith(THREAD_MAKERS) for frame in callers):
         return Origin.LIBC
-    # A walk by frame pointers often misses the direct caller of mmap, so it can't show who that is not.
+    # A walk by frame pointers often misses the direct caller of mmap, so that it proves nothing.
     exact = stack.source in (StackSource.COPIED, StackSource.SIGNATURE)
     return Origin.APPLICATION if exact and callers and callers[0].function else Origin.UNKNOWN
 
 
 def fills_mapping(outstanding: Outstanding) -> bool:
-    """Whether the owner's stack takes most of the mapping, rather than a part of a pool or a heap."""
+    """Whether the owner's stack takes most of the mapping; else this is a pool of stacks or a heap."""
     run, mapping = outstanding.run, outstanding.mapping
     if run is None:
         return outstanding.owned_by is OwnedBy.RUNS_ON_IT
@@ -118,18 +118,18 @@ def fills_mapping(outstanding: Outstanding) -> bool:
 
 
 def used_late(outstanding: Outstanding) -> bool:
-    """Whether the owner's life began long after the mapping was made: the stack had served before."""
+    """Whether the owner was created long after the mapping was made, so that the stack was reused."""
     run, made_at = outstanding.run, outstanding.mapping.made_at
-    return run is not None and (made_at is None or run.thread.born - made_at > _AT_ONCE)
+    return run is not None and (made_at is None or run.thread.started_at - made_at > _AT_ONCE)
 
 
 def creator_frame(stack: Stack) -> Optional[Frame]:
-    """The frame to be named as the creator: the user's own, perhaps by module and offset alone; else None."""
+    """The frame to be named as the creator: the first of the user's own code; None if there is none."""
     return users_frame(stack.frames)
 
 
 def mmap_caller(stack: Stack) -> Optional[Frame]:
-    """The frame that called mmap; None where it has no name, or the walk may have passed over it."""
+    """The frame that called mmap; None if it has no name, or the unwinder may have missed it."""
     if stack.source not in (StackSource.COPIED, StackSource.SIGNATURE):
         return None
     caller = next((frame for frame in stack.frames if frame.function not in MMAP_NAMES), None)
@@ -137,15 +137,15 @@ def mmap_caller(stack: Stack) -> Optional[Frame]:
 
 
 def by_malloc(stack: Stack) -> bool:
-    """Whether malloc mapped it for one block, as glibc does from M_MMAP_THRESHOLD on (mallopt(3))."""
+    """Whether malloc mapped one large block, as glibc does from M_MMAP_THRESHOLD on (mallopt(3))."""
     callers = (frame for frame in stack.frames if frame.function not in MMAP_NAMES)
     return any(plain(frame) in MALLOC_NAMES for frame in islice(callers, _DEPTH_IN_LIBC))
 
 
 def allocator_of(stack: Stack) -> Optional[str]:
-    """The allocator or runtime that called mmap, where its name tells; None for glibc's own malloc.
+    """The allocator or runtime that called mmap, if its name shows it; None for glibc's own malloc.
 
-    What such an allocator maps serves the whole process, whichever thread happened to ask.
+    The memory that such an allocator maps serves the whole process, whichever thread made it call mmap.
     """
     for frame in stack.frames:
         if frame.function in MMAP_NAMES or (frame.function is None and is_libc(frame.module)):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orphaned mapping: the thread that mapped it exited.
+"""Orphaned mapping: the thread that mapped it has exited.
 
-Mapping memory for others to use and free is sound.  Where nothing points into it any more, nobody can unmap
-it: a leak, also a single one.  Where something does, only time tells: others unmap it, or there are ever
-more.
+Mapping memory for other threads to use and unmap is sound.  If nothing points into it any more, nobody can
+unmap it, so even a single such mapping is a leak.  If something does, only the window can show whether other
+threads unmap such mappings or their number keeps growing.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def _claims(_case: Case, _context: Context) -> bool:
 
 
 def kind_of(case: Case) -> Hashable:
-    """Orphans of one kind were mapped at one place."""
-    return "mapping", case.facts.place, case.outstanding.owned_by
+    """Orphans of one kind were mapped at the same site."""
+    return "mapping", case.facts.site, case.outstanding.owned_by
 
 
 def _split(case: Case, context: Context) -> Hashable:
@@ -64,7 +64,7 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
         why = f"the exited thread's stack was only a part of it: {mappings} of a pool of stacks, or of a heap"
         return Judgement(Verdict.HANDED_OVER, False, (why,), "nothing to do unless the process grows")
     window = duration(context.window / NS)
-    # At its end nothing can be searched any more, nor seen for longer: then growth alone is what there is.
+    # After the end of the process nothing can be searched or traced for longer, so growth alone must decide.
     is_leak = context.keeps_growing(cases) and context.outgrows(cases)
     if not context.ended:
         is_leak = is_leak and context.window >= LONG_ENOUGH
@@ -92,7 +92,7 @@ def _judge_lost(cases: Sequence[Case], context: Context) -> Judgement:
     why += doubts(context)
     first = cases[0]
     return Judgement(
-        Verdict.ORPHANED_MAPPING, True, (*why, *_of_malloc(first)), _advice(first), context.lost_is
+        Verdict.ORPHANED_MAPPING, True, (*why, *_of_malloc(first)), _advice(first), context.certainty_of_lost
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look-ups in sorted address ranges, and what memory in them is resident."""
+"""Indexes of address ranges and of points, and how much of a mapping is resident."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class RangeIndex(Generic[T]):
-    """Values by address range; ranges must not overlap."""
+    """Values by address range; the ranges must not overlap."""
 
     def __init__(self, entries: Iterable[tuple[Interval, T]]) -> None:
         self._entries = sorted(entries, key=lambda entry: entry[0])
@@ -24,7 +24,7 @@ class RangeIndex(Generic[T]):
         return len(self._entries)
 
     def at(self, address: int) -> Optional[T]:
-        """The value whose range holds ``address``."""
+        """The value of the range that contains ``address``."""
         position = bisect_right(self._starts, address) - 1
         if position < 0 or address >= self._entries[position][0].end:
             return None
@@ -47,7 +47,7 @@ class RangeIndex(Generic[T]):
 
 
 class PointIndex:
-    """Addresses with a name each, such as stack pointers of live tasks."""
+    """Named addresses, such as the stack pointers of live tasks."""
 
     def __init__(self, points: Iterable[tuple[int, str]]) -> None:
         ordered = sorted(points)
@@ -63,11 +63,11 @@ class PointIndex:
         return None
 
 
-def subtract(whole: Interval, holes: Iterable[Interval]) -> tuple[Interval, ...]:
-    """``whole`` without ``holes`` (ascending, disjoint)."""
+def subtract(whole: Interval, unmapped: Iterable[Interval]) -> tuple[Interval, ...]:
+    """``whole`` without ``unmapped`` (ascending, disjoint)."""
     left = []
     start = whole.start
-    for hole in holes:
+    for hole in unmapped:
         if hole.start > start:
             left.append(Interval(start, hole.start))
         start = max(start, hole.end)
@@ -77,21 +77,22 @@ def subtract(whole: Interval, holes: Iterable[Interval]) -> tuple[Interval, ...]
 
 
 class Resident(NamedTuple):
-    """What of a mapping is in memory, and what of it nobody can touch."""
+    """How much of a mapping is in memory, and how large its guard is."""
 
     rss: Optional[int]
-    """Bytes, huge TLB pages included; None where nothing is known of any part."""
+    """Bytes, including huge TLB pages; None if it is not known for any part."""
     guard: Optional[int]
-    """Bytes at the low end that can't be touched; None where the areas don't show any.
+    """Inaccessible bytes at the low end; None if /proc shows none.
 
-    A guard set by MADV_GUARD_INSTALL (glibc 2.42) is not an area of its own.
+    A guard set by MADV_GUARD_INSTALL (glibc 2.42) is not a mapping of its own in /proc.
     """
 
 
 class Residence:
-    """What /proc/PID/smaps says of mappings, quickly of one that follows upon the last one asked for.
+    """How much of each mapping is resident, by /proc/PID/smaps.
 
-    The kernel may have merged mappings into one area: each has its share of the area's RSS.
+    The kernel may have merged several mappings into one area; each gets its share of the area's RSS.  The
+    position of the last answer is kept, so that asking in ascending order needs no search.
     """
 
     def __init__(self, vmas: Vmas) -> None:
@@ -100,7 +101,7 @@ class Residence:
         self._known: dict[tuple[Optional[int], Optional[int]], Resident] = {}
 
     def of(self, mapping: Mapping) -> Resident:
-        """What is resident of a mapping; one object for all that are alike."""
+        """The figures of one mapping; equal results share one object."""
         starts, ends, kinds = self._vmas.starts, self._vmas.ends, self._vmas.kinds
         pieces = mapping.pieces
         first = pieces[0].start
@@ -111,8 +112,7 @@ class Residence:
                 at = bisect_right(ends, start)
             while at < len(kinds) and (area_start := starts[at]) < end:
                 area_end, kind = ends[at], kinds[at]
-                low = start if start > area_start else area_start
-                high = end if end < area_end else area_end
+                low, high = max(start, area_start), min(end, area_end)
                 if kind.rss is not None:
                     resident = kind.rss + kind.huge
                     rss = (rss or 0) + resident * (high - low) // (area_end - area_start)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the search says of orphans, and the words for it.
+"""What the search found out about orphans, and how it is worded.
 
-An orphan is lost when nothing in the process refers to it any more: nobody can free it.  Of many orphans of
-one kind that are lost, a few are nearly always still referred to by a stale copy, as the last handle is that
-a variable or a dead slot of a stack frame has held; those belong to the others.
+An orphan is lost if nothing in the process refers to it any more, because then nobody can free it.  Of many
+lost orphans of one kind, a few are nearly always still referred to by a stale copy, such as the last handle
+that a variable or a dead slot of a stack frame contained; these few count as lost too.
 """
 
 from __future__ import annotations
@@ -19,74 +19,76 @@ from ebpftrace.frames import called
 from ebpftrace.model import Holder, Reach, Reached, Search, Where
 from ebpftrace.text import searches
 
-_STALE_AT_LEAST = 2
-"""Stale copies that any kind may have, however few of it are lost."""
-_HOLDERS_SHOWN = 3
+_MIN_STALE = 2
+"""So many references to a kind of orphan may be stale copies, however few orphans of it are lost."""
+_MAX_HOLDERS = 3
 _WORD = 8
 
 
 class State(Enum):
-    """Whether an orphan can still be freed."""
+    """Whether an orphan can still be freed, by the search."""
 
     LOST = "lost"
     KEPT = "kept"
     UNKNOWN = "unknown"
-    """It was not searched for, or what was searched says nothing."""
+    """It was not searched for, or the search can't decide."""
+
+    __hash__ = object.__hash__  # as for ``OwnedBy``
 
 
 def state_of(case: Case, context: Context) -> State:
-    """What the search says of one orphan; a mapping is not called lost where pointers may be hidden."""
+    """What the search found about one orphan; a mapping is UNKNOWN, not LOST, if pointers may be hidden."""
     if case.reach is None:
         return State.UNKNOWN
     if not case.reach.lost:
         return State.KEPT
-    is_hidden = case.facts.booked is None and context.search.hidden
+    is_hidden = case.facts.listed_thread is None and context.search.hidden
     return State.UNKNOWN if is_hidden or context.overlooked else State.LOST
 
 
 def is_overlooked(reaches: Iterable[Reach], search: Search) -> bool:
-    """Whether all that was not found may be referred to from where the search did not go.
+    """Whether the memory that was not searched could contain a reference to every orphan called lost.
 
-    Each reference takes a word: 70,000 handles do not fit into the one page that is in swap.
+    Each reference takes a word of 8 bytes: 70,000 handles do not fit into the one page that is in swap.
     """
     return sum(reach.lost for reach in reaches) * _WORD <= search.unsearched_bytes
 
 
 def with_stale(case: Case, context: Context, kind: Hashable) -> State:
-    """As ``state_of``; what is kept of a kind most of which are lost is kept by a stale copy: lost too."""
+    """As ``state_of``, but an orphan that only a stale copy refers to is lost."""
     state = state_of(case, context)
     return State.LOST if state is State.KEPT and kind in context.stale else state
 
 
 def kept_of(cases: Sequence[Case], context: Context) -> list[Case]:
-    """Of cases that count as lost, those that a stale copy still refers to."""
+    """Of cases that count as lost, return those that a stale copy still refers to."""
     return [case for case in cases if state_of(case, context) is State.KEPT]
 
 
 def proved(context: Context) -> str:
-    """`` (proved)`` where what the search calls lost is."""
+    """`` (proved)`` if a lost orphan is proved to be lost, else nothing."""
     return " (proved)" if context.search.complete else ""
 
 
 def doubts(context: Context) -> list[str]:
-    """Why what the search calls lost is not proved; none where it is."""
+    """Why it is not proved that a lost orphan is lost; empty if it is."""
     return [] if context.search.complete else [f"not proved: {gap}" for gap in context.search.gaps]
 
 
 def stale_kinds(states: Iterable[tuple[Hashable, State]]) -> frozenset[Hashable]:
-    """Kinds of which so many are lost that the kept ones are stale copies."""
+    """Kinds of which so many orphans are lost that references to the others must be stale copies."""
     counts: dict[Hashable, Counter[State]] = {}
     for kind, state in states:
         counts.setdefault(kind, Counter())[state] += 1
     return frozenset(
         kind
         for kind, number in counts.items()
-        if number[State.LOST] and number[State.KEPT] <= max(_STALE_AT_LEAST, number[State.LOST])
+        if number[State.LOST] and number[State.KEPT] <= max(_MIN_STALE, number[State.LOST])
     )
 
 
 def reached(cases: Sequence[Case], search: Search) -> Optional[Reached]:
-    """The sum for a finding; None where none of it was searched for."""
+    """Sum up the search for one finding; None if none of its orphans was searched for."""
     checked = [case.reach for case in cases if case.reach is not None]
     if not checked:
         return None
@@ -104,19 +106,19 @@ def reached(cases: Sequence[Case], search: Search) -> Optional[Reached]:
         lost=lost,
         kept=len(checked) - lost,
         complete=search.complete,
-        # One that is about to be joined may be in three registers, and all others in one array.
-        holders=tuple(places[place] for place, _ in kept_there.most_common(_HOLDERS_SHOWN)),
+        # A handle that is about to be joined may be in three registers, while one array contains all others.
+        holders=tuple(places[place] for place, _ in kept_there.most_common(_MAX_HOLDERS)),
     )
 
 
 def held_by(cases: Sequence[Case]) -> str:
-    """Where references to these are stored: ``on the stack of thread 4711 main, and in the heap``."""
+    """Say where references are stored, such as ``on the stack of thread 4711 main, in the heap``."""
     names: Counter[str] = Counter()
     for case in cases:
         if case.reach is not None:
             names.update({_name(holder): 1 for holder in case.reach.holders[:1]})
-    shown = [name for name, _ in names.most_common(_HOLDERS_SHOWN)]
-    more = ", and elsewhere" if len(names) > _HOLDERS_SHOWN else ""
+    shown = [name for name, _ in names.most_common(_MAX_HOLDERS)]
+    more = ", and elsewhere" if len(names) > _MAX_HOLDERS else ""
     return ", ".join(shown) + more if shown else "somewhere in the process"
 
 
@@ -128,7 +130,7 @@ def _name(holder: Holder) -> str:
         Where.GLOBAL: f"in {holder.symbol or 'a global variable'}",
         Where.STACK: f"on the stack of {thread}{frame}",
         Where.TLS: f"in thread-local storage of {thread}{symbol}",
-        Where.HEAP: "in the heap (perhaps in a leaked block)",
+        Where.HEAP: "in the heap (perhaps in a block that was freed or leaked)",
         Where.MAPPING: "in another mapping",
         Where.SHARED: "in shared memory",
         Where.REGISTER: f"in register {holder.symbol or '?'} of {thread}",
@@ -137,12 +139,12 @@ def _name(holder: Holder) -> str:
 
 
 def searched(context: Context) -> str:
-    """How often and how much was searched, for a proof."""
+    """Say how often and how much was searched."""
     return searches(context.search.searches, context.search.bytes_searched)
 
 
 def why_unknown(search: Search, case: Case) -> str:
-    """Why the search can't tell, one clause."""
-    if case.facts.booked is None and search.hidden and search.searches:
+    """Say in one clause why the search can't decide."""
+    if case.facts.listed_thread is None and search.hidden and search.searches:
         return search.hidden
     return "; ".join(search.gaps) or "the memory of the process was not searched"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of a rule: which orphans it claims, and what it says of those that belong together."""
+"""What a rule is: which orphans it claims, and how it judges those that belong together."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import Callable, Optional
 
 from ebpftrace.diagnosis.cases import Case
 from ebpftrace.diagnosis.evidence import NS, Evidence
-from ebpftrace.diagnosis.growth import keeps_growing
 from ebpftrace.diagnosis.history import History
 from ebpftrace.diagnosis.origin import Libc
 from ebpftrace.diagnosis.sites import SiteKey
-from ebpftrace.model import NOT_SEARCHED, BooksState, Certainty, Search, Verdict
+from ebpftrace.diagnosis.timeseries import keeps_growing
+from ebpftrace.model import NOT_SEARCHED, Certainty, ReadState, Search, Verdict
 
 LONG_ENOUGH = 15 * NS
-"""A window from which "nobody frees them, and there are ever more" can be concluded.  What is kept may still
-be freed: a program that joins its threads every ten seconds looks like a leak for less than that."""
+"""ns; a window must be this long before "their number grows and none is freed" is called a leak.
 
-_NET = 0.5
-"""Part of what a place left in the window by which the whole must have grown: the rest replaced others."""
+Memory that is still referred to may yet be freed: a program that joins its threads every ten seconds
+looks like a leak in any shorter window.
+"""
+
+_MIN_NET_GROWTH = 0.5
+"""VIRT must grow by this part of what a site left in the window; otherwise it only replaced old orphans."""
 
 
 @dataclass(frozen=True)
@@ -30,34 +33,34 @@ class Context:
     evidence: Evidence
     libc: Libc
     overflowing: frozenset[SiteKey] = frozenset()
-    """Places that leave more stacks than glibc's cache can hold, and go on."""
+    """Sites that left more stacks than glibc's cache can hold, and kept leaving them over the window."""
     stale: frozenset[Hashable] = frozenset()
-    """Kinds of orphans most of which are lost: the few that are kept are stale copies."""
-    only_place: dict[int, SiteKey] = field(default_factory=dict)
-    """Start routine -> the place that created its threads, where the trace saw one such place."""
+    """Kinds of orphans most of which are lost: references to the few others are stale copies."""
+    only_site: dict[int, SiteKey] = field(default_factory=dict)
+    """Start routine -> the site that created its threads, where the trace saw exactly one such site."""
     joining: frozenset[Hashable] = frozenset()
-    """What created threads that were being joined when the target died: ``unjoined.creators`` of them."""
+    """Creators (see ``unjoined.creators``) of the threads that were being joined when the target died."""
     allocator: Optional[str] = None
     """An allocator or runtime library that is mapped into the target."""
     search: Search = NOT_SEARCHED
     overlooked: bool = False
-    """What was not searched is enough to hold references to all that the search calls lost."""
+    """The memory that was not searched is large enough to hold a reference to every orphan called lost."""
     history: History = field(default_factory=History)
 
     @property
-    def books_read(self) -> bool:
-        """What glibc's books say is proof."""
-        return self.evidence.books.state is BooksState.READ
+    def lists_read(self) -> bool:
+        """glibc's thread lists were read consistently, so what they say is proof."""
+        return self.evidence.thread_lists.state is ReadState.READ
 
     @property
     def cache_listed(self) -> bool:
         """The list of cached stacks could be read, and is complete."""
-        books = self.evidence.books
-        return self.books_read and (bool(books.stack_cache) or books.stack_cache_bytes == 0)
+        thread_lists = self.evidence.thread_lists
+        return self.lists_read and (bool(thread_lists.stack_cache) or thread_lists.stack_cache_bytes == 0)
 
     @property
     def ended(self) -> bool:
-        """The target is gone: nothing can be searched any more."""
+        """The target has exited, so its memory can't be searched any more."""
         return self.evidence.target_exited_at is not None
 
     @property
@@ -65,14 +68,14 @@ class Context:
         """Ns that the trace lasted; 0 where nothing was traced."""
         return max(0, self.evidence.judged_at - self.evidence.attached_at)
 
-    def age(self, exited_at: int) -> int:
-        """Ns since an exit; negative for one after the target began to exit."""
-        return self.evidence.judged_at - exited_at
+    def age(self, time: int) -> int:
+        """Ns from ``time`` to the moment of judgement; negative if the target had begun to exit by then."""
+        return self.evidence.judged_at - time
 
     def keeps_growing(self, cases: Sequence[Case]) -> bool:
-        """Whether these orphans of one place came all through the window and stayed.
+        """Whether these orphans of one site were made all through the window and stayed.
 
-        An owner needs ``min_age`` to count as exited, so the window ends that much earlier.
+        An owner must have exited ``min_age`` ago to count, so the window ends that much earlier.
         """
         made = (case.mapping.made_at for case in cases)
         return keeps_growing(
@@ -82,27 +85,27 @@ class Context:
         )
 
     def outgrows(self, cases: Sequence[Case]) -> bool:
-        """Whether the address space grew by what these left in the window, so that they replace no others.
+        """Whether VIRT grew by what these orphans take, so that they do not merely replace older ones.
 
-        Where objects live longer than the window, each new one stands all through it and an older one goes.
+        Objects that live longer than the window all survive it, although an old one goes for each new one.
         """
         growth = self.evidence.virt_growth
         left = sum(case.mapping.size for case in cases if case.mapping.made_at is not None)
-        return growth is None or growth >= _NET * left
+        return growth is None or growth >= _MIN_NET_GROWTH * left
 
     def is_leak_of_kept(self, cases: Sequence[Case]) -> bool:
-        """Whether orphans that can still be freed are a leak all the same: ever more, and none goes."""
+        """Whether orphans that could still be freed are a leak: their number grows and none is freed."""
         return self.window >= LONG_ENOUGH and self.keeps_growing(cases) and self.outgrows(cases)
 
     @property
-    def lost_is(self) -> Certainty:
-        """How sure it is that what the search calls lost is lost."""
+    def certainty_of_lost(self) -> Certainty:
+        """How certain it is that an orphan is lost if the search found no reference to it."""
         return Certainty.PROVED if self.search.complete else Certainty.LIKELY
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a rule says of orphans of one place."""
+    """The verdict of a rule on orphans that belong together."""
 
     verdict: Verdict
     leak: bool
@@ -110,22 +113,20 @@ class Judgement:
     advice: str
     certainty: Certainty = Certainty.LIKELY
     undecided: bool = False
-    """Whether this is a leak can't be told."""
+    """It can't be known whether this is a leak."""
 
 
 def _together(_case: Case, _context: Context) -> Hashable:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
-    """What decides over one kind of orphan.  Rules are asked in order; the first to claim one has it."""
+    """Judges one kind of orphan.  The rules are tried in order; the first that claims an orphan judges it."""
 
     claims: Callable[[Case, Context], bool]
     judge: Callable[[Sequence[Case], Context], Judgement]
-    """Judges orphans with equal place and ``split``; never an empty sequence."""
+    """Judges orphans that have the same site and the same ``split``; the sequence is never empty."""
     split: Callable[[Case, Context], Hashable] = _together
-    by_place: bool = True
-    """Orphans of one place belong together; False where only their sum means something."""
-    only_stacks: bool = False
-    """It claims nothing that is no stack, so that it need not be asked."""
+    by_site: bool = True
+    """Judge each site separately; False if only the sum over all sites means something."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stack cache: glibc keeps stacks of joined and detached threads, 40 MiB of them, for reuse.
+"""Stack cache: glibc keeps up to 40 MiB of stacks of joined and detached threads for reuse.
 
-nptl/nptl-stack.c: queue_stack puts a freed stack into the cache and unmaps the oldest ones until the
-cache is within ``glibc.pthread.stack_cache_size``.  Stacks whose threads are still about to exit can't be
-unmapped yet, so for moments it holds more; a bound of twice the limit leaves room for that.
+queue_stack (nptl/nptl-stack.c) puts a freed stack into the cache and unmaps the oldest ones until the cache
+is within ``glibc.pthread.stack_cache_size``.  A stack whose thread is still exiting can't be unmapped yet, so
+the cache is over its limit at times; only more than twice the limit counts as too much.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ _ADVICE = "nothing to do; GLIBC_TUNABLES=glibc.pthread.stack_cache_size=BYTES bo
 
 
 def cache_limit(context: Context) -> int:
-    """Bytes glibc's cache may hold."""
-    limit = context.evidence.books.stack_cache_limit
+    """Bytes that glibc's cache may hold."""
+    limit = context.evidence.thread_lists.stack_cache_limit
     return STACK_CACHE_LIMIT if limit is None else limit
 
 
 def _may_be_cached(case: Case, context: Context) -> bool:
     return (
         case.facts.is_stack
-        and case.facts.booked is None
+        and case.facts.listed_thread is None
         and context.libc is not Libc.MUSL
         and case.facts.origin is not Origin.APPLICATION
         and fills_mapping(case.outstanding)
     )
 
 
-def overflowing_places(cases: Sequence[Case], context: Context) -> frozenset[SiteKey]:
-    """Places whose stacks can't all be in the cache: too many, and growing over the window.
+def overflowing_sites(cases: Sequence[Case], context: Context) -> frozenset[SiteKey]:
+    """Sites whose stacks can't all be in the cache: there are too many, and they grow over the window.
 
-    Only where glibc's own word does not stand against it: with its books read, a stack that glibc itself
-    mapped and that is not in use is cached or gone.
+    If glibc's thread lists were read, stacks that glibc mapped are not counted: such a stack that is not in
+    use is in the cache or about to be unmapped.
     """
     suspects: dict[SiteKey, list[Case]] = defaultdict(list)
     for case in cases:
         if _may_be_cached(case, context) and not case.facts.cached and not JUST_EXITED.claims(case, context):
-            if context.books_read and case.facts.origin is Origin.LIBC:
+            if context.lists_read and case.facts.origin is Origin.LIBC:
                 continue
-            suspects[case.facts.place].append(case)
+            suspects[case.facts.site].append(case)
     total = sum(case.mapping.size for group in suspects.values() for case in group)
     if total <= _SLACK * cache_limit(context):
         return frozenset()
-    return frozenset(place for place, group in suspects.items() if context.keeps_growing(group))
+    return frozenset(site for site, group in suspects.items() if context.keeps_growing(group))
 
 
 def _claims(case: Case, context: Context) -> bool:
@@ -84,14 +84,14 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
         )
         longer = "trace longer: stacks of the application that pile up will show"
         return Judgement(verdict, False, (why,), longer, Certainty.POSSIBLE)
-    if context.books_read:
+    if context.lists_read:
         evidence = [
             f"{stacks} not on glibc's list of stacks in use: joined or detached, kept for reuse; {limit}"
         ]
         if total > _SLACK * cache_limit(context):
             evidence.append(f"conflicting evidence: {size(total)} is far more than that cache may hold")
         return Judgement(verdict, False, tuple(evidence), _ADVICE)
-    reason = context.evidence.books.why or "no glibc"
+    reason = context.evidence.thread_lists.why or "no glibc"
     evidence = [
         f"cannot tell {stacks} never joined from cached ones: glibc's thread lists could not be read "
         f"({reason})"
@@ -104,4 +104,4 @@ def _judge(cases: Sequence[Case], context: Context) -> Judgement:
     return Judgement(verdict, False, tuple(evidence), longer, Certainty.POSSIBLE, undecided=True)
 
 
-STACK_CACHE = Rule(_claims, _judge, _split, by_place=False, only_stacks=True)
+STACK_CACHE = Rule(_claims, _judge, _split, by_site=False)

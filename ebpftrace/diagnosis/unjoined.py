@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that have exited and that nobody has joined or detached so far.
+"""Threads that have exited and have been neither joined nor detached so far.
 
-glibc keeps a thread's stack on its list of stacks in use until it is joined, or at exit if it is
-detached (nptl/nptl-stack.c, __nptl_free_tcb).  musl has no list, but keeps no stack either: a detached
-thread unmaps its own, a join unmaps the other's (src/thread/pthread_create.c, pthread_join.c), so a
-stack that is still there is that of a thread that was not joined.
+glibc keeps a thread's stack on its list of stacks in use until the thread is joined or, if it is detached,
+until it exits (nptl/nptl-stack.c, __nptl_free_tcb).  musl has no such list, but it keeps no stacks either:
+a detached thread unmaps its own stack, pthread_join that of the other thread (src/thread/pthread_create.c,
+pthread_join.c).  So a stack that is still mapped belongs to a thread that was not joined.
 
-Whether anybody still can join it decides: a join needs the ``pthread_t``.  Where no copy of it is left, the
-stack stays for ever.  Where one is left, only joins tell, and a window sees them.
+The question is whether the thread can still be joined, which takes its ``pthread_t``.  If no copy of it is
+left in the process, the stack stays mapped for ever.  If a copy is left, only the joins seen in the window
+can show whether it will be joined.
 """
 
 from __future__ import annotations
@@ -33,32 +34,32 @@ from ebpftrace.diagnosis.reach import (
 from ebpftrace.diagnosis.rule import LONG_ENOUGH, Context, Judgement, Rule
 from ebpftrace.diagnosis.sites import SiteKey
 from ebpftrace.frames import called
-from ebpftrace.model import BookedThread, Certainty, Verdict
+from ebpftrace.model import Certainty, ListedThread, Verdict
 from ebpftrace.text import count, duration, plural
 
 _TWICE = 2
-"""A thread that has waited so many times longer than any that was joined is not about to be."""
+"""A thread that has waited this many times longer than any that was joined will not be joined."""
 
 
 class _Ended(Enum):
-    """The process has ended, and with it all joins."""
+    """What is known about the thread lists of a process that has ended."""
 
     FINAL = "final"
-    """The lists are those of its last moment."""
+    """They were read when the process died."""
     JOINING = "joining"
-    """They are, and a thread was joining others that the same function created."""
+    """As FINAL, and at that moment threads of the same creator were being joined."""
     EARLIER = "earlier"
-    """The lists were read some time before."""
+    """They were read some time before the process died."""
 
 
 _Split = Union[State, _Ended]
 
 
 def claims(case: Case, context: Context) -> bool:
-    """Whether it is the stack of an exited thread that waits for a join."""
-    booked = case.facts.booked
-    if booked is not None:
-        return not booked.user_stack and not booked.detached
+    """Whether the orphan is the stack of an exited thread that still has to be joined."""
+    listed_thread = case.facts.listed_thread
+    if listed_thread is not None:
+        return not listed_thread.user_stack and not listed_thread.detached
     return (
         context.libc is Libc.MUSL
         and case.facts.is_stack
@@ -68,44 +69,45 @@ def claims(case: Case, context: Context) -> bool:
 
 
 def kind_of(case: Case, context: Context) -> tuple[Optional[int], SiteKey]:
-    """Threads of one kind were created at one place and began in one function."""
-    booked = case.facts.booked
-    if booked is None:
-        return None, case.facts.place
-    return booked.start_routine, context.only_place.get(booked.start_routine, case.facts.place)
+    """The start routine and the site: threads that share both should be joined in the same way."""
+    listed_thread = case.facts.listed_thread
+    if listed_thread is None:
+        return None, case.facts.site
+    return listed_thread.start_routine, context.only_site.get(listed_thread.start_routine, case.facts.site)
 
 
-def creators(case: Case, place: SiteKey) -> set[Hashable]:
-    """What created the thread: the place, and the functions that led to it, from whatever lines.
+def creators(case: Case, site: SiteKey) -> set[Hashable]:
+    """Two identities of the code that created the thread: its site, and the functions on its call stack.
 
-    A function that creates several threads, one after the other or in a loop, often joins them in turn.
+    Line numbers are left out of the second, because a function that creates several threads, one after the
+    other or in a loop, often joins them in turn.
     """
     path = tuple((frame.module, frame.function) for frame in case.facts.stack.frames if frame.function)
-    return {place, path} if path else {place}
+    return {site, path} if path else {site}
 
 
 def is_stale(case: Case, context: Context) -> bool:
-    """Whether what still refers to it is a stale copy: most of its kind are lost."""
+    """Whether a handle that is still stored is a stale copy, because most threads of this kind are lost."""
     if kind_of(case, context) not in context.stale:
         return False
-    booked = case.facts.booked
-    return booked is None or not _departed(case, context).number or _is_overdue(booked, context)
+    listed_thread = case.facts.listed_thread
+    return listed_thread is None or not _departed(case, context).number or _is_overdue(listed_thread, context)
 
 
 def _departed(case: Case, context: Context) -> Departed:
-    booked = case.facts.booked
-    return context.history.departed(booked.start_routine) if booked is not None else Departed()
+    listed_thread = case.facts.listed_thread
+    return context.history.departed(listed_thread.start_routine) if listed_thread is not None else Departed()
 
 
-def _is_overdue(booked: BookedThread, context: Context) -> bool:
-    """Whether it has waited much longer than any of its kind that was joined."""
-    since = context.history.since(booked.descriptor)
-    longest = context.history.departed(booked.start_routine).longest
+def _is_overdue(listed_thread: ListedThread, context: Context) -> bool:
+    """Whether the thread has waited much longer than any thread with its start routine that was joined."""
+    since = context.history.since(listed_thread.descriptor)
+    longest = context.history.departed(listed_thread.start_routine).longest
     return since is not None and context.age(since) > _TWICE * longest + context.evidence.min_age
 
 
 def _split(case: Case, context: Context) -> Hashable:
-    if context.evidence.books_final or (context.ended and context.libc is Libc.MUSL):
+    if context.evidence.lists_final or (context.ended and context.libc is Libc.MUSL):
         is_next = not context.joining.isdisjoint(creators(case, kind_of(case, context)[1]))
         return _Ended.JOINING if is_next else _Ended.FINAL
     if context.ended:
@@ -146,7 +148,7 @@ def _judge_final(cases: Sequence[Case]) -> Judgement:
 
 
 def _judge_joining(cases: Sequence[Case]) -> Judgement:
-    """Whoever joins threads one after the other may be at the first when a signal ends the process."""
+    """A program that joins its threads in turn may have been at the first when a signal ended it."""
     why = f"{_exited(cases)} and had not been joined when the process ended"
     doubt = "it ended while another one of the same creator was being joined: these may have been next"
     advice = "nothing to do, if they are joined in turn: let the process end by itself"
@@ -156,9 +158,12 @@ def _judge_joining(cases: Sequence[Case]) -> Judgement:
 
 
 def _judge_ended(cases: Sequence[Case], context: Context) -> Judgement:
-    """Of a target that is gone: what joins all its threads in its last moments leaves the same lists."""
+    """The target exited: a program that joins its threads just before it exits leaves identical lists.
+
+    So only growth can decide.
+    """
     evidence = context.evidence
-    read_at = evidence.books_read_at if evidence.books_read_at is not None else evidence.judged_at
+    read_at = evidence.lists_read_at if evidence.lists_read_at is not None else evidence.judged_at
     earlier = duration(context.age(read_at) / NS)
     why = f"{_exited(cases)} and had not been joined {earlier} before the process ended"
     if context.keeps_growing(cases):
@@ -185,21 +190,24 @@ def _judge_lost(cases: Sequence[Case], context: Context) -> Judgement:
         also = "1 more has" if len(kept) == 1 else f"{count(len(kept))} more have"
         why.append(f"{also} exited likewise, and the handle is still stored {held_by(kept)}: a stale copy")
     why += doubts(context)
-    return Judgement(Verdict.NEVER_JOINED, True, tuple(why), _advice(cases), context.lost_is)
+    return Judgement(Verdict.NEVER_JOINED, True, tuple(why), _advice(cases), context.certainty_of_lost)
 
 
 def _is_growing(cases: Sequence[Case], departed: Departed, context: Context) -> bool:
-    """Whether ever more of them stand, and none is joined that has waited as long."""
+    """Whether the number of unjoined threads grows, and none that waited as long as they did is joined."""
     if context.window < LONG_ENOUGH or not context.keeps_growing(cases):
         return False
-    booked = [case.facts.booked for case in cases if case.facts.booked is not None]
-    if not booked:
+    threads = [case.facts.listed_thread for case in cases if case.facts.listed_thread is not None]
+    if not threads:
         return context.outgrows(cases)
     made = sum(case.mapping.made_at is not None for case in cases)
-    before = context.history.first.get(booked[0].start_routine, 0)
-    if len(booked) - before < made / 2:
+    unjoined_at_first = context.history.first.get(threads[0].start_routine, 0)
+    if len(threads) - unjoined_at_first < made / 2:
         return False  # the new ones replace old ones
-    return not departed.number or 2 * sum(_is_overdue(one, context) for one in booked) >= len(booked)
+    if not departed.number:
+        return True
+    overdue = sum(_is_overdue(thread, context) for thread in threads)
+    return 2 * overdue >= len(threads)
 
 
 def _judge_growing(cases: Sequence[Case], departed: Departed, context: Context) -> Judgement:
@@ -211,7 +219,7 @@ def _judge_growing(cases: Sequence[Case], departed: Departed, context: Context) 
     else:
         why.append("none was joined in that time")
     if cases[0].reach is not None:
-        why.append(f"{_their(cases)} kept {held_by(cases)}, so they still can be joined")
+        why.append(f"{_their(cases)} kept {held_by(cases)}, so they may still be joined")
     return Judgement(Verdict.NEVER_JOINED, True, tuple(why), _advice(cases), Certainty.LIKELY)
 
 
@@ -252,4 +260,4 @@ def _advice(cases: Sequence[Case]) -> str:
     return f"join{where} (pthread_join), or detach them: pthread_detach or PTHREAD_CREATE_DETACHED"
 
 
-UNJOINED = Rule(claims, _judge, _split, only_stacks=True)
+UNJOINED = Rule(claims, _judge, _split)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack that is in parts is one: what glibc's books call one stack has one owner.
+"""Joins the parts of a stack: what glibc's thread lists call one stack has one owner.
 
-A stack of the baseline is two areas of /proc/PID/maps, guard and rest, and a clone call names the first.
-Each thread of the JVM maps a guard zone of its own over the low end of its stack (os::pd_uncommit_memory),
-after which the lowest byte that the clone call named belongs to another mapping.
+A stack of the baseline is two areas in /proc/PID/maps, the guard and the rest, and a clone call names only
+the first.  Each thread of the JVM maps a guard zone over the low end of its own stack
+(os::pd_uncommit_memory), so that the lowest byte that the clone call named belongs to another mapping.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from ebpftrace.model import Interval, Mapping, Outstanding, OwnedBy
 
 
 def whole_stacks(outstanding: Sequence[Outstanding], stacks: Iterable[Interval]) -> list[Outstanding]:
-    """The mappings, those inside one of ``stacks`` (disjoint) joined into one.
+    """Return the mappings, with those inside one of ``stacks`` (which are disjoint) joined into one.
 
-    They all go to the thread that was put on one of them, else to the one that mapped one last.
+    The owner of the whole is the thread that was put on one of the parts, else the one that mapped a part
+    last.
     """
     index = RangeIndex((stack, stack) for stack in stacks)
     if not index:
@@ -45,12 +46,12 @@ def _claim(one: Outstanding) -> tuple[bool, bool, int]:
     return (
         one.owner is not None,
         one.run is not None,
-        one.run.thread.born if one.run else one.mapping.made_at or 0,
+        one.run.thread.started_at if one.run else one.mapping.made_at or 0,
     )
 
 
 def _joined(mappings: Sequence[Mapping]) -> Mapping:
-    """All the pieces; the call is that of the largest part, and the age that of the oldest."""
+    """Return one mapping with all the pieces, the mmap call of the largest part and the age of the oldest."""
     pieces = tuple(sorted(piece for mapping in mappings for piece in mapping.pieces))
     largest = max(mappings, key=lambda mapping: mapping.size)
     times = [mapping.made_at for mapping in mappings]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What suppressions and a baseline accept of the reports of one run."""
+"""Marks the findings of a run's reports that suppressions or a baseline accept."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class Unused:
 
 
 class Acceptance:
-    """Takes in reports, and gives them back with what is accepted marked."""
+    """Marks accepted findings in the reports of one run."""
 
     def __init__(
         self, suppressions: Sequence[tuple[Suppression, str]], baseline: Optional[Mapping[str, Amount]]
     ) -> None:
-        """``suppressions``: each with the name of its file; ``baseline`` None: there is none."""
+        """``suppressions`` come with the name of their file; ``baseline`` is None if there is none."""
         self._suppressions = suppressions
         self._baseline = baseline or {}
         self._used: set[Suppression] = set()
         self._so_far: dict[str, dict[Hashable, Amount]] = defaultdict(dict)
-        """Of each fingerprint that the baseline has: what each process has of it, by its last report."""
+        """For each fingerprint in the baseline: the amount in the last report of each process."""
 
     def accept(self, report: Report, target: Hashable) -> Report:
-        """Mark what is accepted; ``target`` names the process among those of the run."""
+        """Return the report with accepted findings marked; ``target`` identifies the process."""
         if not self._suppressions and not self._baseline:
             return report
         of_this: dict[str, Amount] = defaultdict(Amount)
@@ -46,7 +46,7 @@ class Acceptance:
 
     @property
     def unused(self) -> list[Unused]:
-        """The suppressions that matched nothing so far, as they stand in their files."""
+        """The suppressions that matched nothing so far, in the order of their files."""
         return [Unused(one, file) for one, file in self._suppressions if one not in self._used]
 
     def _accepted(self, finding: Finding, target: Hashable, of_this: dict[str, Amount]) -> Finding:
@@ -67,8 +67,8 @@ class Acceptance:
         all_of_it = sum(self._so_far[name].values(), Amount())
         if not grew(finding.verdict, known, all_of_it):
             return replace(finding, accepted=Accepted(AcceptedBy.BASELINE, _number(known)))
-        told = f"the baseline accepts {_number(known)} of these; there are {all_of_it.count:,}"
-        return replace(finding, evidence=(*finding.evidence, told))
+        line = f"the baseline accepts {_number(known)} of these; there are {all_of_it.count:,}"
+        return replace(finding, evidence=(*finding.evidence, line))
 
 
 def _number(amount: Amount) -> str:

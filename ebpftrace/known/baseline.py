@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A baseline: the leaks that a program had when the gate was put up, as a file to be kept with the sources.
+"""A baseline: the leaks that a program had when its gate was set up, as a file to be kept with the sources.
 
-One JSON object; ``count`` and ``bytes`` are what is accepted of a fingerprint, all else is for readers.
+It is one JSON object.  ``count`` and ``bytes`` are the amount accepted for a fingerprint; the other fields
+are for people who read the file.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ SCHEMA = "ebpftrace.baseline/1"
 
 
 class BadBaseline(ValueError):
-    """The text is no baseline; the message says why."""
+    """The text is not a baseline; the message says why."""
 
 
 def render(findings: Iterable[Finding]) -> str:
-    """The leaks among findings as a file: one leak a line, in the order of their fingerprints."""
+    """The text of a file with the leaks among the findings, one on each line, sorted by fingerprint."""
     leaks = leaks_of(findings)
     lines = [json.dumps(_entry(leaks[name])) for name in sorted(leaks)]
     body = ",\n    ".join(lines)
@@ -31,7 +32,7 @@ def render(findings: Iterable[Finding]) -> str:
 
 
 def parse(text: str) -> Mapping[str, Amount]:
-    """What is accepted, by fingerprint.  Raises BadBaseline."""
+    """The accepted amounts by fingerprint.  Raises ``BadBaseline``."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two runs compared, leak by leak: what is new, gone, grown or shrunk.
+"""Compares two runs leak by leak: which are new, gone, grown or shrunk.
 
-A leak is known by its fingerprint.  Several findings may have one: they are added up, over all processes.
+A leak is identified by its fingerprint.  Findings with the same fingerprint are added up, over all processes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from ebpftrace.frames import called, culprit
 from ebpftrace.model import Finding, Report, Verdict
 
 _STEADY = 0.1
-"""Part by which the rate of a leak in a process that runs on may differ: it is the same leak all the same."""
+"""The rate of a leak in a running process may differ by this part and still count as the same."""
 _CHANCE = 3.0
-"""Standard deviations of a number of leaks that come at random: its root, as Poisson has it."""
+"""A difference of so many standard deviations is no chance; that of a Poisson-distributed number is its
+root."""
 _COMPARABLE = 0.1
-"""Part by which two windows may differ in length and their counts still be compared as they are."""
+"""Two windows may differ in length by this part, and their counts are still compared directly."""
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much of one leak there is in one run."""
+    """The amount of one leak in one run."""
 
     count: int = 0
     size: int = 0
     bytes_per_minute: Optional[float] = None
-    """None where it did not grow through the window."""
+    """None if it did not grow all through the window."""
 
     def __add__(self, other: Amount) -> Amount:
         rates = [one for one in (self.bytes_per_minute, other.bytes_per_minute) if one is not None]
@@ -47,14 +48,14 @@ class Leak:
     place: str
     """The function that made it; not escaped."""
     routine: str
-    """What its threads ran; empty where unknown, or none of threads."""
+    """The start routine of its threads; empty if unknown, or if it is not about threads."""
     source: str
-    """``file:line`` of the function; empty where unknown."""
+    """``file:line`` of the function; empty if unknown."""
     amount: Amount
 
 
 class Change(Enum):
-    """What became of a leak from one run to the other."""
+    """How a leak changed from one run to the other."""
 
     NEW = "new"
     GROWN = "grown"
@@ -64,7 +65,7 @@ class Change(Enum):
 
     @property
     def is_worse(self) -> bool:
-        """A gate fails."""
+        """Whether a gate fails."""
         return self in (Change.NEW, Change.GROWN)
 
 
@@ -73,14 +74,14 @@ class Compared:
     """A leak in both runs."""
 
     leak: Leak
-    """As the new run has it; of one that is gone, as the old one had it."""
+    """The leak in the new run; in the old run if it is gone."""
     change: Change
     before: Amount
     after: Amount
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSummary:
     """One side of a comparison."""
 
     leaks: Mapping[str, Leak]
@@ -89,46 +90,46 @@ class Run:
     ended: bool
     """All processes were judged at their ends."""
     undecided: int
-    """Mappings of which it could not be told whether they are leaked."""
+    """Mappings that may or may not be leaked."""
     left_out: int
-    """Leaks that the saved report does not have."""
+    """Leaks that the saved report leaves out."""
     lost: bool
-    """Something could not be recorded that may have been a leak."""
+    """Events that may have been part of a leak could not be recorded."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed, the worst first."""
+    """The changes, the worst first."""
 
-    old: Run
-    new: Run
+    old: RunSummary
+    new: RunSummary
     leaks: tuple[Compared, ...]
 
     @property
     def comparable(self) -> bool:
-        """Counts of both windows can be held against each other: of whole lives, or of equal lengths."""
+        """Whether the counts can be compared: the processes ended, or the windows are equally long."""
         return _comparable(self.old, self.new)
 
     @property
     def is_worse(self) -> bool:
-        """Something is new or grew."""
+        """Whether any leak is new or grew."""
         return any(one.change.is_worse for one in self.leaks)
 
     @property
     def is_unsure(self) -> bool:
-        """The new run could not be judged wholly, or was too short: what is gone may only be unseen."""
+        """Whether the new run was too short or not fully judged, so that a gone leak may be unseen."""
         new = self.new
         is_shorter = not self.comparable and new.seconds < self.old.seconds
         return bool(new.undecided or new.lost or new.left_out or self.old.left_out or is_shorter)
 
     def of(self, change: Change) -> list[Compared]:
-        """Those that changed so."""
+        """The leaks with this change."""
         return [one for one in self.leaks if one.change is change]
 
 
-def run_of(reports: Sequence[Report]) -> Run:
-    """The leaks of one run, over all its processes; without those that a suppression accepts."""
-    return Run(
+def run_of(reports: Sequence[Report]) -> RunSummary:
+    """The leaks of one run, over all its processes, without those that a suppression accepts."""
+    return RunSummary(
         leaks=leaks_of(finding for report in reports for finding in report.findings),
         seconds=max((report.seconds for report in reports), default=0.0),
         ended=all(report.ended_by.by_target for report in reports),
@@ -151,8 +152,8 @@ def leaks_of(findings: Iterable[Finding]) -> dict[str, Leak]:
     return leaks
 
 
-def compare(old: Run, new: Run) -> Comparison:
-    """Hold one run against another."""
+def compare(old: RunSummary, new: RunSummary) -> Comparison:
+    """Compare two runs."""
     compared = []
     for name in {**new.leaks, **old.leaks}:
         before, after = old.leaks.get(name), new.leaks.get(name)
@@ -170,24 +171,24 @@ def compare(old: Run, new: Run) -> Comparison:
 
 
 def grew(verdict: Verdict, before: Amount, after: Amount) -> bool:
-    """More of it: by number, and of mappings also by bytes; the size of stacks is a setting of the system."""
+    """Whether a leak grew: in number or, if it is not of stacks, whose size the system sets, in bytes."""
     return after.count > before.count or (not verdict.of_stacks and after.size > before.size)
 
 
-def _comparable(old: Run, new: Run) -> bool:
+def _comparable(old: RunSummary, new: RunSummary) -> bool:
     if old.ended and new.ended:
         return True
     return abs(old.seconds - new.seconds) <= _COMPARABLE * max(old.seconds, new.seconds)
 
 
-def _change(before: Optional[Leak], after: Optional[Leak], old: Run, new: Run) -> Change:
+def _change(before: Optional[Leak], after: Optional[Leak], old: RunSummary, new: RunSummary) -> Change:
     if before is None:
         return Change.NEW
     if after is None:
         return Change.GONE
     was, now = before.amount, after.amount
     if not (old.ended and new.ended):
-        # How much stands is only a matter of how long the process ran before.
+        # In a running process the amount depends on how long it had run before, so compare the rates.
         was_rate, now_rate = was.bytes_per_minute, now.bytes_per_minute
         if was_rate is not None and now_rate is not None:
             if not _differ(_per_minute(was), _per_minute(now), min(old.seconds, new.seconds)):
@@ -203,12 +204,12 @@ def _change(before: Optional[Leak], after: Optional[Leak], old: Run, new: Run) -
 
 
 def _per_minute(amount: Amount) -> float:
-    """How many come in a minute."""
+    """The number of leaks in a minute."""
     return (amount.bytes_per_minute or 0.0) * amount.count / amount.size if amount.size else 0.0
 
 
 def _differ(one: float, other: float, seconds: float) -> bool:
-    """Whether two numbers a minute are more apart than chance would have them in a window so long."""
+    """Whether two rates per minute differ by more than chance, in a window of so many seconds."""
     few, many = sorted((one * seconds / 60, other * seconds / 60))
     return many - few > max(1.0, _STEADY * many, _CHANCE * sqrt(max(few, 0.0)))
 

@@ -6,8 +6,8 @@
     mapping:file=*/third_party/*   mappings that are no stacks of threads, by a source file
     any:fingerprint=0123456789abcdef
 
-``TYPE:[FIELD=]GLOB``.  Without a field, the pattern may match any of them.  It has to match a whole name,
-case counts; ``*``, ``?`` and ``[...]`` are as in fnmatch(3), and ``*`` matches slashes too.
+A line is ``TYPE:[FIELD=]GLOB``.  Without a field, the pattern may match any field.  It must match a whole
+name, with case; ``*``, ``?`` and ``[...]`` are as in fnmatch(3), and ``*`` matches slashes too.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from ebpftrace.fingerprint import fingerprint, module_name
 from ebpftrace.model import Finding, Frame
 from ebpftrace.wrappers import qualified
 
-_LONGEST_LINE = 4096
+_MAX_LINE = 4096
 
 
 class Kind(Enum):
-    """Which findings a suppression is for."""
+    """The findings that a suppression applies to."""
 
     THREAD = "thread"
     """Stacks of threads."""
     MAPPING = "mapping"
-    """All others."""
+    """All other findings."""
     ANY = "any"
 
 
 class Field(Enum):
-    """What a pattern is held against."""
+    """The names that a pattern is compared with."""
 
     FUNCTION = "function"
     """A function of the stack, or the start routine; with and without its arguments."""
     FILE = "file"
-    """The source file of one of these: its path or its last part."""
+    """The source file of such a function: its path, or the last part of it."""
     MODULE = "module"
-    """The program or library of one of these: its path, its last part, or that without a version."""
+    """The program or library of such a function: its path, the last part of it, or that without a version."""
     NAME = "name"
     """The name of a thread that the finding is about."""
     FINGERPRINT = "fingerprint"
 
 
 class BadSuppression(ValueError):
-    """A line that is none; ``number`` counts from 1."""
+    """A line that is not a suppression; ``number`` counts from 1."""
 
     def __init__(self, number: int, why: str) -> None:
         super().__init__(f"line {number}: {why}")
@@ -66,13 +66,13 @@ class Suppression:
 
     kind: Kind
     field: Optional[Field]
-    """None: any."""
+    """None means any field."""
     glob: str
     line: int = 0
 
     @property
     def text(self) -> str:
-        """As it stands in a file."""
+        """The line in the file."""
         return f"{self.kind.value}:{f'{self.field.value}=' if self.field else ''}{self.glob}"
 
     @cached_property
@@ -89,14 +89,14 @@ class Suppression:
 
 @dataclass(frozen=True)
 class Traits:
-    """What the patterns are held against, of one finding."""
+    """The names of one finding that patterns are compared with."""
 
     kind: Kind
     names: dict[Field, frozenset[str]]
 
     @classmethod
     def of(cls, finding: Finding) -> Traits:
-        """Collect them."""
+        """Collect the names of a finding."""
         routine = finding.start_routine
         frames = [*finding.stack.frames, *([routine] if routine is not None else [])]
         owners = {one.outstanding.owner for one in finding.orphans if one.outstanding.owner is not None}
@@ -118,7 +118,7 @@ class Traits:
 
 
 def parse(text: str) -> tuple[Suppression, ...]:
-    """The suppressions of a file.  Raises BadSuppression."""
+    """The suppressions of a file.  Raises ``BadSuppression``."""
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
         rule = line.strip()
@@ -128,7 +128,7 @@ def parse(text: str) -> tuple[Suppression, ...]:
 
 
 def first_match(suppressions: Sequence[Suppression], finding: Finding) -> Optional[Suppression]:
-    """The first that accepts a finding; None where none does."""
+    """The first suppression that accepts a finding; None if none does."""
     if not suppressions:
         return None
     traits = Traits.of(finding)
@@ -145,8 +145,8 @@ def _parsed(rule: str, number: int) -> Suppression:
     glob = (rest if field is not None else pattern).strip()
     if not glob:
         raise BadSuppression(number, f"{rule[:60]!a} has no pattern: * matches everything")
-    if len(glob) > _LONGEST_LINE:
-        raise BadSuppression(number, f"the pattern is longer than {_LONGEST_LINE} characters")
+    if len(glob) > _MAX_LINE:
+        raise BadSuppression(number, f"the pattern is longer than {_MAX_LINE} characters")
     return Suppression(kind, field, glob, number)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Baseline + kernel rows + events -> outstanding mappings with their owners; pure, no I/O.
 
-``events`` what a start address cannot settle; ``intervals`` the map of disjoint ranges;
-``space`` the address space as the events change it; ``replay`` the ledger itself;
-``verify`` its answer held against /proc; ``owners`` who owns what; ``totals`` bytes by owner.
+``events`` what a start address cannot settle; ``intervals`` the map of disjoint ranges; ``space`` the address
+space as the events change it; ``replay`` the ledger itself; ``verify`` compares its answer with /proc;
+``owners`` gives each mapping its owner; ``totals`` adds up by owner.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calls that failed did all the same; pure."""
+"""What failed calls unmapped or moved before they failed; pure."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from collections.abc import Iterable
 from itertools import islice
 
 from ebpftrace.callflags import MAP_FIXED, MREMAP_FIXED
-from ebpftrace.covered import Covered
-from ebpftrace.ledger.events import Event, Hole, Move
+from ebpftrace.ledger.events import Event, Remapped, Unmapped
 from ebpftrace.ledger.intervals import IntervalMap
 from ebpftrace.model import FailedCall, Interval
+from ebpftrace.range_set import RangeSet
 
-_MOST_GAPS = 1000
-"""Of one call that are looked at: its arguments may be anything."""
+_MAX_GAPS = 1000
+"""Limit for one call: its arguments may name any range."""
 
 
 def effects(
-    calls: Iterable[FailedCall], mapped: Covered, departures: Iterable[tuple[int, Interval]]
+    calls: Iterable[FailedCall], mapped: RangeSet, departures: Iterable[tuple[int, Interval]]
 ) -> list[Event]:
-    """Return what calls that failed did all the same, by what is ``mapped`` some time after them.
+    """Return what failed calls unmapped or moved, judged by what is ``mapped`` some time after them.
 
-    mmap with MAP_FIXED and mremap with MREMAP_FIXED unmap what they replace before the last thing can go
-    wrong (mm/mmap.c, mm/vma.c, mm/mremap.c); since 6.17 an mremap moves several areas one by one and stops at
-    the first that it can't move.  Where something is mapped now, it was left alone, or a later call is told
-    of; and so it is with what other calls unmapped or moved away later (``departures``, with their times).
+    mmap with MAP_FIXED and mremap with MREMAP_FIXED unmap what they replace before their last possible error
+    (mm/mmap.c, mm/vma.c, mm/mremap.c); since 6.17 an mremap moves several areas one by one and stops at the
+    first that it can't move.  A range that is mapped now was left alone, or a later call mapped it, which has
+    a row of its own.  A range that another call unmapped or moved away later (``departures``: time, range)
+    was left alone as well.
     """
     events: list[Event] = []
     left_later: IntervalMap[bool] = IntervalMap()
@@ -38,7 +39,7 @@ def effects(
     return events
 
 
-def _effects(call: FailedCall, mapped: Covered, left_later: IntervalMap[bool]) -> list[Event]:
+def _effects(call: FailedCall, mapped: RangeSet, left_later: IntervalMap[bool]) -> list[Event]:
     if call.call == "mmap" and call.flags & MAP_FIXED:
         return _holes(_gaps(Interval(call.start, call.start + call.length), mapped, left_later), call.at)
     if call.call != "mremap" or not call.flags & MREMAP_FIXED or not call.length:
@@ -49,21 +50,21 @@ def _effects(call: FailedCall, mapped: Covered, left_later: IntervalMap[bool]) -
     events = _holes(_gaps(new, mapped, left_later), call.at)
     for gap in _gaps(old, mapped, left_later):
         events += _holes([gap], call.at)
-        there = Interval(max(gap.start + shift, new.start), min(gap.end + shift, new.end))
-        for part in mapped.parts(there) if there.size > 0 else ():
-            came_from = Interval(part.start - shift, part.end - shift)
-            events.append(Move(came_from, part, call.at - 2, call.at - 1, may_be_empty=True))
+        target = Interval(max(gap.start + shift, new.start), min(gap.end + shift, new.end))
+        for part in mapped.intersection(target) if target.size > 0 else ():
+            source = Interval(part.start - shift, part.end - shift)
+            events.append(Remapped(source, part, call.at - 2, call.at - 1, may_be_empty=True))
     return events
 
 
 def _holes(gaps: Iterable[Interval], at: int) -> list[Event]:
-    return [Hole(gap, at) for gap in gaps]
+    return [Unmapped(gap, at) for gap in gaps]
 
 
-def _gaps(wanted: Interval, mapped: Covered, others: IntervalMap[bool]) -> list[Interval]:
-    """Return what of it is neither mapped nor in the others; no more than a real call leaves."""
+def _gaps(wanted: Interval, mapped: RangeSet, others: IntervalMap[bool]) -> list[Interval]:
+    """Return the parts of ``wanted`` that are neither mapped nor in ``others``."""
     gaps = []
-    for gap in islice(mapped.gaps(wanted), _MOST_GAPS):
+    for gap in islice(mapped.gaps(wanted), _MAX_GAPS):
         at = gap.start
         for start, end, _ in others.overlapping(*gap):
             if at < start:

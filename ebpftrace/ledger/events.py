@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel's ledger cannot settle by a start address and leaves to Python.
+"""The events that the BPF programs send: changes that a start address alone cannot settle.
 
 Times are nanoseconds of CLOCK_MONOTONIC, ranges bytes rounded to whole pages as the
 kernel rounds them.  Events may arrive in any order: only their times count.
@@ -12,33 +12,32 @@ from typing import NamedTuple, Union
 from ebpftrace.model import Interval, Row
 
 
-class Hole(NamedTuple):
+class Unmapped(NamedTuple):
     """A successful munmap, or the range a MAP_FIXED call replaced.
 
-    It takes away what came to lie in ``interval`` strictly before ``at``: the enter of a munmap,
-    the exit of a MAP_FIXED mmap or MREMAP_FIXED mremap (whose own row has ``since == at``).
+    It removes what was placed in ``interval`` strictly before ``at``, which is the entry of a munmap or
+    the exit of a MAP_FIXED mmap or MREMAP_FIXED mremap (the row of that call has ``since == at``).
     """
 
     interval: Interval
     at: int
 
 
-class Displaced(NamedTuple):
-    """A row that lost its slot in the kernel's table and is Python's to keep from now on.
+class Evicted(NamedTuple):
+    """A row that left the BPF map although a part of it may still be mapped; Python keeps it from now on.
 
-    A newer mapping took the same start while a rest of this one may still be mapped, or the
-    kernel gave the row up although a ``Move`` may have carried a part of it elsewhere.
+    Either a newer mapping has the same start, or a ``Remapped`` may have moved a part of the row elsewhere.
     """
 
     row: Row
 
 
-class Move(NamedTuple):
-    """A successful mremap that was no plain move of one whole, untouched row.
+class Remapped(NamedTuple):
+    """A successful mremap, except the plain move of one whole row, for which the BPF program moves the row.
 
-    Not one that leaves the old range as it is (MREMAP_DONTUNMAP, an old size of 0): that makes a row.
-    ``at`` is the enter, ``done_at`` the exit.  ``may_be_empty``: nothing was perhaps mapped at ``old``, and
-    then nothing came.
+    A call that keeps the old range (MREMAP_DONTUNMAP, an old size of 0) makes a row instead.  ``at`` is the
+    entry, ``done_at`` the exit.  ``may_be_empty``: perhaps nothing was mapped at ``old``, so nothing was
+    moved.
     """
 
     old: Interval
@@ -48,4 +47,4 @@ class Move(NamedTuple):
     may_be_empty: bool = False
 
 
-Event = Union[Hole, Displaced, Move]
+Event = Union[Unmapped, Evicted, Remapped]

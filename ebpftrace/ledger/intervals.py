@@ -14,13 +14,13 @@ from ebpftrace.model import Interval
 V = TypeVar("V")
 
 
-def apart(
+def isolated(
     ranges: Iterable[tuple[int, int, V]], others: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[V, bool]]:
-    """Yield the values of the ranges, and whether each shares no address with any other range.
+    """Yield the value of each range, and whether the range shares no address with any other one.
 
     ``ranges`` ascend by their starts; ``others`` come in any order and may overlap each other.  An empty
-    range shares.  O(n + m log m).
+    range counts as shared.  O(n + m log m).
     """
     obstacles = [*sorted(others), (sys.maxsize, 0)]
     at = 0
@@ -40,7 +40,7 @@ def apart(
 
 
 def extend(pieces: list[Interval], start: int, end: int) -> None:
-    """Add a range to ascending pieces; where it begins at the end of the last one they become one."""
+    """Append a range to ascending pieces, joined with the last one where they touch."""
     if pieces and pieces[-1].end == start:
         pieces[-1] = Interval(pieces[-1].start, end)
     else:
@@ -66,42 +66,43 @@ class IntervalMap(Generic[V]):
             yield start, end, value
 
     def copy(self) -> IntervalMap[V]:
-        """Return a map of its own with the same values; O(n)."""
+        """Return an independent map with the same values; O(n)."""
         twin: IntervalMap[V] = IntervalMap()
         twin._at = SortedDict(self._at)
         return twin
 
     def rebuild(self, change: Callable[[V], Optional[V]]) -> None:
-        """Give every range the value ``change`` makes of its own, drop those it makes None of; O(n)."""
+        """Replace each value by ``change(value)``; drop the ranges for which that is None; O(n)."""
         changed = ((start, end, change(value)) for start, (end, value) in self._at.items())
         self._at = SortedDict({start: (end, value) for start, end, value in changed if value is not None})
 
     def add(self, ranges: Iterable[tuple[int, int, V]]) -> None:
-        """Add ranges that are not empty and share no address with each other or with what is here."""
+        """Add ranges that are not empty and share no address with each other or with the map."""
         self._at.update({start: (end, value) for start, end, value in ranges})
 
     def at(self, address: int) -> Optional[V]:
         """Return the value at ``address``, None where there is none."""
-        found = self._whole(address, address + 1)
+        found = self._reaching_into(address, address + 1)
         return found[0][2] if found else None
 
     def overlapping(self, start: int, end: int) -> list[tuple[int, int, V]]:
-        """Return what lies in [start, end), clipped to it, ascending."""
+        """Return the ranges within [start, end), clipped to it, ascending."""
         return [
             (max(range_start, start), min(range_end, end), value)
-            for range_start, range_end, value in self._whole(start, end)
+            for range_start, range_end, value in self._reaching_into(start, end)
         ]
 
-    def cut(self, start: int, end: int, goes: Callable[[V], bool]) -> list[tuple[int, int, V]]:
-        """Remove from [start, end) every value that ``goes``; return what was removed, ascending."""
-        return [self._cut_one(start, end, *whole) for whole in self._whole(start, end) if goes(whole[2])]
+    def cut(self, start: int, end: int, removable: Callable[[V], bool]) -> list[tuple[int, int, V]]:
+        """Remove the ``removable`` values from [start, end); return the removed ranges, ascending."""
+        found = self._reaching_into(start, end)
+        return [self._cut_one(start, end, *whole) for whole in found if removable(whole[2])]
 
-    def fill(self, start: int, end: int, value: V, yields: Callable[[V], bool]) -> None:
-        """Put ``value`` on [start, end), except where a value stands that does not yield."""
+    def fill(self, start: int, end: int, value: V, replaceable: Callable[[V], bool]) -> None:
+        """Set [start, end) to ``value``, except where the present value is not ``replaceable``."""
         at = start
-        for whole in self._whole(start, end):
-            range_start, range_end, standing = whole
-            if yields(standing):
+        for whole in self._reaching_into(start, end):
+            range_start, range_end, present = whole
+            if replaceable(present):
                 self._cut_one(start, end, *whole)
                 continue
             if at < range_start:
@@ -110,8 +111,8 @@ class IntervalMap(Generic[V]):
         if at < end:
             self._at[at] = (end, value)
 
-    def _whole(self, start: int, end: int) -> list[tuple[int, int, V]]:
-        """Return the ranges that reach into [start, end), whole, ascending."""
+    def _reaching_into(self, start: int, end: int) -> list[tuple[int, int, V]]:
+        """Return the ranges that reach into [start, end), not clipped, ascending."""
         found: list[tuple[int, int, V]] = []
         if start >= end:
             return found
@@ -126,7 +127,7 @@ class IntervalMap(Generic[V]):
     def _cut_one(
         self, start: int, end: int, range_start: int, range_end: int, value: V
     ) -> tuple[int, int, V]:
-        """Remove [start, end) from one range that reaches into it; return what was removed."""
+        """Remove [start, end) from one range that reaches into it; return the removed part."""
         if range_start < start:
             self._at[range_start] = (start, value)
             range_start = start

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who owns an outstanding mapping: the thread that runs on it, else the one that made it."""
+"""The owner of an outstanding mapping: the thread that runs on it, else the one that mapped it."""
 
 from __future__ import annotations
 
@@ -11,113 +11,123 @@ from itertools import chain
 from operator import itemgetter
 from typing import TypeVar
 
-from ebpftrace.model import Mapping, Outstanding, OwnedBy, Run, Stand, Thread, ThreadId
+from ebpftrace.model import Mapping, Outstanding, OwnedBy, StackSighting, Thread, ThreadId, ThreadStart
 
 T = TypeVar("T")
 
 UNKNOWN_TGID = 0
-"""``tgid`` of a thread whose thread group nobody told."""
+"""``tgid`` of a thread whose thread group is not known."""
 
 
 def assign(
     mappings: Sequence[Mapping],
-    runs: Iterable[Run],
+    runs: Iterable[ThreadStart],
     threads: collections.abc.Mapping[ThreadId, Thread],
-    stands: Iterable[Stand] = (),
+    sightings: Iterable[StackSighting] = (),
 ) -> list[Outstanding]:
     """Give each mapping its owner; the mappings ascend by their starts and do not overlap.
 
-    A clone's stack is matched by containment, never by size or flags, or by what the ledger says the thread
-    was put on (``Mapping.runners``).  It counts for a mapping that lay there when the thread was born.  Of
-    several threads that ran on one mapping one that lives wins, then the latest born: a cached stack that is
-    reused changes owner, and a mapping from which many stacks are cut is nobody's leftover while one of them
-    is in use.  A child that was put on its creator's own stack, as musl's posix_spawn does, leaves nothing
-    behind.
+    A clone's stack belongs to the mapping that contains it (size and flags prove nothing), or to the one that
+    the ledger recorded when the thread started (``Mapping.stack_users``), if that mapping existed when the
+    thread started.  Of several threads on one mapping a living one wins, then the one that started last: a
+    cached stack that is reused changes its owner, and a mapping that serves as many stacks is in use as long
+    as one of them is.  A child that was given a part of its creator's own stack (musl's posix_spawn) owns
+    nothing.
 
-    Where nobody was put, who stood there by himself (``stands``) owns what was mapped in the window.
+    A mapping that was given to no thread, but on which a thread was seen to run (``sightings``), belongs to
+    that thread if it was made in the window.
 
-    A mapper that is neither among ``threads`` nor among the runs may live or not: such a mapping has no
-    owner, as nobody knows one.
+    A mapper that is neither among ``threads`` nor among ``runs`` may be alive or not: its mappings have no
+    owner.
     """
     runs = list(runs)
-    found = {**threads, **{run.thread: _runner(run, threads) for run in runs}}
-    runners: dict[int, tuple[Run, Thread]] = {}
-    for index, run in chain(_placed(runs, mappings), _told(runs, mappings)):
-        if not _was_there(mappings[index], run):
+    found = {**threads, **{run.thread: _stack_user(run, threads) for run in runs}}
+    stack_users: dict[int, tuple[ThreadStart, Thread]] = {}
+    for index, run in chain(_containing(runs, mappings), _recorded(runs, mappings)):
+        if not _existed(mappings[index], run):
             continue
-        runner = _runner(run, threads)
-        if not runner.alive and _is_lent(mappings[index], run):
+        user = _stack_user(run, threads)
+        if not user.alive and _is_lent(mappings[index], run):
             continue
-        if index not in runners or _rank(runner) > _rank(runners[index][1]):
-            runners[index] = run, runner
-    standers: dict[int, tuple[int, Thread]] = {}
-    for index, stand in _located(((stand.stack_byte, stand) for stand in stands), mappings):
-        since, stander = mappings[index].since, found.get(stand.thread)
-        if index in runners or stander is None or since is None or stand.at < since:
+        if index not in stack_users or _rank(user) > _rank(stack_users[index][1]):
+            stack_users[index] = run, user
+    seen: dict[int, tuple[bool, int, Thread]] = {}
+    for index, sighting in _located(((each.stack_byte, each) for each in sightings), mappings):
+        since, thread = mappings[index].since, found.get(sighting.thread)
+        if index in stack_users or thread is None or since is None or sighting.at < since:
             continue
-        if index not in standers or (stander.alive, stand.at) > (
-            standers[index][1].alive,
-            standers[index][0],
-        ):
-            standers[index] = stand.at, stander
+        if index not in seen or (thread.alive, sighting.at) > seen[index][:2]:
+            seen[index] = thread.alive, sighting.at, thread
     outstanding = []
     for index, mapping in enumerate(mappings):
         mapper = found.get(mapping.mapper) if mapping.mapper is not None else None
-        if index in runners:
-            run, runner = runners[index]
-            one = Outstanding(mapping, runner, OwnedBy.RUNS_ON_IT, mapper, run)
-        elif index in standers:
-            one = Outstanding(mapping, standers[index][1], OwnedBy.STOOD_ON_IT, mapper)
+        if index in stack_users:
+            run, user = stack_users[index]
+            owned = Outstanding(mapping, user, OwnedBy.RUNS_ON_IT, mapper, run)
+        elif index in seen:
+            owned = Outstanding(mapping, seen[index][2], OwnedBy.SWITCHED_TO_IT, mapper)
         else:
-            one = Outstanding(mapping, mapper, OwnedBy.MAPPED_IT if mapper is not None else None, mapper)
-        outstanding.append(one)
+            owned = Outstanding(mapping, mapper, OwnedBy.MAPPED_IT if mapper is not None else None, mapper)
+        outstanding.append(owned)
     return outstanding
 
 
-def _is_lent(mapping: Mapping, run: Run) -> bool:
-    """Whether the creator stood on the same mapping, and so can't have meant all of it for the child."""
-    stood = run.creator_stack_pointer
-    return stood != 0 and any(piece.start <= stood < piece.end for piece in mapping.pieces)
+def _is_lent(mapping: Mapping, run: ThreadStart) -> bool:
+    """Whether the creator itself ran on the mapping, and so did not give all of it to the child."""
+    creator_sp = run.creator_stack_pointer
+    return creator_sp != 0 and any(piece.start <= creator_sp < piece.end for piece in mapping.pieces)
 
 
-def _was_there(mapping: Mapping, run: Run) -> bool:
-    """Say whether the mapping lay where it lies when the thread was born.
+def _existed(mapping: Mapping, run: ThreadStart) -> bool:
+    """Say whether the mapping was at its present address when the thread started.
 
-    ``since``, not ``made_at``: realloc moves large blocks by mremap, often to where a stack used to be.
+    ``since``, not ``made_at``: realloc moves large blocks by mremap, often to a former stack's address.
     """
-    return mapping.since is None or run.thread.born >= mapping.since
+    return mapping.since is None or run.thread.started_at >= mapping.since
 
 
 def _rank(thread: Thread) -> tuple[bool, int, int]:
-    return thread.alive, thread.id.born, thread.id.tid
+    return thread.alive, thread.id.started_at, thread.id.tid
 
 
-def _runner(run: Run, threads: collections.abc.Mapping[ThreadId, Thread]) -> Thread:
-    """Return the thread of a run; an exit that either source knows of is true."""
+def _stack_user(run: ThreadStart, threads: collections.abc.Mapping[ThreadId, Thread]) -> Thread:
+    """Return the thread of a run; it has exited if either source says so."""
     known = threads.get(run.thread)
     if known is None:
-        return Thread(run.thread, run.name, run.tgid, run.exited_at, run.creator, run.creator_name)
+        creator = threads.get(run.creator)
+        return Thread(
+            run.thread,
+            run.name,
+            run.tgid,
+            run.exited_at,
+            run.creator,
+            run.creator_name,
+            inner_tid=run.inner_tid,
+            creator_inner_tid=creator.inner_tid if creator is not None else None,
+        )
     if known.alive and run.exited_at is not None:
-        return replace(known, exited_at=run.exited_at)
+        return replace(known, exited_at=run.exited_at, inner_tid=run.inner_tid)
     return known
 
 
-def _placed(runs: Sequence[Run], mappings: Sequence[Mapping]) -> Iterator[tuple[int, Run]]:
-    """Yield the runs whose stacks lie in a mapping, and its index."""
+def _containing(
+    runs: Sequence[ThreadStart], mappings: Sequence[Mapping]
+) -> Iterator[tuple[int, ThreadStart]]:
+    """Yield each run whose stack lies in a mapping, after the mapping's index."""
     return _located(((run.stack_byte, run) for run in runs), mappings)
 
 
-def _told(runs: Sequence[Run], mappings: Sequence[Mapping]) -> Iterator[tuple[int, Run]]:
-    """Yield the runs that the ledger tells with a mapping, and its index."""
-    by_thread: dict[ThreadId, Run] = {}
+def _recorded(runs: Sequence[ThreadStart], mappings: Sequence[Mapping]) -> Iterator[tuple[int, ThreadStart]]:
+    """Yield each run that the ledger recorded with a mapping, after the mapping's index."""
+    by_thread: dict[ThreadId, ThreadStart] = {}
     for index, mapping in enumerate(mappings):
-        if mapping.runners:
+        if mapping.stack_users:
             by_thread = by_thread or {run.thread: run for run in runs}
-            yield from ((index, by_thread[thread]) for thread in mapping.runners if thread in by_thread)
+            yield from ((index, by_thread[thread]) for thread in mapping.stack_users if thread in by_thread)
 
 
 def _located(addressed: Iterable[tuple[int, T]], mappings: Sequence[Mapping]) -> Iterator[tuple[int, T]]:
-    """Yield what has its address in a mapping, and the mapping's index; O(n + m log m) for m addresses."""
+    """Yield each item whose address lies in a mapping, after its index; O(n + m log m) for m addresses."""
     firsts = ((mapping.pieces[0], index) for index, mapping in enumerate(mappings))
     others = sorted((piece, index) for index, mapping in enumerate(mappings) for piece in mapping.pieces[1:])
     waiting = sorted(addressed, key=itemgetter(0), reverse=True)
@@ -125,8 +135,8 @@ def _located(addressed: Iterable[tuple[int, T]], mappings: Sequence[Mapping]) ->
         return
     for (start, end), index in merge(firsts, others) if others else firsts:
         while waiting and waiting[-1][0] < end:
-            address, one = waiting.pop()
+            address, item = waiting.pop()
             if address >= start:
-                yield index, one
+                yield index, item
         if not waiting:
             return

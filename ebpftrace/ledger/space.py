@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The address space as rows, holes and moves change it, one step at a time."""
+"""An address space to which rows, unmapped ranges and moves are applied one by one."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple, Optional
 
-from ebpftrace.ledger.events import Move
+from ebpftrace.ledger.events import Remapped
 from ebpftrace.ledger.intervals import IntervalMap, extend
 from ebpftrace.model import Interval, Mapping, Row, ThreadId, Vma
 from ebpftrace.vmas import HEAP
 
 RowKey = tuple[int, int]
-"""What names a row of the kernel's ledger for good: (start, since)."""
+"""Identifies a row of the BPF map for the whole trace: (start, since)."""
 
 BEFORE_ALL = -1
-"""``since`` of the baseline: older than any event, so that each of them acts on it."""
+"""``since`` of the baseline: older than any event, so that every event acts on it."""
 
 SPECIAL_NAMES = (HEAP, "[stack", "[vdso]", "[vvar", "[vsyscall]", "[vectors]", "[sigpage]", "[uprobes]")
-"""How names start that the kernel gives to areas no mmap call made (fs/proc/task_mmu.c, arch vdso code)."""
+"""How the kernel's names of areas begin that no mmap call made (fs/proc/task_mmu.c, arch vdso code)."""
 
 
 def is_special(vma: Vma) -> bool:
-    """Say whether this area came without an mmap call, and so is no mapping of the ledger.
+    """Say whether no mmap call made this area, so that it is no mapping of the ledger.
 
-    ``[heap]`` is brk's and is accounted as brk growth; ``[stack]`` grows by page faults, without a call;
-    the others are the kernel's own.  None of them can be an orphan, and none has a mapper.
-    Named anonymous memory (``[anon:...]``, PR_SET_VMA_ANON_NAME) is a mapping like any other.
+    ``[heap]`` is grown by brk(2), which is counted as brk growth; ``[stack]`` grows by page faults; the
+    kernel makes the others.  None of them can be an orphan, and none has a mapper. Named anonymous memory
+    (``[anon:...]``, PR_SET_VMA_ANON_NAME) is a mapping like any other.
     """
     return vma.path.startswith(SPECIAL_NAMES)
 
 
 @dataclass(eq=False)
-class Origin:
+class RowOrigin:
     """The call that put a mapping where it is; compared by identity: one origin, one mapping."""
 
     since: Optional[int] = None
@@ -48,13 +48,13 @@ class Origin:
 
 
 class Piece(NamedTuple):
-    """What a range of addresses holds."""
+    """What is mapped at a range of addresses."""
 
-    origin: Origin
+    origin: RowOrigin
     since: int
-    """When this very range came to hold it."""
+    """Since when it is mapped at this range."""
     row: Optional[RowKey]
-    """The kernel's row that stands for it: without the row it is gone.  None: Python's to keep."""
+    """The row of the BPF map that represents it and ends with it; None where there is no row."""
 
 
 Found = list[tuple[int, int, Piece]]
@@ -68,119 +68,121 @@ def whole_mapping(row: Row) -> Mapping:
 
 
 def row_key(row: Row) -> RowKey:
-    """Return what names the row for good."""
+    """Return what identifies the row for the whole trace."""
     return row.start, row.since
 
 
-def _piece_of(row: Row, kernel_keeps_it: bool) -> Piece:
+def _piece_of(row: Row, is_in_table: bool) -> Piece:
     made = Interval(row.start, row.start + row.length)
-    origin = Origin(row.since, row.made_at, row.mapper, row.prot, row.flags, row.site, made)
-    return Piece(origin, row.since, row_key(row) if kernel_keeps_it else None)
+    origin = RowOrigin(row.since, row.made_at, row.mapper, row.prot, row.flags, row.site, made)
+    return Piece(origin, row.since, row_key(row) if is_in_table else None)
 
 
 class Space:
-    """Which piece lies where; the steps may come in any order that respects their times.
+    """The pieces of an address space; steps are applied in the order of their times.
 
-    A step that comes late (its time is before that of steps already taken) still does the right
-    thing where it can: it never touches a piece that is newer than the step.
+    A step may also come late (after steps with later times): it never changes a piece that is newer than
+    itself.
     """
 
     def __init__(self, baseline: Iterable[Vma] = ()) -> None:
         """``baseline``: no two overlap."""
         self._pieces: IntervalMap[Piece] = IntervalMap()
-        self._in_transit: dict[Move, Found] = {}
+        self._in_transit: dict[Remapped, Found] = {}
         self._pieces.add(
-            (vma.start, vma.end, Piece(Origin(), BEFORE_ALL, None)) for vma in baseline if not is_special(vma)
+            (vma.start, vma.end, Piece(RowOrigin(), BEFORE_ALL, None))
+            for vma in baseline
+            if not is_special(vma)
         )
 
     def copy(self) -> Space:
-        """Return an address space of its own in the same state."""
+        """Return an independent address space in the same state."""
         twin = Space()
         twin._pieces = self._pieces.copy()
         twin._in_transit = dict(self._in_transit)
         return twin
 
-    def settle(self, alive: set[RowKey], displaced: set[RowKey]) -> None:
-        """Drop the pieces of rows that are no longer alive; those of displaced rows are Python's now."""
+    def drop_rows(self, present: set[RowKey], evicted: set[RowKey]) -> None:
+        """Drop the pieces whose rows are no longer ``present``; those of evicted rows lose their row."""
 
-        def settled(piece: Piece) -> Optional[Piece]:
-            if piece.row in displaced:
+        def changed(piece: Piece) -> Optional[Piece]:
+            if piece.row in evicted:
                 return piece._replace(row=None)
-            return piece if piece.row is None or piece.row in alive else None
+            return piece if piece.row is None or piece.row in present else None
 
-        self._pieces.rebuild(settled)
+        self._pieces.rebuild(changed)
 
-    def insert(self, row: Row, kernel_keeps_it: bool) -> None:
-        """Enter a mapping; it replaces what it covers of older ones."""
-        self._put(row.start, row.start + row.length, _piece_of(row, kernel_keeps_it))
+    def insert(self, row: Row, is_in_table: bool) -> None:
+        """Add a mapping, which replaces older pieces; ``is_in_table`` if its row is in the BPF map."""
+        self._put(row.start, row.start + row.length, _piece_of(row, is_in_table))
 
-    def insert_apart(self, rows: Iterable[Row]) -> None:
-        """Enter rows that the kernel keeps and that overlap neither each other nor what is here."""
+    def insert_separately(self, rows: Iterable[Row]) -> None:
+        """Add rows of the BPF map that overlap neither each other nor any piece."""
         self._pieces.add((row.start, row.start + row.length, _piece_of(row, True)) for row in rows)
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """Yield what is mapped, ascending."""
+        """Yield the mapped ranges, ascending."""
         return ((start, end) for start, end, _ in self._pieces)
 
     def rows(self) -> set[RowKey]:
-        """Return the rows of the kernel that stand for something here."""
+        """Return the rows that any piece belongs to."""
         return {piece.row for _, _, piece in self._pieces if piece.row is not None}
 
-    def origins(self) -> set[Origin]:
-        """Return whatever something is left of here."""
+    def origins(self) -> set[RowOrigin]:
+        """Return the origins of all pieces."""
         return {piece.origin for _, _, piece in self._pieces}
 
     def mappers(self) -> set[ThreadId]:
-        """Return who mapped what is here or on its way."""
+        """Return the mappers of all pieces, also of those that are being moved."""
         found = chain(self._pieces, *self._in_transit.values())
         return {piece.origin.mapper for _, _, piece in found if piece.origin.mapper is not None}
 
-    def holds(self, address: int) -> bool:
+    def contains(self, address: int) -> bool:
         """Say whether something is mapped at ``address``."""
         return self._pieces.at(address) is not None
 
-    def origin_at(self, address: int, at: int) -> Optional[Origin]:
-        """Return what lies at ``address`` and came there no later than ``at``."""
+    def origin_at(self, address: int, at: int) -> Optional[RowOrigin]:
+        """Return the origin at ``address`` if it has been mapped there since ``at`` or longer."""
         piece = self._pieces.at(address)
         return piece.origin if piece is not None and piece.since <= at else None
 
-    def dig(self, start: int, end: int, at: int) -> Found:
-        """Remove and return what came to lie in [start, end) strictly before ``at``."""
+    def remove(self, start: int, end: int, at: int) -> Found:
+        """Remove and return the pieces that were placed in [start, end) strictly before ``at``."""
         return self._pieces.cut(start, end, lambda piece: piece.since < at)
 
-    def leave(self, move: Move) -> None:
-        """First half of a move, at its enter: what goes is taken out and is in transit; once is enough."""
+    def begin_move(self, move: Remapped) -> None:
+        """First half of a move, at its entry: take the pieces out; a repetition does nothing."""
         if move in self._in_transit:
             return
         old, new = move.old, move.new
         if new.size < old.size:
             # A shrinking mremap first unmaps the tail, gaps or not (mm/mremap.c).
-            self.dig(old.start + new.size, old.end, move.at)
+            self.remove(old.start + new.size, old.end, move.at)
             old = Interval(old.start, old.start + new.size)
         if new.start == old.start:
-            # In place, nothing else than the tail changes.
+            # In place only the tail changes.
             last = self._pieces.at(old.end - 1)
             self._in_transit[move] = [(old.end - 1, old.end, last)] if last else []
         else:
-            self._in_transit[move] = self.dig(*old, move.at)
+            self._in_transit[move] = self.remove(*old, move.at)
 
-    def arrive(self, move: Move) -> None:
-        """Second half of a move, at its exit: what is in transit is put at its new place.
+    def finish_move(self, move: Remapped) -> None:
+        """Second half of a move, at its exit: put the pieces at their new addresses.
 
-        Where a plain move has gaps, its destination keeps what it had: since 6.17 one mremap moves
-        several areas, each for itself (mm/mremap.c, remap_move; seen on 6.18).  Where nothing at all was
-        known of ``old``, the call's success says that something was: a mapping nobody saw made.
+        Where ``old`` has gaps, the destination keeps what it had: since 6.17 one mremap moves several
+        areas one by one (mm/mremap.c, remap_move; seen on 6.18).  If nothing was known at ``old``, the call's
+        success proves that something was mapped there: a mapping whose call was not seen.
         """
         old, new = move.old, move.new
         found = self._in_transit.pop(move)
         if new.start == old.start:
-            origin = found[-1][2].origin if found else Origin(move.done_at)
+            origin = found[-1][2].origin if found else RowOrigin(move.done_at)
             self._put(old.end, new.end, Piece(origin, move.done_at, None))
             return
         if not found and move.may_be_empty:
             return
         if not found:
-            self._put(new.start, new.end, Piece(Origin(move.done_at), move.done_at, None))
+            self._put(new.start, new.end, Piece(RowOrigin(move.done_at), move.done_at, None))
             return
         moved = {
             piece.origin: replace(piece.origin, since=move.done_at, made=new if piece.origin.made else None)
@@ -192,9 +194,9 @@ class Space:
         grown_from = max(new.start + old.size, found[-1][1] + shift)
         self._put(grown_from, new.end, Piece(moved[found[-1][2].origin], move.done_at, None))
 
-    def mappings(self, runners: AnyMapping[Origin, Sequence[ThreadId]]) -> list[Mapping]:
-        """Return what is mapped, one mapping for each origin, by address; ``runners`` were put on them."""
-        pieces: dict[Origin, list[Interval]] = {}
+    def mappings(self, stack_users: AnyMapping[RowOrigin, Sequence[ThreadId]]) -> list[Mapping]:
+        """Return the mappings, one for each origin, by address, with the threads that used them as stacks."""
+        pieces: dict[RowOrigin, list[Interval]] = {}
         for start, end, piece in self._pieces:
             extend(pieces.setdefault(piece.origin, []), start, end)
         return [
@@ -207,10 +209,10 @@ class Space:
                 origin.site,
                 origin.since,
                 origin.made,
-                tuple(runners.get(origin, ())),
+                tuple(stack_users.get(origin, ())),
             )
             for origin, of in pieces.items()
         ]
 
     def _put(self, start: int, end: int, piece: Piece) -> None:
-        self._pieces.fill(start, end, piece, lambda standing: standing.since < piece.since)
+        self._pieces.fill(start, end, piece, lambda present: present.since < piece.since)

@@ -13,14 +13,14 @@ from ebpftrace.model import NO_STACK, Outstanding, Stack, Thread, ThreadId, Thre
 
 @dataclass
 class _Sum:
-    """What one thread owns so far."""
+    """The mappings of one thread added up."""
 
     thread: Thread
     mappings: int = 0
     by_site: dict[int, int] = field(default_factory=dict)
 
     def stack(self, stack_of: Callable[[int], Stack]) -> Stack:
-        """Return the stack of the site with most bytes, of those that have one."""
+        """Return the call stack of the site with most bytes; sites without a stack are passed over."""
         most_first = sorted(self.by_site, key=self.by_site.__getitem__, reverse=True)
         stacks = (stack_of(site) for site in most_first if site)
         return next((stack for stack in stacks if stack.frames), NO_STACK)
@@ -32,32 +32,32 @@ def totals(
     brk_growth: collections.abc.Mapping[ThreadId, int],
     stack_of: Callable[[int], Stack],
 ) -> list[ThreadTotal]:
-    """Return what each owner has, most bytes first; what has no owner is left out.
+    """Return the totals of each owner, most bytes first; mappings without an owner are left out.
 
-    ``brk_growth``: bytes by which a thread moved the break, net; it belongs to the address space, so
-    a thread that only did that has no mappings.  ``stack_of``: site -> stack, NO_STACK where unknown.
+    ``brk_growth``: net bytes by which a thread moved the break.  A thread that only did that has no mappings.
+    ``stack_of``: site -> stack, NO_STACK where unknown.
     """
     sums: dict[ThreadId, _Sum] = {}
     for mapping, owner, _, _, _ in outstanding:
         if owner is None:
             continue
-        of = sums.get(owner.id)
-        if of is None:
-            of = sums[owner.id] = _Sum(owner)
-        of.mappings += 1
+        total = sums.get(owner.id)
+        if total is None:
+            total = sums[owner.id] = _Sum(owner)
+        total.mappings += 1
         site = mapping.site
-        of.by_site[site] = of.by_site.get(site, 0) + mapping.size
+        total.by_site[site] = total.by_site.get(site, 0) + mapping.size
     for thread in brk_growth:
         if thread in threads:
             sums.setdefault(thread, _Sum(threads[thread]))
     found = [
         ThreadTotal(
-            thread=of.thread,
-            mappings=of.mappings,
-            size=sum(of.by_site.values()),
+            thread=total.thread,
+            mappings=total.mappings,
+            size=sum(total.by_site.values()),
             brk_growth=brk_growth.get(thread, 0),
-            stack=of.stack(stack_of),
+            stack=total.stack(stack_of),
         )
-        for thread, of in sums.items()
+        for thread, total in sums.items()
     ]
     return sorted(found, key=lambda total: (-total.size, -total.mappings, total.thread.id))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's answer held against what /proc says is mapped."""
+"""The ledger's answer compared with /proc/PID/maps."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Optional
 
 from ebpftrace.callflags import MAP_GROWSDOWN
-from ebpftrace.covered import Covered
 from ebpftrace.ledger.space import is_special
 from ebpftrace.model import SIZE_UNKNOWN, Interval, Mapping
+from ebpftrace.range_set import RangeSet
 from ebpftrace.vmas import Vmas
 
 
 class Verified(NamedTuple):
-    """Mappings that /proc confirms, and how far ledger and /proc disagreed, in bytes."""
+    """Mappings that /proc confirms, and by how many bytes the ledger and /proc disagreed."""
 
     mappings: list[Mapping]
     unexplained_bytes: int
-    """/proc maps it, no mapping explains it: drivers, lost events.  Special areas do not count."""
+    """Mapped according to /proc only: by drivers, or an event was lost.  Special areas do not count."""
     phantom_bytes: int
-    """The ledger had it mapped, /proc does not: dropped."""
+    """Mapped according to the ledger only; these parts of mappings were dropped."""
 
 
 def as_shown(mappings: Iterable[Mapping], vmas: Vmas, page: int) -> list[Mapping]:
     """Return the mappings with their files, and as large as the kernel made them; ``page`` in bytes.
 
-    The call does not always say how large that is: what lies on hugetlbfs is rounded up to its pages
-    (mm/mmap.c, ksys_mmap_pgoff; the file tells, not a flag), with MAP_GROWSDOWN a mapping grows below its
-    start (mm/vma.c, expand_downwards), and of what shmat and io_setup map nobody is told the size.  No
-    mapping grows into another one.
+    The arguments of the call do not always give the size: files on hugetlbfs are rounded up to huge pages
+    (mm/mmap.c, ksys_mmap_pgoff; no flag shows it), a MAP_GROWSDOWN mapping grows below its start (mm/vma.c,
+    expand_downwards), and shmat and io_setup have no size argument.  No mapping grows into another one.
     """
     shown: list[Mapping] = []
     reached = 0
@@ -63,8 +62,8 @@ def as_shown(mappings: Iterable[Mapping], vmas: Vmas, page: int) -> list[Mapping
 
 
 def unexplained(mappings: Iterable[Mapping], vmas: Vmas) -> list[tuple[str, int]]:
-    """Return what /proc maps and no mapping explains: bytes by its name there, most first."""
-    covered = Covered(_joined(sorted(piece for mapping in mappings for piece in mapping.pieces)))
+    """Return the bytes that only /proc shows as mapped, by the name that they have there, most first."""
+    covered = RangeSet(_joined(sorted(piece for mapping in mappings for piece in mapping.pieces)))
     found: Counter[str] = Counter()
     for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds):
         if kind.path and is_special(kind):
@@ -76,7 +75,7 @@ def unexplained(mappings: Iterable[Mapping], vmas: Vmas) -> list[tuple[str, int]
 
 
 def _joined(pieces: Iterable[Interval]) -> Iterator[tuple[int, int]]:
-    """Yield them without what lies in one that came before."""
+    """Yield ascending pieces without the parts that an earlier piece covers."""
     reached = 0
     for start, end in pieces:
         if end > reached:
@@ -85,32 +84,32 @@ def _joined(pieces: Iterable[Interval]) -> Iterator[tuple[int, int]]:
 
 
 def verify(mappings: Sequence[Mapping], vmas: Vmas, read_at: int) -> Verified:
-    """Cut the mappings, no two of which overlap, down to what ``/proc/PID/maps`` shows.
+    """Cut the mappings, which do not overlap, down to what ``/proc/PID/maps`` shows.
 
-    ``read_at`` is when the reading of ``vmas`` began: a mapping that came after that is kept as it is.  On a
-    running target what was mapped or unmapped between the reading of rows and of maps counts as disagreement.
+    ``read_at`` is when the reading of ``vmas`` began: a mapping made after that is kept as it is.  What a
+    running target maps or unmaps between the reading of the rows and of ``vmas`` counts as disagreement.
     """
-    plain = Covered(
+    plain = RangeSet(
         (start, end)
         for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds)
         if not (kind.path and is_special(kind))
     )
-    areas: Optional[Covered] = None
+    areas: Optional[RangeSet] = None
     unexplained = plain.size
     confirmed = []
     phantom = 0
     for mapping in mappings:
         pieces = mapping.pieces
-        if plain.holds(pieces[0]) and (len(pieces) == 1 or all(map(plain.holds, pieces))):  # nearly always
+        if all(map(plain.contains, pieces)):
             unexplained -= mapping.size
             confirmed.append(mapping)
             continue
-        unexplained -= sum(part.size for piece in pieces for part in plain.parts(piece))
+        unexplained -= sum(part.size for piece in pieces for part in plain.intersection(piece))
         if mapping.since is not None and mapping.since > read_at:
             confirmed.append(mapping)
             continue
-        areas = areas or Covered(zip(vmas.starts, vmas.ends))
-        shown = tuple(part for piece in pieces for part in areas.parts(piece))
+        areas = areas or RangeSet(zip(vmas.starts, vmas.ends))
+        shown = tuple(part for piece in pieces for part in areas.intersection(piece))
         phantom += mapping.size - sum(part.size for part in shown)
         if shown:
             confirmed.append(mapping._replace(pieces=shown))

@@ -7,17 +7,17 @@ from rich.cells import cell_len
 
 from ebpftrace import frames
 from ebpftrace.model import Finding, Report
-from ebpftrace.report.headline import grew_otherwise, title, verdict_lines
+from ebpftrace.report.headline import next_step, title, verdict_lines
 from ebpftrace.report.tables import NARROWEST, WIDTH, wrapped
 from ebpftrace.report.view import View, select
-from ebpftrace.text import change, duration, escape, plural, shorten, size
+from ebpftrace.text import change, duration, escape, pid_inside, plural, shorten, size
 
 MAX_LINES = 20
 _NAME_WIDTH = 16
 _LABEL = 12
 _MAX_LABEL = 20
-"""Cells of what stands out at the beginning of a verdict."""
-_MOST_VERDICT_LINES = 9
+"""Cells for the highlighted beginning of a verdict."""
+_MAX_VERDICT_LINES = 9
 """Only a report with many kinds of leaks has more of them."""
 
 
@@ -30,9 +30,9 @@ def render(report: Report, view: View, *, width: int = WIDTH) -> str:
         label = first + colon
         is_short = rest and cell_len(label) <= _MAX_LABEL
         page += wrapped(rest, first=label, width=width) if is_short else wrapped(text, width=width)
-    hidden_lines = len(page) - _MOST_VERDICT_LINES
+    hidden_lines = len(page) - _MAX_VERDICT_LINES
     if hidden_lines > 0:
-        page = [*page[:_MOST_VERDICT_LINES], f"... and {plural(hidden_lines, 'more line')} without --brief"]
+        page = [*page[:_MAX_VERDICT_LINES], f"... and {plural(hidden_lines, 'more line')} without --brief"]
     page += ["", *_target(report, width)]
     selection = select(report, view)
     shown = [*selection.leaks, *selection.undecided]
@@ -53,34 +53,36 @@ def render(report: Report, view: View, *, width: int = WIDTH) -> str:
 
 
 def _target(report: Report, width: int) -> list[str]:
-    """Which process it was, and the next step where no leak explains its growth: at most three lines."""
+    """Return the process, and the next step if no leak explains its growth: at most three lines."""
     target, memory = report.target, report.memory
     grown = change(memory.virt_start, memory.virt_end) if report.seconds > 0 else ""
     of = f" ({grown})" if grown else ""
     name = shorten(escape(target.comm), _NAME_WIDTH)
     traced = f", traced for {duration(report.seconds)}" if report.seconds > 0 else ", not traced"
-    text = f"{name} (PID {target.pid}): VIRT {size(memory.virt_end)}{of}, RSS {size(memory.rss_end)}{traced}"
+    pid = pid_inside(target.pid, target.inner_pid)
+    text = f"{name} ({pid}): VIRT {size(memory.virt_end)}{of}, RSS {size(memory.rss_end)}{traced}"
     lines = wrapped(text, first="target".ljust(_LABEL), width=width)
-    if grew_otherwise(report):
-        lines.append(f"{'next':<{_LABEL}}ebpftrace growth -p {target.pid}")
+    step = next_step(report)
+    if step is not None:
+        lines.append(f"{'next':<{_LABEL}}{step.command}")
     return lines
 
 
 def _finding(number: int, finding: Finding, width: int) -> list[str]:
-    """What leaks, where it comes from, why it is called a leak, and what to do: at most seven lines."""
-    room = width - _LABEL
+    """Return a leak, its origin, the evidence and the advice: at most seven lines."""
+    columns = width - _LABEL
     lines = [shorten(f"{number}. {finding.verdict.value}: {title([finding])}", width)]
     site = frames.culprit(finding.stack)
     if site is not None:
         label = "created at" if finding.verdict.of_stacks else "mapped at"
-        lines.append(f"{label:<{_LABEL}}{frames.site(site, room)}")
+        lines.append(f"{label:<{_LABEL}}{frames.site(site, columns)}")
     if finding.start_routine is not None:
-        lines.append(f"{'started at':<{_LABEL}}{frames.site(finding.start_routine, room)}")
+        lines.append(f"{'started at':<{_LABEL}}{frames.site(finding.start_routine, columns)}")
     for label, text in (("why", finding.evidence[0] if finding.evidence else ""), ("advice", finding.advice)):
         if text:
             first, *more = wrapped(escape(text), first=label.ljust(_LABEL), width=width)
             lines.append(first)
             if more:
                 rest = " ".join(line.strip() for line in more)
-                lines.append(" " * _LABEL + shorten(rest, room))
+                lines.append(" " * _LABEL + shorten(rest, columns))
     return lines

@@ -7,7 +7,7 @@ import json
 from typing import Any, Optional
 
 from ebpftrace import __version__
-from ebpftrace.known.comparing import Amount, Change, Compared, Comparison, Run
+from ebpftrace.known.comparing import Amount, Change, Compared, Comparison, RunSummary
 from ebpftrace.text import count, duration, escape, plural, rate, size, without_surrogates
 
 SCHEMA = "ebpftrace.diff/1"
@@ -44,23 +44,23 @@ def _kinds(comparison: Comparison) -> str:
 
 
 def doubts(comparison: Comparison) -> list[str]:
-    """What the comparison can't tell."""
-    told = []
+    """Return the limits of the comparison."""
+    page = []
     if not comparison.comparable:
         lengths = f"{duration(comparison.old.seconds)} and {duration(comparison.new.seconds)}"
-        told.append(f"the windows differ ({lengths}): of leaks without a rate, the amounts are not compared")
+        page.append(f"the windows differ ({lengths}): of leaks without a rate, the amounts are not compared")
     for name, run in (("old", comparison.old), ("new", comparison.new)):
         if run.undecided:
-            told.append(
+            page.append(
                 f"{name} run: of {plural(run.undecided, 'mapping')} it cannot be told whether they are leaked"
             )
         if run.lost:
-            told.append(f"{name} run: not everything could be recorded")
+            page.append(f"{name} run: not everything could be recorded")
         if run.left_out:
-            told.append(
+            page.append(
                 f"{name} run: the saved report leaves out {plural(run.left_out, 'leak')} (--top, --min-bytes)"
             )
-    return told
+    return page
 
 
 def text(comparison: Comparison) -> str:
@@ -69,9 +69,9 @@ def text(comparison: Comparison) -> str:
     for one in comparison.leaks:
         lines += ["", f"{_MARKS[one.change]} {one.change.value}: {one.leak.verdict.value}, {_amounts(one)}"]
         lines += [f"    {label:<12}{escape(value)}" for label, value in _facts(one)]
-    told = doubts(comparison)
-    if told:
-        lines += ["", *(f"note: {line}" for line in told)]
+    page = doubts(comparison)
+    if page:
+        lines += ["", *(f"note: {line}" for line in page)]
     return "\n".join(lines) + "\n"
 
 
@@ -88,9 +88,9 @@ def markdown(comparison: Comparison) -> str:
         lines.append(
             f"| {one.change.value} | {one.leak.verdict.value} | {_cell(where)} | {before} | {after} |"
         )
-    told = doubts(comparison)
-    if told:
-        lines += ["", *(f"- {line}" for line in told)]
+    page = doubts(comparison)
+    if page:
+        lines += ["", *(f"- {line}" for line in page)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -133,7 +133,7 @@ def _facts(one: Compared) -> list[tuple[str, str]]:
     return [*facts, ("fingerprint", leak.fingerprint)]
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: RunSummary) -> dict[str, Any]:
     return {
         "leaks": len(run.leaks),
         "count": sum(leak.amount.count for leak in run.leaks.values()),

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``doctor`` found, as lines and as JSON."""
+"""The result of ``doctor`` as text and as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 
-from ebpftrace.kernel.checks.check import Check
+from ebpftrace.model import Check
 
 SCHEMA = "ebpftrace.doctor/1"
 
 
 def can_trace(checks: Sequence[Check]) -> bool:
-    """Whether all that is required is there."""
+    """Return whether every required check passed."""
     return all(check.ok for check in checks if check.required)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the reports of many processes are shown, and the line that tells of the others."""
+"""Selects the reports to show when many processes were followed, and sums up the others in a line."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from ebpftrace.model import EndedBy, Processes, Report
 from ebpftrace.text import plural
 
 
-def is_telling(report: Report) -> bool:
+def is_worth_showing(report: Report) -> bool:
     """There is a leak, or something that could not be judged."""
     return any(one.fails for one in report.findings) or report.in_doubt > 0 or report.losses.may_hide
 
 
 def chosen(reports: Sequence[Report]) -> list[Report]:
-    """Those that tell something, leaks first; of none that does, those that the user named."""
-    telling = [report for report in reports if is_telling(report)]
-    if telling:
-        return sorted(telling, key=lambda report: not any(finding.fails for finding in report.findings))
+    """The reports worth showing, leaks first; if there are none, those of processes that the user named."""
+    informative = [report for report in reports if is_worth_showing(report)]
+    if informative:
+        return sorted(informative, key=lambda report: not any(finding.fails for finding in report.findings))
     named = [report for report in reports if not report.is_child]
     return [_last_image(report, reports) for report in named]
 
 
 def last_line(reports: Sequence[Report], processes: Processes) -> str:
-    """What became of the processes that no page tells of; empty where there is none."""
+    """A line about the processes whose reports are not shown; empty if there are none."""
     lines = []
     if processes.followed:
-        told = sum(report.is_child and is_telling(report) for report in reports)
-        rest = processes.judged - told
+        shown = sum(report.is_child and is_worth_showing(report) for report in reports)
+        rest = processes.judged - shown
         threads = "created a thread" if processes.judged == 1 else "created threads"
         lines.append(
             f"Followed: {plural(processes.followed, 'process', 'processes')} (forked or executed); "
@@ -41,7 +41,7 @@ def last_line(reports: Sequence[Report], processes: Processes) -> str:
 
 
 def _last_image(report: Report, reports: Sequence[Report]) -> Report:
-    """What the same process executed last, if that created threads."""
+    """Return the report on the last program that a process executed, if it created threads."""
     if report.ended_by is not EndedBy.EXEC:
         return report
     later = [one for one in reports if one.is_child and one.target.pid == report.target.pid]

@@ -17,6 +17,7 @@ from ebpftrace.text import (
     duration,
     escape,
     exact_size,
+    inside,
     plural,
     rate,
     shorten,
@@ -26,7 +27,7 @@ from ebpftrace.text import (
 from ebpftrace.wrappers import started
 
 Row = tuple[str, str]
-"""A label (empty: goes on with the row before) and a line of text."""
+"""A label and a line of text; an empty label continues the row above."""
 
 _OWNERS_SHOWN = 3
 _FILE_WIDTH = 60
@@ -37,7 +38,7 @@ _NAME_WIDTH = 32
 _NS = 1e9
 
 _SOURCES = {
-    StackSource.FRAME_POINTER: "found by frame pointers, which most programs are built without: unreliable",
+    StackSource.FRAME_POINTER: "found by frame pointers: unreliable on x86-64, where most programs keep none",
     StackSource.SIGNATURE: "taken from another call with the same signature",
 }
 
@@ -71,7 +72,7 @@ def _labelled(label: str, lines: Iterator[str]) -> Iterator[Row]:
 
 
 def _called(finding: Finding, width: int) -> Iterator[str]:
-    """What the threads were started with, as far as it was read."""
+    """Return the start routine of the threads with its argument, as far as they were read."""
     for function, number in finding.called:
         seen = "" if number == finding.count else f" (read at {plural(number, 'creation')})"
         yield shorten(escape(function), width - len(seen)) + seen
@@ -101,18 +102,26 @@ def _owners(finding: Finding, report: Report) -> Iterator[str]:
     unknown = sum(orphan.outstanding.owner is None for orphan in finding.orphans)
     if unknown:
         yield f"{plural(unknown, 'thread')} that exited before attach: their tids and names are unknown"
+    yield from _unlisted(finding)
+
+
+def _unlisted(finding: Finding) -> Iterator[str]:
+    left_out = finding.unlisted.all.number
+    if left_out:
+        yield f"not known of {plural(left_out, 'mapping')} that the saved report leaves out (--top)"
 
 
 def _owner(owner: Thread, report: Report) -> str:
-    parts = [f"{owner.id.tid} {shorten(escape(owner.name), _NAME_WIDTH)}"]
+    parts = [f"{inside(owner.id.tid, owner.inner_tid)} {shorten(escape(owner.name), _NAME_WIDTH)}"]
     if owner.exited_at is not None:
-        parts.append(f"lived {duration((owner.exited_at - owner.id.born) / _NS)}")
+        parts.append(f"lived {duration((owner.exited_at - owner.id.started_at) / _NS)}")
         parts.append(f"exited {wall(report.clock.wall_ns(owner.exited_at), _now(report))}")
     else:
         parts.append("exited before attach")
     if owner.creator is not None:
         name = shorten(escape(owner.creator_name or ""), _NAME_WIDTH)
-        parts.append(f"created by {owner.creator.tid} {name}".rstrip())
+        creator = inside(owner.creator.tid, owner.creator_inner_tid)
+        parts.append(f"created by {creator} {name}".rstrip())
     return ", ".join(parts)
 
 
@@ -125,23 +134,24 @@ def _shapes(finding: Finding) -> Iterator[str]:
     for shape, number in shapes.most_common(_SHAPES_SHOWN):
         yield shape.extent if len(shapes) == 1 else f"{count(number)} x {shape.extent}"
         if shape.file:
-            yield f"of {shorten(escape(shape.file), _FILE_WIDTH)}{_again(shape, number)}"
+            yield f"of {shorten(escape(shape.file), _FILE_WIDTH)}{_reread(shape, number)}"
         if shape.call:
             yield shape.call
     rest = len(shapes) - _SHAPES_SHOWN
     if rest > 0:
         yield f"and {count(rest)} more sizes or kinds"
+    yield from _unlisted(finding)
 
 
-def _again(shape: _Shape, number: int) -> str:
-    """Whether the same pages are counted many times."""
+def _reread(shape: _Shape, number: int) -> str:
+    """Return a remark if the same pages are counted more than once."""
     if number < 2 or shape.flags is None or not shape.flags & callflags.MAP_SHARED:
         return ""
     return f", the same file {count(number)} times: RSS counts its pages as often"
 
 
 class _Shape(NamedTuple):
-    """What orphans may have in common: their size, and the arguments of their mmap call."""
+    """Properties that orphans can share: their size and the arguments of their mmap call."""
 
     size: int
     guard: int
@@ -177,7 +187,7 @@ def _addresses(finding: Finding) -> Iterator[str]:
         if len(mapping.pieces) > 1:
             text += f" ({len(mapping.pieces)} pieces, {size(mapping.size)} of it left)"
         yield text
-    rest = finding.count - _ADDRESSES_SHOWN
+    rest = finding.count - min(len(finding.orphans), _ADDRESSES_SHOWN)
     if rest > 0:
         yield f"and {count(rest)} more"
 

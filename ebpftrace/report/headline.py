@@ -6,20 +6,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from ebpftrace import frames
-from ebpftrace.model import Certainty, Finding, Losses, Report, Standing, Verdict
+from ebpftrace.model import Certainty, Finding, Losses, Report, UnjoinedBefore, Verdict
 from ebpftrace.text import count, duration, period, plural, rate, size
 
-_MOST_ROUTINES = 5
-_MOST_OF_IT = 0.5
-_LEAST_GROWTH = 1 << 20
+_MAX_ROUTINES = 5
+_MAX_OF_IT = 0.5
+_MIN_GROWTH = 1 << 20
 """Bytes of VIRT: less comes and goes in any program."""
 
 
 class Tone(Enum):
-    """What a line of the verdict means to its reader."""
+    """The meaning of a line of the verdict."""
 
     LEAK = "leak"
     UNSURE = "unsure"
@@ -27,7 +27,7 @@ class Tone(Enum):
 
 
 def verdict_lines(report: Report) -> list[tuple[Tone, str]]:
-    """The verdict on a report, a line for each thing to know: leaks, what cannot be told, what was lost.
+    """The verdict on a report, with a line each for leaks, for what cannot be judged, and for lost events.
 
     It covers all findings, also those that a view hides.
     """
@@ -75,13 +75,13 @@ def leak_lines(findings: Iterable[Finding], ended: bool = False) -> list[str]:
 
 
 def _certainty(findings: Sequence[Finding]) -> str:
-    """That of most of their bytes, never more than that of any."""
+    """The certainty of most of their bytes, but at most the highest of any finding."""
     order = (Certainty.POSSIBLE, Certainty.LIKELY, Certainty.PROVED)
     return min((finding.certainty for finding in findings), key=order.index).value
 
 
 def _explained(report: Report) -> str:
-    """Which part of what VIRT grew by the leaks of the window make up."""
+    """Return the share of the growth of VIRT that the leaks of the window explain."""
     part = _explained_part(report)
     if part is None:
         return ""
@@ -89,10 +89,43 @@ def _explained(report: Report) -> str:
     return f"; explains {100 * part:.0f} % of VIRT's +{size(end - start)}"
 
 
-def grew_otherwise(report: Report) -> bool:
-    """VIRT grew, and leaks explain less than half of it."""
+class NextStep(NamedTuple):
+    """A command that finds out more, and what it finds out."""
+
+    command: str
+    finds: str
+
+
+def next_step(report: Report) -> Optional[NextStep]:
+    """Return the next step if VIRT or RSS grew and leaks explain less than half of the growth."""
+    command = f"ebpftrace growth -p {report.target.pid}"
     part = _explained_part(report)
-    return part is not None and part < _MOST_OF_IT
+    virt_grew = part is not None and part < _MAX_OF_IT
+    if _rss_grew_otherwise(report, virt_grew):
+        return NextStep(f"{command} --rss", "which code fills memory: RSS grows, and no leak explains it")
+    if virt_grew:
+        return NextStep(command, "which calls make VIRT grow: no leak explains it")
+    return None
+
+
+def _rss_grew_otherwise(report: Report, virt_grew: bool) -> bool:
+    """RSS grew, which no leak explains, and at least by half as much as VIRT, if that grew otherwise too."""
+    memory = report.memory
+    if memory.rss_start is None or memory.rss_end is None:
+        return False
+    if report.seconds <= 0 or report.ended_by.by_target:
+        return False
+    grown = memory.rss_end - memory.rss_start
+    if grown < _MIN_GROWTH:
+        return False
+    if virt_grew and memory.virt_start is not None and memory.virt_end is not None:
+        return grown >= _MAX_OF_IT * (memory.virt_end - memory.virt_start)
+    leaked = sum(
+        (finding.rss or 0) - (finding.older.rss or 0)
+        for finding in report.findings
+        if finding.leak and not finding.before_attach
+    )
+    return leaked < _MAX_OF_IT * grown
 
 
 def _explained_part(report: Report) -> Optional[float]:
@@ -103,20 +136,18 @@ def _explained_part(report: Report) -> Optional[float]:
     start, end = report.memory.virt_start, report.memory.virt_end
     if start is None or end is None or report.seconds <= 0 or report.ended_by.by_target:
         return None
-    if end - start < _LEAST_GROWTH:
+    if end - start < _MIN_GROWTH:
         return None
     made = sum(
-        orphan.outstanding.mapping.size
+        finding.size - finding.older.size
         for finding in report.findings
         if finding.leak and not finding.before_attach
-        for orphan in finding.orphans
-        if not orphan.outstanding.mapping.before_attach
     )
     return min(1.0, made / (end - start))
 
 
 def unlisted_line(report: Report) -> str:
-    """How many threads could not be judged, since nothing says what became of their stacks."""
+    """Return the line on threads that could not be judged because the fate of their stacks is unknown."""
     number = report.undecided - sum(finding.count for finding in report.findings if finding.undecided)
     if number <= 0 or report.left_out.findings:
         return ""
@@ -127,7 +158,7 @@ def unlisted_line(report: Report) -> str:
 
 
 def undecided_line(findings: Iterable[Finding]) -> str:
-    """What could not be judged; empty where everything could."""
+    """A line about what could not be judged; empty if everything could."""
     undecided = [finding for finding in findings if finding.undecided and finding.accepted is None]
     number = sum(finding.count for finding in undecided)
     if not number:
@@ -147,9 +178,17 @@ def no_leak_line(report: Report) -> str:
     if report.seconds > 0:
         verdict = f"No {leak} seen in {duration(report.seconds)}"
     else:
-        verdict = f"No {leak} seen; nothing was traced"
+        verdict = f"No {leak} seen; nothing was traced, so of mappings only stacks of threads were judged"
     if report.losses.may_hide:
         verdict += ", but not everything could be recorded (see LOST): this proves nothing"
+    waiting = sum(
+        finding.count
+        for finding in report.findings
+        if finding.verdict is Verdict.NOT_JOINED_YET and not finding.undecided
+    )
+    if waiting and report.seconds <= 0:
+        exited = plural(waiting, "thread has exited and is", "threads have exited and are")
+        verdict += f"; {exited} not joined so far"
     fresh = sum(
         finding.count
         for finding in report.findings
@@ -161,7 +200,7 @@ def no_leak_line(report: Report) -> str:
 
 
 def accepted_line(findings: Iterable[Finding]) -> str:
-    """What is known and accepted; empty where nothing is."""
+    """A line about findings that are accepted; empty if there are none."""
     accepted = [finding for finding in findings if finding.accepted is not None]
     if not accepted:
         return ""
@@ -172,20 +211,20 @@ def accepted_line(findings: Iterable[Finding]) -> str:
     return f"Accepted: {number}, {size(_bytes(accepted))}, in {plural(len(accepted), 'finding')} ({how})"
 
 
-def standing_line(standing: Standing) -> str:
-    """Who had exited and was not joined when the trace began; empty where nobody had."""
-    if not standing.threads:
+def unjoined_before_line(before: UnjoinedBefore) -> str:
+    """A line about threads that were exited and unjoined when the trace began; empty if there were none."""
+    if not before.threads:
         return ""
-    threads = plural(standing.threads, "thread has exited and is", "threads have exited and are")
-    named = Counter({frames.name(frame): number for frame, number in standing.routines if frame is not None})
+    threads = plural(before.threads, "thread has exited and is", "threads have exited and are")
+    named = Counter({frames.name(frame): number for frame, number in before.routines if frame is not None})
     return (
-        f"before the trace: {threads} not joined so far, {size(standing.size)} of stacks{ran(named)}; "
+        f"before the trace: {threads} not joined so far, {size(before.size)} of stacks{ran(named)}; "
         "the report will say whether they still can be"
     )
 
 
 def lost_line(losses: Losses) -> str:
-    """What could not be recorded, said loudly; empty on a good run."""
+    """A conspicuous line about what could not be recorded; empty on a good run."""
     if not losses.any:
         return ""
     kinds = (
@@ -232,13 +271,13 @@ def _pace(findings: Sequence[Finding]) -> str:
 
 
 def every(finding: Finding) -> str:
-    """How often they come, of a finding with a period: ``one every 60 s``, ``8 at once every 1 s``."""
+    """Return the rate of a finding with a period: ``one every 60 s``, ``8 at once every 1 s``."""
     each = "one" if finding.batch == 1 else f"{count(finding.batch)} at once"
     return f"{each} every {period(finding.period or 0)}"
 
 
 def _routines(findings: Sequence[Finding]) -> str:
-    """What exited threads ran, where no finding has a stack that names the code."""
+    """Return the start routines of exited threads if no finding has a stack that names the code."""
     ran_by: Counter[str] = Counter()
     for finding in findings:
         if finding.start_routine is None or not finding.before_attach:
@@ -248,12 +287,12 @@ def _routines(findings: Sequence[Finding]) -> str:
 
 
 def ran(routines: Counter[str]) -> str:
-    """What so many exited threads ran, by name, most of them first: ``; they ran minute_job (27,842)``."""
+    """Return the start routines with their counts, the largest first: ``; they ran minute_job (27,842)``."""
     if not routines:
         return ""
     who = "it" if sum(routines.values()) == 1 else "they"
-    names = [f"{name} ({count(number)})" for name, number in routines.most_common(_MOST_ROUTINES)]
-    more = f" and {len(routines) - _MOST_ROUTINES} more" if len(routines) > _MOST_ROUTINES else ""
+    names = [f"{name} ({count(number)})" for name, number in routines.most_common(_MAX_ROUTINES)]
+    more = f" and {len(routines) - _MAX_ROUTINES} more" if len(routines) > _MAX_ROUTINES else ""
     return f"; {who} ran {', '.join(names)}{more}"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the JSON contracts share: times, targets, calls, frames and stacks look the same in all of them."""
+"""The parts that all JSON formats share: times, targets, calls, frames and stacks."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ def _second(seconds: int) -> tuple[str, str]:
 
 
 def target_object(target: TargetInfo) -> dict[str, Any]:
-    """Which process it was."""
+    """Return the process as JSON."""
     return {
         "pid": target.pid,
+        "inner_pid": target.inner_pid,
         "comm": without_surrogates(target.comm),
         "exe": without_surrogates(target.exe),
     }
 
 
 def calls_object(calls: Calls) -> dict[str, Any]:
-    """How many calls were seen."""
+    """Return the numbers of calls as JSON."""
     return {
         "mmap": calls.mmap,
         "munmap": calls.munmap,
@@ -82,7 +83,7 @@ def fit(text: Optional[str]) -> Optional[str]:
 
 
 def reach_object(reach: Reached) -> dict[str, Any]:
-    """What the search says of the orphans of one finding."""
+    """Return the search's result for the orphans of one finding as JSON."""
     return {
         "checked": reach.checked,
         "lost": reach.lost,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger itself as JSON, before it was held against /proc: for tests of its exactness."""
+"""The ledger itself as JSON, before it was compared with /proc: for tests of its exactness."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ebpftrace.model import Mapping, Report
 
 
 def render(report: Report, standing: Sequence[Mapping]) -> str:
-    """Return what stands by the ledger alone; addresses as numbers, times in ns of CLOCK_MONOTONIC."""
+    """Return the mappings by the ledger alone; addresses as numbers, times in ns of CLOCK_MONOTONIC."""
     document = {
         "baseline": [piece for mapping in standing if mapping.before_attach for piece in mapping.pieces],
         "mappings": [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user sees while the trace runs: one panel on a terminal, nothing on a pipe."""
+"""The live view of a running trace: one panel on a terminal, nothing on a pipe."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _NAME_WIDTH = 40
 class LiveView:
     """A panel on ``stream`` (standard error) that ``update`` redraws; it leaves no trace at exit.
 
-    Does nothing unless ``stream`` is a terminal that can move its cursor.  It draws only
-    when told to and starts no thread.
+    It does nothing unless ``stream`` is a terminal that can move its cursor.  It draws only in ``update``,
+    and starts no thread.
     """
 
     def __init__(self, stream: TextIO, *, color: bool) -> None:

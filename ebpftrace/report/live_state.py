@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the live view shows; apart from it, since most traces have no terminal and draw nothing."""
+"""The data of the live view, in a module of its own: most traces have no terminal and draw nothing."""
 
 from __future__ import annotations
 

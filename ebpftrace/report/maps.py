@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ebpftrace.anatomy.areas import UNEXPLAINED, Area, Kind, Totals, unexplained
-from ebpftrace.anatomy.growth import Alike, Growth, grouped
-from ebpftrace.anatomy.look import Look
-from ebpftrace.anatomy.repeated import repeated
-from ebpftrace.glibc import ARENAS_PER_CORE
-from ebpftrace.model import BooksState
+from ebpftrace.classify.changes import Growth, SimilarChanges, grouped
+from ebpftrace.classify.maps_report import MapsReport
+from ebpftrace.classify.model import UNEXPLAINED, Area, Kind, Totals, unexplained
+from ebpftrace.classify.repeated import repeated
+from ebpftrace.glibc import most_arenas
+from ebpftrace.model import ReadState
 from ebpftrace.report.headline import leak_lines, undecided_line
 from ebpftrace.report.tables import WIDTH, table, wrapped
-from ebpftrace.text import address, change, count, duration, escape, plural, shorten, size, wall
+from ebpftrace.text import address, change, count, duration, escape, pid_inside, plural, shorten, size, wall
 
 _MEANING = {
     Kind.ORPHANED_STACK: "thread exited, not joined: see above",
@@ -41,83 +41,84 @@ _NAME_WIDTH = 24
 _LABEL = "         "
 
 
-def render(look: Look, top: int, list_all: bool, width: int = WIDTH) -> str:
+def render(maps: MapsReport, top: int, list_all: bool, width: int = WIDTH) -> str:
     """One look as text in ``width`` cells (at least 60); ``top``: most rows of each table of areas."""
-    parts = [wrapped(line, width=width) for line in _headline(look)]
-    parts += [[""], *_head(look, width), [""]]
-    if look.growth is not None:
-        parts += [_growth(look.growth, top, width)]
+    parts = [wrapped(line, width=width) for line in _headline(maps)]
+    parts += [[""], *_head(maps, width), [""]]
+    if maps.growth is not None:
+        parts += [_growth(maps.growth, top, width)]
     else:
-        parts += [_classes(look, width), _stacks(look, top, width), _unexplained(look, top, width)]
-        parts += [_repeated(look, top, width)]
+        parts += [_classes(maps, width), _stacks(maps, top, width), _unexplained(maps, top, width)]
+        parts += [_repeated(maps, top, width)]
     if list_all:
-        parts.append(_all(look, width))
-    parts += [wrapped(escape(note), first="note     ", width=width) for note in look.notes]
+        parts.append(_all(maps, width))
+    parts += [wrapped(escape(note), first="note     ", width=width) for note in maps.notes]
     lines = [line.rstrip() for part in parts for line in part]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _headline(look: Look) -> list[str]:
+def _headline(maps: MapsReport) -> list[str]:
     lines = []
-    if look.growth is not None:
-        lines.append(_growth_line(look.growth))
-    verdicts = leak_lines(look.findings)
-    undecided = undecided_line(look.findings)
+    if maps.growth is not None:
+        lines.append(_growth_line(maps.growth))
+    verdicts = leak_lines(maps.findings)
+    undecided = undecided_line(maps.findings)
     if undecided:
         verdicts.append(undecided)
     lines += verdicts
-    if not verdicts and look.growth is None:
-        largest = sorted(look.kinds.items(), key=lambda item: item[1].size, reverse=True)[:3]
+    if not verdicts and maps.growth is None:
+        largest = sorted(maps.kinds.items(), key=lambda item: item[1].size, reverse=True)[:3]
         made_of = ", ".join(f"{kind.value} {size(sums.size)}" for kind, sums in largest)
-        lines.append(f"VIRT {size(look.total.size)} is mostly {made_of}; {_no_orphans(look)}")
+        lines.append(f"VIRT {size(maps.total.size)} is mostly {made_of}; {_no_orphans(maps)}")
     return lines
 
 
-def _no_orphans(look: Look) -> str:
-    shaped = look.of(Kind.STACK_SHAPED)
-    waiting = look.of(Kind.ORPHANED_STACK)
+def _no_orphans(maps: MapsReport) -> str:
+    shaped = maps.of(Kind.STACK_SHAPED)
+    waiting = maps.of(Kind.ORPHANED_STACK)
     if waiting.number:
-        why = next((finding.evidence[0] for finding in look.findings if finding.evidence), "")
+        why = next((finding.evidence[0] for finding in maps.findings if finding.evidence), "")
         return escape(why) or f"{plural(waiting.number, 'exited thread')} not joined so far"
-    if look.books.state is BooksState.READ:
+    if maps.thread_lists.state is ReadState.READ:
         return "no exited thread waits for a join (glibc's thread lists)"
-    threads = (look.target.threads or 1) - 1
+    threads = (maps.target.threads or 1) - 1
     if shaped.number > threads:
         areas = plural(shaped.number, "area resembles a stack", "areas resemble stacks")
         return f"{areas} without a thread ({size(shaped.size)})"
     return "no more stacks than threads seen"
 
 
-def _head(look: Look, width: int) -> list[list[str]]:
-    target = look.target
-    facts = [f"VIRT {size(look.total.size)}", f"RSS {size(look.rss)}"]
+def _head(maps: MapsReport, width: int) -> list[list[str]]:
+    target = maps.target
+    facts = [f"VIRT {size(maps.total.size)}", f"RSS {size(maps.rss)}"]
     if target.threads is not None:
         facts.append(plural(target.threads, "thread"))
-    limit = look.max_vma_count
-    near = limit is not None and look.vma_count >= _NEAR_LIMIT * limit
+    limit = maps.max_vma_count
+    near = limit is not None and maps.vma_count >= _NEAR_LIMIT * limit
     share = f" of at most {count(limit)} (vm.max_map_count)" if near and limit else ""
-    facts.append(f"{plural(look.vma_count, 'VMA')}{share}")
-    when = wall(look.taken_at, look.taken_at)
+    facts.append(f"{plural(maps.vma_count, 'VMA')}{share}")
+    when = wall(maps.taken_at, maps.taken_at)
+    pid = pid_inside(target.pid, target.inner_pid)
     parts = [
         wrapped(
-            f"{escape(target.comm)} (PID {target.pid}) at {when}: {', '.join(facts)}",
+            f"{escape(target.comm)} ({pid}) at {when}: {', '.join(facts)}",
             first="target   ",
             width=width,
         )
     ]
     if target.exe:
         parts.append([_LABEL + shorten(escape(target.exe), width - len(_LABEL))])
-    if look.of(Kind.ORPHANED_STACK).number:
+    if maps.of(Kind.ORPHANED_STACK).number:
         step = f"ebpftrace mmap-leaks -p {target.pid}    names the code that leaks, live"
         parts.append(wrapped(step, first="next     ", width=width))
     return parts
 
 
-def _classes(look: Look, width: int) -> list[str]:
-    rows = [(kind.value, *_figures(sums), _meaning(kind, look)) for kind, sums in look.kinds.items()]
-    rows.append(("total", *_figures(look.total), ""))
-    spare = ("WHAT", "SWAP") if look.total.swap else ("SWAP", "WHAT")
-    return [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP|WHAT", rows, width=width, spare=spare, fold=True), ""]
+def _classes(maps: MapsReport, width: int) -> list[str]:
+    rows = [(kind.value, *_figures(sums), _meaning(kind, maps)) for kind, sums in maps.kinds.items()]
+    rows.append(("total", *_figures(maps.total), ""))
+    optional = ("WHAT", "SWAP") if maps.total.swap else ("SWAP", "WHAT")
+    return [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP|WHAT", rows, width=width, optional=optional, fold=True), ""]
 
 
 def _figures(sums: Totals) -> tuple[str, str, str, str]:
@@ -125,17 +126,17 @@ def _figures(sums: Totals) -> tuple[str, str, str, str]:
     return count(sums.number), size(sums.size), size(sums.resident), swap
 
 
-def _meaning(kind: Kind, look: Look) -> str:
+def _meaning(kind: Kind, maps: MapsReport) -> str:
     if kind is Kind.MALLOC_ARENA:
-        most = ARENAS_PER_CORE * look.cores
-        return f"{plural(look.arenas, 'arena')}, at most {most} by default ({plural(look.cores, 'core')})"
+        most, counted = most_arenas(maps.thread_lists.libc, maps.cores)
+        return f"{plural(maps.arenas, 'arena')}, at most {most} by default ({plural(counted, 'core')})"
     if kind is Kind.STACK_CACHE:
-        return f"kept by glibc for new threads, limit {size(look.books.stack_cache_limit)}"
+        return f"kept by glibc for new threads, limit {size(maps.thread_lists.stack_cache_limit)}"
     return _MEANING[kind]
 
 
-def _stacks(look: Look, top: int, width: int) -> list[str]:
-    stacks = [area for area in look.areas if area.kind is Kind.THREAD_STACK]
+def _stacks(maps: MapsReport, top: int, width: int) -> list[str]:
+    stacks = [area for area in maps.areas if area.kind is Kind.THREAD_STACK]
     if not stacks:
         return []
     stacks.sort(key=lambda area: (area.resident, area.size), reverse=True)
@@ -152,7 +153,7 @@ def _stacks(look: Look, top: int, width: int) -> list[str]:
     ]
     return [
         f"Stacks of live threads, most resident first ({count(len(stacks))})",
-        *table(">TID|THREAD|>VIRT|>RSS|AT|", rows, indent=3, width=width, spare=("AT", "")),
+        *table(">TID|THREAD|>VIRT|>RSS|AT|", rows, indent=3, width=width, optional=("AT", "")),
         *_more(len(stacks) - top, "stack"),
         "",
     ]
@@ -162,8 +163,8 @@ def _more(hidden: int, noun: str) -> list[str]:
     return [f"   and {plural(hidden, f'more {noun}')} (--top, --all)"] if hidden > 0 else []
 
 
-def _unexplained(look: Look, top: int, width: int) -> list[str]:
-    groups = unexplained(look.areas)
+def _unexplained(maps: MapsReport, top: int, width: int) -> list[str]:
+    groups = unexplained(maps.areas)
     if not groups:
         return []
     rows = [
@@ -178,18 +179,18 @@ def _unexplained(look: Look, top: int, width: int) -> list[str]:
         )
         for group in groups[:top]
     ]
-    sums = sum(look.of(kind).size for kind in UNEXPLAINED)
-    header, spare = ">COUNT|>EACH|>VIRT|>RSS|PERM|CLASS|FIRST AT", ("VIRT", "PERM", "CLASS")
+    sums = sum(maps.of(kind).size for kind in UNEXPLAINED)
+    header, optional = ">COUNT|>EACH|>VIRT|>RSS|PERM|CLASS|FIRST AT", ("VIRT", "PERM", "CLASS")
     return [
         f"Largest unexplained areas, equal ones together ({size(sums)})",
-        *table(header, rows, indent=3, width=width, spare=spare),
+        *table(header, rows, indent=3, width=width, optional=optional),
         *_more(len(groups) - top, "group"),
         "",
     ]
 
 
-def _repeated(look: Look, top: int, width: int) -> list[str]:
-    names = repeated(look.areas)
+def _repeated(maps: MapsReport, top: int, width: int) -> list[str]:
+    names = repeated(maps.areas)
     if not names:
         return []
     rows = [
@@ -204,7 +205,7 @@ def _repeated(look: Look, top: int, width: int) -> list[str]:
     ]
     return [
         *wrapped("Mapped many times under one name (a page counts as resident in each mapping)", width=width),
-        *table(">COUNT|>FILES|>VIRT|>RSS|NAME", rows, indent=3, width=width, spare=("FILES", "RSS")),
+        *table(">COUNT|>FILES|>VIRT|>RSS|NAME", rows, indent=3, width=width, optional=("FILES", "RSS")),
         *_more(len(names) - top, "name"),
         "",
     ]
@@ -239,7 +240,7 @@ def _growth(growth: Growth, top: int, width: int) -> list[str]:
         )
         for kind, sums in growth.kinds.items()
     ]
-    lines = [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP", rows, width=width, spare=("SWAP",)), ""]
+    lines = [*table("CLASS|>COUNT|>VIRT|>RSS|>SWAP", rows, width=width, optional=("SWAP",)), ""]
     groups = grouped(growth.changes)
     if groups:
         lines += ["Areas that changed, equal ones together"]
@@ -255,13 +256,13 @@ def _growth(growth: Growth, top: int, width: int) -> list[str]:
             )
             for group in groups[:top]
         ]
-        header, spare = "WHAT|>COUNT|>EACH|>RSS|CLASS|FIRST AT|OF", ("RSS", "FIRST AT", "OF")
-        lines += table(header, changed, indent=3, width=width, spare=spare)
+        header, optional = "WHAT|>COUNT|>EACH|>RSS|CLASS|FIRST AT|OF", ("RSS", "FIRST AT", "OF")
+        lines += table(header, changed, indent=3, width=width, optional=optional)
         lines += [*_more(len(groups) - top, "group"), ""]
     return lines
 
 
-def _whose(group: Alike) -> str:
+def _whose(group: SimilarChanges) -> str:
     if group.was is not None:
         return f"was {group.was.value}"
     first = _identity(group.first.area)
@@ -269,13 +270,13 @@ def _whose(group: Alike) -> str:
 
 
 def _identity(area: Area) -> str:
-    """Whose it is: thread, file, or what there is to say."""
+    """The text of the last column: the thread that uses the area, its file, or a remark."""
     if area.tid is not None:
         return f"{area.tid} {escape(area.thread)}"
     return escape(area.path) or area.note
 
 
-def _all(look: Look, width: int) -> list[str]:
+def _all(maps: MapsReport, width: int) -> list[str]:
     rows: Sequence[Sequence[str]] = [
         (
             f"{area.start:x}-{area.end:x}",
@@ -286,7 +287,7 @@ def _all(look: Look, width: int) -> list[str]:
             area.kind.value,
             _identity(area),
         )
-        for area in look.areas
+        for area in maps.areas
     ]
-    header, spare = "RANGE|>VIRT|>RSS|>SWAP|PERM|CLASS|OF", ("SWAP", "PERM", "RSS", "CLASS")
-    return ["All areas", *table(header, rows, width=width, spare=spare), ""]
+    header, optional = "RANGE|>VIRT|>RSS|>SWAP|PERM|CLASS|OF", ("SWAP", "PERM", "RSS", "CLASS")
+    return ["All areas", *table(header, rows, width=width, optional=optional), ""]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON contract ``ebpftrace.maps/1``: one look, one object, one line.
+"""The JSON contract ``ebpftrace.maps/1``: one reading, one object, one line.
 
 ``schema/maps-1.json`` describes it for machines.  Sizes are bytes, times ISO 8601, addresses hexadecimal
-strings; bytes of a name that are not UTF-8 stand as ``\\xff``.
+strings; bytes of a name that are not UTF-8 are written as ``\\xff``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import json
 from typing import Any, Optional
 
 from ebpftrace import __version__
-from ebpftrace.anatomy.areas import Area, Totals
-from ebpftrace.anatomy.growth import Change, Growth
-from ebpftrace.anatomy.look import Look
-from ebpftrace.anatomy.repeated import Repeated, repeated
+from ebpftrace.classify.changes import Change, Growth
+from ebpftrace.classify.maps_report import MapsReport
+from ebpftrace.classify.model import Area, Totals
+from ebpftrace.classify.repeated import Repeated, repeated
 from ebpftrace.model import Frame
 from ebpftrace.report.json_parts import finding_object, iso_time, target_object
 from ebpftrace.text import address, without_surrogates
@@ -22,14 +22,14 @@ from ebpftrace.text import address, without_surrogates
 SCHEMA = "ebpftrace.maps/1"
 
 
-def render(look: Look) -> str:
-    """The look as one line of ASCII JSON."""
-    return json.dumps(document(look), allow_nan=False) + "\n"
+def render(maps: MapsReport) -> str:
+    """The reading as one line of ASCII JSON."""
+    return json.dumps(document(maps), allow_nan=False) + "\n"
 
 
-def document(look: Look) -> dict[str, Any]:
-    """The look as the object of the contract."""
-    target, books = look.target, look.books
+def document(maps: MapsReport) -> dict[str, Any]:
+    """The reading as the object of the contract."""
+    target, thread_lists = maps.target, maps.thread_lists
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -37,27 +37,27 @@ def document(look: Look) -> dict[str, Any]:
             **target_object(target),
             "threads": target.threads,
         },
-        "taken_at": iso_time(look.taken_at),
+        "taken_at": iso_time(maps.taken_at),
         "memory": {
-            "virt": look.virt,
-            "rss": look.rss,
-            "vmas": look.vma_count,
-            "max_vmas": look.max_vma_count,
+            "virt": maps.virt,
+            "rss": maps.rss,
+            "vmas": maps.vma_count,
+            "max_vmas": maps.max_vma_count,
         },
         "books": {
-            "state": books.state.value,
-            "why": without_surrogates(books.why),
-            "libc": books.libc,
-            "stack_cache_limit": books.stack_cache_limit,
+            "state": thread_lists.state.value,
+            "why": without_surrogates(thread_lists.why),
+            "libc": thread_lists.libc,
+            "stack_cache_limit": thread_lists.stack_cache_limit,
         },
-        "arenas": look.arenas,
-        "classes": {kind.value: _totals(sums) for kind, sums in look.kinds.items()},
-        "total": _totals(look.total),
-        "areas": [_area(area, look) for area in look.areas],
-        "repeated": [_repeated(one) for one in repeated(look.areas)],
-        "growth": _growth(look.growth, look) if look.growth is not None else None,
-        "findings": [{**finding_object(finding), "stack": None} for finding in look.findings],
-        "notes": [without_surrogates(note) for note in look.notes],
+        "arenas": maps.arenas,
+        "classes": {kind.value: _totals(sums) for kind, sums in maps.kinds.items()},
+        "total": _totals(maps.total),
+        "areas": [_area(area, maps) for area in maps.areas],
+        "repeated": [_repeated(one) for one in repeated(maps.areas)],
+        "growth": _growth(maps.growth, maps) if maps.growth is not None else None,
+        "findings": [{**finding_object(finding), "stack": None} for finding in maps.findings],
+        "notes": [without_surrogates(note) for note in maps.notes],
     }
 
 
@@ -74,8 +74,8 @@ def _repeated(one: Repeated) -> dict[str, Any]:
     return {"path": without_surrogates(one.path), "files": one.files, **_totals(one.totals)}
 
 
-def _area(area: Area, look: Look) -> dict[str, Any]:
-    routine = look.routines.get(area.start_routine)
+def _area(area: Area, maps: MapsReport) -> dict[str, Any]:
+    routine = maps.routines.get(area.start_routine)
     return {
         "start": address(area.start),
         "end": address(area.end),
@@ -107,19 +107,19 @@ def _routine(at: int, frame: Optional[Frame]) -> Optional[dict[str, Any]]:
     }
 
 
-def _growth(growth: Growth, look: Look) -> dict[str, Any]:
+def _growth(growth: Growth, maps: MapsReport) -> dict[str, Any]:
     return {
         "seconds": growth.seconds,
         "classes": {kind.value: _totals(sums) for kind, sums in growth.kinds.items()},
-        "changes": [_change(change, look) for change in growth.changes],
+        "changes": [_change(change, maps) for change in growth.changes],
     }
 
 
-def _change(change: Change, look: Look) -> dict[str, Any]:
+def _change(change: Change, maps: MapsReport) -> dict[str, Any]:
     return {
         "what": change.what.value,
         "was": change.was.kind.value if change.was is not None else None,
         "bytes": change.size,
         "rss_bytes": change.resident,
-        "area": _area(change.area, look),
+        "area": _area(change.area, maps),
     }

@@ -3,9 +3,9 @@
 
 Several targets (``-p`` repeated) or intervals (``-i``) are several lines (JSON Lines).
 ``schema/mmap-leaks-1.json`` describes the object for machines.  Sizes are in bytes,
-times ISO 8601 in local time with offset, addresses hexadecimal strings; null where
-nobody knows.  Bytes of a name that are not UTF-8 stand as ``\\xff``; other characters,
-control characters included, are what they are (JSON escapes them).
+times ISO 8601 in local time with offset, addresses hexadecimal strings; null if unknown.
+Bytes of a name that are not UTF-8 are written as ``\\xff``; other characters, including
+control characters, are not changed (JSON escapes them).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Optional
 
 from ebpftrace import __version__
 from ebpftrace.fingerprint import fingerprint
-from ebpftrace.model import CommandEnd, Finding, Orphan, OwnedBy, Processes, Report, Thread, ThreadTotal
+from ebpftrace.model import CommandEnd, Finding, Orphan, OwnedBy, Processes, Report, Sums, Thread, ThreadTotal
 from ebpftrace.report.json_parts import (
     calls_object,
     finding_object,
@@ -27,32 +27,33 @@ from ebpftrace.report.json_parts import (
     stack_object,
     target_object,
 )
-from ebpftrace.report.view import Selection, View, select
+from ebpftrace.report.view import Selection, View, select, shortened
 from ebpftrace.text import without_surrogates
 
 SCHEMA = "ebpftrace.mmap-leaks/1"
 _SCHEMA_FILE = "mmap-leaks-1.json"
 
 _ROWS_AT_ONCE = 1000
-"""Mappings whose texts exist at the same time: a finding may have a hundred thousand."""
+"""How many mappings have their texts in memory at once: a finding may have a hundred thousand."""
 
 _SYSTEM_CALLS = ("mmap", "munmap", "mremap", "brk")
 _OWNERS_KEPT = 1024
 _NULL = "null"
 _NO_OWNER = (
-    '"owner_tid": null, "owner_name": null, "owner_creator_tid": null, "owner_creator_name": null, '
-    '"owner_started_at": null, "owner_exited_at": null'
+    '"owner_tid": null, "owner_inner_tid": null, "owner_name": null, "owner_creator_tid": null, '
+    '"owner_creator_inner_tid": null, "owner_creator_name": null, "owner_started_at": null, '
+    '"owner_exited_at": null'
 )
 
 
 def render(report: Report, view: View) -> Iterator[str]:
     """The report as one line of ASCII JSON, part by part.
 
-    The view's filters apply and are told in ``hidden``.
+    The view's filters apply; ``hidden`` has what they leave out.
     """
     selection = select(report, view)
     yield _begun(_summary(report, selection), "findings")
-    for position, finding in enumerate(selection.shown):
+    for position, finding in enumerate(shortened(one, view.most_mappings) for one in selection.shown):
         yield ", " * bool(position) + _begun(_finding(finding), "mappings")
         yield from _rows(finding.orphans, report)
         yield "]}"
@@ -106,6 +107,7 @@ def _summary(report: Report, selection: Selection) -> dict[str, Any]:
         "version": __version__,
         "target": {
             **target_object(target),
+            "parent_pid": target.parent,
             "threads_start": target.threads_start,
             "threads_end": target.threads,
         },
@@ -172,7 +174,15 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "called": [
             {"function": without_surrogates(function), "count": number} for function, number in finding.called
         ],
+        "more_mappings": {
+            **_sums(finding.unlisted.all),
+            "before_attach": _sums(finding.unlisted.older),
+        },
     }
+
+
+def _sums(sums: Sums) -> dict[str, Optional[int]]:
+    return {"count": sums.number, "bytes": sums.size, "rss_bytes": sums.rss}
 
 
 def _command(command: Optional[CommandEnd]) -> Optional[dict[str, Any]]:
@@ -205,6 +215,7 @@ def _thread(total: ThreadTotal) -> dict[str, Any]:
     thread = total.thread
     return {
         "tid": thread.id.tid,
+        "inner_tid": thread.inner_tid,
         "name": without_surrogates(thread.name),
         "alive": thread.alive,
         "mappings": total.mappings,
@@ -237,10 +248,12 @@ class _Owners:
             return f"{why}, {_NO_OWNER}"
         creator = owner.creator
         return (
-            f'{why}, "owner_tid": {owner.id.tid}, "owner_name": {_quoted(owner.name)}, '
+            f'{why}, "owner_tid": {owner.id.tid}, '
+            f'"owner_inner_tid": {_number(owner.inner_tid)}, "owner_name": {_quoted(owner.name)}, '
             f'"owner_creator_tid": {creator.tid if creator else _NULL}, '
+            f'"owner_creator_inner_tid": {_number(owner.creator_inner_tid)}, '
             f'"owner_creator_name": {_quoted(owner.creator_name)}, '
-            f'"owner_started_at": {_quoted_time(owner.id.born, self.monotonic_began)}, '
+            f'"owner_started_at": {_quoted_time(owner.id.started_at, self.monotonic_began)}, '
             f'"owner_exited_at": {_quoted_time(owner.exited_at, self.monotonic_began)}'
         )
 
@@ -267,6 +280,10 @@ def _row(orphan: Orphan, owners: _Owners) -> str:
         f'"mapper_tid": {mapper.tid if mapper else _NULL}, '
         f'"mapped_at": {_quoted_time(made_at, owners.monotonic_began)}, {owners.text(owned_by, owner)}}}'
     )
+
+
+def _number(value: Optional[int]) -> str:
+    return _NULL if value is None else str(value)
 
 
 def _range(start: int, end: int) -> str:

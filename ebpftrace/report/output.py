@@ -43,7 +43,7 @@ def use_color(stream: TextIO, no_color: bool) -> bool:
 
 
 def can_redraw(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that can move its cursor."""
+    """Return whether a stream is a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
@@ -70,7 +70,7 @@ def check_writable(path: str) -> None:
 
     Leaves nothing behind.  Raises CannotTrace with the reason where it cannot.
     """
-    with _told(path):
+    with _named_errors(path):
         descriptor = _descriptor(path)
         if descriptor is not None:
             os.write(descriptor, b"")
@@ -122,7 +122,7 @@ class Growing:
             data = (text,)
         else:
             data = (part.encode("utf-8", "backslashreplace") for part in _parts(text))
-        with _told(self._path):
+        with _named_errors(self._path):
             descriptor = _descriptor(self._path)
             if descriptor is not None:
                 _write_each(descriptor, data)
@@ -147,7 +147,7 @@ def write_stream(stream: TextIO, text: Pages) -> None:
 
 
 class Stream:
-    """Where lines go while they are made: an open stream, or a file that begins anew; a context manager."""
+    """Writes lines as they are made, to an open stream or to a new file; a context manager."""
 
     def __init__(self, stream: TextIO, path: Optional[str]) -> None:
         """Write to ``path``, or to ``stream`` where that is None.  Raises CannotTrace."""
@@ -156,7 +156,7 @@ class Stream:
         self._own: Optional[int] = None
         if path is not None and _descriptor(path) is None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            with _told(path):
+            with _named_errors(path):
                 self._own = os.open(path, flags, _NEW_FILE_MODE)
 
     def __enter__(self) -> Stream:
@@ -182,7 +182,7 @@ class Stream:
         except BrokenPipeError:
             raise
         except OSError:
-            with _told(self._path):
+            with _named_errors(self._path):
                 raise
 
 
@@ -191,7 +191,7 @@ def _parts(text: Pages) -> Iterable[str]:
 
 
 @contextlib.contextmanager
-def _told(path: str) -> Iterator[None]:
+def _named_errors(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

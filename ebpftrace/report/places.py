@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in a repository a finding is: the source file and line that forges and editors show."""
+"""Finds the source file and line in a repository at which forges and editors show a finding."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Repository:
 
     def place(self, finding: Finding) -> Optional[Place]:
         """The innermost line of a finding that is in the repository, else in the user's code."""
-        frames = _told(finding)
+        frames = _shown_frames(finding)
         for frame in frames:
             below = self.relative(frame.file or "")
             if below is not None:
@@ -77,8 +77,8 @@ def repository_of(directory: str) -> str:
     return str(next((one for one in (start, *start.parents) if (one / ".git").exists()), start))
 
 
-def _told(finding: Finding) -> Sequence[Frame]:
-    """Frames of the user's code whose source is known: the one to name first, at last what threads run."""
+def _shown_frames(finding: Finding) -> Sequence[Frame]:
+    """Return the frames of the user's code with a known source, the best first, the start routine last."""
     first = culprit(finding.stack)
     own = [frame for frame in finding.stack.frames if not is_wrapper(frame)]
     frames = [first, *own, finding.start_routine]

@@ -28,9 +28,11 @@ def render(reports: Sequence[Report]) -> bytes:
     """The profile, packed by gzip."""
     builder = _Profile()
     for report in reports:
-        for finding in report.findings:
-            if finding.fails and finding.size:
-                builder.add(finding, report)
+        leaks = [finding for finding in report.findings if finding.fails and finding.size]
+        if leaks and report.target.exe:
+            builder.add_module(report.target.exe)  # readers take the first one for the program itself
+        for leak in leaks:
+            builder.add(leak, report)
     return gzip.compress(builder.encoded(reports), mtime=0)
 
 
@@ -61,6 +63,11 @@ class _Profile:
         ]
         pid = _number(1, self._string("pid")) + _number(3, report.target.pid)
         self._samples.append(_message(_SAMPLE, b"".join((*parts, _message(3, pid)))))
+
+    def add_module(self, file: str) -> None:
+        """Number a program or library that has code in the profile."""
+        self._string(file)
+        self._mappings.setdefault(file, len(self._mappings) + 1)
 
     def encoded(self, reports: Sequence[Report]) -> bytes:
         """The message Profile."""
@@ -99,14 +106,13 @@ class _Profile:
             self._locations[frame] = len(self._locations) + 1
             self._function(frame)
             if frame.module:
-                self._mappings.setdefault(frame.module, len(self._mappings) + 1)
+                self.add_module(frame.module)
         return self._locations[frame]
 
     def _function(self, frame: Frame) -> int:
         key = (frames.name(frame), escape(frame.file or ""))
         for text in key:
             self._string(text)
-        self._string(frame.module or "")
         return self._functions.setdefault(key, len(self._functions) + 1)
 
     def _encoded_location(self, frame: Frame, number: int) -> bytes:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, NamedTuple, Optional, TypeVar
 
 from ebpftrace.model import (
+    ALL_LISTED,
     NOT_SEARCHED,
     NOTHING_LEFT_OUT,
     Accepted,
@@ -44,11 +46,13 @@ from ebpftrace.model import (
     Site,
     Stack,
     StackSource,
+    Sums,
     TargetInfo,
     Thread,
     ThreadId,
     ThreadTotal,
     TracerCost,
+    Unlisted,
     Verdict,
     Where,
 )
@@ -59,7 +63,7 @@ _E = TypeVar("_E", bound=Enum)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _BYTE_OR_SURROGATE = re.compile(r"\\x([89a-f][0-9a-f])|\\u(d[89a-f][0-9a-f]{2})")
-"""What ``text.without_surrogates`` writes."""
+"""The escape sequences that ``text.without_surrogates`` writes."""
 _RAW = 0xDC00
 _UNNAMED_ERROR = re.compile(r"error (\d{1,9})")
 _FAR = 1 << 64
@@ -74,11 +78,11 @@ class BadReport(ValueError):
 
 
 class Saved(NamedTuple):
-    """What one file holds."""
+    """The contents of one file."""
 
     reports: tuple[Report, ...]
     processes: Optional[Processes]
-    """How many processes were followed, where the file says so."""
+    """Counts of the followed processes; None if the file has none."""
 
 
 def read(text: str) -> Saved:
@@ -103,8 +107,23 @@ def read(text: str) -> Saved:
     return Saved(tuple(reports), processes)
 
 
+def lives(reports: Sequence[Report]) -> list[tuple[int, int]]:
+    """Return a key for each report: its process, and the number of the program that the process executed."""
+    ended: Counter[int] = Counter()
+    found = []
+    for report in reports:
+        found.append((report.target.pid, ended[report.target.pid]))
+        ended[report.target.pid] += report.ended_by is not EndedBy.INTERVAL
+    return found
+
+
+def last_reports(reports: Sequence[Report]) -> list[Report]:
+    """The last report of each process, without those of --interval that came before it."""
+    return list(dict(zip(lives(reports), reports)).values())
+
+
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """What is to be read as JSON: each line, or all of a document that somebody laid out in several."""
+    """Return the JSON texts: each line, or the whole text if one document spans several lines."""
     if text.lstrip()[:1] == "{" and text.lstrip()[1:2] in ("\n", "\r"):
         yield 1, text
         return
@@ -210,6 +229,8 @@ def _report(source: dict[str, Any]) -> Report:
             exe=_text(target["exe"]),
             threads=_maybe(target, "threads_end", _whole),
             threads_start=_maybe(target, "threads_start", _whole),
+            parent=_maybe(target, "parent_pid", _whole),
+            inner_pid=_maybe(target, "inner_pid", _whole),
         ),
         seconds=_seconds(window["seconds"]),
         ended_by=_choice(EndedBy, window["ended_by"]),
@@ -274,6 +295,7 @@ def _thread(source: dict[str, Any]) -> ThreadTotal:
         _text(source["name"]),
         tgid=0,
         exited_at=None if _truth(source["alive"]) else 0,
+        inner_tid=_maybe(source, "inner_tid", _whole),
     )
     return ThreadTotal(
         thread,
@@ -347,7 +369,17 @@ def _finding(source: dict[str, Any]) -> Finding:
         called=tuple(
             (_text(one["function"]), _whole(one["count"])) for one in map(_object, source.get("called") or ())
         ),
+        unlisted=_or(source, "more_mappings", _unlisted, ALL_LISTED),
     )
+
+
+def _unlisted(value: Any) -> Unlisted:
+    source = _object(value)
+    return Unlisted(_sums(source), _sums(_object(source["before_attach"])))
+
+
+def _sums(source: dict[str, Any]) -> Sums:
+    return Sums(_whole(source["count"]), _whole(source["bytes"]), _maybe(source, "rss_bytes", _whole))
 
 
 def _site(source: dict[str, Any]) -> Site:
@@ -378,6 +410,11 @@ def _frame(value: Any) -> Frame:
         _maybe(source, "offset", _whole),
         _or(source, "inlined", _truth, False),
     )
+
+
+def stack_of(value: Any) -> Stack:
+    """The way back of ``json_parts.stack_object``.  Raises KeyError, TypeError or ValueError."""
+    return _stack(value)
 
 
 def _reached(value: Any) -> Reached:
@@ -438,4 +475,6 @@ def _owner(source: dict[str, Any]) -> Optional[Thread]:
         exited_at=_maybe(source, "owner_exited_at", _time),
         creator=None if creator is None else ThreadId(creator, 0),
         creator_name=_maybe(source, "owner_creator_name", _text),
+        inner_tid=_maybe(source, "owner_inner_tid", _whole),
+        creator_inner_tid=_maybe(source, "owner_creator_inner_tid", _whole),
     )

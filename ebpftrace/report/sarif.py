@@ -36,7 +36,7 @@ _RULES = {
     Verdict.MALLOC_ARENA: "A heap of malloc outlived the thread that made it",
     Verdict.JUST_EXITED: "A thread exited just before the report",
 }
-_MOST_FRAMES = 64
+_MAX_FRAMES = 64
 
 
 def render(reports: Sequence[Report], repository: Repository) -> str:
@@ -120,7 +120,7 @@ def _result(
         },
     }
     if finding.stack.frames:
-        shown = finding.stack.frames[:_MOST_FRAMES]
+        shown = finding.stack.frames[:_MAX_FRAMES]
         result["stacks"] = [
             {
                 "message": {"text": "created at" if finding.verdict.of_stacks else "mapped at"},
@@ -149,11 +149,11 @@ def _frame(frame: Frame, repository: Repository) -> dict[str, Any]:
     place = repository.of(frame)
     location = _location(place) if place is not None else {}
     location["logicalLocations"] = [{"fullyQualifiedName": frames.name(frame), "kind": "function"}]
-    told: dict[str, Any] = {"location": location}
+    entry: dict[str, Any] = {"location": location}
     module = frames.place(frame, full=False)
     if module:
-        told["module"] = module
-    return told
+        entry["module"] = module
+    return entry
 
 
 def _location(place: Place) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the reports share: the width of a page, and plain tables, columns as wide as what is in them."""
+"""The width of a page, and plain tables whose columns are as wide as their contents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NARROWEST = 60
 _GAP = "  "
 _BREAK = re.compile(r"(?<!\d) | (?![A-Za-z%])")
 """A space where a line may end: not between a number and its unit."""
-_LEAST_LAST = 16
+_MIN_LAST = 16
 """Cells of the last column where it is cut: an address is never."""
 
 
@@ -30,22 +30,22 @@ def table(
     *,
     indent: int = 0,
     width: int = WIDTH,
-    spare: Iterable[str] = (),
+    optional: Iterable[str] = (),
     fold: bool = False,
 ) -> list[str]:
     """Lines of a table in ``width`` cells; none ends in spaces.
 
-    ``header`` names the columns, separated by ``|``; a name that begins with ``>`` is for a column whose
-    cells stand to the right.  Cells must be fit to print.  Where there is no room for all columns, those in
-    ``spare`` are left out, the first first, unless in the end there is room for one.  The last column has
-    what is left: a text that is longer is cut in its middle or, with ``fold``, goes on below.
+    ``header`` names the columns, separated by ``|``; a name that begins with ``>`` is for a right-aligned
+    column.  Cells must be printable.  If not all columns fit, those in ``optional`` are left out, in this
+    order, until the others fit.  The last column gets the remaining width: a longer text is cut in its middle
+    or, with ``fold``, continued on the next line.
     """
     names = header.split("|")
     lines = [[name.lstrip(">") for name in names], *rows]
     widths = [max(cell_len(line[column]) for line in lines) for column in range(len(names))]
     shown = list(range(len(names)))
     hidden: list[int] = []
-    for name in spare:
+    for name in optional:
         if _least(shown, names, widths, indent) <= width:
             break
         hidden.append(lines[0].index(name))
@@ -66,19 +66,19 @@ def table(
             page.append(start)
             continue
         start += _GAP if columns else ""
-        room = max(width - cell_len(start), _LEAST_LAST)
-        if fold and cell_len(line[last]) > room:
+        available = max(width - cell_len(start), _MIN_LAST)
+        if fold and cell_len(line[last]) > available:
             page += wrapped(line[last], first=start, width=width)
         else:
-            page.append((start + shorten(line[last], room)).rstrip())
+            page.append((start + shorten(line[last], available)).rstrip())
     return page
 
 
 def _least(shown: Sequence[int], names: Sequence[str], widths: Sequence[int], indent: int) -> int:
     """Cells that these columns need."""
     *_, last = shown
-    spared = 0 if names[last].startswith(">") else max(widths[last] - _LEAST_LAST, 0)
-    return indent + sum(widths[column] for column in shown) + len(_GAP) * (len(shown) - 1) - spared
+    saved = 0 if names[last].startswith(">") else max(widths[last] - _MIN_LAST, 0)
+    return indent + sum(widths[column] for column in shown) + len(_GAP) * (len(shown) - 1) - saved
 
 
 def _cell(text: str, width: int, name: str) -> str:

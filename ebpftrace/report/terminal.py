@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report for a terminal: plain, greppable text as wide as it is told, colour only as an addition.
+"""A report for a terminal: plain, greppable text of the given width, colour only as an addition.
 
 rich lays out and wraps; everything is handed to it as ``Text``, so that nothing in a
 name from the target is ever taken for markup.
@@ -20,10 +20,24 @@ from rich.text import Text
 from ebpftrace import frames
 from ebpftrace.model import Calls, EndedBy, Failures, Finding, Report, Verdict
 from ebpftrace.report import finding_text
-from ebpftrace.report.headline import Tone, grew_otherwise, title, verdict_lines
+from ebpftrace.report.headline import Tone, next_step, title, verdict_lines
 from ebpftrace.report.tables import NARROWEST, WIDTH, wrapped
 from ebpftrace.report.view import ThreadGroup, View, select, thread_groups
-from ebpftrace.text import change, count, duration, error_name, escape, plural, searches, shorten, size, wall
+from ebpftrace.text import (
+    change,
+    count,
+    cpu_time,
+    duration,
+    error_name,
+    escape,
+    inside,
+    pid_inside,
+    plural,
+    searches,
+    shorten,
+    size,
+    wall,
+)
 
 _INDENT = 3
 _LABEL = 12
@@ -46,8 +60,8 @@ _THREAD_COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
     ("BYTES", "right"),
     ("BRK", "right"),
 )
-_SPARE = ("BRK", "STATE")
-"""Columns that make room for the place, the first first."""
+_OPTIONAL = ("BRK", "STATE")
+"""Columns that are left out if the place needs their space, in this order."""
 _ENDED = {
     EndedBy.DURATION: "",
     EndedBy.INTERRUPT: ", interrupted",
@@ -115,7 +129,7 @@ def _verdict(report: Report, width: int) -> RenderableType:
 
 
 def _hanging(line: str, style: str, width: int, after: str = ": ") -> RenderableType:
-    """A line of which what is up to ``after`` stands out when it has to be wrapped."""
+    """A line; if it is wrapped, its part up to ``after`` is a label to the left of the rest."""
     first, _, rest = line.partition(after)
     if not rest:
         return Text(line, style=style)
@@ -137,25 +151,26 @@ def _head(report: Report, width: int) -> RenderableType:
         change(memory.rss_start, memory.rss_end),
         change(target.threads_start, target.threads, count),
     ]
-    virt, rss, threads = (f" ({told})" if told and report.seconds > 0 else "" for told in changes)
+    virt, rss, threads = (f" ({suffix})" if suffix and report.seconds > 0 else "" for suffix in changes)
     facts = [f"VIRT {size(memory.virt_end)}{virt}", f"RSS {size(memory.rss_end)}{rss}"]
     if target.threads is not None:
         facts.append(f"{plural(target.threads, 'thread')}{threads}")
-    rows = [("target", f"{escape(target.comm)} (PID {target.pid}): {', '.join(facts)}")]
+    pid = pid_inside(target.pid, target.inner_pid)
+    rows = [("target", f"{escape(target.comm)} ({pid}): {', '.join(facts)}")]
     if target.exe:
         rows.append(("", shorten(escape(target.exe), width - _HEAD_LABEL)))
     rows.append(("window", _window(report)))
     if report.outstanding_mappings:
         mapped = plural(report.outstanding_mappings, "stack" if report.threads_only else "mapping")
-        stood = "and mapped when it ended" if report.ended_by.by_target else "and still mapped"
-        rows.append(("", f"{mapped} made in it {stood}: {size(report.outstanding_bytes)}"))
+        when = "and mapped when it ended" if report.ended_by.by_target else "and still mapped"
+        rows.append(("", f"{mapped} made in it {when}: {size(report.outstanding_bytes)}"))
     if report.threads_only:
         rows.append(
             ("not seen", "mappings that are no stacks of threads: with --threads-only none is traced")
         )
-    if grew_otherwise(report):
-        step = f"ebpftrace growth -p {target.pid}    which calls make VIRT grow: no leak explains it"
-        rows.append(("next", step))
+    step = next_step(report)
+    if step is not None:
+        rows.append(("next", f"{step.command}    {step.finds}"))
     return _grid(rows, width, _HEAD_LABEL)
 
 
@@ -187,7 +202,7 @@ def _calls(calls: Calls, threads_only: bool) -> str:
 
 
 def _failed(failures: Sequence[Failures], calls: int) -> str:
-    """How many of these calls failed, and why."""
+    """Return a line with the number of these calls that failed, and their errors."""
     if not failures:
         return ""
     number = sum(one.times for one in failures)
@@ -197,17 +212,17 @@ def _failed(failures: Sequence[Failures], calls: int) -> str:
 
 def _finding(number: int, finding: Finding, report: Report, width: int) -> list[RenderableType]:
     heading = f"{number}. {finding.verdict.value}: {title([finding])}, mapped {_when(finding)}"
-    room = width - _INDENT - _LABEL
+    width_left = width - _INDENT - _LABEL
     return [
         _hanging(heading, _HEAD, width, after=". "),
-        _indented(_grid(finding_text.rows(finding, report, room), width - _INDENT)),
+        _indented(_grid(finding_text.rows(finding, report, width_left), width - _INDENT)),
     ]
 
 
 def _when(finding: Finding) -> str:
     if finding.before_attach:
         return "before attach"
-    before = sum(orphan.outstanding.mapping.before_attach for orphan in finding.orphans)
+    before = finding.older.number
     return f"in the window, {count(before)} before attach" if before else "in the window"
 
 
@@ -216,11 +231,11 @@ def _short(findings: Iterable[Finding], ended_by: EndedBy, width: int) -> list[R
     names = {
         Verdict.JUST_EXITED: "at its end" if ended_by.by_target else "not yet",
     }
-    alike: dict[tuple[Verdict, tuple[str, ...]], list[Finding]] = {}
+    similar: dict[tuple[Verdict, tuple[str, ...]], list[Finding]] = {}
     for finding in findings:
-        alike.setdefault((finding.verdict, finding.evidence[:1]), []).append(finding)
+        similar.setdefault((finding.verdict, finding.evidence[:1]), []).append(finding)
     parts: list[RenderableType] = []
-    for (verdict, evidence), group in alike.items():
+    for (verdict, evidence), group in similar.items():
         line = f"{names.get(verdict, verdict.value)}: {title(group)}"
         line += "".join(f": {escape(why)}" for why in evidence)
         parts.append(_indented(_hanging(line, "", width - _INDENT)))
@@ -231,7 +246,7 @@ def _short(findings: Iterable[Finding], ended_by: EndedBy, width: int) -> list[R
 
 
 def _places(findings: Sequence[Finding], width: int) -> str:
-    """Where the most common of them come from, by the user's functions; empty where nobody knows."""
+    """Return the user's functions that most of them come from; empty if they are not known."""
     numbers: dict[str, int] = {}
     for site in (site for finding in findings for site in finding.sites):
         frame = frames.culprit(site.stack)
@@ -274,30 +289,30 @@ def _threads(report: Report, view: View, width: int) -> list[RenderableType]:
         header: max([len(header), *(cell_len(row[index]) for row in rows)]) + _GAP
         for index, (header, _) in enumerate(_THREAD_COLUMNS)
     }
-    room = width - _INDENT - sum(needs.values())
-    for spare in _SPARE:
-        if room < _NARROWEST_SITE:
-            room += needs.pop(spare)
+    width_left = width - _INDENT - sum(needs.values())
+    for optional in _OPTIONAL:
+        if width_left < _NARROWEST_SITE:
+            width_left += needs.pop(optional)
     for header, justify in _THREAD_COLUMNS:
         if header in needs:
             table.add_column(header, justify=justify, no_wrap=True)
-    with_site = room >= _NARROWEST_SITE
+    with_site = width_left >= _NARROWEST_SITE
     if with_site:
         table.add_column("MOSTLY MAPPED AT", no_wrap=True)
     for row, group in zip(rows, groups):
-        line = (frames.site(group.site, room) if group.site else "-",) if with_site else ()
+        line = (frames.site(group.site, width_left) if group.site else "-",) if with_site else ()
         shown = [cell for cell, (header, _) in zip(row, _THREAD_COLUMNS) if header in needs]
         table.add_row(*(Text(cell) for cell in (*shown, *line)))
-    stood = "mapped when it ended" if report.ended_by.by_target else "still there"
+    when = "mapped when it ended" if report.ended_by.by_target else "still there"
     parts: list[RenderableType] = [
-        Text(f"Mapped in the window and {stood}, by owner", style=_HEAD),
+        Text(f"Mapped in the window and {when}, by owner", style=_HEAD),
         _indented(table),
     ]
     left_out = report.left_out
     hidden = len(report.threads) - sum(len(group.totals) for group in groups) + left_out.threads
     if hidden:
-        everything = sum(total.size + total.brk_growth for total in report.threads)
-        rest = everything - sum(group.size + group.brk_growth for group in groups) + left_out.threads_size
+        shown_size = sum(total.owned for group in groups for total in group.totals)
+        rest = sum(total.owned for total in report.threads) - shown_size + left_out.threads_size
         parts.append(_indented(Text(f"and {plural(hidden, 'more thread')}, {size(rest)}")))
     return parts
 
@@ -306,7 +321,7 @@ def _thread_cells(group: ThreadGroup) -> tuple[str, ...]:
     first = group.totals[0].thread
     number = len(group.totals)
     return (
-        str(first.id.tid) if number == 1 else plural(number, "thread"),
+        inside(first.id.tid, first.inner_tid) if number == 1 else plural(number, "thread"),
         shorten(_common_name([total.thread.name for total in group.totals]), _NAME_WIDTH) or "-",
         "alive" if group.alive else "exited",
         count(group.mappings),
@@ -324,7 +339,7 @@ def _common_name(names: Sequence[str]) -> str:
 
 
 _NAMES_SHOWN = 3
-"""Of what is mapped without an explanation."""
+"""Limit of names for mappings without an explanation."""
 
 
 def _closing(report: Report) -> list[tuple[str, str]]:
@@ -341,8 +356,7 @@ def _closing(report: Report) -> list[tuple[str, str]]:
         rows.append(("searched", f"{extent}, {duration(searched.cpu_seconds)} of CPU time"))
     cost = report.cost
     if cost is not None:
-        share = f" ({100 * cost.cpu_seconds / report.seconds:.1f} % of one CPU)" if report.seconds > 0 else ""
-        rows.append(("tracer", f"{duration(cost.cpu_seconds)} of CPU time{share}"))
+        rows.append(("tracer", cpu_time(cost.cpu_seconds, report.seconds)))
         if cost.bpf_seconds is not None:
             rows.append(("in kernel", _kernel_cost(cost.bpf_seconds, cost.bpf_runs or 0)))
     return rows

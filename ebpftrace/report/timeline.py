@@ -3,7 +3,9 @@
 
 The JSON object format of "Trace Event Format" (the document that Chromium links from about:tracing): times in
 microseconds; ``X`` is a slice, ``i`` an instant, ``C`` a counter, ``M`` names a track.  What a thread left is
-mapped until the end of the window, so that the slices of one track always nest.
+mapped until the end of the window, so that the slices of one track always nest.  Times are whole numbers:
+with the fractions of a float, slices would end up to half a microsecond apart, and Perfetto drops those that
+overlap.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from ebpftrace.text import address, escape, size
 
 _FIRST_TRACK = (1 << 22) + 1
 """Numbers above those of threads (PID_MAX_LIMIT, include/linux/threads.h) are tracks of findings."""
-_MOST_SLICES = 20_000
-"""Of one process: more can't be drawn."""
+_MAX_SLICES = 20_000
+"""Limit for one process; more can't be drawn."""
 
 
 def render(reports: Sequence[Report]) -> str:
@@ -36,7 +38,7 @@ class _Process:
         self._report = report
         self._pid = report.target.pid
         self._end = _microseconds(report, report.ended_at)
-        self._begin = self._end - report.seconds * 1e6
+        self._begin = self._end - round(report.seconds * 1e6)
 
     def events(self) -> Iterator[dict[str, Any]]:
         report = self._report
@@ -51,15 +53,15 @@ class _Process:
             tracks += 1
             for orphan in finding.orphans:
                 owner = orphan.outstanding.owner
-                if owner is None or slices >= _MOST_SLICES:
+                if owner is None or slices >= _MAX_SLICES:
                     continue
                 slices += 1
                 owners.setdefault(owner.id, owner)
                 yield self._mapping(orphan, finding, name, owner)
         for owner in owners.values():
-            yield from self._life(owner)
-        if slices >= _MOST_SLICES:
-            yield self._instant(f"only {_MOST_SLICES:,} mappings are drawn", self._pid, self._end, "p")
+            yield from self._lifetime(owner)
+        if slices >= _MAX_SLICES:
+            yield self._instant(f"only {_MAX_SLICES:,} mappings are drawn", self._pid, self._end, "p")
 
     def _memory(self) -> Iterator[dict[str, Any]]:
         memory = self._report.memory
@@ -78,7 +80,7 @@ class _Process:
         if finding.accepted is not None:
             kind = "accepted"
         yield self._named("thread_name", track, f"{kind}: {finding.verdict.value}")
-        told = {
+        details = {
             "count": finding.count,
             "bytes": finding.size,
             "certainty": finding.certainty.value,
@@ -86,11 +88,11 @@ class _Process:
             "why": "; ".join(map(escape, finding.evidence)),
             "advice": escape(finding.advice),
         }
-        yield self._slice(words.sentence(finding), track, first, told)
+        yield self._slice(words.sentence(finding), track, first, details)
 
     def _mapping(self, orphan: Orphan, finding: Finding, fingerprint: str, owner: Thread) -> dict[str, Any]:
         mapping = orphan.outstanding.mapping
-        told = {
+        details = {
             "range": f"{address(mapping.start)}-{address(mapping.end)}",
             "bytes": mapping.size,
             "rss": orphan.rss,
@@ -98,24 +100,24 @@ class _Process:
             "fingerprint": fingerprint,
         }
         name = f"{finding.verdict.value}, {size(mapping.size)}"
-        return self._slice(name, owner.id.tid, self._mapped_at(orphan), told)
+        return self._slice(name, owner.id.tid, self._mapped_at(orphan), details)
 
-    def _life(self, thread: Thread) -> Iterator[dict[str, Any]]:
+    def _lifetime(self, thread: Thread) -> Iterator[dict[str, Any]]:
         tid = thread.id.tid
         yield self._named("thread_name", tid, escape(thread.name) or "?")
-        if thread.id.born and self._time(thread.id.born) >= self._begin:
-            yield self._instant("created", tid, self._time(thread.id.born))
+        if thread.id.started_at and self._time(thread.id.started_at) >= self._begin:
+            yield self._instant("created", tid, self._time(thread.id.started_at))
         if thread.exited_at is not None:
             yield self._instant("exited", tid, self._time(thread.exited_at))
 
-    def _mapped_at(self, orphan: Orphan) -> float:
+    def _mapped_at(self, orphan: Orphan) -> int:
         made = orphan.outstanding.mapping.made_at
         return self._begin if made is None else max(self._time(made), self._begin)
 
-    def _time(self, monotonic_ns: int) -> float:
+    def _time(self, monotonic_ns: int) -> int:
         return min(_microseconds(self._report, monotonic_ns), self._end)
 
-    def _slice(self, name: str, track: int, at: float, told: dict[str, Any]) -> dict[str, Any]:
+    def _slice(self, name: str, track: int, at: int, details: dict[str, Any]) -> dict[str, Any]:
         return {
             "ph": "X",
             "name": name,
@@ -124,16 +126,16 @@ class _Process:
             "tid": track,
             "ts": at,
             "dur": self._end - at,
-            "args": told,
+            "args": details,
         }
 
-    def _instant(self, name: str, track: int, at: float, scope: str = "t") -> dict[str, Any]:
+    def _instant(self, name: str, track: int, at: int, scope: str = "t") -> dict[str, Any]:
         return {"ph": "i", "name": name, "pid": self._pid, "tid": track, "ts": at, "s": scope}
 
     def _named(self, what: str, track: int, name: str) -> dict[str, Any]:
         return {"ph": "M", "name": what, "pid": self._pid, "tid": track, "args": {"name": name}}
 
 
-def _microseconds(report: Report, monotonic_ns: Optional[int]) -> float:
+def _microseconds(report: Report, monotonic_ns: Optional[int]) -> int:
     """Since 1970: of several reports of one host, so that they lie right beside each other."""
-    return report.clock.wall_ns(monotonic_ns or 0) / 1000
+    return report.clock.wall_ns(monotonic_ns or 0) // 1000

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which findings a report shows: one pure choice that all output formats share.
+"""Selects the findings that a report shows, for all output formats.
 
-A filter never changes what was found: the first line of a report, its totals and the
-exit status speak of all findings, and what a filter hides is counted and told.
+A filter never changes the result: the first line of a report, its totals and the exit status cover all
+findings, and the report says how many findings a filter hides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from ebpftrace import frames
-from ebpftrace.model import Finding, Frame, LeftOut, Report, ThreadTotal
+from ebpftrace.model import Finding, Frame, LeftOut, Report, Sums, ThreadTotal, Unlisted
 
 
 @dataclass(frozen=True)
 class View:
-    """What the user asked to see; the default shows everything worth a screen."""
+    """The user's selection; the default shows everything worth a screen."""
 
     top: int = 10
     """Most findings (and rows of the thread table) to show."""
@@ -25,11 +25,13 @@ class View:
     """Also what is not a leak, and the table of threads (``--show all``)."""
     min_bytes: int = 0
     """Findings and threads with fewer bytes than this are left out."""
+    most_mappings: Optional[int] = None
+    """Most mappings of each finding that JSON lists; None: all."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a view leaves of a report; leaks and others sorted by bytes, largest first."""
+    """The findings that a view selects; leaks and others are each sorted by bytes, largest first."""
 
     leaks: tuple[Finding, ...]
     undecided: tuple[Finding, ...]
@@ -61,7 +63,7 @@ class ThreadGroup:
 
     @property
     def alive(self) -> bool:
-        """Whether they live."""
+        """Whether these threads are alive."""
         return self.totals[0].thread.alive
 
     @property
@@ -92,6 +94,17 @@ def thread_groups(totals: Iterable[ThreadTotal]) -> list[ThreadGroup]:
         sites.setdefault(key, site)
     found = [ThreadGroup(tuple(group), sites[key]) for key, group in groups.items()]
     return sorted(found, key=lambda group: group.size + group.brk_growth, reverse=True)
+
+
+def shortened(finding: Finding, most: Optional[int]) -> Finding:
+    """``finding`` with at most so many of its orphans, the oldest and the newest; the sums are the same."""
+    if most is None or len(finding.orphans) <= most:
+        return finding
+    first, last = (most + 1) // 2, len(finding.orphans) - most // 2
+    left_out = finding.orphans[first:last]
+    older = (orphan for orphan in left_out if orphan.outstanding.mapping.before_attach)
+    sums = Unlisted(Sums.of(left_out, finding.unlisted.all), Sums.of(older, finding.unlisted.older))
+    return replace(finding, orphans=finding.orphans[:first] + finding.orphans[last:], unlisted=sums)
 
 
 def select(report: Report, view: View) -> Selection:
@@ -127,7 +140,7 @@ def _added(before: LeftOut, findings: Sequence[Finding], threads: Sequence[Threa
         leaks=before.leaks + sum(finding.leak for finding in findings),
         size=before.size + sum(finding.size for finding in findings),
         threads=before.threads + len(threads),
-        threads_size=before.threads_size + sum(total.size + total.brk_growth for total in threads),
+        threads_size=before.threads_size + sum(total.owned for total in threads),
     )
 
 

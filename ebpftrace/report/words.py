@@ -20,7 +20,7 @@ def process(report: Report) -> str:
 
 
 def sentence(finding: Finding) -> str:
-    """What was found, how much and where: ``never-joined-thread: 9 stacks, 90.0 MiB, made by run_timer``."""
+    """Return a finding as one phrase: ``never-joined-thread: 9 stacks, 90.0 MiB, made by run_timer``."""
     frame = frames.culprit(finding.stack)
     parts = [f"{finding.verdict.value}: {title([finding])}"]
     if frame is not None:
@@ -38,18 +38,18 @@ def lines(finding: Finding, report: Report) -> Sequence[str]:
 
 def doubts(report: Report) -> list[str]:
     """Why a report is not the whole truth; empty on a good one."""
-    told = []
+    reasons = []
     if report.in_doubt:
-        told.append(
+        reasons.append(
             f"of {report.in_doubt:,} mappings of exited threads it cannot be told whether they are leaked"
         )
     if report.losses.may_hide:
-        told.append("not everything could be recorded, so more may leak")
+        reasons.append("not everything could be recorded, so more may leak")
     if report.left_out.leaks:
-        told.append(f"the saved report leaves out {report.left_out.leaks:,} leaks (--top, --min-bytes)")
-    return told
+        reasons.append(f"the saved report leaves out {report.left_out.leaks:,} leaks (--top, --min-bytes)")
+    return reasons
 
 
 def window(report: Report) -> str:
-    """How long it was traced."""
+    """Return the length of the trace."""
     return f"traced for {duration(report.seconds)}" if report.seconds > 0 else "not traced"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parts of an address space can hold a pointer that counts, and which can't."""
+"""Which parts of an address space can contain a pointer that counts, and which can't."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ebpftrace.model import Books, Interval, Vma
-from ebpftrace.search.kinds import KERNELS_OWN, MEMORY_FILES, RINGS, STACK
+from ebpftrace.model import Interval, ThreadLists, Vma
 from ebpftrace.search.runs import Addresses, Runs, merged, no_runs, runs_of
-from ebpftrace.vmas import HEAP, Vmas
+from ebpftrace.vmas import HEAP, KERNELS_OWN, MEMORY_FILES, RINGS, STACK, Vmas
 
 RED_ZONE = 128
 """Bytes below the stack pointer that are in use (System V ABI, x86-64 supplement, 3.2.2)."""
 
 
 class Areas(NamedTuple):
-    """Where memory is searched, by the test that its pages have to pass."""
+    """The memory to be searched, by the condition for its pages."""
 
     private: Runs
-    """Pages of private mappings count when they are no page of a file: nothing at run time wrote those."""
+    """Private mappings; only pages that are not of a file are searched, since the others were not written."""
     shared: Runs
-    """Pages of shared mappings count when they belong to a file: others are a device's, not to be read."""
+    """Shared mappings; only pages of a file are searched, since the others are a device's."""
     rings: Runs
-    """All present pages count."""
-    telling: Runs
-    """What of it is searched first, since it names what it holds: data of programs, stacks."""
+    """Rings of the kernel; all present pages are searched."""
+    informative: Runs
+    """The part that is searched first, because its holders have names: data of programs, and stacks."""
 
 
 def areas_of(vmas: Vmas, stacks: Iterable[Interval]) -> Areas:
@@ -37,7 +36,7 @@ def areas_of(vmas: Vmas, stacks: Iterable[Interval]) -> Areas:
     chosen = np.fromiter((_role_of(kind, roles) for kind in vmas.kinds), np.int8, len(vmas.kinds))
     starts, ends = np.array(vmas.starts, np.uint64), np.array(vmas.ends, np.uint64)
     private, shared, rings = (_part(starts, ends, chosen == role) for role in (_PRIVATE, _SHARED, _RING))
-    return Areas(private, shared, rings, runs_of([*_telling(vmas), *stacks]))
+    return Areas(private, shared, rings, runs_of([*_informative(vmas), *stacks]))
 
 
 _NONE, _PRIVATE, _SHARED, _RING = range(4)
@@ -66,8 +65,8 @@ def _part(starts: Addresses, ends: Addresses, which: NDArray[np.bool_]) -> Runs:
     return merged(starts[which], ends[which]) if which.any() else no_runs()
 
 
-def _telling(vmas: Vmas) -> Iterable[tuple[int, int]]:
-    """Data of loaded files with the zeroed memory behind it, the heap, the initial stack."""
+def _informative(vmas: Vmas) -> Iterable[tuple[int, int]]:
+    """Data of loaded files with the zeroed memory after it, the heap, and the initial stack."""
     file_end = 0
     for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds):
         is_file = bool(kind.inode)
@@ -78,14 +77,14 @@ def _telling(vmas: Vmas) -> Iterable[tuple[int, int]]:
         file_end = end if is_file else 0
 
 
-def dead_stacks(books: Books, in_use: Addresses) -> Runs:
-    """Stacks of exited threads and of glibc's cache: what they hold nobody will read.
+def dead_stacks(thread_lists: ThreadLists, in_use: Addresses) -> Runs:
+    """Stacks of exited threads and of glibc's cache, whose contents no thread will read.
 
-    Not those that one of the addresses ``in_use`` (stack pointers, thread pointers of live threads) lies in:
-    they serve another thread by now.
+    Stacks that contain one of the addresses ``in_use`` (stack pointers and thread pointers of live threads)
+    are left out, because another thread uses them by now.
     """
-    stacks = [thread.stack for thread in books.threads if thread.exited and thread.stack is not None]
-    stacks += books.stack_cache
+    stacks = [thread.stack for thread in thread_lists.threads if thread.exited and thread.stack is not None]
+    stacks += thread_lists.stack_cache
     if not stacks:
         return no_runs()
     bounds = np.array(stacks, np.uint64)
@@ -94,9 +93,11 @@ def dead_stacks(books: Books, in_use: Addresses) -> Runs:
     return merged(free[:, 0], free[:, 1]) if len(free) else no_runs()
 
 
-def live_stacks(books: Books, vmas: Vmas) -> list[Interval]:
-    """Stacks of live threads whose bounds are known: glibc's, and the initial one."""
-    stacks = [thread.stack for thread in books.threads if not thread.exited and thread.stack is not None]
+def live_stacks(thread_lists: ThreadLists, vmas: Vmas) -> list[Interval]:
+    """Stacks of live threads whose bounds are known: those on glibc's lists, and the initial one."""
+    stacks = [
+        thread.stack for thread in thread_lists.threads if not thread.exited and thread.stack is not None
+    ]
     for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds):
         if kind.path == STACK:
             stacks.append(Interval(start, end))
@@ -104,10 +105,10 @@ def live_stacks(books: Books, vmas: Vmas) -> list[Interval]:
 
 
 def unused_parts(stacks: Sequence[Interval], pointers: Addresses, red_zone: int = RED_ZONE) -> Runs:
-    """What of the stacks lies below the stack pointers in them.
+    """The parts of the stacks below the stack pointers in them.
 
-    A stack without a pointer in it counts whole: its thread is on another one (a signal's, a coroutine's), or
-    runs.  One in which two threads seem to run counts down to the lower pointer.
+    A stack without a pointer in it is used as a whole: its thread is running, or is on another stack (for a
+    signal or a coroutine).  If two threads seem to run on one stack, the lower pointer counts.
     """
     if not stacks or not len(pointers):
         return no_runs()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which function's frame of a thread's stack a holder lies, where that can be had.
+"""Finds the function in whose frame of a thread's stack a holder is, if that is certain.
 
-The thread has to wait all the while: its registers are read, then its stack, then the registers again; had it
-run in between, it would have left a CPU more often.  And the word must be there still.  Else nothing is said.
+It is certain only if the thread did not run meanwhile and the word is still there: its registers are read,
+then its stack, then the registers again with its count of context switches, which must not have changed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ebpftrace.search.presence import PAGE
 from ebpftrace.search.runs import runs_of
 from ebpftrace.search.source import Source
 from ebpftrace.search.threads import Waiting
-from ebpftrace.stacks.copies import FramesOf, StackCopy
+from ebpftrace.unwind.copies import FramesOf, StackCopy
 
-MOST_STACKS = 8
-"""Threads whose stacks are unwound for one search: a finding names three holders."""
-MOST_BYTES = 256 << 10
-"""Of one stack; what lies further up has no frame."""
+MAX_STACKS = 8
+"""Threads whose stacks are unwound for one search; a finding names three holders."""
+MAX_BYTES = 256 << 10
+"""Bytes copied of one stack; words above have no frame."""
 _WORD = struct.Struct("<Q")
 _ADDRESS, _ADDRESS_LA57 = (1 << 47) - 1, (1 << 56) - 1
 _LOW_TAG = 7
@@ -32,12 +32,15 @@ _LOW_TAG = 7
 def with_frames(
     source: Source, areas: Areas, holders: Mapping[Holder, Sequence[Suspect]], frames_of: FramesOf
 ) -> dict[Holder, Holder]:
-    """Of holders, each with what it refers to, those whose frame is certain -> the same with it."""
+    """Map each holder whose frame is certain to the same holder with its frame.
+
+    ``holders`` maps holders to the suspects that they refer to.
+    """
     on_stacks: dict[int, list[Holder]] = {}
     for holder in holders:
         if holder.where is Where.STACK and holder.thread and holder.address is not None:
             on_stacks.setdefault(holder.thread, []).append(holder)
-    chosen = sorted(on_stacks, key=lambda tid: len(on_stacks[tid]), reverse=True)[:MOST_STACKS]
+    chosen = sorted(on_stacks, key=lambda tid: len(on_stacks[tid]), reverse=True)[:MAX_STACKS]
     if not chosen:
         return {}
     try:
@@ -60,10 +63,10 @@ def with_frames(
 
 
 def _copy(tid: int, waiting: Waiting, source: Source, areas: Areas) -> StackCopy:
-    """The stack from its pointer on, up to the first page that is not in memory."""
+    """Copy the stack from its pointer up to the first page that is not in memory."""
     start = waiting.stack_pointer
     page = start // PAGE * PAGE
-    present = source.present(areas, runs_of([(page, page + MOST_BYTES)])).pages
+    present = source.present(areas, runs_of([(page, page + MAX_BYTES)])).pages
     is_there = present.pieces and int(present.starts[0]) == page
     content = bytearray(int(present.ends[0]) - start if is_there else 0)
     size = source.read_into(memoryview(content), start)
@@ -78,7 +81,7 @@ def _copy(tid: int, waiting: Waiting, source: Source, areas: Areas) -> StackCopy
 
 
 def _is_there(memory: bytes, at: int, suspects: Sequence[Suspect]) -> bool:
-    """Whether the word there refers to one of the suspects, by a stricter rule than that of the search."""
+    """Whether the word at this offset refers to one of the suspects, by a stricter rule than the search's."""
     if not 0 <= at <= len(memory) - _WORD.size:
         return False
     (word,) = _WORD.unpack_from(memory, at)

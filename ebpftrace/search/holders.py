@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kind of place a holder is: which global, whose stack, the heap, or other memory."""
+"""What kind of memory a holder is in: which global variable, whose stack, the heap, or other memory."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from contextlib import ExitStack, suppress
 from pathlib import PurePosixPath
 from typing import NamedTuple, Optional
 
-from ebpftrace.model import Books, Heap, Holder, Vma, Where
-from ebpftrace.process.files import file_key, open_mapped_file
-from ebpftrace.search.kinds import RINGS, STACK
+from ebpftrace.model import Heap, Holder, ThreadLists, Vma, Where
+from ebpftrace.procfs.files import file_key, open_mapped_file
 from ebpftrace.search.symbols import section_at, variables_at
 from ebpftrace.search.threads import ThreadPlace
-from ebpftrace.stacks.debugfiles import DebugFile, debug_files
-from ebpftrace.stacks.elf import NotElfError, read_headers, reader
-from ebpftrace.stacks.files import FileStore, StoredFile
-from ebpftrace.stacks.modules import load_bias
-from ebpftrace.vmas import HEAP, Vmas
+from ebpftrace.unwind.debugfiles import DebugFile, debug_files
+from ebpftrace.unwind.elf import NotElfError, read_headers, reader
+from ebpftrace.unwind.files import FileStore, StoredFile
+from ebpftrace.unwind.modules import load_bias
+from ebpftrace.vmas import HEAP, RINGS, STACK, Vmas
 
 _DESCRIPTOR = 4096
-"""Bytes from the thread pointer on that are the thread's descriptor: glibc's has 2304 (nptl/descr.h)."""
+"""Bytes after the thread pointer that are the thread's descriptor: glibc's has 2304 (nptl/descr.h)."""
 _PT_TLS = 7
-_MOST_MODULES = 256
+_MAX_MODULES = 256
 _UNNAMED = "/dev/zero"
-"""What the kernel calls shared memory without a file (mm/shmem.c, shmem_zero_setup)."""
-_TELLING = (
+"""The kernel's name for shared memory without a file (mm/shmem.c, shmem_zero_setup)."""
+_MOST_INFORMATIVE_FIRST = (
     Where.GLOBAL,
     Where.TLS,
     Where.STACK,
@@ -46,14 +45,19 @@ class _Block(NamedTuple):
     end: int
     tid: int
     descriptor: Optional[int]
-    """None of the initial thread, whose is elsewhere."""
+    """None for the initial thread, whose descriptor is not on its stack."""
 
 
 class Places:
-    """Names places in the memory of one process, as it was when ``vmas`` were read."""
+    """Describes addresses in the memory of one process, as it was when ``vmas`` were read."""
 
     def __init__(
-        self, pid: int, vmas: Vmas, books: Books, heaps: Sequence[Heap], threads: Iterable[ThreadPlace]
+        self,
+        pid: int,
+        vmas: Vmas,
+        thread_lists: ThreadLists,
+        heaps: Sequence[Heap],
+        threads: Iterable[ThreadPlace],
     ) -> None:
         self._pid = pid
         self._vmas = vmas
@@ -64,7 +68,7 @@ class Places:
         own = {thread.inner_tid: thread.tid for thread in threads}
         blocks = [
             _Block(thread.stack.start, thread.stack.end, own.get(thread.tid, 0), thread.descriptor)
-            for thread in books.threads
+            for thread in thread_lists.threads
             if thread.stack is not None and not thread.exited
         ]
         blocks += [
@@ -88,7 +92,7 @@ class Places:
         self._modules.close()
 
     def named(self, holders: Iterable[Holder]) -> dict[Holder, Holder]:
-        """Holders that say only where the word lies -> the same with all that is known of the place."""
+        """Map holders that have only an address to the same ones with all that is known about it."""
         named: dict[Holder, Holder] = {}
         globals_: list[tuple[Holder, Vma]] = []
         for holder in dict.fromkeys(holders):
@@ -106,7 +110,7 @@ class Places:
         return named
 
     def _place(self, address: int) -> tuple[Holder, Optional[Vma]]:
-        """The place, and the file whose data it belongs to, if any."""
+        """The holder for an address, and the mapped file whose data it is in, if any."""
         at = bisect_right(self._block_starts, address) - 1
         tls = self._of_tls(address)
         if tls is not None:
@@ -137,9 +141,10 @@ class Places:
         return Holder(where, address, "", tid or None, self._names.get(tid, ""))
 
     def _of_tls(self, address: int) -> Optional[int]:
-        """Whose thread-local storage or descriptor it is: it lies around the thread pointer.
+        """The tid of the thread in whose thread-local storage or descriptor the address is; None if in none.
 
-        On x86-64 the variables lie below it, on arm64 above (ELF Handling for Thread-Local Storage).
+        Both are around the thread pointer: on x86-64 the variables are below it, on arm64 above (ELF Handling
+        for Thread-Local Storage).
         """
         at = bisect_right(self._pointers, (address, 1 << 62)) - 1
         if at >= 0 and address - self._pointers[at][0] < _DESCRIPTOR:
@@ -154,14 +159,14 @@ class Places:
         return None
 
     def _stack_of(self, address: int, position: int) -> int:
-        """The thread that runs in this mapping with its stack pointer at or below; 0 for none, or several."""
+        """The only thread whose stack pointer is in this mapping, at or below the address; else 0."""
         start, end = self._vmas.starts[position], self._vmas.ends[position]
         first = bisect_right(self._stack_pointers, (start, 0))
         inside = [tid for pointer, tid in self._stack_pointers[first : first + 2] if pointer < end]
         return inside[0] if len(inside) == 1 and self._stack_pointers[first][0] <= address else 0
 
     def _file_of(self, position: int) -> Optional[Vma]:
-        """The file that is mapped here, or whose zeroed data this is: it follows right behind."""
+        """The mapping of a file at this index, or the one directly before if this is its zeroed data."""
         vma = self._vmas[position]
         if vma.inode:
             return vma
@@ -171,17 +176,18 @@ class Places:
         return None
 
 
-def most_telling(holders: Iterable[Holder]) -> tuple[Holder, ...]:
-    """The same holders, those first that tell most about what to mend."""
-    return tuple(sorted(holders, key=lambda holder: (_TELLING.index(holder.where), holder.address or 0)))
+def most_informative(holders: Iterable[Holder]) -> tuple[Holder, ...]:
+    """Order the holders: those that say most about what to fix come first."""
+    rank = _MOST_INFORMATIVE_FIRST.index
+    return tuple(sorted(holders, key=lambda holder: (rank(holder.where), holder.address or 0)))
 
 
 class _Modules:
-    """The ELF files of a process: where they are loaded, and what variables they have."""
+    """The ELF files of a process, their load addresses and their variables."""
 
     def __init__(self, pid: int, vmas: Vmas) -> None:
         self._pid = pid
-        self._files = FileStore(_MOST_MODULES)
+        self._files = FileStore(_MAX_MODULES)
         self._held = ExitStack()
         self._held.callback(self._files.close)
         self._roots: Optional[list[int]] = None
@@ -195,7 +201,7 @@ class _Modules:
         self._held.close()
 
     def symbols(self, places: Iterable[tuple[int, Vma]]) -> dict[int, str]:
-        """Address -> such as ``workers+0x10 in app_server``; missing where the file has no code here."""
+        """Address -> ``workers+0x10 in app_server``; missing if no code of the file is mapped."""
         by_file: dict[tuple[int, int], list[int]] = {}
         stored: dict[int, StoredFile] = {}
         for address, vma in places:
@@ -214,9 +220,9 @@ class _Modules:
         return found
 
     def tls_size(self) -> int:
-        """Bytes of thread-local storage below a thread pointer, at most: of all files that are loaded."""
+        """Upper limit of the bytes of thread-local storage below a thread pointer, for all loaded files."""
         size = 0
-        for mappings in list(self._code.values())[:_MOST_MODULES]:
+        for mappings in list(self._code.values())[:_MAX_MODULES]:
             file = self._file(mappings[0])
             for segment in file.headers.segments if file is not None else ():
                 if segment.type == _PT_TLS:
@@ -224,9 +230,10 @@ class _Modules:
         return size
 
     def _loaded(self, address: int, vma: Vma) -> Optional[tuple[StoredFile, int]]:
-        """The file, and the address in memory minus the address in the file.
+        """The file, and the address in memory minus the link-time address.
 
-        Told by the nearest code of the file: of one page of it, data and code may be mapped side by side.
+        The nearest code of the file determines it, because a page of the file may be mapped as data and as
+        code, side by side.
         """
         code = self._code.get((vma.device, vma.inode))
         if not code:
@@ -254,7 +261,7 @@ class _Modules:
         return {**found, **names}
 
     def _known_roots(self) -> list[int]:
-        """Root directories in which debug files are looked for: the target's and our own."""
+        """Root directories to search for debug files: the target's and our own."""
         if self._roots is None:
             self._roots = []
             for path in (f"/proc/{self._pid}/root", "/"):

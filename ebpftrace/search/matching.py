@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which words of memory refer to a suspect: vector work on copies of memory.
+"""Finds the words of memory that refer to a suspect, by vector operations on copies of memory.
 
-A word counts at every address that is a multiple of 4: compilers align pointers to 8 bytes, packed structs
-(such as epoll_event) do not.  A word is taken apart at its middle: the upper half of every pointer into the
-suspects is one of few numbers, so one comparison of all 32-bit numbers finds the candidates at either
-alignment, at the cost of one comparison of all 64-bit words.
+A word counts at every address that is a multiple of 4: compilers align pointers to 8 bytes, but packed
+structs (such as epoll_event) do not.  A word is compared in two halves: the upper half of every pointer into
+the suspects is one of few numbers, so one comparison of all 32-bit numbers finds the candidates at both
+alignments, at the cost of one comparison of all 64-bit words.
 
-Tags are not part of an address: the low 3 bits; the top byte (arm64 TBI, x86 LAM); and where the word is a
-handle or the very beginning of a suspect, all 16 bits above the address, as NaN boxing and lock-free lists
-use them.  Elsewhere those 16 bits would make a pointer of every ten-millionth random word.
+Tags are not part of an address: these are the low 3 bits, the top byte (arm64 TBI, x86 LAM), and, if the word
+is a handle or points to the very start of a suspect, all 16 bits above the address, as NaN boxing and
+lock-free lists use them.  For other words, ignoring those 16 bits would make a pointer of one random word in
+ten million.
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ Halves = NDArray[np.uint32]
 
 _WORD = 8
 _CHUNK_HEADER = 16
-"""What malloc keeps before a large block, which begins so far into its mapping (glibc malloc/malloc.c)."""
+"""Bytes of malloc's header at the start of a mapping, before a large block (glibc malloc/malloc.c)."""
 _HALF = 1 << 32
-_MOST_GRANULES = 1 << 21
-_LEAST_GRANULE = 12
-_MOST_LAYERS = 8
+_MAX_GRANULES = 1 << 21
+_MIN_GRANULE = 12
+_MAX_LAYERS = 8
 _DENSE = 16
-"""Where one number in so many is the upper half of a pointer."""
+"""If one number in this many is the upper half of a pointer, whole words are compared."""
 _BITS = 48
-"""Of an address, in user space with page tables of four levels."""
+"""Bits of an address in user space with page tables of four levels."""
 _BITS_LA57 = 56
 _IS_TAG_OF_TOP_BYTE = 0xFF
 """Bits 48 to 55, which no tag of the top byte touches."""
 
 
 Counts = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
-"""Which of the words at these positions count, wherever they point to."""
+"""Which of the words at these positions count, whatever they point to."""
 
 
 class Hits(NamedTuple):
-    """Words that count and refer to suspects: each suspect at most once in one piece of memory."""
+    """Words that count and refer to suspects; each suspect at most once in one piece of memory."""
 
     positions: NDArray[np.int64]
-    """Of the low half of the word, in 32-bit numbers from the beginning of the memory."""
+    """Positions of the low half of each word, in 32-bit numbers from the start of the memory."""
     suspects: NDArray[np.int32]
-    """Positions in the list of suspects."""
+    """Indices in the list of suspects."""
 
 
 class _Ranges(NamedTuple):
@@ -62,11 +63,11 @@ class _Ranges(NamedTuple):
     owners: NDArray[np.int64]
 
     def only(self, which: NDArray[np.bool_]) -> _Ranges:
-        """Some of them."""
+        """The chosen ranges."""
         return _Ranges(self.starts[which], self.ends[which], self.owners[which])
 
     def between(self, first: int, end: int) -> _Ranges:
-        """The parts of them that lie there."""
+        """The parts of the ranges between these addresses."""
         starts = np.maximum(self.starts, np.uint64(first))
         ends = np.minimum(self.ends, np.uint64(end))
         some = starts < ends
@@ -77,7 +78,7 @@ class _Layer:
     """Disjoint ranges, ascending, and the suspects that a value in each refers to."""
 
     def __init__(self, ranges: _Ranges, any_tag: bool) -> None:
-        """Ranges with equal starts are equal."""
+        """The ranges are disjoint, except that several may be equal."""
         self.any_tag = any_tag
         self.starts, self._first, self._counts = np.unique(
             ranges.starts, return_index=True, return_counts=True
@@ -86,7 +87,7 @@ class _Layer:
         self._members = ranges.owners.astype(np.int32)
 
     def find(self, values: Addresses, tags: Halves) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Positions in ``values`` and the suspects referred to, each range once."""
+        """Positions in ``values``, and the suspects that they refer to; each range at most once."""
         at = np.searchsorted(self.starts, values, "right") - 1
         inside = (at >= 0) & (values < self.ends[at])
         if not self.any_tag:
@@ -102,7 +103,7 @@ class _Layer:
 
 
 class _Window:
-    """The ranges on one side of 4 GiB, and the first test that a word has to pass."""
+    """The ranges below or above 4 GiB, and the quick test that a word has to pass first."""
 
     def __init__(self, layers: Sequence[_Layer], low: bool, bits: int) -> None:
         self._layers = layers
@@ -112,17 +113,19 @@ class _Window:
         end = max(int(layer.ends[-1]) for layer in layers)
         span = end - self._start
         self._span = np.uint64(span)
-        self._shift = np.uint64(max(_LEAST_GRANULE, (span // _MOST_GRANULES).bit_length()))
-        steps = np.zeros((span >> int(self._shift)) + 2, np.int32)
+        self._shift = np.uint64(max(_MIN_GRANULE, (span // _MAX_GRANULES).bit_length()))
+        self._occupied = np.zeros((span >> int(self._shift)) + 1, np.bool_)
         for layer in layers:
-            np.add.at(steps, self._granules(layer.starts), 1)
-            np.add.at(steps, self._granules(layer.ends - np.uint64(1)) + 1, -1)
-        self._occupied = np.cumsum(steps, out=steps) > 0
+            first, last = self._granules(layer.starts), self._granules(layer.ends - np.uint64(1))
+            self._occupied[first] = self._occupied[last] = True
+            long = last - first > 1
+            for inside, until in zip(first[long].tolist(), last[long].tolist()):
+                self._occupied[inside:until] = True
         self._mask = np.uint32((1 << (bits - 32)) - 1)
-        first, last = self._start, end - 1
-        self._first_half = np.uint32(first if low else 0)
-        self._half_span = np.uint32(last - first if low else 0)
-        self._prefix_mask, self._prefix = _common(first // _HALF, last // _HALF, bits - 32)
+        lowest, highest = self._start, end - 1
+        self._first_half = np.uint32(lowest if low else 0)
+        self._half_span = np.uint32(highest - lowest if low else 0)
+        self._prefix_mask, self._prefix = _common(lowest // _HALF, highest // _HALF, bits - 32)
         self._numbers = np.empty(0, np.uint32)
         self._passes = np.empty(0, np.bool_)
 
@@ -130,7 +133,7 @@ class _Window:
         return ((values - np.uint64(self._start)) >> self._shift).astype(np.int64)
 
     def find(self, memory: Halves, counts: Counts) -> Optional[Hits]:
-        """What in it refers to a suspect; None for nothing."""
+        """The words that refer to a suspect; None if there are none."""
         count = len(memory) - 1
         if len(self._numbers) < count:
             self._numbers = np.empty(count, np.uint32)
@@ -149,9 +152,9 @@ class _Window:
         return self._sift(memory, positions, counts) if len(positions) else None
 
     def _in_span(self, memory: Halves) -> NDArray[np.int64]:
-        """Positions of words between the lowest and the highest suspect, tags aside.
+        """Positions of words between the lowest and the highest suspect, without tags.
 
-        Where many pass the test of one half, it takes less time to compare whole words than to look at each.
+        If many words pass the test of one half, comparing all whole words takes less time than testing each.
         """
         shift = np.uint64(64 - self._bits)
         found = []
@@ -178,12 +181,12 @@ class _Window:
         places = np.concatenate([at for at, _ in found])
         if not len(places):
             return None
-        suspects, first = np.unique(np.concatenate([who for _, who in found]), return_index=True)
+        suspects, first = np.unique(np.concatenate([owners for _, owners in found]), return_index=True)
         return Hits(positions[places[first]], suspects)
 
 
 class _Narrow(_Window):
-    """In a 32-bit process: a word is one 32-bit number."""
+    """The window of a 32-bit process, in which a word is one 32-bit number."""
 
     def find(self, memory: Halves, counts: Counts) -> Optional[Hits]:
         return super().find(np.append(memory, np.uint32(0)), counts)
@@ -205,7 +208,7 @@ def all_count(positions: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 class Matcher:
-    """Finds what refers to some of the suspects."""
+    """Finds the words that refer to the wanted suspects."""
 
     def __init__(self, suspected: Suspected, wanted: Chosen, highest: int = (1 << 47) - 1) -> None:
         """``highest`` is the highest address of the process."""
@@ -229,7 +232,7 @@ class Matcher:
                 self._windows.append((_Narrow if narrow and low else _Window)(layers, low, bits))
 
     def find(self, memory: Halves, counts: Counts = all_count) -> Optional[Hits]:
-        """Which words refer to which suspects; None for nothing.  The memory may be of any length."""
+        """The words that refer to suspects; None if there are none.  The memory may have any length."""
         found = [
             hits for hits in (window.find(memory, counts) for window in self._windows) if hits is not None
         ]
@@ -237,11 +240,11 @@ class Matcher:
             return Hits(*(np.concatenate(both) for both in zip(*found)))
         return found[0] if found else None
 
-    def find_words(self, words: Addresses, most: int) -> dict[int, list[int]]:
-        """Suspect -> positions of words, each by itself, that refer to it: at most so many of each."""
+    def find_words(self, words: Addresses, limit: int) -> dict[int, list[int]]:
+        """Suspect -> positions of separate words that refer to it, at most ``limit`` for each."""
         found: dict[int, list[int]] = {}
         halves = np.ascontiguousarray(words).view(np.uint32)
-        for _ in range(most if len(halves) else 0):
+        for _ in range(limit if len(halves) else 0):
             hits = self.find(halves, lambda at: at % 2 == 0)
             if hits is None:
                 break
@@ -253,16 +256,16 @@ class Matcher:
 
 
 def _common(first: int, last: int, bits: int) -> tuple[np.uint32, np.uint32]:
-    """A mask under which all numbers from first to last are the same, and what they are."""
+    """A mask under which all numbers from first to last are equal, and their common value."""
     mask = (1 << bits) - 1 & ~((1 << (first ^ last).bit_length()) - 1)
     return np.uint32(mask), np.uint32(first & mask)
 
 
 def _layers(ranges: _Ranges, any_tag: bool) -> list[_Layer]:
-    """The same ranges in few layers.
+    """Distribute ranges that overlap over a few layers of disjoint ones.
 
-    Mappings do not overlap, and share reservations at most; only what somebody made up is so deep that the
-    last layer has to join ranges: then a pointer into one refers to all of them.
+    Mappings do not overlap, and at most share reservations.  Only forged ranges need so many layers that the
+    last one has to join them; then a pointer into one refers to all of them.
     """
     order = np.lexsort((ranges.owners, ranges.ends, ranges.starts))
     left = _Ranges(ranges.starts[order], ranges.ends[order], ranges.owners[order])
@@ -271,31 +274,31 @@ def _layers(ranges: _Ranges, any_tag: bool) -> list[_Layer]:
         first = np.ones(len(left.starts), np.bool_)
         first[1:] = (left.starts[1:] != left.starts[:-1]) | (left.ends[1:] != left.ends[:-1])
         number = np.cumsum(first) - 1
-        if len(layers) == _MOST_LAYERS - 1:
+        if len(layers) == _MAX_LAYERS - 1:
             chosen = np.ones(len(left.starts), np.bool_)
             left = _joined(left)
         else:
-            chosen = _apart(left.starts[first], left.ends[first])[number]
+            chosen = _isolated(left.starts[first], left.ends[first])[number]
         layers.append(_Layer(left.only(chosen), any_tag))
         left = left.only(~chosen)
     return layers
 
 
-def _apart(starts: Addresses, ends: Addresses) -> NDArray[np.bool_]:
-    """Some of these distinct, ascending ranges that do not overlap: all, where none do."""
-    apart = np.ones(len(starts), np.bool_)
+def _isolated(starts: Addresses, ends: Addresses) -> NDArray[np.bool_]:
+    """Choose distinct, ascending ranges that do not overlap; all of them if none do."""
+    isolated = np.ones(len(starts), np.bool_)
     if (starts[1:] >= ends[:-1]).all():
-        return apart
+        return isolated
     reached = 0
     for at, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
-        apart[at] = start >= reached
-        if apart[at]:
+        isolated[at] = start >= reached
+        if isolated[at]:
             reached = end
-    return apart
+    return isolated
 
 
 def _joined(ranges: _Ranges) -> _Ranges:
-    """The same with those that overlap as large as all of them together."""
+    """Extend each range to the union of all that it overlaps."""
     reach = np.maximum.accumulate(ranges.ends)
     begins = np.ones(len(reach), np.bool_)
     begins[1:] = ranges.starts[1:] >= reach[:-1]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pages of a process are in memory: reading any other would bring it in.
+"""Which pages of a process are in memory; reading any other page would bring it in.
 
-``PAGEMAP_SCAN`` (Linux 6.7, ioctl on /proc/PID/pagemap; Documentation/admin-guide/mm/pagemap.rst), in a mode
-that only looks, or the file itself, which has 8 bytes for each page, also where nothing is mapped.
+This uses ``PAGEMAP_SCAN`` (Linux 6.7, ioctl on /proc/PID/pagemap; Documentation/admin-guide/mm/pagemap.rst)
+in its read-only mode, or the file itself, which has 8 bytes for each page, even for pages that are not
+mapped.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ebpftrace.process.procfs import task_dir, through_live_task
+from ebpftrace.procfs.access import task_dir, through_live_task
 from ebpftrace.search.areas import Areas
 from ebpftrace.search.runs import Addresses, Runs, difference, intersection, merged, no_runs, union
 
@@ -27,28 +28,29 @@ _PAGEMAP_SCAN = 0xC0606610
 """_IOWR('f', 16, struct pm_scan_arg) (include/uapi/linux/fs.h)."""
 _FILE, _PRESENT, _SWAPPED, _ZERO, _GUARD = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8
 _REGIONS = 1 << 15
-_FAR, _MOST_STRETCHES = 1 << 20, 256
-"""Spans so far apart are looked at one by one: a call takes as long as to look at a MiB.  At most so many."""
-MOST_RUNS = 1 << 21
-"""Pieces of present memory that are told apart; a program has thousands."""
+_FAR, _MAX_SPANS = 1 << 20, 256
+"""Spans with a gap of ``_FAR`` bytes between them are scanned separately, since a call takes as long as
+scanning a MiB; there are at most ``_MAX_SPANS``."""
+MAX_RUNS = 1 << 21
+"""Limit of separate pieces of present memory; a program has thousands."""
 _ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_FILE, _ENTRY_GUARD = 63, 62, 61, 58
 _ENTRIES = 1 << 16
-_MOST_ENTRIES = 1 << 27
-"""Of the file itself: 512 GiB of address space, some seconds."""
+_MAX_ENTRIES = 1 << 27
+"""Limit of entries read from the file itself: 512 GiB of address space, some seconds."""
 
 
 class Present(NamedTuple):
-    """Pages that are in memory and can hold pointers."""
+    """Pages that are in memory and can contain pointers."""
 
     pages: Runs
     swapped: Runs
-    """Pages that can hold pointers and are in swap."""
+    """Pages that can contain pointers and are in swap."""
     unknown: int
-    """Bytes of address space that were too many to be looked at."""
+    """Bytes of address space that exceeded the limits and were not examined."""
 
 
 class Presence:
-    """Looks at the pages of one process.  Raises ``ProcessGone`` or ``CannotTrace`` when it is opened."""
+    """Examines the pages of one process.  Opening raises ``ProcessGone`` or ``CannotTrace``."""
 
     def __init__(self, pid: int) -> None:
         def use(tid: int) -> int:
@@ -58,24 +60,24 @@ class Presence:
         self._scans = True
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._fd)
 
-    def look(self, areas: Areas, within: Runs) -> Present:
-        """What of the areas is in memory now, of the addresses ``within``."""
+    def read_now(self, areas: Areas, within: Runs) -> Present:
+        """The pages of the areas, at addresses ``within``, that are in memory now."""
         spans = intersection(union(union(areas.private, areas.shared), areas.rings), within)
         if not spans.pieces:
             return Present(no_runs(), no_runs(), 0)
-        looked = self._look(spans)
-        private = difference(looked.anonymous, looked.zero)
+        examined = self._survey(spans)
+        private = difference(examined.anonymous, examined.zero)
         pages = union(
-            union(intersection(private, areas.private), intersection(looked.files, areas.shared)),
-            intersection(union(looked.anonymous, looked.files), areas.rings),
+            union(intersection(private, areas.private), intersection(examined.files, areas.shared)),
+            intersection(union(examined.anonymous, examined.files), areas.rings),
         )
-        swapped = intersection(looked.swapped, union(areas.private, areas.shared))
-        return Present(intersection(pages, within), intersection(swapped, within), looked.unknown)
+        swapped = intersection(examined.swapped, union(areas.private, areas.shared))
+        return Present(intersection(pages, within), intersection(swapped, within), examined.unknown)
 
-    def _look(self, spans: Runs) -> _Looked:
+    def _survey(self, spans: Runs) -> _PageKinds:
         if self._scans:
             try:
                 return _collected(self._scan(spans))
@@ -87,7 +89,7 @@ class Presence:
                     errno.ENOSYS,
                     errno.EOPNOTSUPP,
                 ):
-                    return _Looked(no_runs(), no_runs(), no_runs(), no_runs(), spans.size)
+                    return _PageKinds(no_runs(), no_runs(), no_runs(), no_runs(), spans.size)
                 self._scans = False
         return _collected(self._read(spans))
 
@@ -95,9 +97,9 @@ class Presence:
         regions = np.zeros((_REGIONS, 3), np.uint64)
         arguments = (ctypes.c_uint64 * 12)()
         found = 0
-        for start, end in _stretches(spans):
+        for start, end in _spans_to_scan(spans):
             at = start
-            while at < end and found <= MOST_RUNS:
+            while at < end and found <= MAX_RUNS:
                 arguments[:] = [
                     ctypes.sizeof(arguments), 0, at, end, 0, regions.ctypes.data, _REGIONS, 0,
                     0, 0, _PRESENT | _SWAPPED, _FILE | _PRESENT | _SWAPPED | _ZERO,
@@ -115,17 +117,17 @@ class Presence:
                 )
                 at = int(arguments[4])
             if at < end:
-                yield _rest(end - at)
+                yield _unexamined(end - at)
 
     def _read(self, spans: Runs) -> Iterator[_Part]:
-        """From the file itself; spans of which there is too much are left out and counted."""
+        """Read the file itself; spans beyond the limits are left out and counted."""
         entries = found = 0
         for start, end in zip(spans.starts.tolist(), spans.ends.tolist()):
             while start < end:
                 count = min(_ENTRIES, (end - start) // PAGE)
                 entries += count
-                if entries > _MOST_ENTRIES or found > MOST_RUNS:
-                    yield _rest(end - start)
+                if entries > _MAX_ENTRIES or found > MAX_RUNS:
+                    yield _unexamined(end - start)
                     break
                 try:
                     content = os.pread(self._fd, 8 * count, start // PAGE * 8)
@@ -133,7 +135,7 @@ class Presence:
                     content = b""
                 flags = np.frombuffer(content[: len(content) & ~7], np.uint64)
                 if not len(flags):
-                    yield _rest(end - start)
+                    yield _unexamined(end - start)
                     break
                 kinds = flags >> np.uint64(_ENTRY_GUARD)
                 edges = np.flatnonzero(np.diff(kinds, prepend=~kinds[0]))
@@ -154,12 +156,12 @@ class Presence:
                 start += len(flags) * PAGE
 
 
-def _stretches(spans: Runs) -> Iterator[tuple[int, int]]:
-    """[start, end) that hold all the spans, and not much of what lies far from any."""
+def _spans_to_scan(spans: Runs) -> Iterator[tuple[int, int]]:
+    """Ranges [start, end) that contain all the spans, without most of the large gaps between them."""
     gaps = spans.starts[1:] - spans.ends[:-1]
     cuts = np.flatnonzero(gaps > np.uint64(_FAR))
-    if len(cuts) > _MOST_STRETCHES:
-        cuts = np.sort(cuts[np.argsort(gaps[cuts])[-_MOST_STRETCHES:]])
+    if len(cuts) > _MAX_SPANS:
+        cuts = np.sort(cuts[np.argsort(gaps[cuts])[-_MAX_SPANS:]])
     firsts, lasts = np.append(0, cuts + 1), np.append(cuts, spans.pieces - 1)
     return zip(spans.starts[firsts].tolist(), spans.ends[lasts].tolist())
 
@@ -173,7 +175,7 @@ class _Part(NamedTuple):
     unknown: int
 
 
-class _Looked(NamedTuple):
+class _PageKinds(NamedTuple):
     anonymous: Runs
     files: Runs
     zero: Runs
@@ -181,7 +183,7 @@ class _Looked(NamedTuple):
     unknown: int
 
 
-def _rest(size: int) -> _Part:
+def _unexamined(size: int) -> _Part:
     nothing, none = np.empty(0, np.uint64), np.empty(0, np.bool_)
     return _Part(nothing, nothing, none, none, none, size)
 
@@ -191,7 +193,7 @@ def _has(kinds: Addresses, bit: int) -> NDArray[np.bool_]:
     return wanted
 
 
-def _collected(parts: Iterable[_Part]) -> _Looked:
+def _collected(parts: Iterable[_Part]) -> _PageKinds:
     every = list(parts)
     starts, ends, present, file, zero = (
         np.concatenate([part[field] for part in every]) for field in range(5)
@@ -200,4 +202,4 @@ def _collected(parts: Iterable[_Part]) -> _Looked:
     anonymous, files, zeros, swapped = (
         merged(starts[mask], ends[mask]) if mask.any() else no_runs() for mask in masks
     )
-    return _Looked(anonymous, files, zeros, swapped, sum(part.unknown for part in every))
+    return _PageKinds(anonymous, files, zeros, swapped, sum(part.unknown for part in every))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of addresses as sorted, disjoint runs, in arrays: a process may have a million of them."""
+"""Sets of addresses as arrays of sorted, disjoint runs; a process may have a million of them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Addresses = NDArray[np.uint64]
 
 
 class Runs(NamedTuple):
-    """[start, end) each; ascending, disjoint, none empty, none touching the next."""
+    """Ranges [start, end): ascending, disjoint, none empty, none adjacent to the next."""
 
     starts: Addresses
     ends: Addresses
 
     @property
     def size(self) -> int:
-        """Bytes of all."""
+        """Bytes of all runs."""
         return int((self.ends - self.starts).sum())
 
     @property
     def pieces(self) -> int:
-        """How many runs there are."""
+        """Number of runs."""
         return len(self.starts)
 
-    def holds(self, addresses: Addresses) -> NDArray[np.bool_]:
-        """Which of these addresses lie in a run."""
+    def contains(self, addresses: Addresses) -> NDArray[np.bool_]:
+        """Which of these addresses are in a run."""
         at = np.searchsorted(self.starts, addresses, "right")
         inside = at > 0
         inside[inside] = addresses[inside] < self.ends[at[inside] - 1]
@@ -42,7 +42,7 @@ def no_runs() -> Runs:
 
 
 def runs_of(ranges: Iterable[tuple[int, int]]) -> Runs:
-    """The addresses in any of these [start, end), which may overlap, in any order."""
+    """The addresses in any of these ranges [start, end), which may overlap and have any order."""
     pairs = [(start, end) for start, end in ranges if start < end]
     if not pairs:
         return no_runs()
@@ -51,7 +51,7 @@ def runs_of(ranges: Iterable[tuple[int, int]]) -> Runs:
 
 
 def merged(starts: Addresses, ends: Addresses) -> Runs:
-    """The same of ranges in two arrays, none of them empty."""
+    """As ``runs_of``, for ranges in two arrays, none of them empty."""
     return _where(starts, ends, 1, starts[:0], ends[:0], 0, 1)
 
 
@@ -66,7 +66,7 @@ def intersection(one: Runs, other: Runs) -> Runs:
 
 
 def difference(one: Runs, other: Runs) -> Runs:
-    """Addresses in the one and not in the other."""
+    """Addresses in the first and not in the second."""
     return _where(*one, 2, *other, -1, 2)
 
 
@@ -79,7 +79,7 @@ def _where(
     other_weight: int,
     enough: int,
 ) -> Runs:
-    """Where the weights of the ranges that cover an address add up to ``enough``."""
+    """The addresses for which the weights of the ranges that cover them add up to ``enough``."""
     if not len(starts):
         return no_runs()
     points = np.concatenate((starts, ends, other_starts, other_ends))
@@ -89,7 +89,7 @@ def _where(
     )
     order = np.argsort(points, kind="stable")
     points, depth = points[order], np.cumsum(steps[order])
-    # Of several steps at one address only the last tells what holds from there on.
+    # Of several steps at one address, only the last has the sum that is valid from there on.
     last = np.append(points[1:] != points[:-1], True)
     points, inside = points[last], depth[last] >= enough
     change = np.flatnonzero(np.diff(inside.astype(np.int8), prepend=0))

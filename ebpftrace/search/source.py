@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a search reads of a process."""
+"""All that a search reads from a process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Optional
 
-from ebpftrace.model import Books, BooksState, Holder
-from ebpftrace.process.books import read_books
-from ebpftrace.process.malloc import find_heaps
-from ebpftrace.process.maps import read_maps
-from ebpftrace.process.memory import Memory
-from ebpftrace.process.procfs import ProcessGone, read_small
+from ebpftrace.model import Holder, ReadState, ThreadLists
+from ebpftrace.nptl import read_thread_lists
+from ebpftrace.procfs.access import ProcessGone, read_small
+from ebpftrace.procfs.malloc import find_heaps
+from ebpftrace.procfs.maps import read_maps
+from ebpftrace.procfs.memory import Memory
 from ebpftrace.search.areas import Areas
 from ebpftrace.search.holders import Places
-from ebpftrace.search.kernelheld import kernel_words
+from ebpftrace.search.kernel_words import kernel_words
 from ebpftrace.search.presence import Presence, Present
 from ebpftrace.search.runs import Runs, no_runs
 from ebpftrace.search.threads import Moment, Threads, Waiting
@@ -24,13 +24,14 @@ from ebpftrace.vmas import Vmas
 
 
 class Source:
-    """A running process.  A context manager.
+    """A running process, as a context manager.
 
-    Opening it raises ``ProcessGone`` or ``CannotTrace``; so do ``vmas``, ``books``, ``moment``, ``waiting``.
+    Opening it raises ``ProcessGone`` or ``CannotTrace``; so do ``vmas``, ``thread_lists``, ``moment`` and
+    ``waiting``.
     """
 
     def __init__(self, pid: int, groups: Sequence[int]) -> None:
-        """``groups``: other thread groups of its address space."""
+        """``groups`` are other thread groups of its address space."""
         self._pid = pid
         self._groups = [group for group in groups if group != pid]
         self._held = ExitStack()
@@ -57,35 +58,35 @@ class Source:
 
     @property
     def no_registers(self) -> str:
-        """Why registers can't be read; empty where they can."""
+        """Why registers can't be read; empty if they can."""
         return self._threads.no_registers
 
     def vmas(self) -> Vmas:
         """Its mappings now."""
         return read_maps(self._pid)
 
-    def books(self, vmas: Vmas, earlier: Books) -> Books:
-        """glibc's lists now; what was read earlier, where there are none."""
-        if earlier.state is BooksState.ABSENT:
+    def thread_lists(self, vmas: Vmas, earlier: ThreadLists) -> ThreadLists:
+        """glibc's lists now; the earlier reading if the process has none."""
+        if earlier.state is ReadState.ABSENT:
             return earlier
-        return read_books(self._pid, vmas, self._memory, self._groups)
+        return read_thread_lists(self._pid, vmas, self._memory, self._groups, earlier)
 
     def moment(self) -> Moment:
         """Its threads now."""
-        return self._threads.look()
+        return self._threads.read_now()
 
     def waiting(self, tids: Iterable[int]) -> dict[int, Waiting]:
-        """Those of these threads that wait now; none where that can't be told."""
+        """Those of these threads that wait now; none if registers can't be read."""
         return self._threads.waiting(tids)
 
     def kernel_words(self) -> list[tuple[str, int]]:
-        """Words that the kernel holds for it now, by what for."""
+        """Words that the kernel stores for it now, each with ``timer`` or ``epoll``."""
         return kernel_words(self._pid)
 
     def present(self, areas: Areas, within: Runs) -> Present:
         """Which pages of the areas are in memory now."""
-        present = self._presence.look(areas, within)
-        # To the page map a page that only moves, or a guard made by madvise(2), may look like one in swap.
+        present = self._presence.read_now(areas, within)
+        # In the page map, a page under migration or a guard made by madvise(2) may appear as one in swap.
         return (
             present
             if not present.swapped.pieces or self._has_swapped()
@@ -93,7 +94,7 @@ class Source:
         )
 
     def _has_swapped(self) -> bool:
-        """Some of it is in swap (proc(5), VmSwap); also where that can't be told."""
+        """Whether any of it is in swap (proc(5), VmSwap); True if that can't be read."""
         try:
             status = read_small(f"/proc/{self._pid}/status")
         except OSError:
@@ -102,13 +103,13 @@ class Source:
         return size != [b"0"]
 
     def read_into(self, buffer: memoryview, address: int) -> int:
-        """Fill the buffer from ``address`` on; how many bytes of it, up to the first that can't be read."""
+        """Fill the buffer from ``address``, up to the first byte that is not readable; returns the count."""
         return self._memory.read_into(buffer, address)
 
     def require_alive(self, vmas: Vmas) -> None:
-        """Raise ``ProcessGone`` where the process has exited or runs another program; ``vmas`` were its."""
+        """Raise ``ProcessGone`` if the process, which had ``vmas``, has exited or runs another program."""
         for mappings in (vmas, None):
-            if mappings is None:  # what could be read may have been unmapped
+            if mappings is None:  # the readable mappings may have been unmapped
                 mappings = self.vmas()
             readable = (start for start, kind in zip(mappings.starts, mappings.kinds) if kind.perms[0] == "r")
             if self._memory.read_partial(next(readable, 0), 1):
@@ -116,14 +117,14 @@ class Source:
         raise ProcessGone(self._pid)
 
     def named(
-        self, holders: Iterable[Holder], vmas: Vmas, books: Books, moment: Moment
+        self, holders: Iterable[Holder], vmas: Vmas, thread_lists: ThreadLists, moment: Moment
     ) -> dict[Holder, Holder]:
-        """Holders that say only where a word lies -> the same with all that is known of the place."""
+        """Map holders that have only an address to the same ones with all that is known about it."""
         holders = list(holders)
         if not holders:
             return {}
-        heaps = find_heaps(vmas, self._memory) if "glibc" in books.libc else []
-        places = Places(self._pid, vmas, books, heaps, moment.places)
+        heaps = find_heaps(vmas, self._memory) if "glibc" in thread_lists.libc else []
+        places = Places(self._pid, vmas, thread_lists, heaps, moment.places)
         try:
             return places.named(holders)
         finally:

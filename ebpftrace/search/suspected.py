@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The suspects of one search in arrays: there may be a hundred thousand."""
+"""The suspects of one search as arrays; there may be a hundred thousand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Chosen = NDArray[np.bool_]
 
 
 class Suspected:
-    """Where the suspects lie, and what keeps them."""
+    """The addresses of the suspects, and the values that refer to them."""
 
     def __init__(self, suspects: Sequence[Suspect]) -> None:
         self.suspects = list(dict.fromkeys(suspects))
@@ -36,7 +36,7 @@ class Suspected:
             np.uint64,
             len(self.ends),
         )
-        """Where that ends of each piece which a pointer has to point to."""
+        """For each piece, the end of the part that a pointer has to point to."""
         self._silent_starts, self._silent_ends, self._silent_owners = _columns(
             (*suspect.silent, at) for at, suspect in numbered() if suspect.silent is not None
         )
@@ -50,18 +50,18 @@ class Suspected:
         return len(self.suspects)
 
     def pieces_of(self, chosen: Chosen) -> Runs:
-        """The memory of some of them."""
+        """The memory of the chosen suspects."""
         which = chosen[self.owners]
         return _runs(self.starts[which], self.ends[which])
 
     def mappings_of(self, chosen: Chosen) -> Runs:
-        """What of the memory of those that have no handle may keep others."""
+        """The memory of chosen suspects without a handle in which references to others count."""
         which = (chosen & ~self.has_handle)[self._silent_owners]
         silent = _runs(self._silent_starts[which], self._silent_ends[which])
         return difference(self.pieces_of(chosen & ~self.has_handle), silent)
 
     def descriptors_of(self, chosen: Chosen) -> Runs:
-        """Of exited threads, the part of the stack that a join reads: the descriptor, with the result."""
+        """The part of a chosen exited thread's stack that a join reads: the descriptor, with the result."""
         which = (chosen & self.has_handle)[self.owners]
         starts = np.maximum(self.starts[which], self.handles[self.owners[which]])
         ends = self.ends[which]
@@ -69,14 +69,17 @@ class Suspected:
 
 
 def _pointed_end(suspect: Suspect, start: int, end: int) -> int:
-    """What points to the descriptor of a pthread that was joined is left from the C library."""
+    """The end of a piece, or the start of the descriptor in it if the pthread was joined.
+
+    A pointer to such a descriptor is a leftover of the C library.
+    """
     if suspect.joined and suspect.silent is not None and start < suspect.silent.start < end:
         return suspect.silent.start
     return end
 
 
 def _columns(rows: Iterable[tuple[int, int, int]]) -> tuple[Addresses, Addresses, NDArray[np.int64]]:
-    """Columns of a table, without a list of its rows."""
+    """Make the columns of a table, without a list of its rows."""
     table = np.fromiter(chain.from_iterable(rows), np.uint64).reshape(-1, 3)
     return table[:, 0], table[:, 1], table[:, 2].astype(np.int64)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of global variables, from the symbol tables of ELF files.
 
-The file is the target's and may lie: tables are bounded, and names are read only where one is wanted.
+The file is the target's and can't be trusted: tables are limited, and only wanted names are read.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ebpftrace.stacks.elf import ElfHeaders, Read
+from ebpftrace.unwind.elf import ElfHeaders, Read
 
-_MOST_BYTES = 32 << 20
-"""Of one table: 1.4 million symbols."""
-_MOST_NAME = 512
+_MAX_BYTES = 32 << 20
+"""Bytes of one table: 1.4 million symbols."""
+_MAX_NAME = 512
 _SYMBOL = np.dtype(
     [
         ("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("address", "<u8"),
@@ -30,25 +30,25 @@ _TABLES = ((".symtab", ".strtab"), (".dynsym", ".dynstr"))
 
 
 def variables_at(read: Read, headers: ElfHeaders, addresses: Sequence[int]) -> dict[int, str]:
-    """File address -> such as ``workers+0x10``, of those that a variable with a name holds."""
+    """File address -> name such as ``workers+0x10``, for those inside a variable that has a name."""
     found: dict[int, str] = {}
     for table_name, strings_name in _TABLES:
         table, strings = headers.section(table_name), headers.section(strings_name)
         wanted = [address for address in addresses if address not in found]
-        if table is None or strings is None or not wanted or table.size > _MOST_BYTES:
+        if table is None or strings is None or not wanted or table.size > _MAX_BYTES:
             continue
         variables = _variables(read(table.offset, table.size))
         for address, variable in _holding(variables, wanted).items():
             at = int(variable["name"])
             if at < strings.size:
-                name = _text(read(strings.offset + at, min(_MOST_NAME, strings.size - at)))
+                name = _text(read(strings.offset + at, min(_MAX_NAME, strings.size - at)))
                 if name:
                     found[address] = with_offset(name, address - int(variable["address"]))
     return found
 
 
 def section_at(headers: ElfHeaders, address: int) -> str:
-    """Such as ``.bss+0x40``, where a file address lies in a section; empty where in none."""
+    """The section of a file address and the offset, such as ``.bss+0x40``; empty if it is in none."""
     for section in headers.sections:
         if section.address and section.address <= address < section.address + section.size:
             return with_offset(section.name, address - section.address)
@@ -56,7 +56,7 @@ def section_at(headers: ElfHeaders, address: int) -> str:
 
 
 def with_offset(name: str, offset: int) -> str:
-    """Such as ``workers+0x10``."""
+    """The name and the offset in hexadecimal, unless it is 0."""
     return f"{name}+{offset:#x}" if offset else name
 
 
@@ -84,10 +84,10 @@ def _text(raw: bytes) -> str:
 
 
 def readable(name: str) -> str:
-    """A variable's name as its programmer wrote it, where it is mangled in the plainest way of C++.
+    """Demangle a variable's name if it is a plain C++ one, such as ``_ZN3app7workersE``.
 
-    Only ``_ZN3app7workersE`` and the like, which variables have: the library that knows the whole language of
-    mangled names is not to be fed by a target in this process.
+    Variables have hardly any other.  The library that demangles all names must not be fed with a target's
+    strings in this process.
     """
     mangled = _MANGLED.fullmatch(name)
     if mangled is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The threads of an address space at one moment: where their stacks are in use, and their registers."""
+"""The threads of an address space at one moment: the used parts of their stacks, and their registers."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import NamedTuple, Optional, Union, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ebpftrace.capture.taskstates import States, TaskStates
 from ebpftrace.errors import CannotTrace
-from ebpftrace.kernel.taskstates import States, TaskStates
 from ebpftrace.model import Holder, Where
-from ebpftrace.process.livethreads import read_live_threads
-from ebpftrace.process.namespaces import own_pid_namespace
+from ebpftrace.procfs.livethreads import read_live_threads
+from ebpftrace.procfs.namespaces import own_pid_namespace
 from ebpftrace.search.runs import Addresses
 
-_LOOKS_TO_KNOW = 6
-"""After so many looks it is known which threads hardly ever wait."""
+_READINGS_TO_KNOW = 6
+"""Readings after which it is known which threads hardly ever wait."""
 _KERNELS = (("alternate_stack", "sigaltstack"), ("clear_child_tid", "set_tid_address"))
 THREAD_POINTERS = ("fs_base", "tpidr_el0")
-"""What ``TaskStates.thread_pointer`` may be: it has the address of a thread's own descriptor."""
+"""Names of ``TaskStates.thread_pointer``, which contains the address of a thread's own descriptor."""
 _RUNS = ("tid", "started", "voluntary", "involuntary")
 
 
 class ThreadPlace(NamedTuple):
-    """Where a thread is."""
+    """A thread and the addresses of its stack and thread-local storage."""
 
     tid: int
-    """0 where the number in our own PID namespace is not known."""
+    """Its number in our own PID namespace; 0 if unknown."""
     inner_tid: int
-    """As its own PID namespace numbers it: what glibc's lists note."""
+    """Its number in its own PID namespace, which glibc's lists contain."""
     name: str
     stack_pointer: int
-    """0 where it is not known."""
+    """0 if unknown."""
     thread_pointer: int
-    """Around it lie its descriptor and its thread-local storage; 0 where it is not known."""
+    """The thread's descriptor and thread-local storage are around it; 0 if unknown."""
 
 
 class Waiting(NamedTuple):
@@ -47,7 +47,7 @@ class Waiting(NamedTuple):
     """``struct pt_regs`` of its last entry into the kernel."""
     stack_pointer: int
     ran: tuple[int, ...]
-    """When it began, and how often it has left a CPU."""
+    """When it was created, and how often it has left a CPU."""
 
 
 class Moment(NamedTuple):
@@ -55,53 +55,54 @@ class Moment(NamedTuple):
 
     places: Sequence[ThreadPlace]
     unused_below: Addresses
-    """Stack pointers below which nothing is in use: one a thread, but for threads where that is not known."""
+    """Stack pointers below which nothing is in use: one for each thread for which that is known."""
     in_use: Addresses
-    """Stack pointers and thread pointers: the stacks that they lie in are in use."""
+    """Stack pointers and thread pointers; the stacks that contain them are in use."""
     words: Addresses
-    """Registers, and what the kernel keeps for the thread: a row a thread, a column a register."""
+    """Registers and what the kernel stores for each thread: one row for each thread, one column a
+    register."""
     columns: Sequence[tuple[Where, str]]
-    """What the columns are."""
+    """The kind and name of each column."""
     waiting: Optional[NDArray[np.void]]
-    """How often each thread has run; None where one runs now, or that can't be told."""
+    """How often each thread has run; None if one runs now, or if that is unknown."""
 
     def no_thread_ran_until(self, later: Moment) -> bool:
-        """Whether all threads waited from this moment to a later one; False where that can't be told."""
+        """Whether all threads waited from this moment to a later one; False if that is unknown."""
         if self.waiting is None or later.waiting is None or not len(self.waiting):
             return False
         return bool(np.array_equal(self.waiting, later.waiting))
 
     def holder(self, row: int, column: int) -> Holder:
-        """Whose and what a word is."""
+        """The holder for a word in ``words``."""
         place, (where, what) = self.places[row], self.columns[column]
         return Holder(where, None, what, place.tid or None, place.name)
 
 
 class Threads:
-    """Looks at the threads of one address space.  ``close`` it."""
+    """Reads the threads of one address space; must be closed."""
 
     def __init__(self, pid: int, groups: Sequence[int]) -> None:
         self._pid = pid
         self._groups = groups
         self._states: Optional[TaskStates] = None
         self.no_registers = ""
-        """Why registers can't be read; empty where they can."""
+        """Why registers can't be read; empty if they can."""
         try:
             self._states = TaskStates(pid, groups)
         except CannotTrace as refusal:
             self.no_registers = refusal.what
-        self._looks = 0
+        self._readings = 0
         self._ran: Counter[int] = Counter()
         self._waited_at: dict[int, int] = {}
         self._own_tids: Optional[dict[int, int]] = None
 
     def close(self) -> None:
-        """Let the kernel forget the program."""
+        """Unload the BPF program."""
         if self._states is not None:
             self._states.close()
 
-    def look(self) -> Moment:
-        """How they are now.  Raises ``ProcessGone`` or ``CannotTrace``."""
+    def read_now(self) -> Moment:
+        """Read all threads now.  Raises ``ProcessGone`` or ``CannotTrace``."""
         if self._states is not None:
             try:
                 return self._with_registers(self._states)
@@ -118,7 +119,7 @@ class Threads:
         return Moment(places, pointers, pointers, np.empty((0, 0), np.uint64), (), None)
 
     def waiting(self, tids: Iterable[int]) -> dict[int, Waiting]:
-        """Those of these threads that wait now; none where registers can't be read.
+        """Those of these threads that wait now; none if registers can't be read.
 
         Raises ``ProcessGone`` or ``CannotTrace``.
         """
@@ -143,7 +144,7 @@ class Threads:
         registers = states["registers"]
         pointers = registers[:, source.stack_pointer]
         running = states["running"] != 0
-        self._looks += 1
+        self._readings += 1
         known = [
             pointer
             for pointer in map(self._of_running, states["tid"][running].tolist(), pointers[running].tolist())
@@ -165,13 +166,14 @@ class Threads:
         )
 
     def _of_running(self, tid: int, pointer: int) -> Optional[int]:
-        """Of a thread on a CPU we know where it entered the kernel last; it may be deeper by now.
+        """The stack pointer above which the stack of a running thread is in use; None if that is unknown.
 
-        It waits again soon, most likely, and what is in use then lies above where it waits.  But if it hardly
-        ever waits, all of its stack counts, with what earlier calls left there.
+        Only the stack pointer at its last entry into the kernel is known, and it may be deeper by now.  Most
+        likely it waits again soon, and then the words in use are above where it waits.  If it hardly ever
+        waits, its whole stack counts, with whatever earlier calls left there.
         """
         self._ran[tid] += 1
-        if self._looks >= _LOOKS_TO_KNOW and 2 * self._ran[tid] > self._looks:
+        if self._readings >= _READINGS_TO_KNOW and 2 * self._ran[tid] > self._readings:
             return None
         return min(pointer, self._waited_at.get(tid, pointer))
 
@@ -187,7 +189,7 @@ class Threads:
 
 
 class _Places(Sequence[ThreadPlace]):
-    """Made one by one, as they are wanted: there may be tens of thousands, at each look."""
+    """Makes each ``ThreadPlace`` when it is used, since each reading may have tens of thousands."""
 
     def __init__(self, states: States, pointers: Addresses, own_tid: Callable[[int, int], int]) -> None:
         self._states = states

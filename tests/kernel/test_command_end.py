@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -45,7 +46,7 @@ def test_the_report_says_how_it_ended() -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_nothing_is_told_of_success_or_to_who_wants_quiet(job: str) -> None:
+def test_nothing_is_reported_on_success_or_with_quiet(job: str) -> None:
     assert run(*JOBS[job], "-o", "/dev/null", "--", "true").stderr == "attached\n"
     assert run(*JOBS[job], "-q", "-o", "/dev/null", "--", "false").stderr == ""
 
@@ -55,10 +56,17 @@ def test_one_that_goes_on_is_named(job: str, tmp_path: Path) -> None:
     # Streams of its own: who reads ours waits for it no longer than for us.
     command = ["sh", "-c", "exec sleep 600 >/dev/null 2>&1 </dev/null"]
     result = run(*JOBS[job], "-d", "0.2", "-o", tmp_path / "report", "--", *command)
-    told = re.search(r"^ebpftrace: COMMAND still runs: PID (\d+)$", result.stderr, re.MULTILINE)
-    assert told, result.stderr
-    os.kill(int(told[1]), signal.SIGKILL)
+    reported = re.search(r"^ebpftrace: COMMAND still runs: PID (\d+)$", result.stderr, re.MULTILINE)
+    assert reported, result.stderr
+    os.kill(int(reported[1]), signal.SIGKILL)
     assert result.returncode == 0
+
+
+def test_the_thread_of_a_command_that_runs_has_its_name(tmp_path: Path) -> None:
+    page = tmp_path / "report"
+    run_tracer("--json", "-q", "-d", "0.5", "-o", page, "--", "sleep", "4")
+    report = json.loads(page.read_text())
+    assert [(thread["name"], thread["alive"]) for thread in report["threads"]] == [("sleep", True)]
 
 
 def test_it_keeps_the_limit_of_open_files_it_was_started_with() -> None:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from ebpftrace.jobs.tracing import begin_loading
-from ebpftrace.kernel import cache, loader
-from ebpftrace.kernel.compiled import Compiled, Program, Table, relocated
-from ebpftrace.kernel.installed import PROG_LOAD, TRACEPOINT, Installed, ProgLoad
-from ebpftrace.kernel.layout import Sizes
-from ebpftrace.kernel.loader import install_ledger, ledger_constants
-from ebpftrace.kernel.sizing import Needs
-from ebpftrace.kernel.tables import MapInfo, bpf, map_info
+from ebpftrace.capture import cache, loader
+from ebpftrace.capture.compiled import Compiled, Program, Table, relocated
+from ebpftrace.capture.installed import PROG_LOAD, TRACEPOINT, Installed, ProgLoad
+from ebpftrace.capture.layout import Sizes
+from ebpftrace.capture.loader import install_ledger, ledger_constants
+from ebpftrace.capture.sizing import Needs
+from ebpftrace.capture.tables import MapInfo, bpf, map_info
+from ebpftrace.sessions.tracing import begin_loading
 
 SIZES = Sizes(mappings=500, exited=400, threads=600, sites=700, stack_bytes=8192, copies_per_second=5)
 LARGER = replace(SIZES, mappings=1500, exited=1400, threads=1600)

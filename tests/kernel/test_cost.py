@@ -8,7 +8,7 @@ import os
 from harness import Target, traced
 
 
-def test_run_time_is_told_where_it_is_asked_for() -> None:
+def test_run_time_is_reported_where_it_is_asked_for() -> None:
     with Target("flood", 500, 0) as target, traced(target, "--cost") as tracer:
         target.run()
         report = tracer.interrupt().report
@@ -19,7 +19,7 @@ def test_run_time_is_told_where_it_is_asked_for() -> None:
 
 
 def test_nothing_is_measured_unless_asked_for() -> None:
-    """Nor told where others have the kernel measure all programs."""
+    """Not reported where others have the kernel measure all programs."""
     with Target("flood", 100, 0) as target, traced(target) as tracer:
         target.run()
         cost = tracer.interrupt().report["cost"]

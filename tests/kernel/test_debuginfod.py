@@ -12,13 +12,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from harness import Program
 from stacks_helpers import GCC, TARGETS, catch, compile_target
 
+from ebpftrace.classify.maps_report import MapsReport
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Frame
-from ebpftrace.stacks.elf import read_headers, reader
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.sessions import maps
+from ebpftrace.unwind.elf import read_headers, reader
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.unwind.resolve import StackResolver
 
 pytest.importorskip("drgn")
 CLIENT = shutil.which("debuginfod-find")
@@ -91,7 +94,7 @@ def first_stack(binary: Path, engine: Engine) -> tuple[list[Frame], list[str]]:
     caught = next(calls)
     with StackResolver(caught.pid, engine) as resolver:
         frames = resolver.resolve(caught.copy).frames
-        notes = resolver.shortfalls.notes()
+        notes = resolver.stack_warnings.notes()
     calls.close()
     return [frame for frame in frames if frame.module == str(binary)], notes
 
@@ -117,7 +120,7 @@ def test_nothing_is_fetched_that_was_not_asked_for(stripped: Path, server: Serve
 
 
 @pytest.mark.skipif(CLIENT is None, reason="debuginfod-find is not installed")
-def test_a_file_that_no_server_has_is_told_by_its_build_id(
+def test_a_file_that_no_server_has_is_reported_by_its_build_id(
     stripped: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEBUGINFOD_URLS", f"{server.url}/elsewhere")
@@ -128,7 +131,32 @@ def test_a_file_that_no_server_has_is_told_by_its_build_id(
     assert wanted.endswith("install it")
 
 
-def test_without_a_client_or_a_server_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(CLIENT is None, reason="debuginfod-find is not installed")
+def test_maps_names_start_routines_by_what_it_fetches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = compile_target(
+        tmp_path / "program", *GCC, "-g", "-Wl,--build-id", str(TARGETS / "never_joined.c"), "-pthread"
+    )
+    server = Server(build_id_of(binary), binary.read_bytes())
+    subprocess.run(["strip", str(binary)], check=True)
+    monkeypatch.setenv("DEBUGINFOD_URLS", server.url)
+    monkeypatch.setenv("DEBUGINFOD_CACHE_PATH", str(tmp_path / "cache"))
+    reports: list[MapsReport] = []
+    with Program(binary, 3) as target:
+        target.run()
+        for debuginfod in (False, True):
+            maps.run(target.pid, None, None, reports.append, debuginfod=debuginfod)
+        target.end()
+    server.http.shutdown()
+    bare, named = ([frame.function for frame in report.routines.values()] for report in reports)
+    assert bare == [None]
+    assert any(f"program (build id {build_id_of(binary)})" in note for note in reports[0].notes)
+    assert named == ["minute_job"]
+    assert not any("program (" in note for note in reports[1].notes)
+
+
+def test_without_a_client_or_a_server_the_remedy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEBUGINFOD_URLS", "")
     with pytest.raises(CannotTrace, match=r"DEBUGINFOD_URLS|debuginfod-find"):
         Engine(debuginfod=True)

@@ -2,7 +2,7 @@
 """What differs between kernels: how registers are reached, and runs of our programs that are skipped.
 
 Linux 7 runs programs at syscall tracepoints preemptibly: while one is preempted, the kernel skips
-the same program for others on that CPU (ebpftrace/kernel/losses.py).
+the same program for others on that CPU (ebpftrace/capture/stats.py).
 
 One tracer for all: where compiling is slow (vmtest/), starting it is most of a test.
 """
@@ -89,10 +89,13 @@ def test_orphans_are_found_unless_counted_as_lost(traced: dict[str, Traced], nam
     truth = {fact["start"]: fact for fact in traced[name].target.facts("mapped")}
     for mapping in found:
         fact = truth[int(mapping["start"], 16)]
-        assert (mapping["bytes"], mapping["owner_tid"]) == (fact["length"], fact["owner"])
+        assert mapping["bytes"] == fact["length"]
+        assert mapping["owner_tid"] in (fact["owner"], None)
     missing = len(truth) - len(found)
-    # A call is seen at its enter and its exit, a thread at its birth and its end.
-    assert 0 <= missing <= traced[name].report["losses"]["events"]
+    unknown = sum(mapping["owner_tid"] is None for mapping in found)
+    # A call is seen at its enter and its exit, a thread at its start and its exit.
+    assert missing >= 0
+    assert missing + unknown <= traced[name].report["losses"]["events"]
 
 
 @pytest.mark.parametrize("name", ["reproducer", "never_joined", "orphans"])

@@ -19,6 +19,7 @@ from harness import (
     Target,
     fact_areas,
     kernel_skips_runs,
+    ledger_areas,
     mapped,
     minus,
     reported_areas,
@@ -31,19 +32,11 @@ from harness import (
 SEEDS = int(os.environ.get("EBPFTRACE_EXACT_SEEDS", "10"))
 MILLISECONDS = int(os.environ.get("EBPFTRACE_EXACT_MS", "2000"))
 CALM_US = 20_000
-"""Between sixteen calls of a thread: what comes in the whole window has room in the kernel's buffer."""
-
-
-def ledger_areas(ledger: Json) -> list[Area]:
-    """All that the ledger holds; overlapping entries would hide in a union, so they are refused."""
-    areas = [tuple(piece) for mapping in ledger["mappings"] for piece in mapping["pieces"]]
-    areas += [tuple(area) for area in ledger["baseline"]]
-    assert size(areas) == size(union(areas)), "entries of the ledger overlap"
-    return union(areas)
+"""Between sixteen calls of a thread: what comes in the whole window fits into the kernel's buffer."""
 
 
 def mapper_areas(ledger: Json) -> dict[int, list[Area]]:
-    """What each thread mapped; what nobody was seen to map is under 0, as in the target's books."""
+    """What each thread mapped; what nobody was seen to map is under 0, as in the target's thread lists."""
     areas: dict[int, list[Area]] = {0: [tuple(area) for area in ledger["baseline"]]}
     for mapping in ledger["mappings"]:
         areas.setdefault(mapping["mapper_tid"] or 0, []).extend(tuple(piece) for piece in mapping["pieces"])
@@ -78,9 +71,11 @@ def test_ledger_is_what_the_kernel_has(seed: int, tmp_path: Path) -> None:
     held = target.facts("holds")
     windows = fact_areas(target.facts("window"))
     shared = fact_areas(target.facts("shared"))
-    books = union(fact_areas(held))
-    assert not minus(books, truth), "the target's books are wrong, not the tracer"
-    assert not minus(within(truth, windows), books), "the target's books are wrong, not the tracer"
+    thread_lists = union(fact_areas(held))
+    assert not minus(thread_lists, truth), "the target's thread lists are wrong, not the tracer"
+    assert not minus(within(truth, windows), thread_lists), (
+        "the target's thread lists are wrong, not the tracer"
+    )
 
     # Outside the shared area no two calls on the same bytes overlap in time: raw and exact.
     known = ledger_areas(ledger)

@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 from harness import Target
 
+from ebpftrace.capture import tables
 from ebpftrace.errors import CannotTrace
-from ebpftrace.jobs.ending import Libcs
-from ebpftrace.jobs.leak_watch import LeakWatch
-from ebpftrace.jobs.searching import MemorySearcher
-from ebpftrace.jobs.tracing import begin_loading, open_tracer
-from ebpftrace.kernel import tables
 from ebpftrace.model import EndedBy, Report
-from ebpftrace.process.target import Target as Process
-from ebpftrace.process.target import open_target
-from ebpftrace.stacks.engine import Engine
+from ebpftrace.procfs.target import Target as Process
+from ebpftrace.procfs.target import open_target
+from ebpftrace.sessions.ending import Libcs
+from ebpftrace.sessions.leak_watch import LeakWatch
+from ebpftrace.sessions.searching import MemorySearcher
+from ebpftrace.sessions.tracing import begin_loading, open_tracer
+from ebpftrace.unwind.engine import Engine
 
-MOST_TURNS = 3000
+MAX_TURNS = 3000
 FAULTS = [
     (os, "open", errno.ENOENT),
     (os, "open", errno.EACCES),
@@ -45,10 +45,10 @@ class Fault:
     """A function that fails at one call and works at all others."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, code: int, spared: int = -1
+        self, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, code: int, saved: int = -1
     ) -> None:
-        """``spared``: a file descriptor whose calls never fail."""
-        self._spared = spared
+        """``saved``: a file descriptor whose calls never fail."""
+        self._spared = saved
         self._real = getattr(place, name)
         self._code = code
         self._left = 0
@@ -77,17 +77,17 @@ class Fault:
 
 def in_turn(fault: Fault, job: Callable[[], object]) -> tuple[int, int]:
     """Does the job until it is through without the fault; how many faults, and how many ended it."""
-    told: list[str] = []
-    for turn in range(1, MOST_TURNS):
+    reported: list[str] = []
+    for turn in range(1, MAX_TURNS):
         fault.arm(turn)
         try:
             job()
         except CannotTrace as refusal:
-            told.append(str(refusal))
+            reported.append(str(refusal))
         if not fault.struck:
             fault.disarm()
-            assert all(len(line.splitlines()) == 1 for line in told), told
-            return turn - 1, len(told)
+            assert all(len(line.splitlines()) == 1 for line in reported), reported
+            return turn - 1, len(reported)
         fault.disarm()
     raise AssertionError("the job never ends")
 
@@ -111,7 +111,7 @@ def target() -> Iterator[Target]:
 def engine() -> Iterator[Engine]:
     with Engine() as engine:
         engine.start()
-        assert engine.can_unwind, engine.because
+        assert engine.can_unwind, engine.unavailable_reason
         yield engine
 
 
@@ -120,14 +120,14 @@ def engine() -> Iterator[Engine]:
     [fault for fault in FAULTS if fault[0] is os],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else getattr(value, "__name__", value),
 )
-def test_look_and_verdict(
+def test_reading_and_verdict(
     place: Any, name: str, code: int, target: Target, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``mmap-leaks -d 0``: hold the target, read its books, report."""
+    """``mmap-leaks -d 0``: hold the target, read its thread lists, report."""
 
     def job() -> None:
         with open_target(target.pid) as held, watched(held, engine) as watch:
-            watch.look()
+            watch.read_beforehand()
             assert isinstance(watch.verdict(MemorySearcher()), Report)
 
     job()
@@ -144,14 +144,14 @@ def test_report_of_a_trace(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> N
     """Attached once; a report again and again, each with another fault."""
     program = Target("orphans", "kept", 3)
     with program as target, open_target(target.pid) as held, watched(held, engine) as watch:
-        watch.look()
+        watch.read_beforehand()
         with begin_loading([target.pid]) as loading, open_tracer([watch], loading) as tracer:
             watch.attach(tracer)
             target.run()
             tracer.poll()
 
             def job() -> None:
-                watch.tend(tracer, crowded=True)
+                watch.housekeep(tracer, crowded=True)
                 assert watch.report(tracer, EndedBy.INTERVAL, MemorySearcher()).findings
 
             job()
@@ -159,9 +159,7 @@ def test_report_of_a_trace(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> N
                 before = descriptors()
                 with monkeypatch.context() as patched:
                     # The tracer's own pipe is nobody's to break.
-                    fault = Fault(
-                        patched, place, name, code, spared=tracer.fileno() if name == "read" else -1
-                    )
+                    fault = Fault(patched, place, name, code, saved=tracer.fileno() if name == "read" else -1)
                     tried, refused = in_turn(fault, job)
                 print(f"{name} {errno.errorcode[code]}: {tried} tried, {refused} refused")
                 assert descriptors() <= before
@@ -174,7 +172,7 @@ def test_tables_that_refuse_at_attach(
     code: int, target: Target, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_target(target.pid) as held, watched(held, engine) as watch:
-        watch.look()
+        watch.read_beforehand()
         with (
             begin_loading([target.pid]) as loading,
             open_tracer([watch], loading) as tracer,

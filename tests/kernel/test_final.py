@@ -35,11 +35,11 @@ def found(report: Json) -> list[tuple[str, int, str]]:
 def test_threads_that_nobody_joined(body: str, tail_ms: int, end: str, number: int) -> None:
     result = finale(body, tail_ms, end)
     assert result.status == LEAK
-    told = found(result.report)
-    assert {verdict for verdict, _, _ in told} == {"never-joined-thread"}
-    assert sum(count for _, count, _ in told) == number
+    reported = found(result.report)
+    assert {verdict for verdict, _, _ in reported} == {"never-joined-thread"}
+    assert sum(count for _, count, _ in reported) == number
     end_of_why = "had not been joined or detached when the process ended (proved)"
-    assert all(why.endswith(end_of_why) for _, _, why in told)
+    assert all(why.endswith(end_of_why) for _, _, why in reported)
     assert result.report["undecided"] == 0
     assert no_losses(result.report)
     functions = [frame["function"] for frame in leaks(result.report)[0]["stack"]["frames"]]

@@ -51,9 +51,9 @@ def test_flood_loses_nothing_and_costs_the_tracer_nothing() -> None:
 
 
 def test_overflow_is_counted_and_the_report_stays_true() -> None:
-    """200 orphans, room for 64: the report has what fitted, and says how many did not."""
-    workers, room = 200, 64
-    options = ["--min-age", 0, "--max-mappings", room]
+    """200 orphans, a table of 64: the report has what fitted, and says how many did not."""
+    workers, rows = 200, 64
+    options = ["--min-age", 0, "--max-mappings", rows]
     with Target("orphans", "kept", workers) as target, traced(target, *options) as tracer:
         target.run()
         result = tracer.interrupt()
@@ -64,11 +64,11 @@ def test_overflow_is_counted_and_the_report_stays_true() -> None:
     found = reported_areas(report, *ORPHANED)
     assert not stale
     assert not minus(found, truth)
-    assert 0 < len(found) <= room
-    assert report["losses"]["mappings"] >= workers - room
+    assert 0 < len(found) <= rows
+    assert report["losses"]["mappings"] >= workers - rows
     assert len(found) + report["losses"]["mappings"] >= workers
     # What was lost is still seen in /proc.
-    assert report["unexplained_bytes"] >= (workers - room) * 16 * 4096
+    assert report["unexplained_bytes"] >= (workers - rows) * 16 * 4096
 
 
 def test_overflow_under_random_calls_keeps_the_report_true() -> None:

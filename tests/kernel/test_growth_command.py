@@ -4,18 +4,28 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import harness
 import jsonschema
 import pytest
 from process_helpers import running
+
+from ebpftrace.capture.tracer import Tracer
+from ebpftrace.cli.growth import _Console
+from ebpftrace.ledger.replay import Ledger
+from ebpftrace.model import Mapping
+from ebpftrace.report.output import Stream
+from ebpftrace.sessions.growth import Settings, run
+from ebpftrace.sessions.growth_watch import GrowthWatch
 
 SCHEMA = json.loads((harness.ROOT / "ebpftrace/report/schema/growth-1.json").read_text())
 GROWTH = (sys.executable, "-m", "ebpftrace", "growth")
@@ -85,10 +95,10 @@ def documents(lines: list[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     assert {interval["kind"] for interval in intervals} == {"interval"}
     since_last_look = 0
     for interval in intervals:
-        told = sum(cause["bytes"] for cause in interval["causes"] or ()) + interval["unexplained_bytes"]
+        reported = sum(cause["bytes"] for cause in interval["causes"] or ()) + interval["unexplained_bytes"]
         since_last_look += interval["virt_change"]
         if interval["causes"] is not None:
-            assert told == since_last_look
+            assert reported == since_last_look
             since_last_look = 0
     assert since_last_look == 0
     memory = summary["memory"]
@@ -223,19 +233,264 @@ def test_several_processes_have_rows_of_their_own(server: Path) -> None:
     assert all(one["calls"]["mmap"] > 0 for one in summaries)
 
 
-def test_a_command_is_watched_from_its_first_instruction(server: Path, tmp_path: Path) -> None:
-    page = tmp_path / "growth.json"
+def of_command(page: Path, *arguments: object) -> tuple[int, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Its status, and the intervals and summaries that ``growth`` made of it and its children."""
     ended = subprocess.run(
-        [*GROWTH, "-i", "0.5", "-o", page, "--json", "--", "timeout", "-s", "KILL", "4", server, "1"],
+        [*GROWTH, "-o", page, "--json", *map(str, arguments)],
         cwd=harness.ROOT,
+        input="go\n",
         capture_output=True,
         text=True,
         timeout=harness.PATIENCE,
         check=False,
     )
-    assert ended.returncode == 137, ended.stderr
-    *intervals, summary = map(json.loads, page.read_text().splitlines())
+    lines = [json.loads(line) for line in page.read_text().splitlines()]
+    for line in lines:
+        jsonschema.validate(line, SCHEMA)
+    summaries = [line for line in lines if line["kind"] == "summary"]
+    for summary in summaries:
+        changes = [
+            line["virt_change"]
+            for line in lines
+            if line["kind"] == "interval" and line["pid"] == summary["target"]["pid"]
+        ]
+        memory = summary["memory"]
+        assert sum(changes) == memory["virt_end"] - memory["virt_start"]
+    return ended.returncode, [line for line in lines if line["kind"] == "interval"], summaries
+
+
+def test_a_command_and_its_child_are_watched(server: Path, tmp_path: Path) -> None:
+    status, _, summaries = of_command(
+        tmp_path / "growth.json", "-i", 0.5, "--", "timeout", "-s", "KILL", 4, server, 1
+    )
+    assert status == 137
+    assert {one["window"]["ended_by"] for one in summaries} == {"target-exit"}
+    parent, child = sorted(summaries, key=lambda one: one["target"]["comm"] != "timeout")
+    assert (parent["target"]["comm"], child["target"]["comm"]) == ("timeout", "app_server")
+    assert any("start_minute_job" in functions(cause) for cause in child["growth"])
+
+
+def test_a_child_is_not_watched_where_that_is_not_wanted(server: Path, tmp_path: Path) -> None:
+    _, intervals, summaries = of_command(
+        *(tmp_path / "growth.json", "-i", 0.5, "--no-follow-forks", "--"),
+        *("timeout", "-s", "KILL", 2, server, 1),
+    )
+    assert [one["target"]["comm"] for one in summaries] == ["timeout"]
+    assert {one["pid"] for one in intervals} == {summaries[0]["target"]["pid"]}
+
+
+def test_what_a_shell_executes_is_what_is_watched(tmp_path: Path) -> None:
+    """The shell itself, which only starts it, is not summed up."""
+    status, _, (summary,) = of_command(
+        *(tmp_path / "growth.json", "-i", 0.5, "--"),
+        *("env", "sh", "-c", f"exec {harness.build('grower')} timer"),
+    )
+    assert (status, summary["target"]["comm"]) == (0, "grower")
+    (moved,) = [cause for cause in summary["growth"] if "move_break" in functions(cause)]
+    # A busy machine may let us come a step late: what was before that is in its first size.
+    assert moved["call"] == "brk"
+    assert moved["bytes"] in [steps * (64 << 10) for steps in range(3, 7)]
+
+
+def test_what_grew_just_before_the_end_is_no_riddle(tmp_path: Path) -> None:
+    """A process that has ended has no size any more: its calls tell what became of the last one."""
+    page = tmp_path / "growth.json"
+    with subprocess.Popen(
+        [*GROWTH, "-q", "-o", page, "--json", "-i", "1", "--", harness.build("grower"), "once"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as growth:
+        is_begun = lambda: page.exists() and '"interval"' in page.read_text()  # noqa: E731
+        harness.eventually(is_begun, "its first size has been read")
+        growth.communicate("go\n", timeout=harness.PATIENCE)
+    assert growth.returncode == 0
+    summary = json.loads(page.read_text().splitlines()[-1])
     assert summary["window"]["ended_by"] == "target-exit"
-    assert summary["target"]["comm"] == "timeout"
-    grown = summary["memory"]["virt_end"] - summary["memory"]["virt_start"]
-    assert sum(one["virt_change"] for one in intervals) == grown
+    assert summary["unexplained_bytes"] == 0
+    (mapped,) = [cause for cause in summary["growth"] if "map_some" in functions(cause)]
+    assert mapped["bytes"] == 4 * MIB
+
+
+def test_a_target_that_executes_is_watched_further() -> None:
+    with (
+        harness.Target("exec_after", 3) as target,
+        watched(target.pid, "--until-interrupt", "--json", "-i", 0.2) as growth,
+    ):
+        target.go()
+        name = Path(f"/proc/{target.pid}/comm")
+        harness.eventually(lambda: name.read_text() == "cat\n", "it has executed cat")
+        for _ in range(3):
+            assert growth.lines.until(lambda line: '"interval"' in line)
+        target.end()
+        *_, last = map(json.loads, growth.wait())
+    jsonschema.validate(last, SCHEMA)
+    assert (last["kind"], last["target"]["pid"], last["target"]["comm"]) == ("summary", target.pid, "cat")
+    assert last["window"]["ended_by"] == "target-exit"
+
+
+def test_children_of_a_target_are_watched_where_that_is_wanted(server: Path) -> None:
+    with (
+        running("/bin/sh", "-c", f"echo; read go; {server} 1; true") as (shell, _),
+        watched(shell.pid, "-f", "--until-interrupt", "--json", "-i", 0.5) as growth,
+    ):
+        assert shell.stdin is not None
+        shell.stdin.write(b"go\n")
+        shell.stdin.flush()
+        assert growth.lines.until(lambda line: "start_minute_job" in line)
+        seen = [json.loads(line) for line in growth.interrupt()]
+        # Only the shell ends with the block.
+        children = Path(f"/proc/{shell.pid}/task/{shell.pid}/children").read_text()
+        os.kill(int(children), signal.SIGKILL)
+    names = [one["target"]["comm"] for one in seen if one["kind"] == "summary"]
+    assert names == ["sh", "app_server"]
+
+
+class OfCommand:
+    """``growth`` of a COMMAND that reads from ``stdin``."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [*GROWTH, "--json", *map(str, arguments)],
+            cwd=harness.ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdin is not None
+        self.stdin = self.process.stdin
+        self._lines = harness.Lines(self.process.stdout)
+
+    def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first interval from here on that fulfils the condition."""
+        seen = self._lines.until(lambda line: condition(json.loads(line)))
+        assert seen, self._lines.seen
+        return cast("dict[str, Any]", json.loads(self._lines.seen[-1]))
+
+    def end(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
+        """Intervals and summaries, checked against the schema, and what is on stderr."""
+        self.stdin.close()
+        self._lines.until(None)
+        assert self.process.stderr is not None
+        errors = self.process.stderr.read()
+        assert self.process.wait(harness.PATIENCE) == 0, errors
+        lines = [json.loads(line) for line in self._lines.seen]
+        for line in lines:
+            jsonschema.validate(line, SCHEMA)
+        kinds = [[line for line in lines if line["kind"] == kind] for kind in ("interval", "summary")]
+        return kinds[0], kinds[1], errors
+
+
+@contextmanager
+def of_a_command(*arguments: object) -> Iterator[OfCommand]:
+    growth = OfCommand(*arguments)
+    try:
+        yield growth
+    finally:
+        growth.process.kill()
+        growth.process.wait()
+
+
+@pytest.mark.parametrize("mode", ["fills", "maps"])
+def test_a_child_that_only_fills_what_it_has_is_watched(mode: str) -> None:
+    """It maps nothing and moves no break once it has begun; what it does later has its cause."""
+    with of_a_command("-i", 0.5, "--", harness.build("quiet"), mode) as growth:
+        parent = growth.until(lambda one: one["kind"] == "interval")["pid"]
+        child = growth.until(lambda one: one["pid"] != parent and one["rss_change"] > 0)
+        growth.stdin.write("\n")
+        growth.stdin.flush()
+        moved = growth.until(lambda one: one["pid"] == child["pid"] and bool(one["causes"]))
+        intervals, summaries, _ = growth.end()
+    assert moved["unexplained_bytes"] == 0
+    (cause,) = moved["causes"]
+    assert (cause["call"], cause["bytes"]) == ("brk", 8 * MIB)
+    assert "move_break" in functions(cause)
+    (summary,) = [one for one in summaries if one["target"]["pid"] == child["pid"]]
+    assert summary["window"]["ended_by"] == "target-exit"
+    assert summary["unexplained_bytes"] == 0
+    assert summary["calls"]["brk"] >= 1
+    grown = [one["rss_change"] for one in intervals if one["pid"] == child["pid"]]
+    assert sum(grown) == summary["memory"]["rss_end"] - summary["memory"]["rss_start"] > 0
+
+
+def test_what_fills_the_memory_of_a_quiet_child() -> None:
+    with of_a_command("-i", 0.5, "--rss", "--sample", 1, "--", harness.build("quiet"), "fills") as growth:
+        parent = growth.until(lambda one: one["kind"] == "interval")["pid"]
+        filled = growth.until(lambda one: one["pid"] != parent and bool(one["rss_causes"]))
+        _, summaries, _ = growth.end()
+    assert any("fill_some" in functions(cause) for cause in filled["rss_causes"])
+    (summary,) = [one for one in summaries if one["target"]["pid"] != parent]
+    assert any("fill_some" in functions(cause) for cause in summary["resident"]["places"])
+
+
+def test_a_child_that_does_not_change_is_counted_only() -> None:
+    with of_a_command("-i", 0.2, "--", "sh", "-c", "sleep 3; true") as growth:
+        intervals, (summary,), errors = growth.end()
+    assert summary["target"]["comm"] == "sh"
+    assert {one["pid"] for one in intervals} == {summary["target"]["pid"]}
+    assert "1 child process not shown" in errors
+
+
+def test_each_child_is_watched_once() -> None:
+    """Some get their number from us, some from their own calls, and some from both at one moment."""
+    many = 80
+    grown: set[int] = set()
+
+    def all_have_grown(line: dict[str, Any]) -> bool:
+        if line["virt_change"] and line["pid"] != parent:
+            grown.add(line["pid"])
+        return len(grown) == many
+
+    with of_a_command("-i", 0.3, "--", harness.build("quiet"), "many", many) as growth:
+        parent = growth.until(lambda one: one["kind"] == "interval")["pid"]
+        growth.until(all_have_grown)
+        _, summaries, errors = growth.end()
+    children = [one for one in summaries if one["target"]["pid"] != parent]
+    assert len(children) == len({one["target"]["pid"] for one in children}) == many, errors
+    for one in children:
+        assert {site["call"] for site in one["growth"]} == {"mmap"}
+        assert sum(site["bytes"] for site in one["growth"]) % MIB == 0
+
+
+def test_a_command_that_had_mapped_before_its_first_size_was_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The tracer comes late, when the loader has mapped all libraries: these are no growth then."""
+    begin = GrowthWatch.begin
+
+    def begin_late(watch: GrowthWatch, tracer: Tracer) -> None:
+        state = Path(f"/proc/{watch.pid}/stat")
+        harness.eventually(lambda: state.read_text().rpartition(")")[2].split()[0] == "S", "it sleeps")
+        begin(watch, tracer)
+
+    monkeypatch.setattr(GrowthWatch, "begin", begin_late)
+    with Stream(sys.stdout, str(tmp_path / "page")) as stream:
+        console = _Console(stream, json_output=True, quiet=True, output=None, of_several=False)
+        run(Settings(interval=0.3, duration=None, command=["sleep", "2"]), console)
+    _, summary = documents((tmp_path / "page").read_text().splitlines())
+    assert summary["calls"]["mmap"] > 0
+    assert summary["growth"] == []
+    assert summary["unexplained_bytes"] == 0
+
+
+def test_where_nothing_happens_nothing_is_worked_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What stands is worked out anew after calls only: it would take a second with 100,000 mappings."""
+    worked_out = []
+    outstanding = Ledger.outstanding
+
+    def counted(self: Ledger, *given: Any) -> list[Mapping]:
+        worked_out.append(self)
+        return outstanding(self, *given)
+
+    monkeypatch.setattr(Ledger, "outstanding", counted)
+    with (
+        running(sys.executable, "-c", "print(flush=True); input()") as (target, _),
+        Stream(sys.stdout, str(tmp_path / "page")) as stream,
+    ):
+        console = _Console(stream, json_output=True, quiet=True, output=None, of_several=False)
+        run(Settings(interval=0.2, duration=3.0, pids=(target.pid,)), console)
+    *intervals, _ = (tmp_path / "page").read_text().splitlines()
+    assert len(intervals) > 5
+    assert 1 <= len(worked_out) <= 3

@@ -36,7 +36,7 @@ from test_lifecycle import NOBODY, assert_gone
 
 SABOTAGED = """
 import ctypes, os, signal
-from ebpftrace.jobs.watch import Watch
+from ebpftrace.sessions.watch import Watch
 def crash(*_):
     {crash}
 Watch.{method} = crash
@@ -65,10 +65,10 @@ class Started(Tracer):
         self.pid = self.process.pid
 
 
-def one_line(said: Sequence[str]) -> str:
+def one_line(printed: Sequence[str]) -> str:
     """The only line after "attached"."""
-    lines = [line for line in said[said.index("attached") + 1 :] if line]
-    assert len(lines) == 1, said
+    lines = [line for line in printed[printed.index("attached") + 1 :] if line]
+    assert len(lines) == 1, printed
     return lines[0]
 
 
@@ -76,7 +76,7 @@ def one_line(said: Sequence[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("crash", "status", "said"),
+    ("crash", "status", "printed"),
     [
         ("raise RuntimeError('a bug')", 1, "please report it"),
         ("raise MemoryError", 1, "out of memory"),
@@ -87,7 +87,7 @@ def one_line(said: Sequence[str]) -> str:
     ],
     ids=lambda value: str(value).partition("(")[0],
 )
-def test_crash_while_events_are_handled(crash: str, status: int, said: str) -> None:
+def test_crash_while_events_are_handled(crash: str, status: int, printed: str) -> None:
     program = SABOTAGED.format(crash=crash, method="keep_copy")
     command = [sys.executable, "-c", program, "mmap-leaks", "--json", "--until-interrupt"]
     with Target("orphans", "hole") as target, Started([*command, "-p", target.pid]) as tracer:
@@ -98,8 +98,8 @@ def test_crash_while_events_are_handled(crash: str, status: int, said: str) -> N
         assert target.end() == 0
     assert result.status == status
     assert result.stdout == ""
-    if said:
-        assert said in one_line(tracer.said)
+    if printed:
+        assert printed in one_line(tracer.printed)
 
 
 def test_closed_pipe_at_the_report() -> None:
@@ -113,13 +113,13 @@ def test_closed_pipe_at_the_report() -> None:
             tracer.process.send_signal(2)
             assert tracer.process.wait(PATIENCE) == 141
             tracer._stderr.until(None)
-            assert tracer.said[-1] == "attached"
+            assert tracer.printed[-1] == "attached"
             assert_gone(programs, maps)
         assert target.end() == 0
 
 
 def test_full_disk_leaves_the_file_that_was_there(tmp_path: Path) -> None:
-    """A real file system without room, in a mount namespace of its own."""
+    """A real file system without space, in a mount namespace of its own."""
     script = (
         'mount -t tmpfs -o size=64k tmpfs "$1" && echo before >"$1/report" && '
         '{ cat /dev/zero >"$1/full" 2>/dev/null; place="$1"; shift; "$@" -o "$place/report" -q; }; '
@@ -181,7 +181,7 @@ def test_memory_that_runs_out_while_tracing() -> None:
         assert result.report
     else:
         assert result.status == 1
-        assert one_line(tracer.said)
+        assert one_line(tracer.printed)
 
 
 # --- beside others ----------------------------------------------------------------------------

@@ -36,9 +36,11 @@ def test_the_function_that_keeps_the_handles_is_named(way: str) -> None:
         all_but_itself_and(way == "thread", program.pid)
         alone = run_tracer("-p", program.pid, "-d", 0, "--json").report
         command = [sys.executable, "-m", "ebpftrace", "maps", "-p", str(program.pid), "--json"]
-        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
+        result = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
         text = run_tracer("-p", program.pid, "-d", 0).stdout
-    for report in (alone, json.loads(told.stdout)):
+    for report in (alone, json.loads(result.stdout)):
         assert functions(report) == {"keeps_them"}
         frame = next(holder["frame"] for holder in holders(report) if holder["frame"] is not None)
         assert frame["module"].endswith("/frame_holders")

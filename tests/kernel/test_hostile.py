@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets that are named, shaped or timed to hurt who looks at them, through whole commands."""
+"""Targets that are named, shaped or timed to hurt the tool that reads them, through whole commands."""
 
 from __future__ import annotations
 
@@ -67,25 +67,25 @@ def test_mmap_leaks(evil: Program, form: str, tmp_path: Path) -> None:
     command = [*EBPFTRACE, "mmap-leaks", "-p", evil.pid, *options, *([] if form == "text" else [form])]
     process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    said = b""
-    while b"attached\n" not in said:
+    errors = b""
+    while b"attached\n" not in errors:
         line = process.stderr.readline()
-        assert line, said
-        said += line
+        assert line, errors
+        errors += line
     evil.run()
     process.send_signal(2)
     shown, rest = process.communicate(timeout=BOUNDED)
     assert (process.returncode, shown) == (0, b"")
-    assert_harmless(said + rest)
+    assert_harmless(errors + rest)
     for file in (report, page, scope):
         assert_harmless(file.read_bytes())
     if form == "--json":
         made = union(fact_areas(evil.facts("mapped")))
-        told = json.loads(report.read_text())
-        assert union(reported_areas(told, *ORPHANED)) == made
-        names = {one["owner_name"] for one in reported(told, *ORPHANED)}
+        shown_report = json.loads(report.read_text())
+        assert union(reported_areas(shown_report, *ORPHANED)) == made
+        names = {one["owner_name"] for one in reported(shown_report, *ORPHANED)}
         assert names == {"\x1b[2J\n\\xff\\xfe) R 1\r"}
-        assert told["losses"] == dict.fromkeys(told["losses"], 0)
+        assert shown_report["losses"] == dict.fromkeys(shown_report["losses"], 0)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_mmap_leaks(evil: Program, form: str, tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_commands_of_one_look(evil: Program, arguments: tuple[str, ...]) -> None:
+def test_commands_of_one_reading(evil: Program, arguments: tuple[str, ...]) -> None:
     ended = run(*(evil.pid if word == "PID" else word for word in arguments))
     assert ended.returncode == 0, ended.stderr
     assert_harmless(ended.stdout)
@@ -131,17 +131,17 @@ def test_trace(tmp_path: Path) -> None:
 # --- a target that dies at any moment -----------------------------------------------------------
 
 
-def mortal_run(arguments: tuple[str, ...], life: float) -> tuple[int, bytes, bytes]:
+def mortal_run(arguments: tuple[str, ...], lifetime: float) -> tuple[int, bytes, bytes]:
     with Target("orphans", "kept", 1000, 1) as target:
         command = [*EBPFTRACE, *(str(target.pid) if word == "PID" else word for word in arguments)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         target.go()
         try:
-            shown, said = process.communicate(timeout=life)
+            shown, errors = process.communicate(timeout=lifetime)
         except subprocess.TimeoutExpired:
             target.process.kill()
-            shown, said = process.communicate(timeout=BOUNDED)
-    return process.returncode, shown, said
+            shown, errors = process.communicate(timeout=BOUNDED)
+    return process.returncode, shown, errors
 
 
 @pytest.mark.parametrize(
@@ -159,15 +159,15 @@ def test_target_that_dies_at_any_moment(arguments: tuple[str, ...], longest: flo
     """Always a report or one clear line.  Moments are drawn at random, the same ones each time."""
     moments = random.Random(arguments[0])
     for _ in range(int(os.environ.get("EBPFTRACE_DEATHS", "6"))):
-        life = moments.uniform(0.0, longest)
-        status, shown, said = mortal_run(arguments, life)
-        note = (life, status, shown[-300:], said)
-        assert b"Traceback" not in said, note
-        assert b"a bug" not in said, note
+        lifetime = moments.uniform(0.0, longest)
+        status, shown, errors = mortal_run(arguments, lifetime)
+        note = (lifetime, status, shown[-300:], errors)
+        assert b"Traceback" not in errors, note
+        assert b"a bug" not in errors, note
         if status == 0:
             # Nothing was called between the beginning of a trace and the target's end.
-            assert shown or (arguments[0] == "trace" and said == b"attached\n"), note
+            assert shown or (arguments[0] == "trace" and errors == b"attached\n"), note
         else:
             assert status == 1, note
-            assert len(said.splitlines()) == 1, note
-            assert said.startswith(b"ebpftrace: "), note
+            assert len(errors.splitlines()) == 1, note
+            assert errors.startswith(b"ebpftrace: "), note

@@ -85,7 +85,7 @@ def test_what_somebody_can_still_free_is_no_leak(seen: dict[str, Seen], kind: st
 
 
 @pytest.mark.parametrize("kind", ["list-lost", "regions", "lost"])
-def test_what_nobody_can_free_any_more_is_a_leak_with_its_exact_number(
+def test_memory_that_can_not_be_freed_is_a_leak_with_its_exact_number(
     seen: dict[str, Seen], kind: str
 ) -> None:
     report = seen[kind].traced
@@ -97,7 +97,7 @@ def test_what_nobody_can_free_any_more_is_a_leak_with_its_exact_number(
 
 
 @pytest.mark.parametrize("kind", ["batch", "fork-join"])
-def test_all_commands_agree_on_who_is_not_joined_yet(seen: dict[str, Seen], kind: str) -> None:
+def test_all_commands_agree_on_the_threads_not_joined_yet(seen: dict[str, Seen], kind: str) -> None:
     waiting = {"not-joined-yet", "joined-later"}
     for report in (seen[kind].traced, seen[kind].alone, seen[kind].maps):
         found = [finding for finding in report["findings"] if finding["verdict"] in waiting]
@@ -126,7 +126,7 @@ def test_mappings_of_a_living_owner_that_nothing_points_to(seen: dict[str, Seen]
     assert finding["count"] in (COUNT - 1, COUNT)
 
 
-def test_threads_that_pile_up_are_told_and_no_leak_after_seconds(seen: dict[str, Seen]) -> None:
+def test_threads_that_pile_up_are_reported_and_no_leak_after_seconds(seen: dict[str, Seen]) -> None:
     report = seen["piling"].traced
     if report["window"]["seconds"] < 15:
         assert counts(report) == {}
@@ -139,14 +139,14 @@ def test_threads_that_pile_up_are_told_and_no_leak_after_seconds(seen: dict[str,
 def test_without_a_search_nothing_is_proved_and_the_first_line_says_so(tmp_path: Path) -> None:
     with Program(compiled(tmp_path, "kept"), "fork-join", COUNT) as program:
         program.run()
-        told = run_tracer("-p", program.pid, "-d", 0, "--no-search", "--fail-on-leak")
-    assert told.stdout.startswith(f"CANNOT TELL: {COUNT - 1} stacks of exited threads")
-    assert "No leak" not in told.stdout
-    assert told.status == 4
+        result = run_tracer("-p", program.pid, "-d", 0, "--no-search", "--fail-on-leak")
+    assert result.stdout.startswith(f"CANNOT TELL: {COUNT - 1} stacks of exited threads")
+    assert "No leak" not in result.stdout
+    assert result.status == 4
 
 
 def test_what_a_limit_leaves_out_may_hold_what_was_not_found(tmp_path: Path) -> None:
-    with Program(compiled(tmp_path, "books_threads"), "returns", COUNT) as program:
+    with Program(compiled(tmp_path, "lists_threads"), "returns", COUNT) as program:
         program.run()
         report = run_tracer("-p", program.pid, "-d", 0, "--search-limit", "4KiB", "--json").report
         whole = run_tracer("-p", program.pid, "-d", 0, "--search-limit", "1GiB", "--json").report

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from xml.etree import ElementTree
 
 import jsonschema
 import pytest
-from harness import ROOT, SCHEMA, Json, leaks, run_tracer
+from harness import PATIENCE, ROOT, SCHEMA, Json, leaks, run_tracer
+from ruamel.yaml import YAML
 
 LEAK = 3
 SOURCE = """
@@ -59,12 +61,12 @@ def ours(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Json]]:
     """One program: as it was, built anew with other lines, with a leak more, with one mended."""
-    room = tmp_path_factory.mktemp("builds")
+    directory = tmp_path_factory.mktemp("builds")
     servers = {
-        "old": build(room / "old", 5, 0),
-        "moved": build(room / "moved", 5, 0, lines_before=40, flags="-O1"),
-        "more": build(room / "more", 5, 3),
-        "mended": build(room / "mended", 0, 3),
+        "old": build(directory / "old", 5, 0),
+        "moved": build(directory / "moved", 5, 0, lines_before=40, flags="-O1"),
+        "more": build(directory / "more", 5, 3),
+        "mended": build(directory / "mended", 0, 3),
     }
     found = {}
     for name, server in servers.items():
@@ -79,7 +81,9 @@ def names(report: Json) -> dict[str, int]:
     return {finding["fingerprint"]: finding["count"] for finding in leaks(report)}
 
 
-def test_a_fingerprint_outlives_a_rebuild_and_tells_callers_apart(runs: dict[str, tuple[Path, Json]]) -> None:
+def test_a_fingerprint_outlives_a_rebuild_and_reports_callers_apart(
+    runs: dict[str, tuple[Path, Json]],
+) -> None:
     found = {name: names(report) for name, (_, report) in runs.items()}
     (first,) = found["old"]
     assert found["moved"] == found["old"] == {first: 5}
@@ -113,15 +117,15 @@ def test_of_a_baseline_only_a_new_leak_fails_the_gate(runs: dict[str, tuple[Path
 
 
 def test_two_runs_compared_say_whether_the_fix_helped(runs: dict[str, tuple[Path, Json]]) -> None:
-    room = runs["old"][0].parent.parent
+    directory = runs["old"][0].parent.parent
     for old, new, status, line in (
         ("old", "moved", 0, "NO CHANGE: 1 leak in both runs"),
         ("old", "more", LEAK, "WORSE: 1 new, 1 same"),
         ("more", "mended", 0, "BETTER: 1 same, 1 gone"),
         ("old", "mended", LEAK, "PARTLY: 1 new, 1 gone"),
     ):
-        told = ours("diff", f"{old}/report.json", f"{new}/report.json", cwd=room)
-        assert (told.returncode, told.stdout.splitlines()[0]) == (status, line), told.stderr
+        outcome = ours("diff", f"{old}/report.json", f"{new}/report.json", cwd=directory)
+        assert (outcome.returncode, outcome.stdout.splitlines()[0]) == (status, line), outcome.stderr
 
 
 def test_one_trace_writes_all_files(runs: dict[str, tuple[Path, Json]], tmp_path: Path) -> None:
@@ -141,14 +145,40 @@ def test_one_trace_writes_all_files(runs: dict[str, tuple[Path, Json]], tmp_path
     assert sum(event["name"] == "exited" for event in events) == 8
 
 
-GATE = ROOT / ".github" / "actions" / "mmap-leaks" / "gate.sh"
+ACTION = ROOT / ".github" / "actions" / "mmap-leaks" / "action.yml"
+WORKFLOW = ROOT / ".github" / "workflows" / "mmap-leaks.yml"
+
+
+def run_step(run: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell step of a workflow as GitHub's runner does, with this installation."""
+    program = shutil.which("ebpftrace", path=str(Path(sys.executable).parent)) or ""
+    variables = {"EBPFTRACE": program, "GITHUB_ACTIONS": "true", "GITHUB_ACTION_PATH": str(ACTION.parent)}
+    return subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", run],
+        cwd=cwd,
+        env={**os.environ, **variables, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def run_action(cwd: Path, summary: Path, **given: str) -> subprocess.CompletedProcess[str]:
+    """The last step of the composite action, with these inputs; the first one installs ebpftrace."""
+    action = YAML(typ="safe").load(ACTION)
+    inputs = {name: given.get(name, one.get("default", "")) for name, one in action["inputs"].items()}
+    step = action["runs"]["steps"][-1]
+    environment = {
+        name: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda found: inputs[found[1]], value)
+        for name, value in step["env"].items()
+    }
+    return run_step(step["run"], cwd, GITHUB_STEP_SUMMARY=str(summary), **environment)
 
 
 def test_the_action_of_a_forge_fails_on_a_leak_and_leaves_reports(
     runs: dict[str, tuple[Path, Json]], tmp_path: Path
 ) -> None:
-    """What .github/actions/mmap-leaks/action.yml runs."""
-    assert '"$GITHUB_ACTION_PATH/gate.sh"' in GATE.with_name("action.yml").read_text()
     leaking, known = runs["old"][0], tmp_path / "known.json"
     traced(leaking, "--write-baseline", known)
     for options, command, status in (
@@ -156,26 +186,16 @@ def test_the_action_of_a_forge_fails_on_a_leak_and_leaves_reports(
         (f"--baseline {known}", f"{leaking}", 0),
         ("", "exit 7", 7),
     ):
-        room = tmp_path / str(status)
-        variables = {
-            "COMMAND": command,
-            "OPTIONS": options,
-            "REPORTS": str(room / "reports"),
-            "EBPFTRACE": shutil.which("ebpftrace", path=str(Path(sys.executable).parent)) or "",
-            "GITHUB_ACTIONS": "true",
-            "GITHUB_STEP_SUMMARY": str(tmp_path / f"summary-{status}"),
-        }
-        told = subprocess.run(
-            [GATE],
-            cwd=leaking.parent,
-            env={**os.environ, **variables},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
+        directory = tmp_path / str(status)
+        outcome = run_action(
+            leaking.parent,
+            tmp_path / f"summary-{status}",
+            run=command,
+            options=options,
+            reports=str(directory / "reports"),
         )
-        assert told.returncode == status, told.stderr
-        made = {file.name for file in (room / "reports").iterdir()}
+        assert outcome.returncode == status, outcome.stderr
+        made = {file.name for file in (directory / "reports").iterdir()}
         assert made == {
             "report.json",
             "report.txt",
@@ -184,7 +204,21 @@ def test_the_action_of_a_forge_fails_on_a_leak_and_leaves_reports(
             "profile.pb.gz",
             "annotations",
         }
-        assert ("::error " in told.stdout) == (status == LEAK)
-        page = (room / "reports" / "report.txt").read_text()
-        assert page in told.stdout
+        assert ("::error " in outcome.stdout) == (status == LEAK)
+        page = (directory / "reports" / "report.txt").read_text()
+        assert page in outcome.stdout
         assert (tmp_path / f"summary-{status}").read_text().startswith("```\n" + page.splitlines()[0])
+
+
+def test_the_workflow_of_this_project_sees_the_leak_of_the_demo(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").symlink_to(ROOT / "Makefile")
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    _, build, gate, keep, check = YAML(typ="safe").load(WORKFLOW)["jobs"]["gate"]["steps"]
+    assert gate["uses"] == f"./{ACTION.parent.relative_to(ROOT)}"
+    built = run_step(build["run"], tmp_path)
+    assert built.returncode == 0, built.stderr
+    outcome = run_action(tmp_path, tmp_path / "summary", **gate["with"])
+    assert outcome.returncode == LEAK, outcome.stdout + outcome.stderr
+    assert (tmp_path / keep["with"]["path"]).is_dir()
+    assert run_step(check["run"].replace("${{ steps.gate.outcome }}", "failure"), tmp_path).returncode == 0
+    assert run_step(check["run"].replace("${{ steps.gate.outcome }}", "success"), tmp_path).returncode == 1

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from harness import (
@@ -40,7 +41,9 @@ from harness import (
     traced,
     union,
 )
-from process_helpers import gone, kernel_thread
+from process_helpers import gone, kernel_thread, running
+
+from ebpftrace.sessions import maps, mmap_leaks
 
 BPF_CALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 BPF_GET_FD_BY_ID = {"prog": 13, "map": 14}
@@ -111,6 +114,46 @@ def test_signal_ends_the_trace_with_a_report(number: int) -> None:
     assert result.report["window"]["ended_by"] == "interrupt"
     assert len(reported(result.report, *ORPHANED)) == 3
     assert_gone(programs, maps)
+
+
+MANY_AREAS = """
+import mmap
+kept = [mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 1 + i % 2 * 2) for i in range(21_000)]
+print("ready", flush=True)
+input()
+"""
+
+
+def test_a_report_that_takes_long_is_announced_and_can_be_ended() -> None:
+    with running(sys.executable, "-c", MANY_AREAS) as (target, _):
+        with traced(target) as tracer:
+            tracer.process.send_signal(signal.SIGTERM)
+            printed = tracer.wait_to_say("the trace is over")
+            assert "VMAs takes some seconds" in printed
+            assert tracer.wait().report["window"]["ended_by"] == "interrupt"
+        with traced(target) as tracer:
+            tracer.process.send_signal(signal.SIGTERM)
+            tracer.wait_to_say("ends ebpftrace without it")
+            tracer.process.send_signal(signal.SIGTERM)
+            assert tracer.process.wait(PATIENCE) == -signal.SIGTERM
+        with Tracer("-p", target.pid, "-d", 0.1) as tracer:
+            tracer.wait_to_say("ends ebpftrace without it")
+            tracer.process.send_signal(signal.SIGTERM)  # the first one, but the trace has ended by itself
+            assert tracer.process.wait(PATIENCE) == -signal.SIGTERM
+
+
+def test_signals_end_at_once_what_reads_a_single_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ebpftrace.own_process.is_claimed", lambda: True)
+    handlers = []
+
+    def report(*_: object) -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+
+    with Target("orphans", "kept", 3) as target:
+        maps.run(target.pid, None, None, report)
+        settings = mmap_leaks.Settings(pids=[target.pid], duration=0, min_age=0)
+        mmap_leaks.run(settings, Mock(report=report))
+    assert handlers == [signal.SIG_DFL, signal.SIG_DFL]
 
 
 def test_sigkill_leaves_nothing_attached_and_the_target_running() -> None:
@@ -215,8 +258,8 @@ def test_reports_that_are_not_made_in_time_are_counted() -> None:
     assert any("of --interval skipped" in note for note in last["notes"])
 
 
-def test_one_look_tells_one_reading() -> None:
-    """With -d 0 there is no window that anything could change over, though two looks are taken."""
+def test_one_reading_reports_one_reading() -> None:
+    """With -d 0 there is no window that anything could change over, though it is read twice."""
     grow = (
         "import mmap, sys, time\n"
         "held = [mmap.mmap(-1, 4096)]\n"
@@ -248,13 +291,13 @@ def test_command_is_traced_from_its_first_instruction(tmp_path: Path) -> None:
     assert report["calls"]["brk"] >= 1
 
 
-def test_report_of_a_command_that_ended_tells_what_was_so_at_its_end() -> None:
-    told = run_tracer("--min-age", 600, "--", "/bin/true")
-    assert told.status == 0, told.stderr
+def test_report_of_a_command_that_ended_reports_what_was_so_at_its_end() -> None:
+    outcome = run_tracer("--min-age", 600, "--", "/bin/true")
+    assert outcome.status == 0, outcome.stderr
     for past in ("and mapped when it ended: ", "and mapped when it ended, by owner", "target has exited"):
-        assert past in told.stdout
+        assert past in outcome.stdout
     for present in ("still", "not yet", "gone"):
-        assert present not in told.stdout
+        assert present not in outcome.stdout
 
 
 def test_command_that_outlives_the_trace(tmp_path: Path) -> None:
@@ -270,18 +313,18 @@ def test_command_that_outlives_the_trace(tmp_path: Path) -> None:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    said = Lines(process.stdout)
+    printed = Lines(process.stdout)
     try:
-        assert said.until(lambda line: line == "done"), said.seen
+        assert printed.until(lambda line: line == "done"), printed.seen
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0
     finally:
         process.stdin.close()  # which ends the command
         process.kill()
         process.wait()
-    said.until(None)
+    printed.until(None)
     report = Result(0, output.read_text(), "").report
-    facts = [json.loads(line) for line in said.seen if line.startswith("{")]
+    facts = [json.loads(line) for line in printed.seen if line.startswith("{")]
     found = reported_areas(report, *ORPHANED)
     assert union(found) == union(fact_areas(facts))
     assert report["window"]["ended_by"] == "interrupt"

@@ -15,11 +15,11 @@ from harness import ORPHANED, PATIENCE, Json, Target, Tracer, no_losses, reporte
 TIMES = int(os.environ.get("EBPFTRACE_LOAD", "1"))
 MAPPINGS = 6500 * TIMES
 THREADS = 1000 * TIMES
-BIRTHS = 5000 * TIMES
+STARTS = 5000 * TIMES
 FLOODERS = 8
 FLOOD_MS = 2000 * TIMES
 
-MOST_BYTES = 80 << 20
+MAX_BYTES = 80 << 20
 BYTES_FOR_A_MAPPING = 300
 BYTES_FOR_A_THREAD = 4096
 
@@ -31,11 +31,11 @@ def anonymous_bytes(tracer: Tracer) -> int:
     return int(found.group(1)) * 1024
 
 
-def loaded(*arguments: object, room: int = 0) -> tuple[Target, Json]:
+def loaded(*arguments: object, extra: int = 0) -> tuple[Target, Json]:
     """Traces a load, which must leave the target alive and the tracer small before its report."""
     with Target("load", *arguments) as target, traced(target, "--min-age", 0) as tracer:
         target.run(TIMES * PATIENCE)
-        assert anonymous_bytes(tracer) <= MOST_BYTES + room
+        assert anonymous_bytes(tracer) <= MAX_BYTES + extra
         report = tracer.interrupt().report
         assert target.process.poll() is None
         assert target.end() == 0
@@ -48,23 +48,23 @@ def is_exact(report: Json) -> bool:
 
 
 def test_as_many_mappings_before_as_in_the_trace() -> None:
-    _, report = loaded("mappings", MAPPINGS, room=2 * MAPPINGS * BYTES_FOR_A_MAPPING)
+    _, report = loaded("mappings", MAPPINGS, extra=2 * MAPPINGS * BYTES_FOR_A_MAPPING)
     if is_exact(report):
         assert len(reported(report, *ORPHANED)) == MAPPINGS
         assert report["unexplained_bytes"] == 0
 
 
 def test_many_threads_that_live() -> None:
-    _, report = loaded("threads", THREADS, room=THREADS * BYTES_FOR_A_THREAD)
+    _, report = loaded("threads", THREADS, extra=THREADS * BYTES_FOR_A_THREAD)
     assert not reported(report, *ORPHANED)
     if is_exact(report):
         assert report["calls"]["mmap"] == THREADS
 
 
-def test_threads_are_born_and_end_all_the_time() -> None:
-    _, report = loaded("births", BIRTHS, 0)
+def test_threads_are_created_and_end_all_the_time() -> None:
+    _, report = loaded("births", STARTS, 0)
     if is_exact(report):
-        assert report["calls"]["clone"] == report["calls"]["thread_exit"] == BIRTHS
+        assert report["calls"]["clone"] == report["calls"]["thread_exit"] == STARTS
     assert not reported(report, *ORPHANED)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ebpftrace maps`` on real programs, held against what they and /proc/PID/status say."""
+"""``ebpftrace maps`` on real programs, compared with what they and /proc/PID/status say."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def run_maps(*options: object, check: bool = True) -> subprocess.CompletedProces
     return ended
 
 
-def looks(pid: int, *options: object) -> list[dict[str, Any]]:
+def reports(pid: int, *options: object) -> list[dict[str, Any]]:
     reports = [json.loads(line) for line in run_maps("-p", pid, "--json", *options).stdout.splitlines()]
     for report in reports:
         jsonschema.validate(report, SCHEMA)
@@ -128,7 +128,7 @@ def mix(tmp_path: Path) -> Iterator[tuple[int, int]]:
 
 def test_each_class_of_a_program_with_all_of_them(tmp_path: Path) -> None:
     with mix(tmp_path) as (pid, cloned):
-        (report,) = looks(pid)
+        (report,) = reports(pid)
         check_totals(report, pid)
         tids = {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()}
     classes = report["classes"]
@@ -158,7 +158,7 @@ def test_text_is_plain_and_names_cannot_act_on_the_terminal(tmp_path: Path) -> N
 def test_never_joined_threads_are_orphaned_stacks_with_their_routine() -> None:
     with harness.Target("never_joined", 300) as target:
         target.run()
-        (report,) = looks(target.pid)
+        (report,) = reports(target.pid)
         check_totals(report, target.pid)
         page = run_maps("-p", target.pid).stdout
         orphans = [area for area in report["areas"] if area["class"] == "orphaned-stack"]
@@ -174,13 +174,13 @@ def test_never_joined_threads_are_orphaned_stacks_with_their_routine() -> None:
 def test_healthy_program_has_no_orphaned_stack(mode: str) -> None:
     with harness.Target("healthy", mode) as target:
         target.run()
-        (report,) = looks(target.pid)
+        (report,) = reports(target.pid)
         check_totals(report, target.pid)
     assert "orphaned-stack" not in report["classes"]
     assert "stack-shaped" not in report["classes"]
 
 
-def test_growth_shows_what_came_between_two_looks() -> None:
+def test_growth_shows_what_came_between_two_readings() -> None:
     with harness.Target("never_joined", 40) as target:
         tracer = subprocess.Popen(
             [*MAPS, "-p", str(target.pid), "--json", "--every", "0.5"],
@@ -192,14 +192,16 @@ def test_growth_shows_what_came_between_two_looks() -> None:
         first = json.loads(tracer.stdout.readline())
         target.run()
         seen: list[dict[str, Any]] = []
-        while sum(look["growth"]["classes"].get("orphaned-stack", {}).get("count", 0) for look in seen) < 40:
+        while (
+            sum(report["growth"]["classes"].get("orphaned-stack", {}).get("count", 0) for report in seen) < 40
+        ):
             seen.append(json.loads(tracer.stdout.readline()))
         tracer.send_signal(signal.SIGINT)
         assert tracer.wait(harness.PATIENCE) == 0
         tracer.stdout.close()
     assert first["growth"] is None
-    for look in (first, *seen):
-        jsonschema.validate(look, SCHEMA)
+    for report in (first, *seen):
+        jsonschema.validate(report, SCHEMA)
     for before, after in zip([first, *seen], seen):
         growth = after["growth"]
         change = after["total"]["bytes"] - before["total"]["bytes"]
@@ -228,7 +230,7 @@ def test_file_that_is_mapped_many_times_is_named(tmp_path: Path) -> None:
         """,
     )
     with running("env", "-C", tmp_path, program) as (process, _):
-        (report,) = looks(process.pid)
+        (report,) = reports(process.pid)
         page = run_maps("-p", process.pid).stdout
     file, ring = report["repeated"]
     assert file == {
@@ -244,7 +246,7 @@ def test_file_that_is_mapped_many_times_is_named(tmp_path: Path) -> None:
     assert row.split()[:2] == ["20", "20"]
 
 
-def test_process_that_ends_between_looks_is_told_in_one_line() -> None:
+def test_process_that_ends_between_readings_is_reported_in_one_line() -> None:
     with harness.Target("never_joined", 1) as target:
         tracer = subprocess.Popen(
             [*MAPS, "-p", str(target.pid), "--every", "300"],
@@ -279,7 +281,7 @@ def test_leader_that_exited_hides_nothing(tmp_path: Path) -> None:
         """,
     )
     with running(program) as (process, _):
-        (report,) = looks(process.pid)
+        (report,) = reports(process.pid)
     assert report["total"]["bytes"] == report["memory"]["virt"]
     assert report["classes"]["thread-stack"]["count"] == 1
 
@@ -308,7 +310,7 @@ def test_other_runtimes_add_up_and_have_no_false_orphan(runtime: str, tmp_path: 
         subprocess.run([*runtime.split(), "-w", "-pthread", "-o", "t", "t.c"], cwd=tmp_path, check=True)
         command = [tmp_path / "t"]
     with running(*command) as (process, _):
-        (report,) = looks(process.pid)
+        (report,) = reports(process.pid)
     assert report["total"]["bytes"] == pytest.approx(report["memory"]["virt"], abs=1 << 20)
     assert "orphaned-stack" not in report["classes"]
     assert report["classes"]["thread-stack"]["count"] >= 1

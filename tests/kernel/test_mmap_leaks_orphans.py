@@ -45,7 +45,7 @@ def spread(report: Json) -> float:
 
 
 MODES = ["kept", "hole", "moved", "overlaid", "unmapped", "destroyed"]
-MODES += ["undone", "half-moved", "stuck", "doubled", "emptied"]
+MODES += ["undone", "half-moved", "tagged", "stuck", "doubled", "emptied", "shrunk"]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -71,9 +71,9 @@ def test_a_call_that_fails_is_counted_apart_and_named_where_it_matters() -> None
 
     assert report["calls"]["failed"] == [{"call": "munmap", "error": "EINVAL", "count": WORKERS}]
     evidence = [line for finding in report["findings"] for line in finding["evidence"]]
-    told = [line for line in evidence if line.startswith("munmap was called on")]
-    assert sum(int(line.split()[4]) for line in told) == WORKERS
-    assert all(line.endswith("of them and failed: EINVAL") for line in told)
+    lines = [line for line in evidence if line.startswith("munmap was called on")]
+    assert sum(int(line.split()[4]) for line in lines) == WORKERS
+    assert all(line.endswith("of them and failed: EINVAL") for line in lines)
 
 
 def test_hole_leaves_one_mapping_of_two_pieces() -> None:
@@ -123,7 +123,7 @@ def test_orphans_that_grow_in_number_are_a_leak() -> None:
     assert sum(finding["count"] for finding in found) == 40
 
 
-def test_single_orphan_is_told_but_not_called_a_leak() -> None:
+def test_single_orphan_is_reported_but_not_called_a_leak() -> None:
     _, report = trace("orphans", "kept", 1, options=["--min-age", 0])
 
     assert len(orphaned(report)) == 1

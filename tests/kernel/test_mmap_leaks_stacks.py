@@ -113,7 +113,7 @@ def test_sharers_that_are_asked_for_are_one_target() -> None:
 
 
 def test_threads_are_counted_at_both_ends() -> None:
-    with Target("books_threads", "live", 20) as target, traced(target) as tracer:
+    with Target("lists_threads", "live", 20) as target, traced(target) as tracer:
         target.run()
         report = tracer.interrupt().report
     assert (report["target"]["threads_start"], report["target"]["threads_end"]) == (1, 21)

@@ -9,7 +9,7 @@ import pytest
 from harness import Target, fact_areas, no_losses, pieces, reported, trace, within
 from test_newest import read, watched
 
-from ebpftrace.process.tasks import list_tasks
+from ebpftrace.procfs.tasks import list_tasks
 
 pytestmark = [
     pytest.mark.usefixtures("numbers_are_chosen"),
@@ -61,7 +61,9 @@ def test_only_who_exited_before_it_was_added_can_be_forgotten() -> None:
         (task,) = (task for task in list_tasks(target.pid) if task.id.tid == target.pid)
         for thread in exited:
             tracer.forget_thread(task._replace(id=thread))  # the kernel side saw it exit
-        tracer.forget_thread(task._replace(id=task.id._replace(born=task.id.born + 1)))  # has its number only
+        tracer.forget_thread(
+            task._replace(id=task.id._replace(started_at=task.id.started_at + 1))
+        )  # has its number only
         assert set(read(tracer).runs) == set(before.runs)
         assert target.pid in tracer.known_threads()
         tracer.forget_thread(task)

@@ -90,9 +90,9 @@ def test_target_in_a_namespace(kind: tuple[str, ...]) -> None:
     assert no_losses(report)
 
 
-@pytest.mark.parametrize("traces", [True, False], ids=["traced", "by the books alone"])
+@pytest.mark.parametrize("traces", [True, False], ids=["traced", "by the thread lists alone"])
 def test_never_joined_in_a_container(traces: bool, tmp_path: Path) -> None:
-    """Its own root, its own libc, its own numbers for threads, in glibc's books too."""
+    """Its own root, its own libc, its own numbers for threads, in glibc's thread lists too."""
     root = tree_with(tmp_path, build("never_joined"))
     command = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "chroot", root, "/program", 4)
     with Contained(*command) as target:
@@ -113,6 +113,7 @@ def test_never_joined_in_a_container(traces: bool, tmp_path: Path) -> None:
         facts = target.facts("mapped")
         target.end()
     (finding,) = leaks(report)
+    assert report["target"]["inner_pid"] == 1
     assert finding["verdict"] == "never-joined-thread"
     assert finding["count"] == 4
     assert finding["start_routine"]["function"] == "minute_job"
@@ -124,7 +125,12 @@ def test_never_joined_in_a_container(traces: bool, tmp_path: Path) -> None:
         assert any(module.endswith("/libc.so.6") for module in modules)
         # The program knows the numbers of its namespace; ours are those that we see in /proc.
         assert not {fact["owner"] for fact in facts} & {one["owner_tid"] for one in reported(report)}
-        assert {one["mapper_tid"] for one in reported(report, "never-joined-thread")} == {target.pid}
+        left = reported(report, "never-joined-thread")
+        assert {one["mapper_tid"] for one in left} == {target.pid}
+        # Its logs have these.
+        inner = {fact["start"]: fact["owner"] for fact in facts}
+        assert {int(one["start"], 16): one["owner_inner_tid"] for one in left} == inner
+        assert {one["owner_creator_inner_tid"] for one in left} == {report["target"]["inner_pid"]}
 
 
 def test_clones_in_a_container(tmp_path: Path) -> None:
@@ -184,7 +190,7 @@ def test_the_host_goes_on_unseen() -> None:
         neighbour.go()
         with Contained(*PID, build("flood"), 60_000, 0) as contained:
             contained.go()
-            ended = inside('PYTHONPATH=$1 "$2" -c "$3"', ROOT / "tests/kernel", sys.executable, code)
+            ended = inside('PYTHONPATH=$1 "$2" -c "$3"', ROOT / "tests/support", sys.executable, code)
     calls = json.loads(ended.stdout)["calls"]
     assert calls["clone"] == calls["thread_exit"] == 20
     assert calls["mmap"] < 1000
@@ -206,7 +212,7 @@ def refusal(*place: str, pid: int) -> str:
 
 
 def test_proc_of_another_namespace_is_refused_in_one_line() -> None:
-    """Which process -p means could not be told."""
+    """Which process -p means could not be known."""
     line = refusal("unshare", "--pid", "--fork", pid=1)
     assert "another PID namespace" in line
     assert "mount -t proc" in line
@@ -219,7 +225,7 @@ def test_tracing_from_a_time_namespace_is_refused_in_one_line() -> None:
     assert "time namespace" in line
 
 
-def test_the_books_are_read_in_a_container(tmp_path: Path) -> None:
+def test_the_lists_are_read_in_a_container(tmp_path: Path) -> None:
     """Without a trace no numbers of the kernel's are needed: -p is what the container calls the process."""
     script = (
         'directory=$1; mkfifo "$directory/in" "$directory/out"; '

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 import pytest
 from harness import Program, Target, fact_areas, kernel_skips_runs
 
-from ebpftrace.jobs.tracing import begin_loading
-from ebpftrace.kernel.images import code_ranges
-from ebpftrace.kernel.snapshot import Snapshot
-from ebpftrace.kernel.tracer import KernelEvent, Tracer
+from ebpftrace.capture.code_ranges import code_ranges
+from ebpftrace.capture.kernel_events import KernelEvent
+from ebpftrace.capture.snapshot import Snapshot
+from ebpftrace.capture.tracer import Tracer
 from ebpftrace.model import Row
-from ebpftrace.process.maps import read_heap_end, read_maps
-from ebpftrace.process.tasks import list_tasks
+from ebpftrace.procfs.maps import read_heap_end, read_maps
+from ebpftrace.procfs.tasks import list_tasks
+from ebpftrace.sessions.tracing import begin_loading
 
 pytestmark = pytest.mark.filterwarnings("ignore:not a bytes object:DeprecationWarning:bcc")
 
@@ -50,13 +51,15 @@ def read(tracer: Tracer) -> Snapshot:
 
 
 @pytest.mark.parametrize("replace", [[], ["replace"]], ids=["unmapped", "replaced"])
-def test_what_others_unmap_is_told_once_not_each_time(replace: list[str]) -> None:
+def test_what_others_unmap_is_reported_once_not_each_time(replace: list[str]) -> None:
     with Target("handover", ROUNDS, *replace) as target, watched(target) as (tracer, events):
         target.run()
         snapshot = read(tracer)
         (mapped,) = fact_areas(target.facts("mapped"))
     if kernel_skips_runs() and snapshot.losses.events:
-        pytest.skip(f"the kernel skipped {snapshot.losses.events} runs: what follows each of them is told")
+        pytest.skip(
+            f"the kernel skipped {snapshot.losses.events} runs: what follows each of them is not exact"
+        )
     assert snapshot.calls.munmap == ROUNDS
     assert len(events) < 10
     assert [(row.start, row.start + row.length) for row in snapshot.rows] == [mapped]

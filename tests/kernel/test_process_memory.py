@@ -14,9 +14,9 @@ import pytest
 from process_helpers import compiled, running
 
 from ebpftrace.model import Vma
-from ebpftrace.process.files import CannotOpen, file_key, open_mapped_file
-from ebpftrace.process.maps import read_maps
-from ebpftrace.process.memory import Memory, UnreadableError
+from ebpftrace.procfs.files import CannotOpen, file_key, open_mapped_file
+from ebpftrace.procfs.maps import read_maps
+from ebpftrace.procfs.memory import Memory, UnreadableError
 
 MISSING_PAGE = r"""
 #define _GNU_SOURCE

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import TARGETS, Json, Program, Tracer
+from harness import PATIENCE, ROOT, TARGETS, Json, Lines, Program, Tracer
+from trace_harness import TRACE
 
 SCRIPT = TARGETS / "python_calls.py"
 SIZE = 1 << 20
@@ -25,16 +30,18 @@ WAYS = {
 
 def interpreter(version: str) -> Path:
     """A Python of that version."""
-    found = shutil.which(f"python{version}")
-    told = found and subprocess.run(
-        [found, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True, check=False
-    )
-    if not told or told.returncode:
-        pytest.skip(f"Python {version} is not installed")
-    return Path(told.stdout.strip())
+    name = f"python{version}"
+    of_pyenv = Path.home().glob(f".pyenv/versions/{version}.*/bin/{name}")
+    for found in filter(None, [shutil.which(name), *of_pyenv]):
+        outcome = subprocess.run(
+            [found, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True, check=False
+        )
+        if outcome.returncode == 0:
+            return Path(outcome.stdout.strip())
+    pytest.skip(f"Python {version} is not installed")
 
 
-def told(stack: Json) -> tuple[tuple[str, str], ...]:
+def outcome(stack: Json) -> tuple[tuple[str, str], ...]:
     """The frames in the script, each with the words behind its line there that name it."""
     lines = SCRIPT.read_text().splitlines()
     frames = []
@@ -46,8 +53,13 @@ def told(stack: Json) -> tuple[tuple[str, str], ...]:
     return tuple(frames)
 
 
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-def test_each_way_through_python_code_is_told(version: str) -> None:
+def is_creation(stack: Json | None) -> bool:
+    """Whether it is the stack of the call that created the script's thread."""
+    return stack is not None and any(frame["function"] == "Thread.start" for frame in stack["frames"])
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14", "3.15"])
+def test_each_way_through_python_code_is_reported(version: str) -> None:
     with Program(interpreter(version), SCRIPT) as target:
         with Tracer("-p", target.pid, "--until-interrupt", "--min-age", 0) as tracer:
             target.run()
@@ -57,6 +69,63 @@ def test_each_way_through_python_code_is_told(version: str) -> None:
     counted: Counter[tuple[tuple[str, str], ...]] = Counter()
     for finding in result.report["findings"]:
         if {mapping["bytes"] for mapping in finding["mappings"]} == {SIZE}:
-            counted[told(finding["stack"])] += finding["count"]
+            counted[outcome(finding["stack"])] += finding["count"]
             assert finding["stack"]["complete"]
     assert counted == WAYS
+    creations = [finding["stack"] for finding in result.report["findings"] if is_creation(finding["stack"])]
+    assert [outcome(stack) for stack in creations] == [(("<module>", "start"),)]
+
+
+@contextmanager
+def trace(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """``trace -k`` of mmap calls; it has attached when the block begins."""
+    command = [*TRACE, "-k", "-e", "trace=mmap", *map(str, arguments)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert Lines(process.stderr).until(lambda line: "attached" in line)
+        yield process
+
+
+def read(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.read()
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14", "3.15"])
+def test_trace_shows_python_code(version: str) -> None:
+    with Program(interpreter(version), SCRIPT) as target:
+        with trace("--json", "-p", target.pid) as process:
+            target.run()
+            process.send_signal(signal.SIGINT)
+            text = read(process)
+        target.end()
+    records = [json.loads(line) for line in text.splitlines()]
+    counted = Counter(outcome(record["stack"]) for record in records if record.get("stack"))
+    assert {way: counted[way] for way in WAYS} == WAYS
+
+
+def test_trace_shows_python_code_of_a_command_and_of_what_it_forks(tmp_path: Path) -> None:
+    script, seen = tmp_path / "forks.py", tmp_path / "seen"
+    script.write_text(
+        "import mmap, os, sys, time\n"
+        "def child():\n"
+        "    mmap.mmap(-1, 0x777000)\n"
+        "if os.fork():\n"
+        "    os.wait()\n"
+        "else:\n"
+        "    while not os.path.exists(sys.argv[1]):\n"
+        "        child()\n"
+        "        time.sleep(0.05)\n"
+    )
+    lines = []
+    python = interpreter("3.11")
+    with trace("--min-bytes", 0x777000, "-d", PATIENCE, "--", python, script, seen) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.strip())
+            if lines[-1] == f"> {script}:3(child)":
+                seen.touch()
+    assert seen.exists(), lines[-40:]
+    assert lines[lines.index(f"> {script}:3(child)") + 1] == f"> {script}:8(<module>)"

@@ -14,10 +14,10 @@ import pytest
 from harness import PATIENCE, ROOT, TRACER, Result, eventually, read_unless_gone, run_tracer
 from test_harm import Started
 from test_lifecycle import assert_gone, assert_one_line
-from test_process_room import elf32_that_pauses
+from test_procfs import elf32_that_pauses
 
 
-def holds(tracer: Started, pid: int) -> bool:
+def contains(tracer: Started, pid: int) -> bool:
     """Whether it has a file descriptor of the process (pidfd_open(2))."""
     with suppress(FileNotFoundError):
         infos = Path(f"/proc/{tracer.pid}/fdinfo").iterdir()
@@ -46,7 +46,7 @@ def test_target_that_ends_while_the_tracer_attaches() -> None:
     with subprocess.Popen(["sleep", "600"]) as sleeper:
         try:
             tracer = Started([*TRACER, "--json", "-d", 3600, "-p", sleeper.pid])
-            eventually(lambda: holds(tracer, sleeper.pid), "the tracer holds its target")
+            eventually(lambda: contains(tracer, sleeper.pid), "the tracer holds its target")
         finally:
             sleeper.kill()
     result = ended(tracer)
@@ -90,15 +90,15 @@ def test_command_with_a_32_bit_interpreter(i386: Path, tmp_path: Path) -> None:
     script.write_text(f"#!{i386}\n")
     script.chmod(0o755)
     # It keeps the streams that it was given.
-    with (tmp_path / "said").open("w") as said:
+    with (tmp_path / "said").open("w") as printed:
         command = [*TRACER, "-d", "600", "--", str(script)]
         ended = subprocess.run(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said, timeout=PATIENCE, check=False
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=printed, timeout=PATIENCE, check=False
         )
-    told = (tmp_path / "said").read_text()
-    runs = re.search(r"COMMAND still runs: PID (\d+)\n", told)
-    assert runs, told
+    reported = (tmp_path / "said").read_text()
+    runs = re.search(r"COMMAND still runs: PID (\d+)\n", reported)
+    assert runs, reported
     os.kill(int(runs[1]), signal.SIGKILL)
     assert ended.returncode == 1
     last = f"process {runs[1]} runs a 32-bit program: only 64-bit programs can be traced"
-    assert told.splitlines()[-1] == f"ebpftrace: {last}"
+    assert reported.splitlines()[-1] == f"ebpftrace: {last}"

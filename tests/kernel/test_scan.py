@@ -15,11 +15,13 @@ from typing import Any, Callable, TypeVar
 
 import harness
 import jsonschema
+import pytest
 from process_helpers import compiled, running
 
-from ebpftrace.anatomy import suspect
-from ebpftrace.anatomy.suspicion import Rank
-from ebpftrace.jobs.scan import Reader, read_sizes
+from ebpftrace.classify import rank_candidates
+from ebpftrace.classify.ranking import Rank
+from ebpftrace.sessions import scan as sessions_scan
+from ebpftrace.sessions.scan import Reader, read_sizes
 
 SCHEMA = json.loads((harness.ROOT / "ebpftrace/report/schema/scan-1.json").read_text())
 SCAN = (sys.executable, "-m", "ebpftrace", "scan")
@@ -55,7 +57,7 @@ _T = TypeVar("_T")
 
 
 def scan_until(scanned: Callable[[], _T], good: Callable[[_T], bool], what: str) -> _T:
-    """Scans until one is ``good``: the leaks of other tests may use up the time there is for books."""
+    """Scans until one is ``good``: the leaks of other tests may use up the time there is for thread lists."""
     reports: list[_T] = []
 
     def scan_again() -> bool:
@@ -70,11 +72,13 @@ def test_leak_is_found_first_and_counted_right() -> None:
     with harness.Target("never_joined", 200) as target, harness.Target("healthy", "joined") as healthy:
         target.run()
         healthy.run()
-        report = scan_until(scan, lambda one: process(one, target.pid)["books"] == "read", "books read")
+        report = scan_until(
+            scan, lambda one: process(one, target.pid)["books"] == "read", "thread lists read"
+        )
         found = process(report, target.pid)
         calm = process(report, healthy.pid)
-        told = f"{target.pid} never_joined: 200 exited threads never joined"
-        page = scan_until(lambda: run_scan("--top", 100_000), lambda text: told in text, "leak told")
+        reported = f"{target.pid} never_joined: 200 exited threads never joined"
+        page = scan_until(lambda: run_scan("--top", 100_000), lambda text: reported in text, "leak reported")
     assert found["exited_threads"] == 200
     assert found["exited_bytes"] == 200 * STACK
     assert found["reasons"][0]["kind"] == "never-joined"
@@ -85,7 +89,7 @@ def test_leak_is_found_first_and_counted_right() -> None:
     assert f"next: ebpftrace mmap-leaks -p {target.pid}" in " ".join(page.split())
 
 
-def test_growth_between_two_looks() -> None:
+def test_growth_between_two_readings() -> None:
     with harness.Target("never_joined", 50) as target:
         scanning = subprocess.Popen(
             [*SCAN, "--json", "--top", "100000", "--for", "600"],
@@ -102,7 +106,7 @@ def test_growth_between_two_looks() -> None:
     assert found["virt_growth"] >= 50 * STACK
     reasons = {reason["kind"] for reason in found["reasons"]}
     assert "growth" in reasons
-    # The leaks of other tests may use up the time there is for books.
+    # The leaks of other tests may use up the time there is for thread lists.
     assert "never-joined" in reasons or found["books"] == "not-looked"
     assert 0 < report["growth_seconds"] < 600
 
@@ -150,21 +154,48 @@ def no_more_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_what_the_second_look_cannot_confirm_is_no_leak() -> None:
+def test_what_the_second_reading_cannot_confirm_is_no_leak() -> None:
     with harness.Target("never_joined", 50) as target:
         target.run()
         sizes = read_sizes()
         reader = Reader(sizes._replace(figures={target.pid: sizes.figures[target.pid]}))
         reader.read_shapes()
-        reader.read_books()
+        reader.read_thread_lists()
         assert reader.figures[target.pid].exited == 50
         with no_more_files():
             reader.confirm()
     (figures,) = reader.figures.values()
-    (suspected,) = suspect([figures], None)
-    assert (figures.books, figures.exited, figures.exited_size) == (None, 0, 0)
+    (suspected,) = rank_candidates([figures], None)
+    assert (figures.thread_lists, figures.exited, figures.exited_size) == (None, 0, 0)
     assert [reason.rank for reason in suspected.reasons] == [Rank.SURPLUS]
-    assert reader.books_unread == 1
+    assert reader.lists_unread == 1
+
+
+def test_a_process_with_very_many_stacks_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one with 71,000 would take the time that there is for all others."""
+    read: list[int] = []
+    monkeypatch.setattr(sessions_scan, "_MANY", 20)
+    monkeypatch.setattr(sessions_scan, "_SECONDS_OF_LISTS", 1e6)
+    read_lists = sessions_scan.read_thread_lists
+
+    def recorded(pid: int, *arguments: Any, **named: Any) -> Any:
+        read.append(pid)
+        return read_lists(pid, *arguments, **named)
+
+    monkeypatch.setattr(sessions_scan, "read_thread_lists", recorded)
+    with ExitStack() as held:
+        many, few, fewer = (held.enter_context(harness.Target("never_joined", n)) for n in (30, 15, 10))
+        for target in (many, few, fewer):
+            target.run()
+        sizes = read_sizes()
+        pids = (many.pid, few.pid, fewer.pid)
+        reader = Reader(sizes._replace(figures={pid: sizes.figures[pid] for pid in pids}))
+        reader.read_shapes()
+        reader.read_thread_lists()
+        reader.confirm()
+        reader.judge()
+        assert read[:3] == [few.pid, fewer.pid, many.pid]
+        assert [reader.figures[pid].leaked for pid in pids] == [30, 15, 10]
 
 
 @contextmanager
@@ -191,7 +222,7 @@ def crowd(number: int) -> Iterator[list[int]]:
         yield [one.pid for one in processes]
 
 
-def test_each_of_three_hundred_processes_is_looked_at() -> None:
+def test_each_of_three_hundred_processes_is_read() -> None:
     with crowd(300) as pids:
         report = scan()
     assert set(pids) <= {one["pid"] for one in report["processes"]}

@@ -12,20 +12,24 @@ from typing import Any, Optional
 
 import pytest
 
-from ebpftrace.kernel.sources import Apart, bpf_dir
+from ebpftrace.capture.sources import CompilerThread, bpf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCTOR = f"{sys.executable} -m ebpftrace doctor --json"
-REQUIRE = (
-    f'{sys.executable} -c "from ebpftrace.kernel.checks.features import require_tracing; require_tracing()"'
-)
+_REQUIRE = """
+from ebpftrace import own_process
+from ebpftrace.capture.checks.features import require_tracing
+own_process.claim()
+require_tracing()
+"""
+REQUIRE = f"{sys.executable} -c '{_REQUIRE}'"
 UNMOUNT = "umount -l /sys/kernel/debug 2>/dev/null; umount -l /sys/kernel/tracing"
 NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups"
 
 COMPILE = """
 import pathlib
 from bcc import BPF
-from ebpftrace.kernel.sources import Apart, compiler_flags
+from ebpftrace.capture.sources import CompilerThread, compiler_flags
 
 source = r'''
 #include <uapi/linux/ptrace.h>
@@ -53,7 +57,7 @@ TRACEPOINT_PROBE(task, task_newtask) { return args->clone_flags; }
 RAW_TRACEPOINT_PROBE(sched_process_fork) { return 0; }
 '''
 here = pathlib.Path.cwd()
-program = Apart(lambda: BPF(text=source, cflags=[*compiler_flags(), "-Wall", "-Werror"])).wait()
+program = CompilerThread(lambda: BPF(text=source, cflags=[*compiler_flags(), "-Wall", "-Werror"])).wait()
 assert pathlib.Path.cwd() == here
 program.cleanup()
 """
@@ -84,10 +88,10 @@ def in_own_mounts(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def failing(told: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def failing(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The failing checks by name."""
-    assert told.stderr == ""
-    return {check["name"]: check for check in json.loads(told.stdout)["checks"] if not check["ok"]}
+    assert result.stderr == ""
+    return {check["name"]: check for check in json.loads(result.stdout)["checks"] if not check["ok"]}
 
 
 def test_bcc_compiles_in_surroundings_of_its_own() -> None:
@@ -97,19 +101,19 @@ def test_bcc_compiles_in_surroundings_of_its_own() -> None:
     def look() -> tuple[Path, bytes, Optional[str]]:
         return Path.cwd(), symbols.read_bytes(), os.environ.get("BCC_KERNEL_SOURCE")
 
-    assert Apart(look).wait() == (bpf_dir(), b"", str(bpf_dir()))
+    assert CompilerThread(look).wait() == (bpf_dir(), b"", str(bpf_dir()))
     assert (Path.cwd(), dict(os.environ)) == (here, environment)
     assert symbols.read_bytes()
     assert "kallsyms" not in Path("/proc/self/mountinfo").read_text()
     with pytest.raises(ZeroDivisionError):
-        Apart(lambda: 1 / 0).wait()
+        CompilerThread(lambda: 1 / 0).wait()
 
 
 def test_doctor_is_content() -> None:
-    told = shell(DOCTOR)
-    assert [name for name, check in failing(told).items() if check["required"]] == []
-    assert told.returncode == 0
-    assert "trial" in told.stdout
+    result = shell(DOCTOR)
+    assert [name for name, check in failing(result).items() if check["required"]] == []
+    assert result.returncode == 0
+    assert "trial" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ def test_doctor_is_content() -> None:
 )
 def test_header_tree_compiles_whatever_the_environment(variable: str) -> None:
     name, value = variable.split("=")
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", COMPILE],
         cwd=ROOT,
         env={**os.environ, name: value},
@@ -126,13 +130,13 @@ def test_header_tree_compiles_whatever_the_environment(variable: str) -> None:
         timeout=120,
         check=False,
     )
-    assert (told.returncode, told.stderr, told.stdout) == (0, "", "")
+    assert (result.returncode, result.stderr, result.stdout) == (0, "", "")
 
 
 def test_header_tree_compiles_where_other_headers_lie(tmp_path: Path) -> None:
     (tmp_path / "linux").mkdir()
     (tmp_path / "linux/types.h").write_text("#error the headers of the current directory were read\n")
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", COMPILE],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -141,71 +145,71 @@ def test_header_tree_compiles_where_other_headers_lie(tmp_path: Path) -> None:
         timeout=120,
         check=False,
     )
-    assert (told.returncode, told.stderr, told.stdout) == (0, "", "")
+    assert (result.returncode, result.stderr, result.stdout) == (0, "", "")
 
 
 def test_unmounted_tracefs_is_mounted_when_tracing() -> None:
-    told = in_own_mounts(f"{UNMOUNT}; {REQUIRE} && test -d /sys/kernel/tracing/events/syscalls")
-    assert (told.returncode, told.stderr) == (0, "")
+    result = in_own_mounts(f"{UNMOUNT}; {REQUIRE} && test -d /sys/kernel/tracing/events/syscalls")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_doctor_mounts_tracefs_as_a_trace_does_and_says_the_same() -> None:
-    told = in_own_mounts(f"{UNMOUNT}; {DOCTOR} && test -d /sys/kernel/tracing/events/syscalls")
-    assert told.returncode == 0, told.stdout
-    assert "tracefs" not in failing(told)
+    result = in_own_mounts(f"{UNMOUNT}; {DOCTOR} && test -d /sys/kernel/tracing/events/syscalls")
+    assert result.returncode == 0, result.stdout
+    assert "tracefs" not in failing(result)
 
 
-def test_kernel_without_system_call_tracepoints_is_told() -> None:
+def test_kernel_without_system_call_tracepoints_is_reported() -> None:
     hide = "mount -t tmpfs tmpfs /sys/kernel/tracing/events/syscalls"
     what = "this kernel has no system call tracepoints (CONFIG_FTRACE_SYSCALLS)"
     lacking = failing(in_own_mounts(f"{hide}; {DOCTOR}"))["syscall tracepoints"]
     assert (lacking["what"], lacking["required"]) == (what, True)
-    told = in_own_mounts(f"{hide}; {sys.executable} -m ebpftrace mmap-leaks -d 1 -p $$")
-    assert (told.returncode, told.stdout) == (1, "")
-    assert told.stderr == f"ebpftrace: {what}: {lacking['remedy']}\n"
+    result = in_own_mounts(f"{hide}; {sys.executable} -m ebpftrace mmap-leaks -d 1 -p $$")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"ebpftrace: {what}: {lacking['remedy']}\n"
 
 
-def test_ordinary_user_is_told_to_become_root() -> None:
+def test_ordinary_user_is_asked_to_become_root() -> None:
     if shell(f"{NOBODY} test -r {ROOT}/pyproject.toml").returncode:
         pytest.skip("this checkout is in a place where only root may read")
-    told = shell(f"{NOBODY} {DOCTOR}")
-    assert told.returncode == 1
-    assert failing(told)["privileges"]["what"] == "not root"
+    result = shell(f"{NOBODY} {DOCTOR}")
+    assert result.returncode == 1
+    assert failing(result)["privileges"]["what"] == "not root"
     assert "not root: run it with sudo" in shell(f"{NOBODY} {REQUIRE}").stderr
 
 
 def test_four_capabilities_suffice() -> None:
     capabilities = "+bpf,+perfmon,+sys_ptrace,+dac_read_search"
-    told = shell(f"{NOBODY} --inh-caps={capabilities} --ambient-caps={capabilities} {DOCTOR}")
-    assert [name for name, check in failing(told).items() if check["required"]] == []
-    assert told.returncode == 0
+    result = shell(f"{NOBODY} --inh-caps={capabilities} --ambient-caps={capabilities} {DOCTOR}")
+    assert [name for name, check in failing(result).items() if check["required"]] == []
+    assert result.returncode == 0
 
 
-def test_user_without_one_of_the_capabilities_is_told_which() -> None:
+def test_user_without_one_of_the_capabilities_is_reported_which() -> None:
     capabilities = "+bpf,+sys_ptrace,+dac_read_search"
     user = f"{NOBODY} --inh-caps={capabilities} --ambient-caps={capabilities}"
     if shell(f"{NOBODY} test -r {ROOT}/pyproject.toml").returncode:
         pytest.skip("this checkout is in a place where only root may read")
-    told = shell(f"{user} {DOCTOR}")
-    assert failing(told)["privileges"]["what"] == "not root, and without CAP_PERFMON"
+    result = shell(f"{user} {DOCTOR}")
+    assert failing(result)["privileges"]["what"] == "not root, and without CAP_PERFMON"
 
 
-def test_too_little_address_space_is_told() -> None:
-    told = shell(f"ulimit -v 200000; {DOCTOR}")
-    assert failing(told)["bcc"]["what"] == "195 MiB of address space are too little for bcc"
+def test_too_little_address_space_is_reported() -> None:
+    result = shell(f"ulimit -v 200000; {DOCTOR}")
+    assert failing(result)["bcc"]["what"] == "195 MiB of address space are too little for bcc"
 
 
-def test_root_without_a_capability_is_told_which() -> None:
+def test_root_without_a_capability_is_reported_which() -> None:
     # CAP_SYS_ADMIN stands in for CAP_BPF, so both have to go.
-    told = shell(f"setpriv --inh-caps=-all --bounding-set=-bpf,-sys_admin {DOCTOR}")
-    assert failing(told)["privileges"]["what"] == "root lacks CAP_BPF"
+    result = shell(f"setpriv --inh-caps=-all --bounding-set=-bpf,-sys_admin {DOCTOR}")
+    assert failing(result)["privileges"]["what"] == "root lacks CAP_BPF"
 
 
 def test_container_is_good_enough() -> None:
-    told = shell(f"unshare --pid --fork --mount-proc {DOCTOR}")
-    assert "PID namespace" not in failing(told)
+    result = shell(f"unshare --pid --fork --mount-proc {DOCTOR}")
+    assert "PID namespace" not in failing(result)
 
 
-def test_proc_of_another_namespace_is_told() -> None:
-    told = shell(f"unshare --pid --fork {DOCTOR}")
-    assert "another PID namespace" in failing(told)["PID namespace"]["what"]
+def test_proc_of_another_namespace_is_reported() -> None:
+    result = shell(f"unshare --pid --fork {DOCTOR}")
+    assert "another PID namespace" in failing(result)["PID namespace"]["what"]

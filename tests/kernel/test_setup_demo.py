@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_make_demo_shows_the_leak() -> None:
-    told = subprocess.run(
+    result = subprocess.run(
         ["make", "-s", "demo"],
         cwd=ROOT,
         env={**os.environ, "DEMO_SECONDS": "6"},
@@ -21,11 +21,11 @@ def test_make_demo_shows_the_leak() -> None:
         timeout=280,
         check=False,
     )
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert "never-joined-thread" in told.stdout
-    assert "minute_job" in told.stdout
-    assert "10489856" in told.stdout
-    server = re.search(r"\(pid (\d+)\)", told.stdout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "never-joined-thread" in result.stdout
+    assert "minute_job" in result.stdout
+    assert "10489856" in result.stdout
+    server = re.search(r"\(pid (\d+)\)", result.stdout)
     assert server
     assert name_of(server[1]) != "app_server\n"
 

@@ -44,18 +44,18 @@ def run(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProc
 
 
 def test_wheel_traces_from_any_directory(installed: Path, tmp_path: Path) -> None:
-    told = run(installed, tmp_path, "mmap-leaks", "--json", "-o", "report.json", "--", "/bin/true")
-    assert (told.returncode, told.stderr) == (0, "attached\n")
+    result = run(installed, tmp_path, "mmap-leaks", "--json", "-o", "report.json", "--", "/bin/true")
+    assert (result.returncode, result.stderr) == (0, "attached\n")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["window"]["ended_by"] == "target-exit"
     assert report["calls"]["mmap"] > 5
 
 
 def test_wheel_is_all_that_doctor_asks_for(installed: Path, tmp_path: Path) -> None:
-    told = run(installed, tmp_path, "doctor")
-    assert told.returncode == 0, told.stdout + told.stderr
-    assert f"our own, {installed}" in told.stdout
-    assert "compiled, loaded and attached" in told.stdout
+    result = run(installed, tmp_path, "doctor")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"our own, {installed}" in result.stdout
+    assert "compiled, loaded and attached" in result.stdout
 
 
 def test_wheel_holds_every_bpf_source(installed: Path) -> None:

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from harness import ROOT, Target, eventually
 
-from ebpftrace.jobs.ending import Libcs
-from ebpftrace.jobs.leak_watch import LeakWatch
-from ebpftrace.jobs.searching import no_searcher
-from ebpftrace.jobs.tracing import begin_loading, open_tracer
-from ebpftrace.kernel import loader, sources
-from ebpftrace.kernel.tracer import Tracer
+from ebpftrace.capture import loader, sources
+from ebpftrace.capture.tracer import Tracer
 from ebpftrace.model import EndedBy
-from ebpftrace.process.target import open_target
-from ebpftrace.stacks.engine import Engine
+from ebpftrace.procfs.target import open_target
+from ebpftrace.sessions.ending import Libcs
+from ebpftrace.sessions.leak_watch import LeakWatch
+from ebpftrace.sessions.searching import no_searcher
+from ebpftrace.sessions.tracing import begin_loading, open_tracer
+from ebpftrace.unwind.engine import Engine
 
 WORKERS = 32
 
@@ -29,7 +29,7 @@ def skipping(directory: Path, probe: str, condition: str, monkeypatch: pytest.Mo
     bpf = directory / "bpf"
     shutil.copytree(ROOT / "bpf", bpf)
     source = (bpf / "ledger.c").read_text()
-    head = f"TRACEPOINT_PROBE({probe})\n{{\n"
+    head = f"{probe}\n{{\n"
     assert source.count(head) == 1
     (bpf / "ledger.c").write_text(
         source.replace(head, f"{head}    if ({condition})\n        return PASS_ON;\n")
@@ -45,14 +45,19 @@ def watched(target: Target) -> Iterator[tuple[LeakWatch, Tracer]]:
         open_target(target.pid) as held,
         LeakWatch(held, engine, Libcs(), min_age=0, wants_stacks=False) as watch,
     ):
-        watch.look()
+        watch.read_beforehand()
         with begin_loading([target.pid]) as loading, open_tracer([watch], loading) as tracer:
             watch.attach(tracer)
             yield watch, tracer
 
 
 def test_who_exited_unseen_is_found_by_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    skipping(tmp_path, "sched, sched_process_exit", "bpf_get_current_pid_tgid() % 4 == 0", monkeypatch)
+    skipping(
+        tmp_path,
+        "TRACEPOINT_PROBE(sched, sched_process_exit)",
+        "bpf_get_current_pid_tgid() % 4 == 0",
+        monkeypatch,
+    )
     with Target("orphans", "kept", WORKERS) as target, watched(target) as (watch, tracer):
         target.run()
 
@@ -70,7 +75,7 @@ def test_who_exited_unseen_is_found_by_proc(tmp_path: Path, monkeypatch: pytest.
     assert report.losses.events == sum(tid % 4 == 0 for tid in owners.values())
 
 
-@pytest.mark.parametrize("probe", ["syscalls, sys_enter_munmap", "syscalls, sys_exit_munmap"])
+@pytest.mark.parametrize("probe", ["CALL_ENTERS(munmap)", "CALL_RETURNS(munmap)"])
 def test_a_call_without_its_other_half_is_a_loss(
     probe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import pytest
 from stacks_helpers import GCC, TARGETS, catch, compile_target
 
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.framepointers import frame_pointer_walk
-from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.unwind.frame_pointers import frame_pointer_walk
+from ebpftrace.unwind.resolve import StackResolver
 
 pytest.importorskip("drgn")
 
 
-class Figures(NamedTuple):
+class ProcessStats(NamedTuple):
     """Of all stacks of a program; frames without the innermost, which is the call itself."""
 
     stacks: int
@@ -67,7 +67,7 @@ PROGRAMS = {
 }
 
 
-def compare(command: list[str], engine: Engine) -> Figures:
+def compare(command: list[str], engine: Engine) -> ProcessStats:
     stacks = complete = frames = by_pointer = bogus = direct_callers = 0
     resolver = None
     for caught in catch(command, every=True):
@@ -86,7 +86,7 @@ def compare(command: list[str], engine: Engine) -> Figures:
         direct_callers += bool(true) and true[0] in found
     assert resolver is not None
     resolver.close()
-    return Figures(stacks, complete, frames, by_pointer, bogus, direct_callers)
+    return ProcessStats(stacks, complete, frames, by_pointer, bogus, direct_callers)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

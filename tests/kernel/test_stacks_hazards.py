@@ -13,8 +13,8 @@ import pytest
 from stacks_helpers import FIRST_PAGES, GCC, TARGETS, Caught, catch, compile_target, physical
 
 from ebpftrace.model import Stack
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.resolve import JIT, NOTE_GUESSED, StackResolver
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.unwind.resolve import JIT, NOTE_GUESSED, StackResolver
 
 pytest.importorskip("drgn")
 
@@ -250,6 +250,27 @@ def test_jit_code_is_named_by_the_perf_map(engine: Engine, tmp_path: Path, names
     assert stacks[21].complete
 
 
+@pytest.mark.parametrize("memory", ["memfd", "zero"])
+def test_jit_code_in_shared_memory_is_named_by_the_perf_map(
+    engine: Engine, tmp_path: Path, memory: str
+) -> None:
+    """.NET maps the memfd "doublemapper" twice, to write its code and to execute it."""
+    binary = compile_target(tmp_path / "jit", *GCC, str(TARGETS / "stacks_jit.c"))
+    stacks = {}
+    resolver = None
+    for caught in catch([str(binary), memory]):
+        resolver = resolver or StackResolver(caught.pid, engine)
+        resolver.refresh()
+        stacks[caught.site] = resolver.resolve(caught.copy)
+    assert resolver is not None
+    for site, name in ((20, "py::with_pointer:/srv/app.py"), (21, "LazyCompile:~without app.js:1")):
+        assert physical(stacks[site])[1:5] == ["leaf", name, "outer", "main"]
+        assert stacks[site].complete
+        assert JIT in [frame.module for frame in stacks[site].frames]
+    notes = resolver.stack_warnings.notes()
+    assert not [note for note in notes if "memfd" in note or "/dev/zero" in note]
+
+
 def test_jit_code_without_a_map_keeps_its_place(engine: Engine, tmp_path: Path) -> None:
     binary = compile_target(tmp_path / "jit", *GCC, str(TARGETS / "stacks_jit.c"))
     stack = first_stack(engine, str(binary), "no-map")
@@ -257,7 +278,7 @@ def test_jit_code_without_a_map_keeps_its_place(engine: Engine, tmp_path: Path) 
     assert stack.complete
 
 
-def test_jit_code_of_a_process_that_has_gone_is_crossed_by_a_guess_that_is_told(
+def test_jit_code_of_a_process_that_has_gone_is_crossed_by_a_guess_that_is_reported(
     engine: Engine, tmp_path: Path
 ) -> None:
     # With frame pointers, as the code below a JIT's must be for the guess to be a good one.
@@ -355,7 +376,7 @@ def test_a_dangerous_perf_map_is_left_alone(engine: Engine, tmp_path: Path, haza
             os.chown(place, 12345, 12345)
         with StackResolver(caught.pid, engine) as resolver:
             stack = resolver.resolve(caught.copy)
-            (note,) = resolver.shortfalls.notes()
+            (note,) = resolver.stack_warnings.notes()
             assert note.startswith(f"perf map {place} not read")
     finally:
         calls.close()

@@ -16,11 +16,11 @@ from harness import ROOT
 from stacks_helpers import GCC, TARGETS, Caught, catch, compile_target, physical
 
 from ebpftrace.model import StackSource
-from ebpftrace.process.files import FileKey
-from ebpftrace.stacks.copies import Pc, StackCopy, Walk
-from ebpftrace.stacks.engine import LOAD_SECONDS, MAX_RESTARTS, MAX_SECONDS_PER_CULPRIT, Engine
-from ebpftrace.stacks.modules import CodeRange, Layout, load_bias
-from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.procfs.files import FileKey
+from ebpftrace.unwind.copies import Pc, StackCopy, Walk
+from ebpftrace.unwind.engine import LOAD_SECONDS, MAX_RESTARTS, MAX_SECONDS_PER_CULPRIT, Engine
+from ebpftrace.unwind.modules import CodeRange, Layout, load_bias
+from ebpftrace.unwind.resolve import StackResolver
 
 pytest.importorskip("drgn")
 
@@ -101,7 +101,7 @@ def test_a_dead_worker_is_replaced(caught: Caught) -> None:
         engine._process.wait()
         assert resolver.resolve(caught.copy).source.value == "none"
         assert engine.crashes == 1
-        (note,) = resolver.shortfalls.notes()
+        (note,) = resolver.stack_warnings.notes()
         assert note.startswith("1 stack copy could not be unwound")
         assert resolver.resolve(caught.copy) == before
 
@@ -131,7 +131,7 @@ def test_the_worker_has_none_of_the_capabilities_of_a_tracer_without_root() -> N
     """They are given to a user for the tracer, not for what reads a target's files."""
     program = (
         "from pathlib import Path\n"
-        "from ebpftrace.stacks.engine import Engine\n"
+        "from ebpftrace.unwind.engine import Engine\n"
         "with Engine() as engine:\n"
         "    assert engine.can_unwind, engine.because\n"
         "    for process in 'self', engine._process.pid:\n"

@@ -14,11 +14,11 @@ import pytest
 from stacks_helpers import GCC, TARGETS, catch, compile_target
 
 from ebpftrace.model import Frame
-from ebpftrace.stacks.copies import Name
-from ebpftrace.stacks.debuginfo import MAX_NAME, DebugInfo
-from ebpftrace.stacks.demangle import demangle
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.unwind.copies import Name
+from ebpftrace.unwind.debuginfo import MAX_NAME, DebugInfo
+from ebpftrace.unwind.demangle import demangle
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.unwind.resolve import StackResolver
 
 pytest.importorskip("drgn")
 
@@ -84,12 +84,12 @@ Line = tuple[str, str, int]
 
 
 def by_llvm(binary: Path, addresses: list[int]) -> dict[int, list[Line]]:
-    told = subprocess.run(
+    result = subprocess.run(
         ["llvm-symbolizer", f"--obj={binary}", "--inlines", "--no-demangle"],
         check=True, capture_output=True, text=True, input="\n".join(map(hex, addresses)),
     ).stdout  # fmt: skip
     found = {}
-    for address, block in zip(addresses, told.split("\n\n")):
+    for address, block in zip(addresses, result.split("\n\n")):
         lines = iter(block.splitlines())
         found[address] = [_line(function, next(lines)) for function in lines]
     return found
@@ -110,22 +110,22 @@ def same(ours: list[Name], theirs: list[Line]) -> bool:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_every_call_has_the_functions_and_lines_that_llvm_tells(name: str, tmp_path: Path) -> None:
+def test_every_call_has_the_functions_and_lines_that_llvm_reports(name: str, tmp_path: Path) -> None:
     binary = build(name, tmp_path / "program")
     addresses = calls(binary)
     truth = by_llvm(binary, addresses)
     debug_info = DebugInfo(os.open(binary, os.O_RDONLY))
     # Without a line it knows a function by its symbol alone.
-    told = {address: debug_info.names(address) for address in addresses if truth[address][-1][2]}
+    result = {address: debug_info.names(address) for address in addresses if truth[address][-1][2]}
     wrong = {}
-    for address, ours in told.items():
+    for address, ours in result.items():
         theirs = truth[address]
         # The outermost one it names by the symbol, such as main.cold: we too, but not here.
         outermost = [(ours[-1].function or "", *theirs[-1][1:])] if ours else []
         if not same(ours, theirs[:-1] + outermost):
             wrong[hex(address)] = (ours, theirs)
     assert not wrong
-    assert any(len(ours) > 1 for ours in told.values())
+    assert any(len(ours) > 1 for ours in result.values())
 
 
 INLINED = [
@@ -144,11 +144,11 @@ def test_functions_inlined_in_namespaces_and_classes_are_in_the_stack(
     binary = build(f"{compiler}-g", tmp_path / "program")
     frames = first_stack(binary, engine)
     source = (TARGETS / "stacks_inlined.cpp").read_text().splitlines()
-    told = [frame for frame in frames if frame.file and frame.file.endswith("stacks_inlined.cpp")]
-    for frame, (function, statement) in zip(told, INLINED):
+    result = [frame for frame in frames if frame.file and frame.file.endswith("stacks_inlined.cpp")]
+    for frame, (function, statement) in zip(result, INLINED):
         assert (frame.function or "").startswith(function)
         assert statement in source[(frame.line or 0) - 1]
-    assert [frame.inlined for frame in told] == [True] * 4 + [False, False]
+    assert [frame.inlined for frame in result] == [True] * 4 + [False, False]
 
 
 def without_section_headers(binary: Path) -> Path:
@@ -161,7 +161,7 @@ def without_section_headers(binary: Path) -> Path:
 
 
 @pytest.mark.parametrize("hash_style", ["gnu", "sysv"])
-def test_a_library_without_section_headers_tells_what_it_exports(
+def test_a_library_without_section_headers_reports_what_it_exports(
     hash_style: str, tmp_path: Path, engine: Engine
 ) -> None:
     source = str(TARGETS / "stacks_plugin.c")

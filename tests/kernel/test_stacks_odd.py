@@ -13,8 +13,8 @@ from harness import Program, build
 from stacks_helpers import GCC, TARGETS, catch, compile_target, matches, physical
 from test_growth_command import watched
 
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.resolve import NOTE_OTHER_STACK, StackResolver
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.unwind.resolve import NOTE_OTHER_STACK, StackResolver
 
 pytest.importorskip("drgn")
 

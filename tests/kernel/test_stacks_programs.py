@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from stacks_helpers import (
 )
 
 from ebpftrace.model import Stack, StackSource
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.goroots import NOTE_OTHER_STACK
-from ebpftrace.stacks.resolve import NOTE_TRUNCATED, StackResolver
+from ebpftrace.unwind import debugfiles
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.unwind.go_runtime import NOTE_OTHER_STACK
+from ebpftrace.unwind.resolve import NOTE_TRUNCATED, StackResolver
 
 pytest.importorskip("drgn")
 
@@ -245,30 +247,94 @@ def test_without_any_tables_the_code_says_how_it_returns(tmp_path: Path, engine:
         assert stacks[site].note == ""
 
 
-@pytest.mark.parametrize("debug", [["-g"], ["-g", "-gz"], ["-g", "-gdwarf-4"]])
-def test_tables_for_debuggers_are_used_where_there_are_no_others(
-    debug: list[str], tmp_path: Path, engine: Engine
-) -> None:
-    """Also for what no instruction tells: a function that never returns."""
+@pytest.fixture
+def tableless(tmp_path: Path) -> Path:
+    """The source of a program of which no instruction tells how its functions return, nor who called them."""
     source = tmp_path / "loop.c"
     source.write_text(
         "#include <sys/mman.h>\n"
         "static volatile int sink;\n"
         "__attribute__((noinline)) static void serve(int n) {\n"
-        "  volatile char room[900]; for (;;) { room[n] = 1;\n"
+        "  volatile char buffer[900]; for (;;) { buffer[n] = 1;\n"
         "  mmap(0, 0x1230 * 4096UL, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);\n"
-        "  sink += room[n]; } }\n"
-        "int main(void) { volatile char room[300]; for (;;) { serve(room[0] = 3); sink++; } }\n"
+        "  sink += buffer[n]; } }\n"
+        "static void (*volatile chosen)(int) = serve;\n"
+        "int main(void) { volatile char buffer[300]; for (;;) { chosen(buffer[0] = 3); sink++; } }\n"
     )
-    options = ["-fno-asynchronous-unwind-tables", *debug]
-    binary = compile_target(tmp_path / "loop", *GCC, *options, str(source))
+    return source
+
+
+def first_stack(engine: Engine, binary: Path) -> Stack:
     calls = catch([str(binary)])
     caught = next(calls)
     with StackResolver(caught.pid, engine) as resolver:
         stack = resolver.resolve(caught.copy)
     calls.close()
+    return stack
+
+
+TABLELESS = ["-g", "-fno-asynchronous-unwind-tables"]
+COMPRESSIONS = ["none", "zlib", "zlib-gnu", "zstd"]
+
+
+def compress(binary: Path, compression: str) -> None:
+    try:
+        subprocess.run(["objcopy", f"--compress-debug-sections={compression}", binary], check=True)
+    except subprocess.CalledProcessError:
+        pytest.skip(f"this objcopy has no {compression}")
+
+
+@pytest.mark.parametrize("options", [["-gdwarf-5"], ["-gdwarf-4"]])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_tables_for_debuggers_are_used_where_there_are_no_others(
+    options: list[str], compression: str, tableless: Path, tmp_path: Path, engine: Engine
+) -> None:
+    binary = compile_target(tmp_path / "loop", *GCC, *TABLELESS, *options, str(tableless))
+    compress(binary, compression)
+    stack = first_stack(engine, binary)
     assert matches(physical(stack), ["serve", *OUTERMOST[:-1], "*"]), physical(stack)
     assert stack.complete
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("link", ["debug link", "debug link without a build id", "build id"])
+def test_tables_for_debuggers_are_found_in_a_separate_file(
+    link: str,
+    compression: str,
+    tableless: Path,
+    tmp_path: Path,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build_id = "none" if "without" in link else f"0x{uuid.uuid4().hex}"
+    binary = compile_target(tmp_path / "loop", *GCC, *TABLELESS, f"-Wl,--build-id={build_id}", str(tableless))
+    debug = tmp_path / "loop.debug"
+    subprocess.run(["objcopy", "--only-keep-debug", binary, debug], check=True)
+    compress(debug, compression)
+    subprocess.run(["strip", binary], check=True)
+    if link == "build id":
+        monkeypatch.setattr(debugfiles, "DEBUG_ROOT", str(tmp_path))
+        place = tmp_path / ".build-id" / build_id[2:4] / f"{build_id[4:]}.debug"
+        place.parent.mkdir(parents=True)
+        shutil.move(debug, place)
+    else:
+        subprocess.run(["objcopy", f"--add-gnu-debuglink={debug}", binary], check=True)
+    stack = first_stack(engine, binary)
+    assert matches(physical(stack), ["serve", *OUTERMOST[:-1], "*"]), physical(stack)
+    assert stack.complete
+    assert stack.note == ""
+
+
+def test_tables_of_another_program_are_not_used(tableless: Path, tmp_path: Path, engine: Engine) -> None:
+    binary = compile_target(tmp_path / "loop", *GCC, *TABLELESS, "-Wl,--build-id=0x1234", str(tableless))
+    other = compile_target(
+        tmp_path / "other", *GCC, *TABLELESS, "-O0", "-Wl,--build-id=0x1235", str(tableless)
+    )
+    subprocess.run(["objcopy", f"--add-gnu-debuglink={other}", binary], check=True)
+    subprocess.run(["strip", binary], check=True)
+    stack = first_stack(engine, binary)
+    assert not stack.complete
+    assert stack.note.startswith("cut at loop+0x")
 
 
 @pytest.mark.parametrize("options", [[], ["-static"]])
@@ -330,11 +396,15 @@ def test_goroutines(tmp_path: Path, engine: Engine) -> None:
     for stack in of_runtime:
         assert stack.complete or NOTE_OTHER_STACK in stack.note, (physical(stack), stack.note)
         assert not (stack.complete and "runtime.systemstack" in physical(stack))
+        switches = {"runtime.systemstack", "runtime.mcall"} & {
+            name.split(".abi")[0] for name in physical(stack)[:-1]
+        }
+        assert not switches, physical(stack)
     assert any(stack.complete for stack in of_runtime)
     assert any(NOTE_OTHER_STACK in stack.note for stack in of_runtime)
 
 
-def test_the_start_routine_of_a_library_is_told_by_the_library(tmp_path: Path, engine: Engine) -> None:
+def test_the_start_routine_of_a_library_is_reported_by_the_library(tmp_path: Path, engine: Engine) -> None:
     """std::thread's lies in libstdc++, which distributions strip of its name."""
     source = str(TARGETS / "stacks_classes.cpp")
     binary = compile_target(tmp_path / "classes", "g++", "-O2", source, "-pthread")

@@ -11,8 +11,8 @@ from stacks_helpers import GCC, TARGETS, catch, compile_target, physical
 
 from ebpftrace.installation import DRGN
 from ebpftrace.model import StackSource
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.unwind.resolve import StackResolver
 
 REMEDY = f"pip install '{DRGN}'"
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"

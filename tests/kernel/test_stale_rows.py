@@ -22,14 +22,14 @@ from harness import (
     union,
 )
 
-from ebpftrace.kernel import tables
-from ebpftrace.kernel.layout import LifeKeyT, LifeT, MappingT, ThreadT
+from ebpftrace.capture import tables
+from ebpftrace.capture.layout import MappingT, TaskKeyT, TaskT, ThreadT
 
-ROOM = 1024
+ROWS = 1024
 ROUNDS = 50
 """In a batch; each leaves two stale rows and a thread that mapped them."""
-LEAST_FREE = 150
-"""Room for one more batch.  A table with less has been crowded for long, however it was swept."""
+MIN_FREE = 150
+"""Rows for one more batch.  A table with less has been crowded for long, however it was swept."""
 BATCHES = 40
 
 _MAP_GET_FD_BY_ID = 14
@@ -66,17 +66,17 @@ def open_tables(tracer: Tracer) -> dict[str, int]:
 
 
 def test_stale_rows_are_swept() -> None:
-    options = ["--min-age", 0, "--max-mappings", ROOM]
+    options = ["--min-age", 0, "--max-mappings", ROWS]
     with Target("stale", ROUNDS) as target, traced(target, *options) as tracer:
         fds = open_tables(tracer)
 
         def has_room() -> bool:
             counts = [
                 tables.count(fds["mappings"], ctypes.c_uint64, MappingT),
-                tables.count(fds["exited"], LifeKeyT, LifeT),
+                tables.count(fds["exited"], TaskKeyT, TaskT),
                 tables.count(fds["threads"], ctypes.c_uint32, ThreadT),
             ]
-            return max(counts) <= ROOM - LEAST_FREE
+            return max(counts) <= ROWS - MIN_FREE
 
         for _ in range(BATCHES):
             eventually(has_room, "the tables are swept")

@@ -20,8 +20,8 @@ from harness import (
 )
 from programs import MUSL, compiled
 
-from ebpftrace.kernel.loading import Loading
-from ebpftrace.kernel.sizing import Needs
+from ebpftrace.capture.loading import Loading
+from ebpftrace.capture.sizing import Needs
 
 LEAK, FAILED_BY_ITSELF = 3, 7
 
@@ -41,7 +41,7 @@ def test_programs_at_system_calls_are_attached_unless_only_threads_are_traced(th
     assert "tracepoint__sched__sched_process_exit" in attached
 
 
-def test_threads_that_nobody_can_join_any_more() -> None:
+def test_threads_that_can_not_be_joined_any_more() -> None:
     with Target("never_joined", 8) as target, traced(target, "--threads-only") as tracer:
         target.run()
         report = tracer.interrupt().report

@@ -121,7 +121,7 @@ def test_same_lines_as_strace(tmp_path: Path, calls: Path, options: tuple[str, .
         line.format(program=calls) for line in KNOWN_DIFFERENCES.get(options, [])
     ]
     assert "unfinished" not in ours
-    # The very bytes, where nothing had to be made alike.
+    # The very bytes, where nothing had to be normalised.
     same = "Invalid argument)"
     assert {line for line in ours.splitlines() if "NULL, 0, PROT_READ" in line and same in line} == {
         line.replace(f"{line.split()[0]:<5}", f"{ours.split()[0]:<5}")
@@ -257,15 +257,15 @@ def test_every_call_of_a_flood_is_printed_or_counted(tmp_path: Path) -> None:
         target.run()
         trace.interrupt()
         (done,) = target.facts("flooded")
-        said = "\n".join(trace.stderr.seen)
+        printed = "\n".join(trace.stderr.seen)
     lines = log.read_text().splitlines()
     assert all(re.match(r"\d+ +(mmap|munmap)\(|--- ", line) for line in lines)
     lost = [int(line.split()[1]) for line in lines if line.startswith("---")]
     assert len(lines) - len(lost) + sum(lost) == 2 * done["pairs"]
-    assert ("lost" in said) == bool(lost)
+    assert ("lost" in printed) == bool(lost)
 
 
-def test_losses_stand_in_the_stream_where_they_happened(tmp_path: Path) -> None:
+def test_losses_are_in_the_stream_where_they_happened(tmp_path: Path) -> None:
     """A tracer that is stopped meanwhile can't print: what the buffer can't hold is counted."""
     log = tmp_path / "log"
     more_than_fits = 20_000
@@ -275,12 +275,12 @@ def test_losses_stand_in_the_stream_where_they_happened(tmp_path: Path) -> None:
         trace.process.send_signal(signal.SIGCONT)
         trace.interrupt()
         (done,) = target.facts("flooded")
-        said = "\n".join(trace.stderr.seen)
+        printed = "\n".join(trace.stderr.seen)
     lines = [line for line in log.read_text().splitlines() if not line.startswith(" >")]
     lost = [int(line.split()[1]) for line in lines if line.startswith("---")]
     assert sum(lost) > 0
     assert len(lines) - len(lost) + sum(lost) == 2 * done["pairs"]
-    assert f"lost: {sum(lost):,} calls" in said
+    assert f"lost: {sum(lost):,} calls" in printed
 
 
 @pytest.mark.parametrize("name", ["flood", "trace_calls"])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a call began, where the kernel skipped our look at its beginning: nobody knows, and so it is told.
+"""When a call began is unknown where the kernel skipped our program at its beginning: the output says so.
 
-Linux 7 skips runs (ebpftrace/kernel/losses.py); here the probe is taken off, which is the same everywhere.
+Linux 7 skips runs (ebpftrace/capture/stats.py); here the probe is taken off, which is the same everywhere.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from ebpftrace.kernel.calls.layout import Filters
-from ebpftrace.kernel.calls.tracer import CallTracer
-from ebpftrace.process.tasks import read_task
-from ebpftrace.trace.events import Returned
+from ebpftrace.capture.calls.layout import Filters
+from ebpftrace.capture.calls.tracer import CallTracer
+from ebpftrace.procfs.tasks import read_task
+from ebpftrace.strace.events import Returned
 
 NO_ADVICE = 12345
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job on a program for each verdict and for each look-alike, compared with what it says of itself.
+"""The main job on programs for each verdict and programs that resemble them, compared with their own output.
 
 All programs of a table are traced by one session: some were at work before it, all are during it.
 """
@@ -34,6 +34,14 @@ from harness import (
 )
 from programs import compiled
 from verdict_programs import BEFORE, CACHED, GLIBC, GUARD, OTHERS, STACK, THREADS, Case, Leak
+
+from ebpftrace.procfs.maps import read_maps
+from ebpftrace.procfs.target import open_target
+from ebpftrace.sessions import leak_watch
+from ebpftrace.sessions.ending import Libcs
+from ebpftrace.sessions.leak_watch import LeakWatch
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.vmas import Vmas
 
 _ROOM = 20_000
 """Mappings of all programs together: the default is the most that each may have."""
@@ -113,7 +121,7 @@ def areas(mappings: list[Json]) -> list[Area]:
 
 
 def stacks(program: Program) -> list[Area]:
-    """Stacks of all threads of books_threads, as it printed them."""
+    """Stacks of all threads of lists_threads, as it printed them."""
     return sorted((fact["start"], fact["start"] + fact["length"]) for fact in program.facts("thread"))
 
 
@@ -148,14 +156,16 @@ def advised(finding: Json, function: str) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name, case in GLIBC.items() if case.leak and "user" not in name])
-def test_stacks_are_those_the_program_told_of(outcomes: dict[str, Outcome], name: str) -> None:
+def test_stacks_are_those_the_program_reported_of(outcomes: dict[str, Outcome], name: str) -> None:
     outcome = outcome_of(outcomes, name)
     if name == "raw clone":
         facts = outcome.program.facts("mapped")
-        told = sorted((fact["start"], fact["start"] + fact["length"]) for fact in facts)
+        expected = sorted((fact["start"], fact["start"] + fact["length"]) for fact in facts)
     else:
-        told = stacks(outcome.program)
-    assert areas([mapping for finding in leaks(outcome.report) for mapping in finding["mappings"]]) == told
+        expected = stacks(outcome.program)
+    assert (
+        areas([mapping for finding in leaks(outcome.report) for mapping in finding["mappings"]]) == expected
+    )
 
 
 @pytest.mark.parametrize("name", ["joined", "reversed", "detached late", "static joined"])
@@ -177,13 +187,13 @@ def test_stacks_of_joined_threads_are_cached(outcomes: dict[str, Outcome], name:
     [(name, _DEFAULT_CACHE) for name in GLIBC if name.startswith("cache ") and "exactly" not in name]
     + [("cache exactly full", 5 * (STACK + GUARD)), ("small cache", 1_000_000), ("no cache", 0)],
 )
-def test_the_cache_is_told_as_it_is(outcomes: dict[str, Outcome], name: str, limit: int) -> None:
+def test_the_cache_is_reported_as_it_is(outcomes: dict[str, Outcome], name: str, limit: int) -> None:
     outcome = outcome_of(outcomes, name)
-    told = stacks(outcome.program)
-    size = told[0][1] - told[0][0]
+    expected = stacks(outcome.program)
+    size = expected[0][1] - expected[0][0]
     cached = areas(reported(outcome.report, "stack-cache"))
-    assert len(cached) == min(len(told), limit // size)
-    assert set(cached) <= set(told)
+    assert len(cached) == min(len(expected), limit // size)
+    assert set(cached) <= set(expected)
     assert not minus(cached, mapped(outcome.program.pid))
 
 
@@ -213,7 +223,7 @@ def test_arenas(outcomes: dict[str, Outcome], name: str, limit: int) -> None:
         assert any(f"at most {limit} arenas" in line for line in finding["evidence"])
 
 
-def test_without_thread_lists_it_cannot_be_told_whether_stacks_are_cached(
+def test_without_thread_lists_it_cannot_be_reported_whether_stacks_are_cached(
     outcomes: dict[str, Outcome],
 ) -> None:
     """glibc's own list of cached stacks refers to each that is joined, and nothing tells it from another."""
@@ -238,7 +248,7 @@ def test_who_can_still_be_joined_is_not_joined_yet(outcomes: dict[str, Outcome],
 
 
 def test_the_verdict_without_a_trace(outcomes: dict[str, Outcome]) -> None:
-    """``-d 0``: what is on glibc's books, in the whole, and nothing of what only a trace can see."""
+    """``-d 0``: what is on glibc's thread lists, in the whole, and nothing of what only a trace can see."""
     names = [name for name, case in GLIBC.items() if name not in ("forked",)]
     runs = {name: outcome_of(outcomes, name) for name in names}
     pids = [option for run in runs.values() for option in ("-p", run.program.pid)]
@@ -251,9 +261,9 @@ def test_the_verdict_without_a_trace(outcomes: dict[str, Outcome]) -> None:
         assert report["window"]["seconds"] == 0
 
 
-def test_what_leaked_before_is_told_while_the_trace_goes_on(tmp_path: Path) -> None:
+def test_what_leaked_before_is_reported_while_the_trace_goes_on(tmp_path: Path) -> None:
     size = BEFORE * (STACK + GUARD) >> 10
-    made = Program(compiled(tmp_path, "books_threads"), "returns", THREADS, STACK, BEFORE)
+    made = Program(compiled(tmp_path, "lists_threads"), "returns", THREADS, STACK, BEFORE)
     with made as program, traced(program, "--min-age", 0) as tracer:
         line = tracer.wait_to_say("before")
         program.run()
@@ -267,9 +277,31 @@ def test_what_leaked_before_is_told_while_the_trace_goes_on(tmp_path: Path) -> N
     assert f"{BEFORE} of them exited before the trace began" in finding["evidence"]
 
 
+def test_threads_that_come_while_attaching_are_not_counted_without_their_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Program(compiled(tmp_path, "lists_threads"), "returns", THREADS, STACK, BEFORE)
+    with (
+        made as program,
+        Engine() as engine,
+        open_target(program.pid) as held,
+        LeakWatch(held, engine, Libcs(), min_age=0, wants_stacks=False) as watch,
+    ):
+
+        def read_and_wait(pid: int) -> Vmas:
+            vmas = read_maps(pid)
+            program.run()
+            return vmas
+
+        monkeypatch.setattr(leak_watch, "read_maps", read_and_wait)
+        watch.read_beforehand()
+        before = watch.unjoined_before()
+    assert (before.threads, before.size) == (BEFORE, BEFORE * (STACK + GUARD))
+
+
 def test_joined_in_turn(tmp_path: Path) -> None:
     """A loop of joins waits for the first thread while the others have exited long ago."""
-    with Program(compiled(tmp_path, "books_threads"), "in-turn", THREADS, CACHED) as program:
+    with Program(compiled(tmp_path, "lists_threads"), "in-turn", THREADS, CACHED) as program:
         with traced(program, "--min-age", 0) as tracer:
             begun = time.monotonic()
             program.go()
@@ -296,7 +328,7 @@ def asleep_in_join(pid: int) -> None:
 
 def test_joined_late(tmp_path: Path) -> None:
     """Between exit and join a thread is not joined yet: its handle is kept."""
-    with Program(compiled(tmp_path, "books_threads"), "late", THREADS, CACHED) as program:
+    with Program(compiled(tmp_path, "lists_threads"), "late", THREADS, CACHED) as program:
         with traced(program, "--min-age", 3600) as tracer:
             program.go()
             program.wait_for("ended")

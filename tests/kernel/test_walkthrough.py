@@ -13,5 +13,7 @@ import pytest
 @pytest.mark.timeout(900)
 def test_page_shows_what_is_printed() -> None:
     script = harness.ROOT / "scripts" / "walkthrough.py"
-    told = subprocess.run([sys.executable, str(script), "check"], capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stdout + told.stderr
+    result = subprocess.run(
+        [sys.executable, str(script), "check"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -9,10 +9,10 @@ import pytest
 from harness import Target
 from test_short_programs import Watched
 
-from ebpftrace.jobs import mmap_leaks
-from ebpftrace.jobs.leak_watch import Captured, LeakWatch
-from ebpftrace.jobs.searching import Searcher
 from ebpftrace.model import Report
+from ebpftrace.sessions import mmap_leaks
+from ebpftrace.sessions.leak_watch import Captured, LeakWatch
+from ebpftrace.sessions.searching import Searcher
 
 SECONDS = 5.0
 
@@ -24,7 +24,7 @@ def takes_its_time() -> None:
 class Slow(Watched):
     """As long as it takes to say how many thousands of threads stand already."""
 
-    def standing(self, standing: object) -> None:  # noqa: ARG002
+    def unjoined_before(self, unjoined_before: object) -> None:  # noqa: ARG002
         takes_its_time()
 
 

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real servers, installed by install.sh, traced under load; the harness is that of the kernel tests."""
+"""Real servers, installed by install.sh, traced under load."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernel"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -23,9 +23,9 @@ from typing import Optional
 import pytest
 from harness import PATIENCE, Lines, eventually
 
-from ebpftrace.jobs.leak_watch import LeakWatch
-from ebpftrace.kernel.tracer import Tracer
-from ebpftrace.model import CommandEnd, Processes, Report, Standing
+from ebpftrace.capture.tracer import Tracer
+from ebpftrace.model import CommandEnd, Processes, Report, UnjoinedBefore
+from ebpftrace.sessions.leak_watch import LeakWatch
 
 HERE = Path(__file__).parent
 CLIENTS = 4
@@ -43,16 +43,19 @@ class Server:
 class Quiet:
     """An observer of a session of mmap-leaks that does nothing; subclasses override what they want to see."""
 
-    def looked(self, report: Report) -> None:
+    def examined(self, report: Report) -> None:
         pass
 
     def attached(self, watches: Sequence[LeakWatch]) -> None:
         pass
 
-    def standing(self, standing: Standing) -> None:
+    def unjoined_before(self, unjoined_before: UnjoinedBefore) -> None:
         pass
 
     def searching(self, part: float) -> None:
+        pass
+
+    def reporting(self, areas: int) -> None:
         pass
 
     def command_ended(self, end: CommandEnd) -> None:
@@ -132,12 +135,32 @@ def mariadb(directory: Path, environment: Mapping[str, str] = os.environ) -> Ite
 
 
 def query(server: Server, text: str) -> str:
-    """Ask MariaDB, over a connection of its own."""
-    command = ["mariadb", "--no-defaults", f"--socket={server.socket}", "--user=root", "--skip-column-names"]
+    """Ask MariaDB, over a connection of its own; returns the lines of the answer."""
     asked = subprocess.run(
-        [*command, "-e", text], check=True, capture_output=True, text=True, timeout=PATIENCE
+        [*_client(server), "-e", text], check=True, capture_output=True, text=True, timeout=PATIENCE
     )
     return asked.stdout
+
+
+@contextmanager
+def connection(server: Server) -> Iterator[Callable[[str], None]]:
+    """A connection to MariaDB; what it is asked has one line for an answer, which is waited for."""
+    command = [*_client(server), "--unbuffered"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        asking, lines = client.stdin, Lines(client.stdout)
+
+        def ask(text: str) -> None:
+            print(f"{text};", file=asking, flush=True)
+            assert lines.until(bool), f"no answer to {text}"
+
+        yield ask
+        asking.close()
+
+
+def _client(server: Server) -> list[str]:
+    return ["mariadb", "--no-defaults", f"--socket={server.socket}", "--user=root", "--skip-column-names"]
 
 
 @contextmanager

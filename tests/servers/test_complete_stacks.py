@@ -13,13 +13,13 @@ import pytest
 import servers
 from test_no_false_leak import Starter
 
-from ebpftrace.jobs.leak_watch import LeakWatch
-from ebpftrace.jobs.mmap_leaks import Settings, run
 from ebpftrace.model import Report
-from ebpftrace.stacks.resolve import NOTE_TRUNCATED
+from ebpftrace.sessions.leak_watch import LeakWatch
+from ebpftrace.sessions.mmap_leaks import Settings, run
+from ebpftrace.unwind.resolve import NOTE_TRUNCATED
 
 SECONDS = 10.0
-LEAST = 0.99
+MIN = 0.99
 LARGEST_COPY = 20_480
 """node's event loop has a buffer of 12 KiB on its stack: with the default few of its stacks fit."""
 
@@ -78,4 +78,4 @@ def test_stacks_that_fit_the_copy_are_complete(start: Starter, tmp_path: Path) -
     for functions, copies in counting.stopped.most_common(8):
         print(copies, functions)
     assert fit
-    assert counting.copies["complete"] >= LEAST * fit
+    assert counting.copies["complete"] >= MIN * fit

@@ -16,12 +16,12 @@ import pytest
 from servers import Quiet, process
 from stacks_helpers import FIRST_PAGES, GCC, TARGETS, catch, compile_target, matches, physical
 
-from ebpftrace.jobs.leak_watch import LeakWatch
-from ebpftrace.jobs.mmap_leaks import Settings, run
 from ebpftrace.model import Report, Stack
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.goroots import NOTE_OTHER_STACK
-from ebpftrace.stacks.resolve import StackResolver
+from ebpftrace.sessions.leak_watch import LeakWatch
+from ebpftrace.sessions.mmap_leaks import Settings, run
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.unwind.go_runtime import NOTE_OTHER_STACK
+from ebpftrace.unwind.resolve import StackResolver
 
 COPIED = 32768
 
@@ -38,16 +38,22 @@ def need(*programs: str) -> None:
             pytest.skip(f"{program} is not installed")
 
 
-def stacks_of(engine: Engine, command: Sequence[str]) -> dict[int, Stack]:
-    stacks: dict[int, Stack] = {}
+def sites_and_stacks(engine: Engine, command: Sequence[str]) -> Iterator[tuple[int, Stack]]:
     resolver = None
     for caught in catch(command, limit=COPIED):
         resolver = resolver or StackResolver(caught.pid, engine)
         resolver.refresh()
-        stacks[caught.site] = resolver.resolve(caught.copy)
+        yield caught.site, resolver.resolve(caught.copy)
     assert resolver is not None
     resolver.close()
-    return stacks
+
+
+def stacks_of(engine: Engine, command: Sequence[str]) -> dict[int, Stack]:
+    return dict(sites_and_stacks(engine, command))
+
+
+def all_stacks_of(engine: Engine, command: Sequence[str]) -> list[Stack]:
+    return [stack for _, stack in sites_and_stacks(engine, command)]
 
 
 def go_build(tmp_path: Path, source: Path, *options: str) -> Path:
@@ -66,13 +72,16 @@ def test_go_calls_c_on_another_stack(engine: Engine, tmp_path: Path) -> None:
         "__attribute__((noinline)) void c_inner(void) { mmap(0, 0x1230 * 4096UL, PROT_READ,\n"
         "  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); sink++; }\n"
         "__attribute__((noinline)) void c_entry(void) { c_inner(); sink++; }\n"
-        '*/\nimport "C"\nfunc main() { d := make(chan bool); go func() { C.c_entry(); d <- true }(); <-d }\n'
+        '*/\nimport "C"\nimport "time"\nfunc main() { d := make(chan bool); go func() {\n'
+        "  for i := 0; i < 20; i++ { C.c_entry(); time.Sleep(time.Millisecond) }; d <- true }(); <-d }\n"
     )
-    stack = stacks_of(engine, [str(go_build(tmp_path, source))])[0]
-    assert physical(stack)[1:4] == ["c_inner", "c_entry", "runtime.asmcgocall"]
-    assert len(physical(stack)) == 4
-    assert not stack.complete
-    assert stack.note == NOTE_OTHER_STACK
+    stacks = all_stacks_of(engine, [str(go_build(tmp_path, source))])
+    assert len(stacks) == 20
+    for stack in stacks:
+        # The scheduler has left frames above on that stack, which called nothing of this.
+        assert physical(stack)[1:] == ["c_inner", "c_entry", "runtime.asmcgocall"]
+        assert not stack.complete
+        assert stack.note == NOTE_OTHER_STACK
 
 
 @pytest.mark.parametrize("options", [[], ["-ldflags=-s -w"]])
@@ -129,6 +138,33 @@ def test_ruby(engine: Engine, tmp_path: Path) -> None:
     assert stacks[2].complete or "further up the stack" in stacks[2].note, stacks[2].note
 
 
+def test_optimized_code_of_v8(engine: Engine, tmp_path: Path) -> None:
+    """V8 writes no unwind tables, and its optimized code ends in exits that are followed by data."""
+    need("node")
+    script = tmp_path / "app.js"
+    script.write_text(
+        "let kept = [];\n"
+        "function inner(i) {\n"
+        f"  if (i % 2000 === 0) kept.push(Buffer.allocUnsafeSlow({FIRST_PAGES * 4096 - 64}));\n"
+        "  return i + 1; }\n"
+        "function middle(i, o) { const n = inner(i); return n > 1e9 ? o.a.b : n * 1.5; }\n"
+        "function outer(i) { return middle(i, kept) + 2; }\n"
+        "let sum = 0;\n"
+        "for (let i = 1; i < 100001; i++) sum += outer(i);\n"
+    )
+    options = ["--perf-basic-prof", "--interpreted-frames-native-stack", "--no-turbo-inlining"]
+    options += ["--no-logfile-per-isolate", f"--logfile={tmp_path}/v8.log"]
+    optimized = 0
+    for caught in catch(["node", *options, str(script)], limit=COPIED):
+        with StackResolver(caught.pid, engine) as resolver:  # which reads the perf map as it is now
+            stack = resolver.resolve(caught.copy)
+        assert stack.complete, (stack.note, physical(stack))
+        names = [name.split()[0] for name in physical(stack) if f"{script}:" in name]
+        assert [name.lstrip("JS:*^~+") for name in names] == ["inner", "middle", "outer", ""], physical(stack)
+        optimized += names[1].startswith("JS:*")
+    assert optimized > 10
+
+
 class Seen(Quiet):
     """An observer of a trace that keeps the stacks of its findings' calls."""
 
@@ -169,6 +205,27 @@ def test_java_interpreter_called_by_compiled_code(tmp_path: Path) -> None:
         ]
 
 
+def test_java_frames_that_may_not_go_on_in_compiled_code(tmp_path: Path) -> None:
+    """The JVM has replaced the address that they are returned to."""
+    need("java", "javac", "jcmd")
+    subprocess.run(["javac", "-d", tmp_path, Path(__file__).parent / "Deoptimized.java"], check=True)
+    modes = ["-Xbatch", "-XX:CompileCommand=quiet"]
+    modes += [f"-XX:CompileCommand=dontinline,Deoptimized.{name}" for name in ("below", "starting")]
+    seen = Seen()
+    with process("java", *modes, "-cp", tmp_path, "Deoptimized", ready=lambda line: line == "ready") as (
+        java,
+        _,
+    ):
+        subprocess.run(["jcmd", str(java.pid), "Compiler.perfmap"], check=True, stdout=subprocess.DEVNULL)
+        run(Settings(pids=[java.pid], duration=3.0), seen)
+    starts = [stack for stack in seen.stacks if "JVM_StartThread" in physical(stack)]
+    assert starts
+    for stack in starts:
+        names = physical(stack)
+        assert stack.complete, (stack.note, names)
+        assert names[names.index("void Deoptimized.main(java.lang.String[])") + 1].startswith("StubRoutines")
+
+
 def test_gdb_says_the_same(engine: Engine, tmp_path: Path) -> None:
     """Of functions that only tables for debuggers tell of."""
     need("gdb")
@@ -178,10 +235,10 @@ def test_gdb_says_the_same(engine: Engine, tmp_path: Path) -> None:
     length = FIRST_PAGES * 4096
     commands = ("catch syscall mmap", f"condition 1 $rsi == {length}", "run", "bt")
     script = [word for command in commands for word in ("-ex", command)]
-    told = subprocess.run(
+    result = subprocess.run(
         ["gdb", "-nx", "-batch", *script, str(binary)], check=True, capture_output=True, text=True
     ).stdout
-    true = [line.split(" in ", 1)[-1].split(" (")[0] for line in told.splitlines() if line.startswith("#")]
+    true = [line.split(" in ", 1)[-1].split(" (")[0] for line in result.splitlines() if line.startswith("#")]
     true = [name.split()[-1] for name in true if "mmap" not in name]
     if len(true) < 3:
         pytest.skip("gdb cannot run programs here")

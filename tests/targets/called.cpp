@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// std::thread started with functions, told by pointer; a guard against taking an argument for the function.
+// std::thread started with functions, passed by pointer; a guard against taking an argument for the function.
 #include "target.h"
 
 #include <filesystem>

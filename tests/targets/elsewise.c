@@ -54,11 +54,11 @@ static void *set_up(void *unused)
 static void *grow_down(void *unused)
 {
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED;
-    char *room = map_anonymous(1024 * PAGE);
-    char *start = room + 1000 * PAGE;
+    char *area = map_anonymous(1024 * PAGE);
+    char *start = area + 1000 * PAGE;
 
     (void)unused;
-    need(!munmap(room, 1024 * PAGE));
+    need(!munmap(area, 1024 * PAGE));
     need(mmap(start, PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) == start);
     for (int i = 0; i < 9; i++)
         start[-i * (long)PAGE] = 1;

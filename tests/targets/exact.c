@@ -3,9 +3,9 @@
  *
  * Each of eight roles has a window of addresses that only it touches, and areas that the kernel
  * placed for it elsewhere.  One thread after the other plays a role, so a role's memory has several
- * mappers.  Each role keeps its own books of what it holds and which thread mapped it; mapper 0
- * means that it was there before "ready".  All threads fight over one shared area, which no books
- * are kept of.  At the end everything is quiet and the books are printed.
+ * mappers.  Each role keeps its own record of what it holds and which thread mapped it; mapper 0
+ * means that it was there before "ready".  All threads fight over one shared area, of which no
+ * record is kept.  At the end everything is quiet and the records are printed.
  * With PAUSE_US a thread rests so long after every 16 calls.  Each role makes LEAST_CALLS, however slow the
  * machine.
  */
@@ -15,9 +15,9 @@
 
 #define ROLES 8
 #define WINDOW_PAGES 256
-#define WINDOW (WINDOW_PAGES * PAGE)
+#define WINDOW (WINDOW_PAGES * page)
 #define SHARED_PAGES 64
-#define SHARED_SIZE (SHARED_PAGES * PAGE)
+#define SHARED_SIZE (SHARED_PAGES * page)
 #define EXTENTS 1024
 #define ELSEWHERE 24
 #define CALLS_OF_A_LIFE 4000
@@ -46,6 +46,7 @@ struct role {
 };
 
 static struct role roles[ROLES];
+static unsigned long page; /* the kernel's own: what it rounds up is recorded */
 static int file;
 static struct timespec deadline;
 static long rest_us;
@@ -59,18 +60,18 @@ static unsigned pick(struct role *role, unsigned below)
 
 static unsigned long up_to_page(unsigned long length)
 {
-    return (length + PAGE - 1) & ~(PAGE - 1);
+    return (length + page - 1) & ~(page - 1);
 }
 
-/* --- the books of a role ------------------------------------------------------------------- */
+/* --- the record of a role ------------------------------------------------------------------- */
 
-static void book(struct role *role, unsigned long start, unsigned long end, pid_t mapper)
+static void record(struct role *role, unsigned long start, unsigned long end, pid_t mapper)
 {
     need(role->count < EXTENTS);
     role->extents[role->count++] = (struct extent){start, end, mapper};
 }
 
-static void unbook(struct role *role, unsigned long start, unsigned long end)
+static void forget(struct role *role, unsigned long start, unsigned long end)
 {
     for (int i = 0; i < role->count;) {
         struct extent old = role->extents[i];
@@ -81,16 +82,16 @@ static void unbook(struct role *role, unsigned long start, unsigned long end)
         }
         role->extents[i] = role->extents[--role->count];
         if (old.start < start)
-            book(role, old.start, start, old.mapper);
+            record(role, old.start, start, old.mapper);
         if (end < old.end)
-            book(role, end, old.end, old.mapper);
+            record(role, end, old.end, old.mapper);
         /* What was put back does not overlap, looking at it again is harmless. */
     }
 }
 
-/* Books at target what is booked in [start, end); gaps of the source leave the target alone. */
-static void book_copy(struct role *role, unsigned long start, unsigned long end,
-                      unsigned long target)
+/* Records at target what is recorded in [start, end); gaps of the source leave the target alone. */
+static void record_copy(struct role *role, unsigned long start, unsigned long end,
+                        unsigned long target)
 {
     struct extent copies[EXTENTS];
     int count = 0;
@@ -105,8 +106,8 @@ static void book_copy(struct role *role, unsigned long start, unsigned long end,
         copies[count++] = copy;
     }
     for (int i = 0; i < count; i++) {
-        unbook(role, copies[i].start, copies[i].end);
-        book(role, copies[i].start, copies[i].end, copies[i].mapper);
+        forget(role, copies[i].start, copies[i].end);
+        record(role, copies[i].start, copies[i].end, copies[i].mapper);
     }
 }
 
@@ -121,8 +122,8 @@ static unsigned long random_range(struct role *role, unsigned long *start)
 {
     unsigned pages = pick(role, 8) ? 1 + pick(role, 12) : 1 + pick(role, WINDOW_PAGES / 2);
 
-    *start = role->window + pick(role, WINDOW_PAGES - pages + 1) * PAGE;
-    return pages * PAGE;
+    *start = role->window + pick(role, WINDOW_PAGES - pages + 1) * page;
+    return pages * page;
 }
 
 static int elsewhere_count(struct role *role)
@@ -154,7 +155,7 @@ static void map_some(struct role *role)
     if (placement == 0 && pick(role, 2))
         hint = NULL;
     if (!pick(role, 16))
-        length -= pick(role, PAGE); /* the kernel rounds up */
+        length -= pick(role, page); /* the kernel rounds up */
     if (!pick(role, 32))
         hint = (char *)hint + 1; /* fails when fixed, else the kernel takes another place */
     if (!pick(role, 64))
@@ -170,8 +171,8 @@ static void map_some(struct role *role)
         return;
     }
     start = (unsigned long)got;
-    unbook(role, start, start + up_to_page(length));
-    book(role, start, start + up_to_page(length), own_tid());
+    forget(role, start, start + up_to_page(length));
+    record(role, start, start + up_to_page(length), own_tid());
 }
 
 static void unmap_some(struct role *role)
@@ -181,28 +182,28 @@ static void unmap_some(struct role *role)
     if (role->count && pick(role, 2)) {
         /* One of its areas: whole, or its head, tail or middle. */
         struct extent area = role->extents[pick(role, role->count)];
-        unsigned pages = (area.end - area.start) / PAGE;
+        unsigned pages = (area.end - area.start) / page;
 
         start = area.start;
         if (pick(role, 2))
-            start += pick(role, pages) * PAGE;
+            start += pick(role, pages) * page;
         length = area.end - start;
         if (pick(role, 2))
-            length = (1 + pick(role, length / PAGE)) * PAGE;
+            length = (1 + pick(role, length / page)) * page;
     } else {
         length = random_range(role, &start);
     }
     if (!pick(role, 16))
-        length -= pick(role, PAGE);
+        length -= pick(role, page);
     if (!pick(role, 32))
-        start += 1 + pick(role, PAGE - 1);
+        start += 1 + pick(role, page - 1);
     if (!pick(role, 32))
         length = 0;
     if (munmap((void *)start, length)) {
         role->failed++;
         return;
     }
-    unbook(role, start, start + up_to_page(length));
+    forget(role, start, start + up_to_page(length));
 }
 
 static void protect_some(struct role *role)
@@ -216,18 +217,18 @@ static void protect_some(struct role *role)
 /* Moves to a place of the window; nothing else of the call may be in doubt when it fails. */
 static void move_fixed(struct role *role, unsigned long start, unsigned long length, int flags)
 {
-    unsigned pages = length / PAGE;
-    unsigned long target = role->window + pick(role, WINDOW_PAGES - pages + 1) * PAGE;
+    unsigned pages = length / page;
+    unsigned long target = role->window + pick(role, WINDOW_PAGES - pages + 1) * page;
 
     if (mremap((void *)start, length, length, MREMAP_MAYMOVE | MREMAP_FIXED | flags,
                (void *)target) != MAP_FAILED) {
         if (flags & MREMAP_DONTUNMAP) {
             /* It makes a mapping beside the old one. */
-            unbook(role, target, target + length);
-            book(role, target, target + length, own_tid());
+            forget(role, target, target + length);
+            record(role, target, target + length, own_tid());
         } else {
-            book_copy(role, start, start + length, target);
-            unbook(role, start, start + length);
+            record_copy(role, start, start + length, target);
+            forget(role, start, start + length);
         }
         return;
     }
@@ -235,7 +236,7 @@ static void move_fixed(struct role *role, unsigned long start, unsigned long len
     /* A failed call may have cleared its target, or not: now it is clear. */
     if (start + length <= target || target + length <= start) {
         need(!munmap((void *)target, length));
-        unbook(role, target, target + length);
+        forget(role, target, target + length);
     }
 }
 
@@ -248,13 +249,13 @@ static void duplicate_shared(struct role *role, unsigned long start, unsigned lo
         role->failed++;
         return;
     }
-    book(role, (unsigned long)copy, (unsigned long)copy + length, own_tid());
+    record(role, (unsigned long)copy, (unsigned long)copy + length, own_tid());
 }
 
 static void resize(struct role *role, struct extent area, int flags)
 {
     unsigned long old = area.end - area.start;
-    unsigned long new = (1 + pick(role, 2 * old / PAGE)) * PAGE;
+    unsigned long new = (1 + pick(role, 2 * old / page)) * page;
 
     if (in_window(role, area.start) && area.start + new > role->window + WINDOW)
         return; /* in place it would grow into the next window */
@@ -265,8 +266,8 @@ static void resize(struct role *role, struct extent area, int flags)
         role->failed++;
         return;
     }
-    unbook(role, area.start, area.end);
-    book(role, (unsigned long)got, (unsigned long)got + new, area.mapper);
+    forget(role, area.start, area.end);
+    record(role, (unsigned long)got, (unsigned long)got + new, area.mapper);
 }
 
 static void remap_some(struct role *role)
@@ -289,7 +290,7 @@ static void remap_some(struct role *role)
             move_fixed(role, area.start, length, pick(role, 2) ? MREMAP_DONTUNMAP : 0);
         break;
     case 2:
-        duplicate_shared(role, area.start, (1 + pick(role, 8)) * PAGE);
+        duplicate_shared(role, area.start, (1 + pick(role, 8)) * page);
         break;
     case 3:
         resize(role, area, 0);
@@ -304,9 +305,9 @@ static void remap_some(struct role *role)
 static void fight(struct role *role)
 {
     unsigned pages = 1 + pick(role, 8);
-    char *start = (char *)SHARED_AREA + pick(role, SHARED_PAGES - pages + 1) * PAGE;
-    char *target = (char *)SHARED_AREA + pick(role, SHARED_PAGES - pages + 1) * PAGE;
-    size_t length = pages * PAGE;
+    char *start = (char *)SHARED_AREA + pick(role, SHARED_PAGES - pages + 1) * page;
+    char *target = (char *)SHARED_AREA + pick(role, SHARED_PAGES - pages + 1) * page;
+    size_t length = pages * page;
 
     switch (pick(role, 8)) {
     case 0:
@@ -321,7 +322,7 @@ static void fight(struct role *role)
         mremap(start, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, target);
         break;
     case 5:
-        mremap(start, length, PAGE, 0);
+        mremap(start, length, page, 0);
         break;
     default:
         munmap(start, length);
@@ -401,7 +402,7 @@ static void move_break(void)
     unsigned seed = roles[0].seed;
 
     while (!time_is_up()) {
-        intptr_t size = 1 + rand_r(&seed) % (64 * PAGE);
+        intptr_t size = 1 + rand_r(&seed) % (64 * page);
 
         need(sbrk(size) != (void *)-1);
         need(sbrk(-size) != (void *)-1);
@@ -416,6 +417,7 @@ int main(int argc, char **argv)
     unsigned long calls = 0, failed = 0;
     pthread_t casts[ROLES];
 
+    page = sysconf(_SC_PAGESIZE);
     /* So that no other thread's malloc moves the break while the main thread does. */
     need(mallopt(M_ARENA_MAX, 4 * ROLES));
     rest_us = argc > 3 ? atol(argv[3]) : 0;
@@ -431,7 +433,7 @@ int main(int argc, char **argv)
         /* Half of the windows are taken before the tracer comes. */
         need(mmap((void *)role->window, WINDOW, PROT_NONE, ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
                   0) == (void *)role->window);
-        book(role, role->window, role->window + WINDOW, 0);
+        record(role, role->window, role->window + WINDOW, 0);
     }
 
     target_ready();

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A target that names things to hurt who looks at them.  hostile DIRECTORY (it writes there):
+ * A target that names things to hurt the tool that reads them.  hostile DIRECTORY (it writes there):
  * it and its threads are named with terminal control, a newline and what is not UTF-8; it maps files
  * whose names hold the same, are deleted, are longer than a path may be, or lie in a memfd, and an
  * ELF file that it then cuts short.  The threads map memory and exit.

@@ -2,7 +2,7 @@
  * As much as a process can have, or do at once.  load MODE:
  *   mappings N          N mappings stand; then they go, and a worker makes as many and exits
  *   threads N           N threads stand; then as many more mappings are made, one by each
- *   births N RATE       then N threads are born, RATE a second (0: all it can), each maps, unmaps and ends
+ *   births N RATE       then N threads are created, RATE a second (0: all it can), each maps, unmaps and ends
  *   flood N MS          then N threads map and unmap for MS milliseconds as fast as they can
  * Every second mapping is read-only, so that no two of them become one area.
  */
@@ -82,7 +82,7 @@ static void give_birth(double rate)
         if (rate > 0 && i > (now() - start) * rate)
             pause_ms((i / rate - (now() - start)) * 1000 + 1);
     }
-    target_say("{\"event\": \"born\", \"seconds\": %f}\n", now() - start);
+    target_say("{\"event\": \"created\", \"seconds\": %f}\n", now() - start);
 }
 
 static void start_threads(void *(*routine)(void *))

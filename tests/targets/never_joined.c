@@ -14,6 +14,7 @@ static void *minute_job(void *unused)
     need(!pthread_getattr_np(pthread_self(), &attributes));
     need(!pthread_attr_getstack(&attributes, &low, &size));
     need(!pthread_attr_getguardsize(&attributes, &guard));
+    guard = mapped_guard(guard);
     pthread_attr_destroy(&attributes);
     say_mapped((char *)low - guard, size + guard, getpid(), own_tid());
     *(pid_t *)unused = own_tid();

@@ -12,14 +12,19 @@
  *                mapped, which its driver says when the place has been cleared)
  *   half-moved   an mremap of the main thread moves half of it and fails at the other, sealed half
  *                (since Linux 6.17; before, and without mseal(2), nothing moves)
+ *   tagged       the main thread unmaps every second one by a pointer with a tag in its top byte (arm64
+ *                ignores that byte; elsewhere the call fails)
  *   stuck        the main thread's munmap fails, since its address is wrong by one
  *   doubled      the worker makes it by mremap from a shared mapping of the main thread's (old size 0)
  *   emptied      the worker makes it by mremap(MREMAP_DONTUNMAP) from one of the main thread's
+ *   shrunk       the worker's is where one munmap has unmapped two mappings; the main thread unmaps just what
+ *                the second of them had, and shortens the rest with mremap: two pieces are left
  *   leader-gone  as kept, but the thread group leader has called pthread_exit before "ready"
  * The lines "mapped" tell what is left at "done".
  */
 #include "target.h"
 
+#include <stdint.h>
 #include <sys/socket.h>
 
 #define LENGTH (16 * PAGE)
@@ -51,6 +56,13 @@ static size_t huge_page(void)
     return kib << 10;
 }
 
+static char *map_at(char *start, size_t length)
+{
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+
+    return mmap(start, length, PROT_READ | PROT_WRITE, flags, -1, 0);
+}
+
 static char *map_huge(void)
 {
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB;
@@ -58,6 +70,19 @@ static char *map_huge(void)
 
     need(start != MAP_FAILED);
     *start = 1;
+    return start;
+}
+
+/* Where one call has unmapped two mappings: the ledger finds the second by its start still. */
+static char *map_over_leftover(void)
+{
+    char *start = map_anonymous(LENGTH);
+
+    need(!munmap(start, LENGTH));
+    need(map_at(start, PAGE) == start);
+    need(map_at(start + PAGE, PAGE) == start + PAGE);
+    need(!munmap(start, 2 * PAGE));
+    need(map_at(start, LENGTH) == start);
     return start;
 }
 
@@ -73,7 +98,9 @@ static void *map_and_exit(void *argument)
         need(worker->start != MAP_FAILED);
         return NULL;
     }
-    worker->start = is("huge") ? map_huge() : map_anonymous(LENGTH);
+    worker->start = is("huge")     ? map_huge()
+                    : is("shrunk") ? map_over_leftover()
+                                   : map_anonymous(LENGTH);
     return NULL;
 }
 
@@ -110,6 +137,11 @@ static void meddle(struct worker worker)
         need(!munmap(worker.start + 4 * PAGE, 3 * PAGE));
         say_mapped(worker.start, 4 * PAGE, tid, tid);
         say_mapped(worker.start + 7 * PAGE, LENGTH - 7 * PAGE, tid, tid);
+    } else if (is("shrunk")) {
+        need(!munmap(worker.start + PAGE, PAGE));
+        need(mremap(worker.start, LENGTH, LENGTH / 2, 0) == worker.start);
+        say_mapped(worker.start, PAGE, tid, tid);
+        say_mapped(worker.start + 2 * PAGE, LENGTH / 2 - 2 * PAGE, tid, tid);
     } else if (is("moved")) {
         char *place = map_anonymous(2 * LENGTH);
         char *moved =
@@ -154,6 +186,15 @@ static void meddle(struct worker worker)
                  MAP_FAILED);
         say_mapped(is_mapped(worker.start) ? worker.start : place, LENGTH / 2, tid, tid);
         say_mapped(middle, LENGTH / 2, tid, tid);
+    } else if (is("tagged")) {
+        /* The tag has its lowest bit set: in the ledger's keys it stands beside the address. */
+        char *tagged = (char *)((uintptr_t)worker.start | 0xa5UL << 56);
+        static int is_unmapped;
+
+        if (is_unmapped ^= 1)
+            munmap(tagged, LENGTH);
+        if (is_mapped(worker.start))
+            say_mapped(worker.start, LENGTH, tid, tid);
     } else if (is("stuck")) {
         need(munmap(worker.start + 1, LENGTH) == -1);
         say_mapped(worker.start, LENGTH, tid, tid);

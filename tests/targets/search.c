@@ -26,7 +26,7 @@ static volatile struct packed in_packed[2];
 static uintptr_t *in_heap, *in_arena, *in_large, *in_mapping, *in_shared, *in_memfd, *in_readonly,
     *in_chain;
 static int waiting, left;
-static secret told[4];
+static secret secrets[4];
 
 static __attribute__((noinline)) void wipe(void)
 {
@@ -117,11 +117,11 @@ static void *keep_in_frame_and_tls(void *unused)
 {
     volatile uintptr_t frame[2];
 
-    pthread_setname_np(pthread_self(), "keeper");
-    frame[0] = ~told[0];
-    frame[1] = ~told[1];
-    in_tls[0] = ~told[2];
-    in_tls[1] = ~told[3];
+    pthread_setname_np(pthread_self(), "holder");
+    frame[0] = ~secrets[0];
+    frame[1] = ~secrets[1];
+    in_tls[0] = ~secrets[2];
+    in_tls[1] = ~secrets[3];
     wait_forever();
     return (void *)(frame[0] + (uintptr_t)unused);
 }
@@ -137,7 +137,7 @@ static void *malloc_in_arena(void *unused)
 #define WAIT_WITH(name, register)                                                                  \
     static void *name(void *unused)                                                                \
     {                                                                                              \
-        uintptr_t value = told[0];                                                                 \
+        uintptr_t value = secrets[0];                                                              \
                                                                                                    \
         __atomic_add_fetch(&waiting, 1, __ATOMIC_RELEASE);                                         \
         for (;;)                                                                                   \
@@ -156,13 +156,13 @@ WAIT_WITH(wait_with_r14, "r14")
 WAIT_WITH(wait_with_r15, "r15")
 #endif
 
-/* What it was told lies in its own frame when it ends. */
+/* What it was given lies in its own frame when it ends. */
 static void *leave_in_frame(void *unused)
 {
     volatile uintptr_t frame[2];
 
-    frame[0] = ~told[0];
-    frame[1] = ~told[1];
+    frame[0] = ~secrets[0];
+    frame[1] = ~secrets[1];
     __atomic_add_fetch(&left, 1, __ATOMIC_RELEASE);
     return (void *)((uintptr_t)unused & frame[0] & 0);
 }
@@ -200,10 +200,10 @@ static void fill_places(void)
 static void fill_threads(void)
 {
     for (int i = 0; i < 4; i += 2) {
-        told[i] = ended_thread();
-        told[i + 1] = mapping();
-        tell("handle", i ? "tls of a thread" : "frame of a thread", 1, told[i]);
-        tell("mapping", i ? "tls of a thread" : "frame of a thread", 1, told[i + 1]);
+        secrets[i] = ended_thread();
+        secrets[i + 1] = mapping();
+        tell("handle", i ? "tls of a thread" : "frame of a thread", 1, secrets[i]);
+        tell("mapping", i ? "tls of a thread" : "frame of a thread", 1, secrets[i + 1]);
     }
     start(keep_in_frame_and_tls, NULL);
     start(malloc_in_arena, NULL);
@@ -215,8 +215,8 @@ static void fill_threads(void)
     const char *const names[] = {"rbx", "r12", "r13", "r14", "r15"};
 
     for (int i = 0; i < 5; i++) {
-        told[0] = ended_thread();
-        tell("handle", names[i], 1, told[0]);
+        secrets[0] = ended_thread();
+        tell("handle", names[i], 1, secrets[0]);
         start(routines[i], NULL);
         await_waiting(3 + i);
     }
@@ -285,20 +285,20 @@ static void drop(void)
     tell("handle", "dropped", 0, thread);
     tell("mapping", "dropped", 0, area);
 
-    told[0] = ended_thread();
-    told[1] = mapping();
-    tell("handle", "stack of an exited thread", 0, told[0]);
-    tell("mapping", "stack of an exited thread", 0, told[1]);
+    secrets[0] = ended_thread();
+    secrets[1] = mapping();
+    tell("handle", "stack of an exited thread", 0, secrets[0]);
+    tell("mapping", "stack of an exited thread", 0, secrets[1]);
     thread = start(leave_in_frame, NULL);
     while (!__atomic_load_n(&left, __ATOMIC_ACQUIRE))
         pause_ms(1);
     wipe();
     tell("handle", "of that thread", 0, thread);
 
-    told[0] = ended_thread();
-    told[1] = mapping();
-    tell("handle", "cached stack", 0, told[0]);
-    tell("mapping", "cached stack", 0, told[1]);
+    secrets[0] = ended_thread();
+    secrets[1] = mapping();
+    tell("handle", "cached stack", 0, secrets[0]);
+    tell("mapping", "cached stack", 0, secrets[1]);
     thread = start(leave_in_frame, NULL);
     need(!pthread_join((pthread_t)~thread, NULL));
     wipe();
@@ -344,7 +344,7 @@ int main(void)
     fill_forms();
     fill("frame of main", (uintptr_t *)frame);
     drop();
-    memset(told, 0, sizeof(told));
+    memset(secrets, 0, sizeof(secrets));
     wipe();
     target_done();
     return frame[0] && frame[1] ? 0 : 1;

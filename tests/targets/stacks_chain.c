@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls mmap from call chains that are known by name; the site is told by the length.
+// Calls mmap from call chains that are known by name; the length says which site it is.
 // Length of site N: (0x1230 + N) pages.  Every mapping is unmapped at once.
 //   0 plain chain      1 qsort callback   2 signal handler, on an alternate stack if asked
 //   3 in a thread      4 dlopen'ed plugin 5 deep recursion   6 inlined function
@@ -34,10 +34,10 @@ static NOINLINE void leaf(int site)
 
 static NOINLINE void middle(int site)
 {
-    volatile char room[200];
-    memset((char *)room, site, sizeof(room));
+    volatile char buffer[200];
+    memset((char *)buffer, site, sizeof(buffer));
     leaf(site);
-    sink += room[site];
+    sink += buffer[site];
 }
 
 static NOINLINE void outer(int site)
@@ -83,13 +83,13 @@ static NOINLINE void *thread_main(void *unused)
 
 static NOINLINE int recursion(int depth)
 {
-    volatile char room[64];
-    room[0] = (char)depth;
+    volatile char buffer[64];
+    buffer[0] = (char)depth;
     if (depth == 0)
         outer(5);
     else
         sink += recursion(depth - 1);
-    return room[0] + 1;
+    return buffer[0] + 1;
 }
 
 static inline __attribute__((always_inline)) void inlined(int site)

@@ -4,7 +4,11 @@
 //   22 through code of a page that is new, with a frame too large to search, then as 20
 //   23 through code that only aligns the stack
 // The code is listed in /tmp/perf-PID.map, PID as this process sees it, until it ends; for ever if argv[1] is
-// "keep-map", and never with any other argv[1].
+// "keep-map".  With "memfd" the code is in a file in memory that is mapped twice, with "zero" in shared
+// memory; with any other argv[1] it is never listed.
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,6 +52,26 @@ static void *made(const uint8_t *code, size_t size)
     return page;
 }
 
+// Where code is written; *executed gets the address at which it runs.
+static uint8_t *place(const char *kind, uint8_t **executed)
+{
+    int both = PROT_READ | PROT_WRITE | PROT_EXEC;
+    uint8_t *written;
+    int file;
+
+    if (strcmp(kind, "memfd")) {
+        int flags = strcmp(kind, "zero") ? MAP_PRIVATE : MAP_SHARED;
+        return *executed = mmap(NULL, 4096, both, flags | MAP_ANONYMOUS, -1, 0);
+    }
+    file = memfd_create("doublemapper", 0);
+    if (file < 0 || ftruncate(file, 8192))
+        abort();
+    written = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 4096);
+    *executed = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_SHARED, file, 4096);
+    close(file);
+    return written;
+}
+
 int main(int argc, char **argv)
 {
     // push rbp; mov rbp,rsp; call rsi; pop rbp; ret
@@ -64,15 +88,18 @@ int main(int argc, char **argv)
     static const uint8_t new[] = {0x55, 0x48, 0x89, 0xe5, 0x48, 0x81, 0xec, 0,
                                   0x10, 0,    0,    0xff, 0xd2, 0xc9, 0xc3};
     char path[64];
-    uint8_t *code =
-        mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const char *kind = argc > 1 ? argv[1] : "";
+    int keeps_map = !strcmp(kind, "keep-map");
+    int lists = argc == 1 || !strcmp(kind, "memfd") || !strcmp(kind, "zero");
+    uint8_t *code;
+    uint8_t *written = place(kind, &code);
 
-    int keeps_map = argc > 1 && !strcmp(argv[1], "keep-map");
-
-    memcpy(code, with, sizeof(with));
-    memcpy(code + 64, without, sizeof(without));
-    memcpy(code + 128, trampoline, sizeof(trampoline));
-    if (argc == 1 || keeps_map) {
+    if (written == MAP_FAILED || code == MAP_FAILED)
+        abort();
+    memcpy(written, with, sizeof(with));
+    memcpy(written + 64, without, sizeof(without));
+    memcpy(written + 128, trampoline, sizeof(trampoline));
+    if (lists || keeps_map) {
         snprintf(path, sizeof(path), "/tmp/perf-%d.map", (int)getpid());
         FILE *map = fopen(path, "w");
         if (!map)
@@ -89,7 +116,7 @@ int main(int argc, char **argv)
     outer((void (*)(long, void (*)(long)))(code + 64), 21);
     outer((void (*)(long, void (*)(long)))(code + 128), 23);
     newest((void (*)(long, void (*)(long), void *))made(new, sizeof(new)), code);
-    if (argc == 1)
+    if (lists)
         unlink(path);
     return 0;
 }

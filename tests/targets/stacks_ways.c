@@ -26,19 +26,19 @@ APART static void *leaf(void)
 
 APART static void *common(int depth, volatile char *above)
 {
-    volatile char room[200];
+    volatile char buffer[200];
     void *map;
 
-    room[depth] = above[0];
-    map = depth ? common(depth - 1, room) : leaf();
-    sink += room[depth];
+    buffer[depth] = above[0];
+    map = depth ? common(depth - 1, buffer) : leaf();
+    sink += buffer[depth];
     return map;
 }
 
 APART static void *often(void)
 {
-    volatile char room[64] = {0};
-    void *map = common(8, room);
+    volatile char buffer[64] = {0};
+    void *map = common(8, buffer);
 
     sink++;
     return map;
@@ -46,8 +46,8 @@ APART static void *often(void)
 
 APART static void *seldom(void)
 {
-    volatile char room[64] = {0};
-    void *map = common(8, room);
+    volatile char buffer[64] = {0};
+    void *map = common(8, buffer);
 
     /* Not what often() does: the compiler would make one function of the two. */
     sink += 2;

@@ -24,10 +24,24 @@
 #include <time.h>
 #include <unistd.h>
 
+/* On arm64 the largest that a kernel can have: a multiple of it is whole pages on all of them. */
+#ifdef __aarch64__
+#define PAGE (64UL << 10)
+#else
 #define PAGE 4096UL
+#endif
 
 #ifndef MREMAP_DONTUNMAP /* the C library of Debian 11 is older than it */
 #define MREMAP_DONTUNMAP 4
+#endif
+
+/* A function with a frame and a symbol of its own: drgn before 0.1 knows no inlined functions, and shows GCC's
+ * variants by their symbols, such as create.isra.0.
+ */
+#ifdef __clang__
+#define OWN_FRAME __attribute__((noinline))
+#else
+#define OWN_FRAME __attribute__((noipa))
 #endif
 
 /* Ends the program when something it needs fails: a test must not go on without its hazard. */
@@ -86,6 +100,24 @@ static inline void say_mapped(const void *start, size_t length, pid_t mapper, pi
                (unsigned long)start, length, mapper, owner);
 }
 
+/* What the kernel maps for a length that was asked for. */
+static inline size_t whole_pages(size_t length)
+{
+    size_t page = sysconf(_SC_PAGESIZE);
+
+    return (length + page - 1) & ~(page - 1);
+}
+
+/* On arm64 glibc maps at least 64 KiB for a guard, whatever the attribute says (nptl/allocatestack.c). */
+static inline size_t mapped_guard(size_t asked)
+{
+#ifdef __aarch64__
+    return asked && asked < 64 << 10 ? 64 << 10 : asked;
+#else
+    return asked;
+#endif
+}
+
 static inline void pause_ms(long milliseconds)
 {
     struct timespec pause = {milliseconds / 1000, milliseconds % 1000 * 1000000};
@@ -101,7 +133,7 @@ static inline void await_thread_gone(pid_t tid)
         pause_ms(1);
 }
 
-/* A join returns before the kernel has told of the exit, where it tells of it late (before Linux 6.16). */
+/* A join returns before the kernel has reported the exit, where it reports it late (before Linux 6.16). */
 static inline void join_and_await(pthread_t thread, const volatile pid_t *tid)
 {
     need(!pthread_join(thread, NULL));

@@ -10,9 +10,23 @@
 
 #define MIB (1UL << 20)
 
+#ifndef MAP_32BIT /* of x86-64 only */
+#define MAP_32BIT 0
+#endif
+
+/* Without glibc's handlers; newer machines have no fork(2) of their own. */
+static pid_t fork_by_kernel(void)
+{
+#ifdef SYS_fork
+    return syscall(SYS_fork);
+#else
+    return syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+#endif
+}
+
 static char *area;
 
-static void maps(void)
+OWN_FRAME static void maps(void)
 {
     int file = syscall(SYS_memfd_create, "trace", 0);
 
@@ -175,7 +189,7 @@ static void clones(void)
 
 static void forks(void)
 {
-    pid_t child = syscall(SYS_fork);
+    pid_t child = fork_by_kernel();
 
     if (!child) {
         munmap(map_anonymous(PAGE), PAGE);
@@ -186,7 +200,7 @@ static void forks(void)
     if (!child)
         _exit(0);
     wait_for(child);
-    child = syscall(SYS_fork);
+    child = fork_by_kernel();
     if (!child) {
         mprotect(area, PAGE, PROT_READ);
         raise(SIGKILL);
@@ -242,7 +256,7 @@ static void *become(void *self)
 /* A thread that is not the leader executes: the process goes on under the leader's tid. */
 static void executes_in_thread(char *self)
 {
-    pid_t child = syscall(SYS_fork);
+    pid_t child = fork_by_kernel();
 
     if (!child) {
         pthread_t thread;

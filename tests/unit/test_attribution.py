@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stacks of findings: of each place it is told for how many of its calls it was copied."""
+"""Stacks of findings: each site says for how many of its calls the stack was copied."""
 
 from __future__ import annotations
 
-from diagnosis_scenes import books, judge, pthread_stack, span
+from diagnosis_scenes import judge, pthread_stack, span, thread_lists
 
-from ebpftrace.jobs.attribution import Attribution
 from ebpftrace.model import Frame, Mapping, Stack, StackSource
-from ebpftrace.stacks.copies import StackCopy, Unwound
-from ebpftrace.stacks.sites import SiteStacks
+from ebpftrace.sessions.attribution import Attribution
+from ebpftrace.unwind.copies import StackCopy, Unwound
+from ebpftrace.unwind.sites import SiteStacks
 
 
 class Named:
@@ -29,7 +29,7 @@ def copied(signature: int, mapping: Mapping, function: str) -> StackCopy:
 
 def test_each_place_of_a_finding_says_for_how_many_of_its_calls_it_was_copied() -> None:
     signatures = [11, 11, 11, 12, 12]
-    held = [pthread_stack(number, born=number + 1, site=site) for number, site in enumerate(signatures)]
+    held = [pthread_stack(number, started_at=number + 1, site=site) for number, site in enumerate(signatures)]
     stacks = SiteStacks()
     for number, function in ((0, "often"), (3, "seldom"), (4, "seldom")):
         stacks.add(copied(signatures[number], held[number].mapping, function))
@@ -38,8 +38,8 @@ def test_each_place_of_a_finding_says_for_how_many_of_its_calls_it_was_copied() 
     mappings = [one.mapping for one in held]
     attribution.number(mappings)
     held = [one._replace(mapping=mapping) for one, mapping in zip(held, mappings)]
-    said = books(stack_cache=tuple(map(span, held)), stack_cache_bytes=1 << 40)
-    (finding,) = judge(held, said, stack_of=attribution.stack).findings
+    lists = thread_lists(stack_cache=tuple(map(span, held)), stack_cache_bytes=1 << 40)
+    (finding,) = judge(held, lists, stack_of=attribution.stack).findings
 
     often, seldom = attribution.finding(finding).sites
     assert (often.count, seldom.count) == (3, 2)

@@ -112,15 +112,15 @@ def test_noise_is_no_part_of_the_slowdown(ratio: float, noise: dict[int, float])
     some = dict(list(noise.items())[:1])
     traced = Slice(1000, {number: Level(70, ratio * pace) for number, pace in some.items()})
     found = slowdown(untraced, traced, untraced)
-    assert found.is_alike
+    assert found.is_similar
     assert found.ratio == pytest.approx(ratio)
 
 
-def test_where_nothing_is_alike_the_slowdown_says_so() -> None:
+def test_where_nothing_is_similar_the_slowdown_says_so() -> None:
     found = slowdown(a_slice(_1=1e-6), a_slice(_9=3e-6), a_slice(_1=1e-6, _2=3e-6))
     assert found == (pytest.approx(2), False)
     few = Slice(2, {1: Level(1, 3e-6), 9: Level(1, 3e-6)})
-    assert not slowdown(a_slice(_1=1e-6), few, a_slice(_1=1e-6)).is_alike
+    assert not slowdown(a_slice(_1=1e-6), few, a_slice(_1=1e-6)).is_similar
 
 
 @given(st.lists(ratios, min_size=1))
@@ -220,12 +220,12 @@ def test_regression_is_warned_of() -> None:
     assert "was 1.20, now 1.40" in line
 
 
-def test_noise_and_a_dearer_machine_are_no_regression() -> None:
+def test_noise_and_a_costlier_machine_are_no_regression() -> None:
     recorded = {"pairs": {FLOOR: cell(1.1), OURS: cell(1.2)}}
     noisy = {"pairs": {FLOOR: cell(1.1), OURS: cell(1.15, 1.4, 1.5)}}
-    dearer = {"pairs": {FLOOR: cell(1.3), OURS: cell(1.4)}}
+    costlier = {"pairs": {FLOOR: cell(1.3), OURS: cell(1.4)}}
     assert list(regressions(recorded, noisy, [OURS], FLOOR)) == []
-    assert list(regressions(recorded, dearer, [OURS], FLOOR)) == []
+    assert list(regressions(recorded, costlier, [OURS], FLOOR)) == []
 
 
 def test_what_can_no_longer_be_measured_is_warned_of() -> None:
@@ -270,58 +270,58 @@ def test_what_is_recorded_can_be_read_and_has_its_place() -> None:
 @pytest.mark.usefixtures("misbehaving_tools")
 def test_a_tool_that_cannot_run_leaves_the_others_their_figures() -> None:
     kind = KINDS[0]
-    said: list[str] = []
-    column = side_by_side.measure(kind, [UNTRACED, ABSENT.name], 2, 0.05, 3600.0, said.append)
-    assert _rounds(said, UNTRACED) == 2
+    printed: list[str] = []
+    column = side_by_side.measure(kind, [UNTRACED, ABSENT.name], 2, 0.05, 3600.0, printed.append)
+    assert _rounds(printed, UNTRACED) == 2
     assert column.cells[UNTRACED].ratios
     assert column.cells[ABSENT.name] == Cell(failure=f"{ABSENT.command[0]} is not installed")
     assert column.pace is not None
-    assert len([line for line in said if ABSENT.name in line]) == 1
+    assert len([line for line in printed if ABSENT.name in line]) == 1
 
 
 @pytest.mark.usefixtures("misbehaving_tools")
-def test_a_tool_that_ends_the_process_is_told_and_the_next_has_a_new_one() -> None:
-    said: list[str] = []
-    column = side_by_side.measure(KINDS[0], [KILLER.name, UNTRACED], 2, 0.05, 3600.0, said.append)
+def test_a_tool_that_ends_the_process_is_reported_and_the_next_has_a_new_one() -> None:
+    printed: list[str] = []
+    column = side_by_side.measure(KINDS[0], [KILLER.name, UNTRACED], 2, 0.05, 3600.0, printed.append)
     assert "ended under it" in column.cells[KILLER.name].failure
-    assert _rounds(said, UNTRACED) == 2
+    assert _rounds(printed, UNTRACED) == 2
     assert column.cells[UNTRACED].ratios
 
 
 @pytest.mark.usefixtures("misbehaving_tools")
 def test_a_tool_that_holds_the_process_up_is_measured_once() -> None:
-    said: list[str] = []
-    column = side_by_side.measure(KINDS[0], [STOPPER.name, UNTRACED], 2, 0.05, 3600.0, said.append)
+    printed: list[str] = []
+    column = side_by_side.measure(KINDS[0], [STOPPER.name, UNTRACED], 2, 0.05, 3600.0, printed.append)
     assert column.cells[STOPPER.name].ratios == (NO_PROGRESS,)
-    assert _rounds(said, UNTRACED) == 2
+    assert _rounds(printed, UNTRACED) == 2
     assert column.cells[UNTRACED].ratios
 
 
 def test_no_new_round_begins_when_time_is_up() -> None:
-    said: list[str] = []
-    side_by_side.measure(KINDS[0], [UNTRACED], 1000, 0.05, 0.0, said.append)
-    assert _rounds(said, UNTRACED) == 1
+    printed: list[str] = []
+    side_by_side.measure(KINDS[0], [UNTRACED], 1000, 0.05, 0.0, printed.append)
+    assert _rounds(printed, UNTRACED) == 1
 
 
-def _rounds(said: list[str], tool: str) -> int:
+def _rounds(printed: list[str], tool: str) -> int:
     """How many there were, noisy or not."""
-    return sum(f" round {turn}: {tool}: " in line for turn in range(1, 4) for line in said)
+    return sum(f" round {turn}: {tool}: " in line for turn in range(1, 4) for line in printed)
 
 
 def test_noisy_rounds_count_only_where_there_are_no_others() -> None:
     tally = Tally()
     assert tally.is_empty
-    tally.add_round(Slowdown(1.7, is_alike=False))
+    tally.add_round(Slowdown(1.7, is_similar=False))
     assert tally.cell() == Cell((1.7,), is_noisy=True)
-    tally.add_round(Slowdown(1.2, is_alike=True))
-    tally.add_round(Slowdown(0.8, is_alike=False))
+    tally.add_round(Slowdown(1.2, is_similar=True))
+    tally.add_round(Slowdown(0.8, is_similar=False))
     assert tally.cell() == Cell((1.2,))
     assert not tally.is_settled
 
 
 def test_of_what_is_far_slower_one_round_is_enough_whatever_the_noise() -> None:
     tally = Tally()
-    tally.add_round(Slowdown(40.0, is_alike=False))
+    tally.add_round(Slowdown(40.0, is_similar=False))
     assert tally.is_settled
     assert tally.cell() == Cell((40.0,))
 
@@ -341,15 +341,15 @@ def test_floor_is_on_the_tracepoints_of_our_programs() -> None:
 
 
 def test_import_times_are_those_of_the_modules_themselves() -> None:
-    told = (
+    reported = (
         "import time: self [us] | cumulative | imported package\n"
         "import time:       100 |        100 |     _io\n"
         "import time:      2000 |       2100 |   io\n"
         "import time:       300 |        300 | zipimport\n"
     )
-    found = imports.parse("import x", told)
+    found = imports.parse("import x", reported)
     assert math.isclose(found.seconds, 0.0024)
-    assert found.dearest[0] == ("io", 0.002)
+    assert found.costliest[0] == ("io", 0.002)
 
 
 @pytest.mark.parametrize("is_finished", [True, False])

@@ -32,7 +32,7 @@ ALL_MAP = (
         (0x83, "PROT_READ|PROT_WRITE|0x80"),
     ],
 )
-def test_prot(value: int, shown: str) -> None:
+def test_protections_have_straces_names(value: int, shown: str) -> None:
     assert callflags.prot(value) == shown
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.process import choose
+from ebpftrace.procfs import choose
 
 ID = "3f2a" * 16
 
@@ -53,7 +53,7 @@ def test_all_that_match_are_found_by_name(tmp_path: Path) -> None:
         assert choose.processes_named(name) == sorted([first, second])
 
 
-def test_names_that_the_kernel_cuts_are_told_apart(tmp_path: Path) -> None:
+def test_names_that_the_kernel_cuts_are_reported_apart(tmp_path: Path) -> None:
     name = f"a-rather-long-name-{os.getpid()}"
     with sleeping(copied(tmp_path, name)) as pid, sleeping(copied(tmp_path, f"{name}-other")):
         assert choose.processes_named(name) == [pid]

@@ -17,15 +17,15 @@ from reports import production
 from ebpftrace import __version__
 from ebpftrace.cli import COMMANDS, LazyGroup, main, options
 from ebpftrace.cli.gate import Gate
-from ebpftrace.cli.mmap_leaks import _Files, _Narrator
+from ebpftrace.cli.mmap_leaks import _Console, _Files
 from ebpftrace.cli.outputs import Outputs
 from ebpftrace.errors import CannotTrace
 from ebpftrace.known.acceptance import Acceptance
-from ebpftrace.model import Frame, Standing
+from ebpftrace.model import Frame, UnjoinedBefore
 from ebpftrace.report.view import View
 
 ROOT = Path(__file__).resolve().parents[2]
-DEAR = ("bcc", "drgn", "rich", "elftools")
+EXPENSIVE = ("bcc", "drgn", "rich", "elftools")
 
 
 def ebpftrace(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -57,14 +57,14 @@ def run_failing(error: BaseException, debug: bool = False) -> Result:
 
 
 def test_help_names_every_command() -> None:
-    told = ebpftrace("--help")
-    assert told.returncode == 0
-    assert all(f"  {command} " in told.stdout for command in COMMANDS)
+    outcome = ebpftrace("--help")
+    assert outcome.returncode == 0
+    assert all(f"  {command} " in outcome.stdout for command in COMMANDS)
 
 
 def test_help_cuts_no_sentence() -> None:
-    told = ebpftrace("--help").stdout
-    assert "..." not in told.partition("Commands:")[2]
+    outcome = ebpftrace("--help").stdout
+    assert "..." not in outcome.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
@@ -113,17 +113,17 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)])
-def test_help_imports_nothing_dear(arguments: list[str]) -> None:
+def test_help_imports_nothing_expensive(arguments: list[str]) -> None:
     script = (
         "import sys; from ebpftrace.cli import main\n"
         f"main({[*arguments, '--help']}, standalone_mode=False)\n"
-        f"sys.exit(' '.join(name for name in {DEAR} if name in sys.modules))"
+        f"sys.exit(' '.join(name for name in {EXPENSIVE} if name in sys.modules))"
     )
-    told = subprocess.run(
+    outcome = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert told.stdout.startswith("Usage:")
-    assert told.stderr.strip() == ""
+    assert outcome.stdout.startswith("Usage:")
+    assert outcome.stderr.strip() == ""
 
 
 @pytest.mark.parametrize("arguments", [["no-such-command"], ["doctor", "--no-such-option"]])
@@ -157,16 +157,16 @@ def test_unexpected_error_is_one_printable_line(text: str) -> None:
 @pytest.mark.parametrize("error", [ValueError("odd"), CannotTrace("no process 7")])
 def test_debug_shows_the_traceback(error: Exception) -> None:
     assert "Traceback" not in run_failing(error).stderr
-    told = run_failing(error, debug=True)
-    assert "Traceback" in told.stderr
-    assert told.exit_code == 1
+    outcome = run_failing(error, debug=True)
+    assert "Traceback" in outcome.stderr
+    assert outcome.exit_code == 1
 
 
 def test_closed_pipe_is_quiet() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as stdout:
-        told = subprocess.run(
+        outcome = subprocess.run(
             [sys.executable, "-m", "ebpftrace", "doctor"],
             cwd=ROOT,
             stdout=stdout,
@@ -174,7 +174,7 @@ def test_closed_pipe_is_quiet() -> None:
             timeout=60,
             check=False,
         )
-    assert (told.returncode, told.stderr) == (141, b"")
+    assert (outcome.returncode, outcome.stderr) == (141, b"")
 
 
 OWN = ("-p", str(os.getpid()))
@@ -185,7 +185,7 @@ OWN = ("-p", str(os.getpid()))
 )
 def test_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as stdout:
-        told = subprocess.run(
+        outcome = subprocess.run(
             [sys.executable, "-m", "ebpftrace", *arguments],
             cwd=ROOT,
             stdout=stdout,
@@ -194,7 +194,7 @@ def test_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> N
             check=False,
         )
     line = b"ebpftrace: cannot write the output: no space left on device\n"
-    assert (told.returncode, told.stderr) == (1, line)
+    assert (outcome.returncode, outcome.stderr) == (1, line)
 
 
 def with_closed(streams: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -224,9 +224,9 @@ def with_closed(streams: str, *arguments: str) -> subprocess.CompletedProcess[by
     ids=lambda arguments: arguments[0],  # without the PID: all who share the tests must know them by one name
 )
 def test_closed_standard_output_is_one_line(arguments: list[str]) -> None:
-    told = with_closed(">&-", *arguments)
+    outcome = with_closed(">&-", *arguments)
     line = b"ebpftrace: cannot write the output: standard output is closed\n"
-    assert (told.returncode, told.stderr) == (1, line)
+    assert (outcome.returncode, outcome.stderr) == (1, line)
 
 
 def test_closed_streams_do_not_matter_to_a_file(tmp_path: Path) -> None:
@@ -248,7 +248,8 @@ def test_full_standard_error_breaks_nothing() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["scan"]], ids=" ".join)
 @pytest.mark.parametrize(
-    "module", ["ebpftrace.cli", "click", "ebpftrace.cli.streams", "ebpftrace.cli.options", "ebpftrace.jobs"]
+    "module",
+    ["ebpftrace.cli", "click", "ebpftrace.cli.streams", "ebpftrace.cli.options", "ebpftrace.sessions"],
 )
 def test_interrupt_while_modules_are_imported_is_quiet(module: str, arguments: list[str]) -> None:
     script = (
@@ -262,11 +263,11 @@ def test_interrupt_while_modules_are_imported_is_quiet(module: str, arguments: l
         f"sys.argv = ['ebpftrace', *{arguments}]\n"
         "runpy.run_module('ebpftrace', run_name='__main__')\n"
     )
-    told = subprocess.run(
+    outcome = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert told.stderr == ""
-    assert told.returncode == (130 if told.stdout.startswith("seen") else 0)
+    assert outcome.stderr == ""
+    assert outcome.returncode == (130 if outcome.stdout.startswith("seen") else 0)
 
 
 def test_interrupt_in_a_callback_is_quiet() -> None:
@@ -281,10 +282,10 @@ def test_interrupt_in_a_callback_is_quiet() -> None:
         "ebpftrace.cli.main = interrupted\n"
         "main()\n"
     )
-    told = subprocess.run(
+    outcome = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert (told.returncode, told.stdout, told.stderr) == (130, "", "")
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize(
@@ -293,6 +294,16 @@ def test_interrupt_in_a_callback_is_quiet() -> None:
         (["mmap-leaks", *OWN, "--json", "--folded"], "--json and --folded exclude each other"),
         (["mmap-leaks", *OWN, "-d", "30", "--until-interrupt"], "-d TIME and --until-interrupt exclude"),
         (["growth", *OWN, "-d", "60", "--until-interrupt"], "-d TIME and --until-interrupt exclude"),
+        (
+            ["growth", *OWN, "--no-rss", "--sample", "3"],
+            "--sample, --folded and --flamegraph have no meaning with",
+        ),
+        (
+            ["growth", *OWN, "--no-rss", "--folded", "q"],
+            "--sample, --folded and --flamegraph have no meaning with",
+        ),
+        (["growth", *OWN, "--rss", "-o", "q", "--folded", "q"], "--output and --folded would write to"),
+        (["growth", *OWN, "--rss", "--sample", "0"], "0 is not in the range"),
         (["mmap-leaks", *OWN, "-d", "0", "-i", "1"], "-d 0 traces nothing"),
         (["mmap-leaks", *OWN, "-d", "soon"], "'soon' is not a valid number of seconds"),
         (["mmap-leaks", *OWN, "-o", "q", "--flamegraph", "./q"], "--output and --flamegraph would write to"),
@@ -346,18 +357,18 @@ def test_several_files_may_go_to_dev_null() -> None:
 
 
 def test_shell_completion_offers_the_commands() -> None:
-    told = ebpftrace(_EBPFTRACE_COMPLETE="bash_complete", COMP_WORDS="ebpftrace ", COMP_CWORD="1")
-    assert [line.split(",")[1] for line in told.stdout.splitlines()] == list(COMMANDS)
+    outcome = ebpftrace(_EBPFTRACE_COMPLETE="bash_complete", COMP_WORDS="ebpftrace ", COMP_CWORD="1")
+    assert [line.split(",")[1] for line in outcome.stdout.splitlines()] == list(COMMANDS)
 
 
-def test_pages_of_several_processes_stand_apart() -> None:
+def test_pages_of_several_processes_are_separated() -> None:
     with subprocess.Popen(["sleep", "600"]) as one, subprocess.Popen(["sleep", "600"]) as other:
         try:
-            told = ebpftrace("mmap-leaks", "-d", "0", "--min-age", "0", "-p", f"{one.pid},{other.pid}")
+            outcome = ebpftrace("mmap-leaks", "-d", "0", "--min-age", "0", "-p", f"{one.pid},{other.pid}")
         finally:
             one.kill()
             other.kill()
-    _, first, second = told.stdout.split("No leak seen; ")
+    _, first, second = outcome.stdout.split("No leak seen; ")
     assert first.endswith("\n\n")
     assert not second.endswith("\n\n")
 
@@ -365,16 +376,16 @@ def test_pages_of_several_processes_stand_apart() -> None:
 @pytest.mark.parametrize(
     ("several", "begins"), [(True, "app_server (PID 31108): before "), (False, "before ")]
 )
-def test_who_stood_unjoined_before_a_trace_of_several_processes_is_told_of_whom(
+def test_threads_unjoined_before_a_trace_are_reported_with_their_process(
     several: bool, begins: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = _Files(None, None, None, None, None, Outputs())
-    narrator = _Narrator(
+    console = _Console(
         "text", View(), files, False, True, Gate(None, 3), Acceptance((), None), several=several
     )
-    narrator.standing(Standing(production().target, 7, 70 << 20, ((Frame("minute_job"), 7),)))
+    console.unjoined_before(UnjoinedBefore(production().target, 7, 70 << 20, ((Frame("minute_job"), 7),)))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{begins}the trace: 7 threads have exited and are not joined so far, 70.0 MiB")
     assert "minute_job (7)" in line
-    narrator.standing(Standing(production().target, 0, 0, ()))
+    console.unjoined_before(UnjoinedBefore(production().target, 0, 0, ()))
     assert not capsys.readouterr().err

@@ -45,9 +45,17 @@ def ended(report: Report) -> Report:
 def test_a_saved_report_is_shown_as_it_was() -> None:
     save("r.json", reports.production())
     assert run("report", "r.json").stdout == terminal.render(reports.production(), View())
-    assert run("report", "--json", "--top", "1000", "r.json").stdout == Path("r.json").read_text()
+    assert run("report", "--json", "--top", "100000", "r.json").stdout == Path("r.json").read_text()
     assert run("report", "--brief", "r.json").stdout == brief.render(reports.production(), View())
     assert run("report", "--folded", "r.json").stdout.startswith("app_server;[never-joined-thread]")
+
+
+def test_top_shortens_the_json_only_where_it_is_given() -> None:
+    save("r.json", reports.raw_clone(30))
+    (whole,) = json.loads(run("report", "--json", "r.json").stdout)["findings"]
+    (short,) = json.loads(run("report", "--json", "--top", "5", "r.json").stdout)["findings"]
+    assert (len(whole["mappings"]), len(short["mappings"])) == (30, 5)
+    assert short["more_mappings"]["count"] == 25
 
 
 def test_every_file_is_written_from_one_reading() -> None:
@@ -55,16 +63,16 @@ def test_every_file_is_written_from_one_reading() -> None:
     names = ("x.html", "s.json", "j.xml", "r.sarif", "a.txt", "p.gz", "t.json", "b.json")
     options = ("flamegraph", "speedscope", "junit", "sarif", "annotations", "pprof", "timeline")
     given = [f"--{option}={name}" for option, name in zip((*options, "write-baseline"), names)]
-    told = run("report", "r.json", *given)
-    assert told.exit_code == 0, told.output
+    result = run("report", "r.json", *given)
+    assert result.exit_code == 0, result.output
     assert all(Path(name).stat().st_size for name in names)
 
 
 def test_no_two_files_may_be_one() -> None:
     save("r.json", reports.production())
-    told = run("report", "r.json", "--junit=x", "--sarif=x")
-    assert told.exit_code == 2
-    assert "--junit and --sarif would write to the same file" in told.output
+    result = run("report", "r.json", "--junit=x", "--sarif=x")
+    assert result.exit_code == 2
+    assert "--junit and --sarif would write to the same file" in result.output
 
 
 def test_standard_input_is_read_too() -> None:
@@ -96,21 +104,21 @@ def test_of_an_interval_the_last_report_counts() -> None:
 def test_a_document_of_several_processes_is_shown_and_written_back() -> None:
     both = (ended(reports.healthy()), replace(ended(reports.raw_clone()), is_child=True))
     Path("d.json").write_text("".join(mmap_leaks_json.render_all(both, Processes(1, 1, 0), ALL)))
-    told = run("report", "d.json").stdout
-    assert told.startswith("LEAK")
-    assert "cloner" in told
+    result = run("report", "d.json").stdout
+    assert result.startswith("LEAK")
+    assert "cloner" in result
     line = "Followed: 1 process (forked or executed); 1 created a thread, 0 of them have nothing to report"
-    assert told.rstrip().endswith(line)
+    assert result.rstrip().endswith(line)
     assert run("report", "--json", "--top", "1000", "d.json").stdout == Path("d.json").read_text()
 
 
 def test_suppressions_and_baselines_work_on_saved_reports() -> None:
     save("r.json", reports.raw_clone())
     Path(".ebpftrace-suppressions").write_text("any:main\nthread:unused\n")
-    told = run("report", "--fail-on-leak", "r.json")
-    assert told.exit_code == 0
-    assert "Accepted: 15 mappings" in told.stdout
-    assert "unused suppression: thread:unused (.ebpftrace-suppressions:2)" in told.stderr
+    result = run("report", "--fail-on-leak", "r.json")
+    assert result.exit_code == 0
+    assert "Accepted: 15 mappings" in result.stdout
+    assert "unused suppression: thread:unused (.ebpftrace-suppressions:2)" in result.stderr
     Path("none").write_text("")
     assert run("report", "--fail-on-leak", "--suppressions=none", "r.json").exit_code == 3
     assert run("report", "--suppressions=none", "--write-baseline=b", "r.json").exit_code == 0
@@ -132,10 +140,10 @@ def test_suppressions_and_baselines_work_on_saved_reports() -> None:
 def test_a_bad_file_is_one_line_and_status_2(arguments: tuple[str, ...], line: str) -> None:
     save("r.json", reports.production())
     Path("bad").write_text("# x\nthread\n")
-    told = run("report", *arguments, "r.json")
-    assert told.exit_code == 2
-    assert line in told.output
-    assert "Traceback" not in told.output
+    result = run("report", *arguments, "r.json")
+    assert result.exit_code == 2
+    assert line in result.output
+    assert "Traceback" not in result.output
 
 
 def test_diff_exits_by_what_became_worse() -> None:
@@ -150,8 +158,8 @@ def test_diff_exits_by_what_became_worse() -> None:
         ("few", "none", 0, "FIXED: 1 gone"),
         ("none", "none", 0, "NO LEAK in either run"),
     ):
-        told = run("diff", f"{old}.json", f"{new}.json")
-        assert (told.exit_code, told.stdout.splitlines()[0]) == (status, line)
+        result = run("diff", f"{old}.json", f"{new}.json")
+        assert (result.exit_code, result.stdout.splitlines()[0]) == (status, line)
     assert json.loads(run("diff", "--json", "none.json", "few.json").stdout)["worse"] is True
     assert run("diff", "--markdown", "none.json", "few.json").stdout.startswith("**ebpftrace:** WORSE")
     assert run("diff", "--json", "--markdown", "none.json", "few.json").exit_code == 2
@@ -160,8 +168,8 @@ def test_diff_exits_by_what_became_worse() -> None:
 def test_diff_does_not_call_fixed_what_could_not_be_judged() -> None:
     save("few.json", ended(reports.raw_clone(3)))
     save("doubt.json", replace(ended(reports.healthy()), undecided=2))
-    told = run("diff", "few.json", "doubt.json")
-    assert (told.exit_code, told.stdout.splitlines()[0]) == (
+    result = run("diff", "few.json", "doubt.json")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (
         4,
         "CANNOT TELL: 1 gone; not all could be judged (see below)",
     )

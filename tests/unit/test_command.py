@@ -12,17 +12,17 @@ from typing import Optional
 import pytest
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.jobs.command import Command, fate
 from ebpftrace.model import CommandEnd
+from ebpftrace.sessions.command import Command, how_it_ended
 
 
 def end_of(script: str) -> CommandEnd:
-    """What is told of a shell that runs a script to its end."""
-    told: list[CommandEnd] = []
-    with Command(["sh", "-c", script], told.append) as command:
+    """What is said of a shell that runs a script to its end."""
+    reported: list[CommandEnd] = []
+    with Command(["sh", "-c", script], reported.append) as command:
         command.go()
         os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOWAIT)
-    (end,) = told
+    (end,) = reported
     assert end.argv == ("sh", "-c", script)
     return end
 
@@ -46,28 +46,28 @@ def test_what_became_of_it(
 ) -> None:
     end = end_of(script)
     assert (end.exit_status, end.signal, end.runs) == (status, signal_number, False)
-    assert (end.status, fate(end)) == (passed_on, line)
+    assert (end.status, how_it_ended(end)) == (passed_on, line)
 
 
-def test_one_that_still_runs_is_told() -> None:
-    told: list[CommandEnd] = []
-    with Command(["sleep", "600"], told.append) as command:
+def test_one_that_still_runs_is_reported() -> None:
+    reported: list[CommandEnd] = []
+    with Command(["sleep", "600"], reported.append) as command:
         command.go()
     os.kill(command.pid, signal.SIGKILL)
     os.waitpid(command.pid, 0)
-    assert [(end.runs, end.status, fate(end)) for end in told] == [
+    assert [(end.runs, end.status, how_it_ended(end)) for end in reported] == [
         (True, 0, f"COMMAND still runs: PID {command.pid}")
     ]
 
 
-def test_one_that_was_never_told_to_go_is_not_told() -> None:
-    told: list[CommandEnd] = []
-    with Command(["false"], told.append):
+def test_one_that_was_never_asked_to_go_is_not_reported() -> None:
+    reported: list[CommandEnd] = []
+    with Command(["false"], reported.append):
         pass
-    assert told == []
+    assert reported == []
 
 
-def test_whoever_ignores_its_children_is_not_told_how_they_ended() -> None:
+def test_whoever_ignores_its_children_is_not_reported_how_they_ended() -> None:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         with Command(["sh", "-c", "exit 7"], lambda _: None) as command:
@@ -86,19 +86,21 @@ def test_of_one_that_has_ended_the_status_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "raised", "said"),
+    ("number", "raised", "printed"),
     [
         (signal.SIGINT, KeyboardInterrupt, ""),
         (signal.SIGTERM, CannotTrace, "COMMAND was killed by signal 15 (Terminated) before it began"),
     ],
 )
-def test_one_that_a_signal_ends_before_it_begins(number: int, raised: type[BaseException], said: str) -> None:
+def test_one_that_a_signal_ends_before_it_begins(
+    number: int, raised: type[BaseException], printed: str
+) -> None:
     """As Ctrl-C in a terminal does while the tracer attaches: it goes to both."""
     with pytest.raises(raised) as refused, Command(["true"], lambda _: None) as command:  # noqa: PT012
         os.kill(command.pid, number)
         os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOWAIT)
         command.go()
-    assert str(refused.value) == said
+    assert str(refused.value) == printed
 
 
 def test_a_failure_of_ours_stays_one() -> None:
@@ -120,7 +122,7 @@ def test_what_is_not_executable_is_named_as_such(tmp_path: Path, monkeypatch: py
     assert refusal("server") == expected
 
 
-def test_what_the_kernel_cannot_execute_is_told(tmp_path: Path) -> None:
+def test_what_the_kernel_cannot_execute_is_reported(tmp_path: Path) -> None:
     program = tmp_path / "no\udcffprogram"
     program.write_text("neither a binary nor a script")
     program.chmod(0o755)
@@ -133,6 +135,6 @@ def test_what_the_kernel_cannot_execute_is_told(tmp_path: Path) -> None:
     ("name", "shown"),
     [("", ""), ("no-such-program", "no-such-program"), ("/no/such\udcff\n", r"/no/such\xff\n")],
 )
-def test_what_is_not_there_is_told(name: str, shown: str) -> None:
+def test_what_is_not_there_is_reported(name: str, shown: str) -> None:
     expected = rf"there is no program '{re.escape(shown)}': .*spelling"
     assert re.fullmatch(expected, refusal(name))

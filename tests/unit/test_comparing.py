@@ -13,7 +13,7 @@ import reports
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.known.comparing import Amount, Change, Leak, Run, compare, run_of
+from ebpftrace.known.comparing import Amount, Change, Leak, RunSummary, compare, run_of
 from ebpftrace.model import EndedBy, LeftOut, Report, Verdict
 from ebpftrace.report import diff
 
@@ -25,8 +25,12 @@ def leak(name: str, amount: Amount, verdict: Verdict = Verdict.NEVER_JOINED) -> 
     return Leak(name, verdict, f"make_{name}", "job", "a.c:1", amount)
 
 
-def run(leaks: dict[str, Amount], seconds: float = 10.0, *, ended: bool = True, undecided: int = 0) -> Run:
-    return Run({name: leak(name, of) for name, of in leaks.items()}, seconds, ended, undecided, 0, False)
+def run(
+    leaks: dict[str, Amount], seconds: float = 10.0, *, ended: bool = True, undecided: int = 0
+) -> RunSummary:
+    return RunSummary(
+        {name: leak(name, of) for name, of in leaks.items()}, seconds, ended, undecided, 0, False
+    )
 
 
 @given(counts, counts)
@@ -85,7 +89,7 @@ def test_of_processes_that_run_on_the_pace_is_compared(before: Amount, after: Am
     assert [one.change for one in compare(old, new).leaks] == [change]
 
 
-def test_windows_of_different_lengths_are_told_and_their_amounts_not_compared() -> None:
+def test_windows_of_different_lengths_are_reported_and_their_amounts_not_compared() -> None:
     old = run({"a": Amount(5, 50, None)}, 60.0, ended=False)
     new = run({"a": Amount(9, 90, None)}, 10.0, ended=False)
     compared = compare(old, new)
@@ -96,7 +100,8 @@ def test_windows_of_different_lengths_are_told_and_their_amounts_not_compared() 
 def test_mappings_grow_by_bytes_too_and_stacks_by_number_alone() -> None:
     def changes(verdict: Verdict) -> list[Change]:
         runs = [
-            Run({"a": leak("a", Amount(3, size), verdict)}, 1.0, True, 0, 0, False) for size in (3000, 9000)
+            RunSummary({"a": leak("a", Amount(3, size), verdict)}, 1.0, True, 0, 0, False)
+            for size in (3000, 9000)
         ]
         return [one.change for one in compare(*runs).leaks]
 
@@ -148,7 +153,7 @@ def test_leaks_of_one_fingerprint_are_added_up_over_all_processes() -> None:
     assert held.source == "reproducer.c:27"
 
 
-def test_what_a_saved_report_leaves_out_is_told() -> None:
+def test_what_a_saved_report_leaves_out_is_reported() -> None:
     whole = run_of([ended(reports.raw_clone())])
     cut = run_of([replace(ended(reports.healthy()), left_out=LeftOut(findings=2, leaks=1))])
     compared = compare(whole, cut)
@@ -158,7 +163,7 @@ def test_what_a_saved_report_leaves_out_is_told() -> None:
 
 def test_names_of_the_target_are_text_in_every_form() -> None:
     hostile = replace(leak("a", A), place="\x1b[2J|<b>`x`", source="a\n.c:1")
-    compared = compare(run({}), Run({"a": hostile}, 1.0, True, 0, 0, False))
+    compared = compare(run({}), RunSummary({"a": hostile}, 1.0, True, 0, 0, False))
     assert "\x1b" not in diff.text(compared)
     page = diff.markdown(compared)
     assert "\x1b" not in page

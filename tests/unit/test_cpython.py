@@ -8,16 +8,19 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import CodeType
+from typing import Optional
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.model import Frame
-from ebpftrace.stacks.cpython import (
+from ebpftrace.unwind.cpython import (
     EVALUATES,
+    Group,
     PythonCode,
     line_of,
     python_of,
@@ -25,7 +28,7 @@ from ebpftrace.stacks.cpython import (
     with_python,
 )
 
-CONTROL = struct.Struct("<8sQQ 3Q 13Q 9Q 6Q 10Q")
+CONTROL = struct.Struct("<8s 64Q")
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
@@ -37,7 +40,7 @@ def codes(code: CodeType) -> Iterator[CodeType]:
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="location tables are of Python 3.11 and later")
 @pytest.mark.parametrize("module", [ast, threading])
-def test_lines_are_those_that_the_interpreter_tells(module: object) -> None:
+def test_lines_are_those_that_the_interpreter_reports(module: object) -> None:
     source = Path(module.__file__).read_text()  # type: ignore[attr-defined]
     checked = 0
     for code in codes(compile(source, "module.py", "exec")):
@@ -57,10 +60,10 @@ def test_any_location_table_is_read(table: bytes, first: int, unit: int) -> None
 @given(
     st.binary(min_size=1, max_size=400),
     st.sampled_from(["/usr/bin/python3.11", "/lib/libpython3.12.so.1.0"]),
-    st.lists(st.tuples(*[st.integers(0, (1 << 64) - 1)] * 3), max_size=24),
+    st.lists(st.tuples(*[st.integers(0, (1 << 64) - 1)] * 4), max_size=24),
 )
 def test_whatever_is_in_memory_the_frames_are_bounded(
-    memory: bytes, path: str, recorded: list[tuple[int, int, int]]
+    memory: bytes, path: str, recorded: list[tuple[int, int, int, int]]
 ) -> None:
     def read(address: int, count: int) -> bytes:
         if address % 7 == 0:
@@ -70,27 +73,62 @@ def test_whatever_is_in_memory_the_frames_are_bounded(
     python = python_of(path, 0x5000, read)
     assert python is not None
     groups = PythonCode(python, read).groups(recorded)
-    assert sum(map(len, groups)) <= len(recorded)
-    assert all(len(frame.function or "") <= 1024 for group in groups for frame in group)
+    assert sum(len(group.frames) for group in groups) <= len(recorded)
+    assert all(len(frame.function or "") <= 1024 for group in groups for frame in group.frames)
 
 
 @given(st.binary(min_size=CONTROL.size, max_size=CONTROL.size))
-def test_an_interpreter_that_tells_nonsense_of_itself_is_not_read(raw: bytes) -> None:
-    assert python_of("/usr/bin/python3.13", 0x5000, lambda _address, _count: raw) is None
+def test_an_interpreter_that_reports_nonsense_of_itself_is_not_read(raw: bytes) -> None:
+    for version in ("3.13", "3.14", "3.15"):
+        assert python_of(f"/usr/bin/python{version}", 0x5000, lambda _, count: raw[:count]) is None
 
 
-def test_versions_are_told_by_the_file() -> None:
+def test_versions_are_reported_by_the_file() -> None:
     assert version_of("/usr/bin/python3.14") == "3.14"
     assert version_of("/opt/lib/libpython3.12.so.1.0") == "3.12"
+    assert version_of("/opt/bin/python3.14t") == "3.14t"
     assert [version_of(path) for path in ("/usr/bin/python3.9", "/usr/bin/python3-config", "/a/python")] == [
         ""
     ] * 3
-    for path in ("/usr/bin/python3.10", "/usr/bin/python3.14", "/usr/bin/node"):
+    for path in ("/usr/bin/python3.10", "/usr/bin/python3.14t", "/usr/bin/python3.16", "/usr/bin/node"):
         assert python_of(path, 0, lambda _address, _count: b"") is None
 
 
+C, RUN, COLD = (
+    Frame(name, module="/python3.14", offset=at) for name, at in (("c", 1), (EVALUATES, 2), (None, 3))
+)
+INNER, OUTER, FIRST = (Frame(name, "/a.py", 1) for name in ("inner", "outer", "first"))
+
+
+def nowhere(address: int) -> None:
+    """No stack frame contains it."""
+
+
 def test_each_call_of_the_evaluating_function_has_the_frames_that_it_runs() -> None:
-    c, run = Frame("c", module="/p"), Frame(EVALUATES, module="/p")
-    inner, outer, first = (Frame(name, "/a.py", 1) for name in ("inner", "outer", "first"))
-    found = with_python([c, run, c, run, c, run, c], [[inner, outer], [first]])
-    assert found == (c, run, inner, outer, c, run, first, c, run, c)
+    groups = [Group([INNER, OUTER], None), Group([FIRST], None)]
+    found = with_python([C, RUN, C, RUN, C, RUN, C], groups, nowhere, set())
+    assert found == (C, RUN, INNER, OUTER, C, RUN, FIRST, C, RUN, C)
+
+
+def test_the_stack_frame_with_the_mark_is_the_evaluating_function_whatever_its_name() -> None:
+    """Stripped, and its part that the compiler has moved elsewhere: only the addresses decide."""
+    named = replace(COLD, function=EVALUATES)
+    inlined = Frame("inlined", module="/python3.14", offset=3, inlined=True)
+    evaluators: set[tuple[Optional[str], Optional[int]]] = set()
+    groups = [Group([INNER], 0x1000), Group([OUTER, FIRST], 0x2000)]
+    frames = [C, inlined, COLD, C, COLD, C]
+    found = with_python(frames, groups, {0x1000: 1, 0x2000: 3}.get, evaluators)
+    assert found == (C, inlined, named, INNER, C, named, OUTER, FIRST, C)
+    # The place is known from now on, also where there is no mark.
+    assert with_python([C, COLD, C], [Group([INNER], None)], nowhere, evaluators) == (C, named, INNER, C)
+    assert with_python([C, COLD, C], [Group([INNER], None)], nowhere, set()) == (C, COLD, C)
+
+
+def test_python_frames_without_a_certain_place_are_left_out() -> None:
+    groups = [Group([INNER], 0x1000), Group([FIRST], 0x2000)]
+    stack = (C, RUN, C, RUN)
+    assert with_python(stack, groups, {0x2000: 1}.get, set()) == (C, RUN, FIRST, C, RUN)
+    assert with_python(stack, groups, {0x1000: 3, 0x2000: 1}.get, set()) == (C, RUN, C, RUN, INNER)
+    assert with_python(stack, groups, {0x1000: 9, 0x2000: 4}.get, set()) == stack
+    # An unnamed frame of the interpreter may be the evaluating function, so the next one is perhaps not it.
+    assert with_python((C, COLD, RUN), [Group([INNER], None)], nowhere, set()) == (C, COLD, RUN)

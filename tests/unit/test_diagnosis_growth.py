@@ -6,7 +6,7 @@ import random
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ebpftrace.diagnosis.growth import keeps_growing
+from ebpftrace.diagnosis.timeseries import keeps_growing
 
 WINDOW = 1_000_000_000_000
 START = 5_000_000_000_000

@@ -14,14 +14,14 @@ from diagnosis_scenes import (
     THREAD_SITE,
     all_kept,
     at,
-    booked,
-    books,
     judge,
+    listed_thread,
     nothing_left,
     only,
     orphaned,
     pthread_stack,
     span,
+    thread_lists,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,14 +29,14 @@ from hypothesis import strategies as st
 from ebpftrace.diagnosis import History
 from ebpftrace.diagnosis.evidence import no_search
 from ebpftrace.model import (
-    Books,
-    BooksState,
     Certainty,
     Holder,
     Outstanding,
     Reach,
+    ReadState,
     Search,
     Suspect,
+    ThreadLists,
     Verdict,
     Where,
 )
@@ -44,16 +44,16 @@ from ebpftrace.model import (
 ROUTINE = 0x401000
 
 
-def history(*readings: tuple[float, Books]) -> History:
+def history(*readings: tuple[float, ThreadLists]) -> History:
     """Readings at so many seconds after attach."""
     known = History()
-    for when, said in readings:
-        known.add(said, at(when))
+    for when, lists in readings:
+        known.add(lists, at(when))
     return known
 
 
-def listed(stacks: Sequence[Outstanding], **changes: object) -> Books:
-    return books(*(booked(span(stack), **changes) for stack in stacks))
+def listed(stacks: Sequence[Outstanding], **changes: object) -> ThreadLists:
+    return thread_lists(*(listed_thread(span(stack), **changes) for stack in stacks))
 
 
 # --- the readings themselves --------------------------------------------------
@@ -70,10 +70,10 @@ def test_a_reading_takes_time_in_which_threads_exit(exited: float, departed: int
     assert known.since(thread.descriptor) == at(61)
 
 
-def test_how_late_one_was_joined_is_never_told_too_short() -> None:
+def test_how_late_one_was_joined_is_never_asked_too_short() -> None:
     known = History()
     known.add(listed([pthread_stack(0)], start_routine=ROUTINE), at(10), at(12))
-    known.add(books(), at(20), at(23))
+    known.add(thread_lists(), at(20), at(23))
     assert known.departed(ROUTINE).longest == 13 * SECOND
 
 
@@ -84,7 +84,7 @@ def test_how_late_one_was_joined_is_never_told_too_short() -> None:
         max_size=12,
     )
 )
-def test_whoever_stood_and_does_not_any_more_has_left(sets: list[frozenset[int]]):
+def test_whoever_was_and_does_not_any_more_has_left(sets: list[frozenset[int]]):
     """A plain model: a thread is there, or it is not; it has left once each time it goes."""
     stacks = [pthread_stack(number) for number in range(6)]
     known = history(
@@ -92,7 +92,7 @@ def test_whoever_stood_and_does_not_any_more_has_left(sets: list[frozenset[int]]
     )
     left = sum(len(before - after) for before, after in zip(sets, sets[1:]))
     assert known.departed(ROUTINE).number == left
-    assert known.standing().get(ROUTINE, 0) == len(sets[-1])
+    assert known.unjoined().get(ROUTINE, 0) == len(sets[-1])
     assert known.first.get(ROUTINE, 0) == len(sets[0])
 
 
@@ -102,23 +102,25 @@ def test_how_long_the_longest_waited():
     assert known.departed(ROUTINE) == (1, 7 * SECOND, True)
 
 
-@pytest.mark.parametrize("state", [BooksState.UNSTABLE, BooksState.ABSENT])
-def test_a_reading_that_is_not_to_be_trusted_shows_no_joins(state: BooksState):
+@pytest.mark.parametrize("state", [ReadState.UNSTABLE, ReadState.ABSENT])
+def test_a_reading_that_is_not_to_be_trusted_shows_no_joins(state: ReadState):
     stack = pthread_stack(1)
-    known = history((0, listed([stack])), (1, replace(books(), state=state)), (2, listed([stack])))
+    known = history((0, listed([stack])), (1, replace(thread_lists(), state=state)), (2, listed([stack])))
     assert known.departed(ROUTINE).number == 0
 
 
-def test_live_and_detached_threads_do_not_stand():
+def test_live_and_detached_threads_are_not_unjoined():
     stacks = [pthread_stack(number) for number in range(2)]
-    said = books(booked(span(stacks[0]), exited=False), booked(span(stacks[1]), detached=True))
-    assert history((0, said)).standing() == {}
+    lists = thread_lists(
+        listed_thread(span(stacks[0]), exited=False), listed_thread(span(stacks[1]), detached=True)
+    )
+    assert history((0, lists)).unjoined() == {}
 
 
 def test_a_descriptor_that_a_later_thread_has_was_left_by_the_former():
     stack = pthread_stack(1)
     known = history((0, listed([stack])), (5, listed([stack])))
-    descriptor = booked(span(stack)).descriptor
+    descriptor = listed_thread(span(stack)).descriptor
     again = known.with_exits([(descriptor, at(3))])
     assert again.departed(ROUTINE) == (1, 3 * SECOND, False)
     assert again.since(descriptor) == at(3)
@@ -131,13 +133,13 @@ def test_a_descriptor_that_a_later_thread_has_was_left_by_the_former():
 
 def steady(number: int, **changes: object) -> list[Outstanding]:
     """Threads that are created evenly over a window of 60 s."""
-    return [pthread_stack(n, born=5 * n, exited=5 * n + 1, **changes) for n in range(number)]
+    return [pthread_stack(n, started_at=5 * n, exited=5 * n + 1, **changes) for n in range(number)]
 
 
 def test_kept_and_none_leaves_and_no_growth_is_not_joined_yet():
-    batch = [pthread_stack(n, born=10, exited=11) for n in range(8)]
-    said = listed(batch)
-    finding = only(judge(batch, said, search=all_kept, history=history((0, books()), (60, said))))
+    batch = [pthread_stack(n, started_at=10, exited=11) for n in range(8)]
+    lists = listed(batch)
+    finding = only(judge(batch, lists, search=all_kept, history=history((0, thread_lists()), (60, lists))))
     assert (finding.verdict, finding.leak, finding.count) == (Verdict.NOT_JOINED_YET, False, 8)
     assert (finding.certainty, finding.undecided) == (Certainty.POSSIBLE, False)
     assert any("in workers in app_server" in line for line in finding.evidence)
@@ -149,25 +151,25 @@ def test_kept_and_none_leaves_and_no_growth_is_not_joined_yet():
 def test_kept_and_older_ones_leave_is_joined_later():
     stacks = steady(12)
     readings = [(5.0 * n, listed(stacks[max(0, n - 2) : n])) for n in range(13)]
-    said = listed(stacks[9:])
-    finding = only(judge(stacks[9:], said, search=all_kept, history=history(*readings, (60, said))))
+    lists = listed(stacks[9:])
+    finding = only(judge(stacks[9:], lists, search=all_kept, history=history(*readings, (60, lists))))
     assert (finding.verdict, finding.leak, finding.count) == (Verdict.JOINED_LATER, False, 3)
 
 
 def test_kept_and_none_leaves_and_they_grow_is_likely_a_leak():
     stacks = steady(12)
-    said = listed(stacks)
-    finding = only(judge(stacks, said, search=all_kept, history=history((0, books()), (60, said))))
+    lists = listed(stacks)
+    finding = only(judge(stacks, lists, search=all_kept, history=history((0, thread_lists()), (60, lists))))
     assert (finding.verdict, finding.leak, finding.count) == (Verdict.NEVER_JOINED, True, 12)
     assert finding.certainty is Certainty.LIKELY
     assert not any("proved" in line for line in finding.evidence)
 
 
 def test_a_window_of_seconds_is_too_short_to_call_what_is_kept_a_leak():
-    stacks = [pthread_stack(n, born=n / 2, exited=n / 2 + 0.1) for n in range(14)]
-    said = listed(stacks)
-    known = history((0, books()), (8, said))
-    finding = only(judge(stacks, said, search=all_kept, history=known, report_at=at(8)))
+    stacks = [pthread_stack(n, started_at=n / 2, exited=n / 2 + 0.1) for n in range(14)]
+    lists = listed(stacks)
+    known = history((0, thread_lists()), (8, lists))
+    finding = only(judge(stacks, lists, search=all_kept, history=known, report_at=at(8)))
     assert (finding.verdict, finding.leak) == (Verdict.NOT_JOINED_YET, False)
 
 
@@ -175,15 +177,15 @@ def test_new_ones_that_replace_old_ones_do_not_grow():
     """A lazy program: as many from before the window were joined just at its end, between two readings."""
     stacks = steady(12)
     old = [pthread_stack(100 + n, before_attach=True) for n in range(12)]
-    said = listed(stacks)
-    known = history((0, listed(old)), (60, said))
-    finding = only(judge(stacks, said, search=all_kept, history=known))
+    lists = listed(stacks)
+    known = history((0, listed(old)), (60, lists))
+    finding = only(judge(stacks, lists, search=all_kept, history=known))
     assert (finding.verdict, finding.leak) == (Verdict.JOINED_LATER, False)
 
 
 def test_those_that_wait_much_longer_than_any_that_was_joined_are_likely_a_leak():
     stacks = steady(12)
-    joined = pthread_stack(50, born=1, exited=1.5)
+    joined = pthread_stack(50, started_at=1, exited=1.5)
     readings = [(5.0 * n, listed(stacks[:n])) for n in range(13)]
     readings[1] = 5.0, listed([*stacks[:1], joined])
     known = history(*readings)
@@ -227,11 +229,11 @@ def test_many_kept_beside_one_lost_are_judged_by_themselves():
 
 
 def test_a_kept_one_may_be_joined_where_joins_were_seen():
-    stacks = [pthread_stack(n, born=50, exited=51, site=THREAD_SITE) for n in range(3)]
-    other = pthread_stack(9, born=1, exited=2)
-    said = listed(stacks)
-    known = history((10, listed([other])), (40, books()), (52, said))
-    findings = judge(stacks, said, search=kept_only(stacks[2:]), history=known).findings
+    stacks = [pthread_stack(n, started_at=50, exited=51, site=THREAD_SITE) for n in range(3)]
+    other = pthread_stack(9, started_at=1, exited=2)
+    lists = listed(stacks)
+    known = history((10, listed([other])), (40, thread_lists()), (52, lists))
+    findings = judge(stacks, lists, search=kept_only(stacks[2:]), history=known).findings
     assert [(finding.verdict, finding.leak, finding.count) for finding in findings] == [
         (Verdict.NEVER_JOINED, True, 2),
         (Verdict.JOINED_LATER, False, 1),
@@ -247,10 +249,10 @@ def test_mappings_likewise():
 # --- what was not searched -------------------------------------------------------
 
 
-def test_without_a_search_nobody_can_tell():
-    batch = [pthread_stack(n, born=10, exited=11) for n in range(8)]
-    said = listed(batch)
-    diagnosis = judge(batch, said, search=no_search, history=history((0, books()), (60, said)))
+def test_without_a_search_it_is_undecided():
+    batch = [pthread_stack(n, started_at=10, exited=11) for n in range(8)]
+    lists = listed(batch)
+    diagnosis = judge(batch, lists, search=no_search, history=history((0, thread_lists()), (60, lists)))
     finding = only(diagnosis)
     assert (finding.verdict, finding.leak, finding.undecided) == (Verdict.NOT_JOINED_YET, False, True)
     assert diagnosis.undecided == 8
@@ -258,7 +260,7 @@ def test_without_a_search_nobody_can_tell():
 
 def test_without_a_search_growth_is_likely_a_leak_and_never_proved():
     stacks = steady(12)
-    finding = only(judge(stacks, listed(stacks), search=no_search, history=history((0, books()))))
+    finding = only(judge(stacks, listed(stacks), search=no_search, history=history((0, thread_lists()))))
     assert (finding.leak, finding.certainty) == (True, Certainty.LIKELY)
 
 
@@ -306,7 +308,7 @@ def test_the_places_that_keep_most_are_named():
     assert len(reach.holders) == 3
 
 
-def test_who_was_joined_while_the_search_went_on_is_not_told_of():
+def test_threads_joined_during_the_search_are_not_reported():
     """Not CANNOT TELL: a gate would fail a program that joins its threads."""
     stacks = [pthread_stack(n) for n in range(3)]
 

@@ -89,8 +89,11 @@ def test_shared_memory_is_lost_like_any():
 # --- threads -------------------------------------------------------------------
 
 
-def living(births: list[float]):
-    return [pthread_stack(n, born=born, exited=None, site=THREAD_SITE) for n, born in enumerate(births)]
+def living(starts: list[float]):
+    return [
+        pthread_stack(n, started_at=started_at, exited=None, site=THREAD_SITE)
+        for n, started_at in enumerate(starts)
+    ]
 
 
 STEADY = [5.0 * n for n in range(12)]
@@ -113,9 +116,9 @@ def test_threads_that_replace_others_do_not_pile_up():
     assert judge(living(STEADY), READ, thread_growth=0).findings == ()
 
 
-def test_a_short_window_is_told_and_not_called_a_leak():
-    births = [0.25 * n for n in range(16)]
-    finding = only(judge(living(births), READ, thread_growth=16, report_at=at(4)))
+def test_a_short_window_is_reported_and_not_called_a_leak():
+    starts = [0.25 * n for n in range(16)]
+    finding = only(judge(living(starts), READ, thread_growth=16, report_at=at(4)))
     assert (finding.verdict, finding.leak) == (Verdict.GROWING_THREADS, False)
     assert finding.certainty is Certainty.POSSIBLE
 

@@ -14,20 +14,20 @@ from diagnosis_scenes import (
     OWN_SITE,
     STACK_BYTES,
     THREAD_SITE,
-    booked,
-    books,
     judge,
+    listed_thread,
     name_of,
     orphaned,
     pthread_stack,
     span,
+    thread_lists,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from steps import lines_run
 
 from ebpftrace.diagnosis import baseline_verdict
-from ebpftrace.model import BooksState, Interval, Outstanding, Verdict, Vma
+from ebpftrace.model import Interval, Outstanding, ReadState, Verdict, Vma
 from ebpftrace.vmas import Vmas
 
 moments = st.floats(0, 59)
@@ -37,11 +37,11 @@ flags = st.sampled_from([0x22, 0x20022, 0x4022, 0x32, 0x1])
 
 @st.composite
 def stacks(draw: st.DrawFn, number: int) -> Outstanding:
-    born = draw(moments)
-    exited = draw(st.one_of(st.none(), st.just(min(born + draw(st.floats(0, 60)), 60.0))))
+    started_at = draw(moments)
+    exited = draw(st.one_of(st.none(), st.just(min(started_at + draw(st.floats(0, 60)), 60.0))))
     return pthread_stack(
         number,
-        born=born,
+        started_at=started_at,
         exited=exited,
         site=draw(sites),
         flags=draw(flags),
@@ -69,8 +69,8 @@ def mappings(draw: st.DrawFn, number: int) -> Outstanding:
 @st.composite
 def scenes(draw):
     held = [draw(stacks(number)) for number in range(draw(st.integers(0, 12)))]
-    said = [
-        booked(
+    lists = [
+        listed_thread(
             span(stack),
             exited=draw(st.booleans()),
             user_stack=draw(st.booleans()),
@@ -82,17 +82,17 @@ def scenes(draw):
     ]
     cache = tuple(span(stack) for stack in held if draw(st.booleans()))
     held += [draw(mappings(number)) for number in range(draw(st.integers(0, 12)))]
-    state = draw(st.sampled_from(list(BooksState)))
+    state = draw(st.sampled_from(list(ReadState)))
     libc = draw(st.sampled_from(["glibc 2.36", ABSENT.libc, MUSL.libc, NO_LIBC.libc]))
-    read = books(*said, stack_cache=cache, libc=libc)
+    read = thread_lists(*lists, stack_cache=cache, libc=libc)
     pointers = {number: stack.mapping.end - 64 for number, stack in enumerate(held) if draw(st.booleans())}
     return held, replace(read, state=state), pointers
 
 
 @given(scenes())
 def test_each_orphan_has_exactly_one_verdict(scene):
-    held, said, pointers = scene
-    findings = judge(held, said, live_stack_pointers=pointers).findings
+    held, lists, pointers = scene
+    findings = judge(held, lists, live_stack_pointers=pointers).findings
     judged = Counter(span(orphan.outstanding) for finding in findings for orphan in finding.orphans)
     must = {span(outstanding) for outstanding in held if outstanding.owner.exited_at is not None}
     may = {span(outstanding) for outstanding in held}
@@ -107,9 +107,9 @@ def test_each_orphan_has_exactly_one_verdict(scene):
 
 @given(scenes())
 def test_a_live_thread_on_it_is_never_called_a_leak(scene):
-    held, said, pointers = scene
+    held, lists, pointers = scene
     occupied = {pointer + 64 for pointer in pointers.values()}
-    for finding in judge(held, said, live_stack_pointers=pointers).findings:
+    for finding in judge(held, lists, live_stack_pointers=pointers).findings:
         # Live threads that pile up are a leak of threads, each of which still uses its stack.
         if finding.leak and finding.verdict is not Verdict.GROWING_THREADS:
             assert not any(orphan.outstanding.mapping.end in occupied for orphan in finding.orphans)
@@ -123,11 +123,13 @@ def test_work_grows_with_the_number_of_orphans_only() -> None:
             Interval(0x10000000000 + n * STACK_BYTES, 0x10000000000 + (n + 1) * STACK_BYTES)
             for n in range(count)
         ]
-        new = [pthread_stack(n, born=n / 600, exited=n / 600 + 1, site=n % 500 + 1) for n in range(count)]
+        new = [
+            pthread_stack(n, started_at=n / 600, exited=n / 600 + 1, site=n % 500 + 1) for n in range(count)
+        ]
         workers = [orphaned(n, made=n / 600, exited=n / 600 + 1, site=n + 1) for n in range(count)]
         vmas = Vmas(Vma(*stack, "rw-p", 0, "00:00", 0, "", rss=4096) for stack in old)
-        said = books(*map(booked, old), *(booked(span(stack)) for stack in new))
-        traced = lines_run(partial(judge, [*new, *workers], said, vmas=vmas))
-        return traced + lines_run(baseline_verdict, said, vmas, name_of)
+        lists = thread_lists(*map(listed_thread, old), *(listed_thread(span(stack)) for stack in new))
+        traced = lines_run(partial(judge, [*new, *workers], lists, vmas=vmas))
+        return traced + lines_run(baseline_verdict, lists, vmas, name_of)
 
     assert work(4000) < 5 * work(1000)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.diagnosis.period import period
+from ebpftrace.diagnosis.timeseries import period
 
 SECOND = 1_000_000_000
 
@@ -77,7 +77,7 @@ def test_long_and_short_in_turn_are_no_period(long: float, count: int) -> None:
 
 
 @pytest.mark.parametrize("events", [5, 6, 7, 8, 10, 15, 30])
-def test_a_random_process_seldom_looks_regular(events: int) -> None:
+def test_a_random_process_seldom_readings_regular(events: int) -> None:
     draw = random.Random(1)
     regular = 0
     for _ in range(2000):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each verdict, and the look-alike that must not get it."""
+"""Each verdict, and a similar case that must not get it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from diagnosis_scenes import (
     SECOND,
     STACK_BYTES,
     THREAD_SITE,
+    THREAD_STACK,
     all_kept,
     at,
-    booked,
-    books,
     judge,
+    listed_thread,
     nothing_left,
     only,
     orphaned,
     pthread_stack,
     span,
+    thread_lists,
 )
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -38,18 +39,18 @@ from hypothesis import strategies as st
 from ebpftrace.diagnosis.evidence import no_search
 from ebpftrace.frames import culprit
 from ebpftrace.model import (
-    Books,
-    BooksState,
     Certainty,
     Frame,
     Interval,
     Mapping,
     Outstanding,
     OwnedBy,
+    ReadState,
     Search,
     Stack,
     StackSource,
     Suspect,
+    ThreadLists,
     Verdict,
     Vma,
 )
@@ -60,10 +61,10 @@ RAW_CLONE = {"tgid": 6000, "size": 40960, "clone3": False, "top": 0}
 
 
 def steadily(count, **changes):
-    """Stacks of threads born evenly over the window of 60 s."""
+    """Stacks of threads that were created evenly over the window of 60 s."""
     step = 57.0 / count
     return [
-        pthread_stack(number, born=step * number, exited=step * number + 0.5, **changes)
+        pthread_stack(number, started_at=step * number, exited=step * number + 0.5, **changes)
         for number in range(count)
     ]
 
@@ -73,7 +74,7 @@ def steadily(count, **changes):
 
 def test_on_the_list_in_use_and_exited_is_never_joined():
     stack = pthread_stack(1, site=THREAD_SITE)
-    finding = only(judge([stack], books(booked(span(stack)))))
+    finding = only(judge([stack], thread_lists(listed_thread(span(stack)))))
     assert (finding.verdict, finding.leak, finding.before_attach) == (Verdict.NEVER_JOINED, True, False)
     assert finding.orphans[0].outstanding is stack
     assert finding.start_routine == Frame("routine_401000")
@@ -82,9 +83,10 @@ def test_on_the_list_in_use_and_exited_is_never_joined():
 
 
 def test_three_all_through_the_window_have_a_rate_and_two_have_none():
-    stacks = [pthread_stack(number, born=15 * number, exited=15 * number + 1) for number in range(1, 4)]
+    stacks = [pthread_stack(number, started_at=15 * number, exited=15 * number + 1) for number in range(1, 4)]
     two, three = (
-        only(judge(some, books(*(booked(span(stack)) for stack in some)))) for some in (stacks[:2], stacks)
+        only(judge(some, thread_lists(*(listed_thread(span(stack)) for stack in some))))
+        for some in (stacks[:2], stacks)
     )
     assert two.bytes_per_minute is None
     assert three.bytes_per_minute == pytest.approx(3 * STACK_BYTES)
@@ -95,22 +97,22 @@ def test_three_all_through_the_window_have_a_rate_and_two_have_none():
 )
 def test_what_is_judged_at_once_counts_against_the_whole_window(how):
     """Not against the half second that is left of it when owners need a second to count as exited."""
-    stacks = [pthread_stack(n, born=n * 0.3 + n % 2 * 0.05, exited=n * 0.3 + 0.1) for n in range(5)]
-    finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks)), **how))
+    stacks = [pthread_stack(n, started_at=n * 0.3 + n % 2 * 0.05, exited=n * 0.3 + 0.1) for n in range(5)]
+    finding = only(judge(stacks, thread_lists(*(listed_thread(span(stack)) for stack in stacks)), **how))
     assert finding.bytes_per_minute == pytest.approx(5 * STACK_BYTES * 60 / 1.5, rel=0.2)
 
 
 def test_a_burst_has_no_rate():
-    stacks = [pthread_stack(number, born=30 + number / 10, exited=32) for number in range(10)]
-    finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks))))
+    stacks = [pthread_stack(number, started_at=30 + number / 10, exited=32) for number in range(10)]
+    finding = only(judge(stacks, thread_lists(*(listed_thread(span(stack)) for stack in stacks))))
     assert (finding.leak, finding.bytes_per_minute, finding.period) == (True, None, None)
 
 
 def test_no_rate_is_above_what_the_address_space_grew_by():
-    stacks = [pthread_stack(number, born=5 * number, exited=5 * number + 1) for number in range(11)]
-    said = books(*(booked(span(stack)) for stack in stacks))
+    stacks = [pthread_stack(number, started_at=5 * number, exited=5 * number + 1) for number in range(11)]
+    lists = thread_lists(*(listed_thread(span(stack)) for stack in stacks))
     rates = [
-        only(judge(stacks, said, virt_growth=growth)).bytes_per_minute
+        only(judge(stacks, lists, virt_growth=growth)).bytes_per_minute
         for growth in (None, 20 * STACK_BYTES, 3 * STACK_BYTES, 0, -STACK_BYTES)
     ]
     assert rates == [pytest.approx(12 * STACK_BYTES)] * 2 + [pytest.approx(3 * STACK_BYTES), None, None]
@@ -118,18 +120,20 @@ def test_no_rate_is_above_what_the_address_space_grew_by():
 
 def test_a_batch_each_time_is_counted():
     stacks = [
-        pthread_stack(8 * step + twin, born=5 * step + twin / 1000, exited=5 * step + 1)
+        pthread_stack(8 * step + twin, started_at=5 * step + twin / 1000, exited=5 * step + 1)
         for step in range(12)
         for twin in range(8)
     ]
-    finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks))))
+    finding = only(judge(stacks, thread_lists(*(listed_thread(span(stack)) for stack in stacks))))
     assert (finding.period, finding.batch) == (pytest.approx(5.0), 8)
     assert any("8 at once every 5" in line for line in finding.evidence)
 
 
 def test_a_window_below_a_second_has_no_rate():
-    stacks = [pthread_stack(n, born=n * 0.05, exited=n * 0.05 + 0.01) for n in range(10)]
-    finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks)), report_at=at(0.9)))
+    stacks = [pthread_stack(n, started_at=n * 0.05, exited=n * 0.05 + 0.01) for n in range(10)]
+    finding = only(
+        judge(stacks, thread_lists(*(listed_thread(span(stack)) for stack in stacks)), report_at=at(0.9))
+    )
     assert (finding.leak, finding.bytes_per_minute) == (True, None)
 
 
@@ -142,40 +146,40 @@ def test_a_window_below_a_second_has_no_rate():
 )
 def test_the_rate_is_that_of_the_period(interval: float, window: float, lived: float, batch: int):
     """What still ran, or exited just now, at the end of a short window makes neither look slower."""
-    born = [step * interval for step in range(int((window - 1 - lived) / interval))]
-    assume(4 <= len(born) <= 200)
+    started_at = [step * interval for step in range(int((window - 1 - lived) / interval))]
+    assume(4 <= len(started_at) <= 200)
     stacks = [
-        pthread_stack(batch * step + twin, born=at_second, exited=at_second + lived)
-        for step, at_second in enumerate(born)
+        pthread_stack(batch * step + twin, started_at=at_second, exited=at_second + lived)
+        for step, at_second in enumerate(started_at)
         for twin in range(batch)
     ]
-    said = books(*(booked(span(stack)) for stack in stacks))
-    finding = only(judge(stacks, said, report_at=at(window)))
+    lists = thread_lists(*(listed_thread(span(stack)) for stack in stacks))
+    finding = only(judge(stacks, lists, report_at=at(window)))
     assert finding.period == pytest.approx(interval)
     assert finding.bytes_per_minute == pytest.approx(batch * STACK_BYTES * 60 / interval)
 
 
 def test_what_came_regularly_and_stopped_has_no_period():
     """Helpers of a start-up, never joined: a leak of a few stacks, not so much a second."""
-    stacks = [pthread_stack(n, born=0.1 * n, exited=0.1 * n + 0.05) for n in range(8)]
-    finding = only(judge(stacks, books(*(booked(span(stack)) for stack in stacks))))
+    stacks = [pthread_stack(n, started_at=0.1 * n, exited=0.1 * n + 0.05) for n in range(8)]
+    finding = only(judge(stacks, thread_lists(*(listed_thread(span(stack)) for stack in stacks))))
     assert finding.leak
     assert finding.period is None
     assert finding.bytes_per_minute is None
     assert not any("regularly" in line for line in finding.evidence)
 
 
-def test_one_a_minute_is_told():
-    stacks = [pthread_stack(number, born=60 * number, exited=60 * number + 1) for number in range(5)]
-    said = books(*(booked(span(stack)) for stack in stacks))
-    finding = only(judge(stacks, said, report_at=at(300)))
+def test_one_a_minute_is_reported():
+    stacks = [pthread_stack(number, started_at=60 * number, exited=60 * number + 1) for number in range(5)]
+    lists = thread_lists(*(listed_thread(span(stack)) for stack in stacks))
+    finding = only(judge(stacks, lists, report_at=at(300)))
     assert finding.period == pytest.approx(60.0)
     assert any("every 60 s" in line for line in finding.evidence)
 
 
 def test_a_detached_thread_that_ended_by_a_bare_exit_leaves_its_stack_and_nothing_is_said_of_a_join():
     stack = pthread_stack(1)
-    finding = only(judge([stack], books(booked(span(stack), detached=True))))
+    finding = only(judge([stack], thread_lists(listed_thread(span(stack), detached=True))))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
     assert any("bare exit" in line for line in finding.evidence)
     assert "SYS_exit" in finding.advice
@@ -183,41 +187,41 @@ def test_a_detached_thread_that_ended_by_a_bare_exit_leaves_its_stack_and_nothin
 
 
 def test_a_detached_thread_that_exited_just_now_is_given_time():
-    stack = pthread_stack(1, born=50, exited=59.5)
-    finding = only(judge([stack], books(booked(span(stack), detached=True)), search=no_search))
+    stack = pthread_stack(1, started_at=50, exited=59.5)
+    finding = only(judge([stack], thread_lists(listed_thread(span(stack), detached=True)), search=no_search))
     assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
 
 
 def test_one_that_just_exited_may_still_be_joined():
-    stack = pthread_stack(1, born=50, exited=59.5)
-    said = books(booked(span(stack)))
-    finding = only(judge([stack], said, search=no_search))
+    stack = pthread_stack(1, started_at=50, exited=59.5)
+    lists = thread_lists(listed_thread(span(stack)))
+    finding = only(judge([stack], lists, search=no_search))
     assert (finding.verdict, finding.leak) == (Verdict.JUST_EXITED, False)
-    assert only(judge([stack], said, search=no_search, min_age=SECOND // 4)).undecided
-    assert only(judge([stack], said)).leak, "nobody has its handle, so nobody can"
+    assert only(judge([stack], lists, search=no_search, min_age=SECOND // 4)).undecided
+    assert only(judge([stack], lists)).leak, "nobody has its handle, so nobody can"
 
 
-def test_books_that_changed_under_every_reading_prove_nothing():
+def test_lists_that_changed_under_every_reading_prove_nothing():
     stack = pthread_stack(1)
-    said = replace(books(booked(span(stack))), state=BooksState.UNSTABLE, why="torn")
-    diagnosis = judge([stack], said, search=all_kept)
+    lists = replace(thread_lists(listed_thread(span(stack))), state=ReadState.UNSTABLE, why="torn")
+    diagnosis = judge([stack], lists, search=all_kept)
     assert (only(diagnosis).verdict, only(diagnosis).leak) == (Verdict.STACK_CACHE, False)
     assert only(diagnosis).undecided
     assert any("torn" in note for note in diagnosis.notes)
 
 
-def test_a_live_stack_pointer_against_the_books_is_told_and_no_leak():
+def test_a_live_stack_pointer_against_the_lists_is_reported_and_no_leak():
     stack = pthread_stack(1)
-    said = books(booked(span(stack)))
-    finding = only(judge([stack], said, live_stack_pointers={42: stack.mapping.end - 8192}))
+    lists = thread_lists(listed_thread(span(stack)))
+    finding = only(judge([stack], lists, live_stack_pointers={42: stack.mapping.end - 8192}))
     assert not finding.leak
     assert any("conflicting" in line and "thread 42" in line for line in finding.evidence)
 
 
 def test_a_live_stack_pointer_elsewhere_changes_nothing():
     stack = pthread_stack(1)
-    said = books(booked(span(stack)))
-    assert only(judge([stack], said, live_stack_pointers={42: stack.mapping.end})).leak
+    lists = thread_lists(listed_thread(span(stack)))
+    assert only(judge([stack], lists, live_stack_pointers={42: stack.mapping.end})).leak
 
 
 def test_musl_keeps_no_cache_so_a_stack_that_stays_was_never_joined():
@@ -229,10 +233,24 @@ def test_musl_keeps_no_cache_so_a_stack_that_stays_was_never_joined():
 
 def test_threads_of_two_start_routines_are_two_findings():
     stacks = [pthread_stack(number, site=THREAD_SITE) for number in range(4)]
-    said = books(*(booked(span(stack), start_routine=number % 2 + 1) for number, stack in enumerate(stacks)))
-    findings = judge(stacks, said).findings
+    lists = thread_lists(
+        *(listed_thread(span(stack), start_routine=number % 2 + 1) for number, stack in enumerate(stacks))
+    )
+    findings = judge(stacks, lists).findings
     assert {finding.start_routine.function for finding in findings} == {"routine_1", "routine_2"}
     assert [finding.count for finding in findings] == [2, 2]
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["beginning", "another way"])
+def test_stacks_that_were_cut_belong_to_the_only_whole_one_that_begins_so(other):
+    """Where many stacks are seen, not all are copied: then one cause must not become two findings."""
+    begins = THREAD_STACK.frames[1:2] if other else THREAD_STACK.frames[:3]
+    cut = Stack(begins, False, StackSource.SIGNATURE, "cut")
+    stacks = [pthread_stack(number, site=99 if number < 6 else THREAD_SITE) for number in range(8)]
+    lists = thread_lists(*(listed_thread(span(stack)) for stack in stacks))
+    findings = judge(stacks, lists, stack_of=lambda site: cut if site == 99 else THREAD_STACK).findings
+    assert sorted(finding.count for finding in findings) == ([2, 6] if other else [8])
+    assert other or findings[0].stack == THREAD_STACK
 
 
 # --- stack cache ------------------------------------------------------------
@@ -246,7 +264,7 @@ def test_off_the_list_in_use_is_the_cache():
 
 def test_on_the_cache_list_is_the_cache_whatever_made_it():
     stack = pthread_stack(1, site=OWN_SITE)
-    finding = only(judge([stack], books(stack_cache=(span(stack),), stack_cache_bytes=STACK_BYTES)))
+    finding = only(judge([stack], thread_lists(stack_cache=(span(stack),), stack_cache_bytes=STACK_BYTES)))
     assert finding.verdict is Verdict.STACK_CACHE
     assert "list of cached stacks" in finding.evidence[0]
 
@@ -257,7 +275,7 @@ def test_too_many_for_the_cache_is_a_conflict_but_glibc_has_the_last_word():
     assert any("conflicting" in line for line in finding.evidence)
 
 
-def test_without_books_a_few_stacks_may_be_the_cache():
+def test_without_lists_a_few_stacks_may_be_the_cache():
     diagnosis = judge(steadily(3), ABSENT, search=all_kept)
     finding = only(diagnosis)
     assert (finding.verdict, finding.leak, finding.undecided) == (Verdict.STACK_CACHE, False, True)
@@ -265,7 +283,7 @@ def test_without_books_a_few_stacks_may_be_the_cache():
     assert diagnosis.undecided == 3
 
 
-def test_without_books_a_stack_that_nothing_points_to_is_abandoned():
+def test_without_lists_a_stack_that_nothing_points_to_is_abandoned():
     finding = only(judge(steadily(3), ABSENT))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
     assert finding.certainty is Certainty.PROVED
@@ -275,7 +293,7 @@ def test_without_books_a_stack_that_nothing_points_to_is_abandoned():
     ("libc", "verdict"),
     [(ABSENT, Verdict.ABANDONED_STACK), (MUSL, Verdict.NEVER_JOINED), (NO_LIBC, Verdict.ABANDONED_STACK)],
 )
-def test_areas_from_before_attach_that_are_shaped_like_stacks(libc: Books, verdict: Verdict):
+def test_areas_from_before_attach_that_are_shaped_like_stacks(libc: ThreadLists, verdict: Verdict):
     """Where no list says whose they are: lost, or nobody can tell."""
     area = Interval(0x7F0000000000, 0x7F0000000000 + STACK_BYTES)
     lost = only(judge([], libc, stack_shaped=[area]))
@@ -287,14 +305,14 @@ def test_areas_from_before_attach_that_are_shaped_like_stacks(libc: Books, verdi
     assert not only(occupied).leak
 
 
-def test_without_books_more_than_the_cache_holds_and_growing_is_a_leak():
+def test_without_lists_more_than_the_cache_holds_and_growing_is_a_leak():
     finding = only(judge(steadily(30), ABSENT, search=all_kept))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
     assert any("no thread lists" in line for line in finding.evidence)
 
 
-def test_without_books_a_burst_of_exited_threads_is_not_yet_a_leak():
-    burst = [pthread_stack(number, born=40 + number / 100, exited=45) for number in range(30)]
+def test_without_lists_a_burst_of_exited_threads_is_not_yet_a_leak():
+    burst = [pthread_stack(number, started_at=40 + number / 100, exited=45) for number in range(30)]
     finding = only(judge(burst, ABSENT, search=all_kept))
     assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
 
@@ -316,7 +334,7 @@ def test_the_reproducer_is_n_abandoned_stacks():
 
 
 @pytest.mark.parametrize(("tgid", "top"), [(6000, 0x1000), (0, 0)])
-def test_a_raw_clone_is_told_by_its_group_or_by_having_no_descriptor(tgid: int, top: int):
+def test_a_raw_clone_is_reported_by_its_group_or_by_having_no_descriptor(tgid: int, top: int):
     """Even if no stack is known, and the group of a short-lived task is not."""
     finding = only(judge([pthread_stack(1, tgid=tgid, clone3=False, top=top)], READ))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
@@ -324,14 +342,14 @@ def test_a_raw_clone_is_told_by_its_group_or_by_having_no_descriptor(tgid: int, 
     assert only(judge([pthread], READ, search=all_kept)).verdict is Verdict.STACK_CACHE
 
 
-@pytest.mark.parametrize("said", [READ, ABSENT, MUSL, NO_LIBC])
-def test_a_single_abandoned_stack_is_a_leak(said: Books):
-    finding = only(judge([pthread_stack(1, **RAW_CLONE)], said))
+@pytest.mark.parametrize("lists", [READ, ABSENT, MUSL, NO_LIBC])
+def test_a_single_abandoned_stack_is_a_leak(lists: ThreadLists):
+    finding = only(judge([pthread_stack(1, **RAW_CLONE)], lists))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
 
 
 def test_an_abandoned_stack_that_just_lost_its_owner_is_not_yet_one():
-    stack = pthread_stack(1, born=50, exited=59.9, **RAW_CLONE)
+    stack = pthread_stack(1, started_at=50, exited=59.9, **RAW_CLONE)
     assert only(judge([stack], READ, search=no_search)).verdict is Verdict.JUST_EXITED
 
 
@@ -343,14 +361,14 @@ def test_a_stack_with_a_live_task_on_it_is_not_abandoned():
 
 
 def test_a_stack_that_served_before_is_perhaps_kept_for_reuse():
-    stack = pthread_stack(1, made=5, born=30, exited=31, **RAW_CLONE)
+    stack = pthread_stack(1, made=5, started_at=30, exited=31, **RAW_CLONE)
     finding = only(judge([stack], READ, search=all_kept))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, False)
     assert any("served before" in line for line in finding.evidence)
 
 
 def test_a_pool_of_stacks_is_kept_and_does_not_grow():
-    pool = [pthread_stack(n, born=1, exited=1.1, site=OWN_SITE, flags=0x22) for n in range(8)]
+    pool = [pthread_stack(n, started_at=1, exited=1.1, site=OWN_SITE, flags=0x22) for n in range(8)]
     finding = only(judge(pool, READ, search=all_kept))
     assert (finding.verdict, finding.leak, finding.undecided) == (Verdict.ABANDONED_STACK, False, False)
     assert any("workers in app_server" in line for line in finding.evidence)
@@ -377,11 +395,11 @@ def test_reuse_is_no_question_of_the_age_that_is_asked_for():
         ["memset", "pthread_create", "pthread_create"],
     ],
 )
-def test_the_advice_names_who_creates_the_threads(library: list[str]):
+def test_the_advice_names_the_creator_of_the_threads(library: list[str]):
     frames = tuple(Frame(name) for name in [*library, "acme::start_job()", "main"])
     stack = pthread_stack(1, site=OWN_SITE)
     made = Stack(frames, True, StackSource.COPIED)
-    finding = only(judge([stack], books(booked(span(stack))), stack_of=lambda _: made))
+    finding = only(judge([stack], thread_lists(listed_thread(span(stack))), stack_of=lambda _: made))
     assert "acme::start_job()" in finding.advice
 
 
@@ -400,7 +418,7 @@ def test_what_a_library_inlined_into_the_program_creates_no_threads(wrapper: Fra
     frames = (Frame("__clone3", module=LIBC), wrapper, Frame("accept()", "/src/a.cc", 8, "/opt/app"))
     made = Stack(frames, True, StackSource.COPIED)
     stack = pthread_stack(1, site=OWN_SITE)
-    finding = only(judge([stack], books(booked(span(stack))), stack_of=lambda _: made))
+    finding = only(judge([stack], thread_lists(listed_thread(span(stack))), stack_of=lambda _: made))
     assert "threads that accept() creates" in finding.advice
     assert culprit(made) == frames[2]
 
@@ -410,12 +428,12 @@ def test_a_program_without_names_is_named_by_its_file_not_by_the_c_library():
     frames = (Frame("mmap64", module=LIBC), nameless, Frame("__libc_start_call_main", module=LIBC))
     made = Stack(frames, True, StackSource.COPIED)
     stack = pthread_stack(1, site=OWN_SITE)
-    finding = only(judge([stack], books(booked(span(stack))), stack_of=lambda _: made))
+    finding = only(judge([stack], thread_lists(listed_thread(span(stack))), stack_of=lambda _: made))
     assert finding.advice.startswith("join the threads that app+0x1234 creates")
     assert culprit(made) == nameless
 
 
-def test_large_blocks_of_malloc_are_to_be_freed_by_whom_asked_for_them():
+def test_large_blocks_of_malloc_are_to_be_freed_by_their_caller():
     names = ("__mmap64", "sysmalloc_mmap", "sysmalloc", "_int_malloc", "__libc_malloc")
     frames = (*(Frame(name, module=LIBC) for name in names), Frame("load_image", module="/opt/app"))
     made = Stack(frames, True, StackSource.COPIED)
@@ -428,12 +446,12 @@ def test_large_blocks_of_malloc_are_to_be_freed_by_whom_asked_for_them():
 
 def test_a_stack_the_application_gave_a_pthread_and_never_frees():
     """pthread_attr_setstack, joined: on none of glibc's lists; the frames say who mapped it."""
-    finding = only(judge([pthread_stack(1, site=OWN_SITE)], books(stack_cache_bytes=0)))
+    finding = only(judge([pthread_stack(1, site=OWN_SITE)], thread_lists(stack_cache_bytes=0)))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
     assert "take_stack" in finding.advice
 
 
-def test_frame_pointers_do_not_show_who_mapped_a_stack():
+def test_frame_pointers_do_not_show_what_mapped_a_stack():
     """They often miss the direct caller of mmap: pthread_create may have been there."""
     walked = replace(OWN_STACK, source=StackSource.FRAME_POINTER)
     stack = pthread_stack(1, site=OWN_SITE)
@@ -443,13 +461,13 @@ def test_frame_pointers_do_not_show_who_mapped_a_stack():
 
 def test_a_user_stack_whose_thread_was_never_joined():
     stack = pthread_stack(1, site=OWN_SITE, flags=0x22)
-    finding = only(judge([stack], books(booked(span(stack), user_stack=True))))
+    finding = only(judge([stack], thread_lists(listed_thread(span(stack), user_stack=True))))
     assert (finding.verdict, finding.leak) == (Verdict.ABANDONED_STACK, True)
     assert "pthread_join" in finding.advice
 
 
 def test_a_runtime_without_libc_must_grow_to_leak():
-    few = [pthread_stack(number, flags=0x22, born=30 + number / 10, exited=40) for number in range(5)]
+    few = [pthread_stack(number, flags=0x22, started_at=30 + number / 10, exited=40) for number in range(5)]
     assert not only(judge(few, NO_LIBC, search=all_kept)).leak
     assert only(judge(steadily(6, flags=0x22, size=65536), NO_LIBC, search=all_kept)).leak is False
     assert only(judge(steadily(6, flags=0x02, size=65536), NO_LIBC, search=all_kept)).leak
@@ -492,7 +510,7 @@ def test_where_pointers_may_be_hidden_no_mapping_is_lost_but_a_handle_is():
         return replace(nothing_left(suspects), hidden="libjvm.so compresses pointers")
 
     stack = pthread_stack(1)
-    findings = judge([orphaned(1), stack], books(booked(span(stack))), search=hidden).findings
+    findings = judge([orphaned(1), stack], thread_lists(listed_thread(span(stack))), search=hidden).findings
     assert [(finding.verdict, finding.leak, finding.undecided) for finding in findings] == [
         (Verdict.NEVER_JOINED, True, False),
         (Verdict.HANDED_OVER, False, True),
@@ -580,7 +598,7 @@ def test_heaps_of_malloc_are_counted_together_and_no_leak():
     assert not any("conflicting" in line for line in finding.evidence)
 
 
-def test_heaps_that_come_all_through_the_window_are_not_told_as_kept():
+def test_heaps_that_come_all_through_the_window_are_not_reported_as_kept():
     """Threads that malloc, hand over, and exit: their arenas are used again, and fill heap after heap."""
     finding = only(judge([arena(n, made=5.0 * n, exited=5.0 * n + 1) for n in range(11)], READ))
     assert (finding.verdict, finding.leak) == (Verdict.MALLOC_ARENA, False)
@@ -617,7 +635,7 @@ def test_a_heap_whose_tail_was_given_back_is_still_one():
         {"flags": 0x4001},
     ],
 )
-def test_what_only_looks_like_a_heap_is_judged_as_a_mapping(changes):
+def test_what_only_readings_like_a_heap_is_judged_as_a_mapping(changes):
     assert only(judge([arena(1, **changes)], READ)).verdict is Verdict.ORPHANED_MAPPING
 
 
@@ -662,14 +680,14 @@ def test_musl_has_no_arenas():
 
 
 def test_what_ended_with_the_process_left_nothing_behind():
-    stacks = [pthread_stack(n, born=5, exited=50.1 + n) for n in range(3)]
+    stacks = [pthread_stack(n, started_at=5, exited=50.1 + n) for n in range(3)]
     workers = [orphaned(n, 5, 50.1 + n) for n in range(3)]
     diagnosis = judge([*stacks, *workers], ABSENT, target_exited_at=at(50), report_at=REPORT)
     assert {finding.verdict for finding in diagnosis.findings} == {Verdict.JUST_EXITED}
     assert sum(finding.count for finding in diagnosis.findings) == 6
 
 
-def test_mappings_of_live_owners_and_of_nobody_are_no_findings():
+def test_mappings_of_live_or_unknown_owners_are_no_findings():
     alive = pthread_stack(1, exited=None)
     baseline = Mapping((Interval(4096, 8192),), None, None, None, None, 0)
     assert judge([alive, Outstanding(baseline, None, None, None)], READ).findings == ()
@@ -700,7 +718,7 @@ def one_place(_site: int) -> Stack:
     return Stack((Frame("work"),), True, StackSource.COPIED)
 
 
-def test_the_guard_is_told_where_it_is_an_area():
+def test_the_guard_is_reported_where_it_is_an_area():
     stack = pthread_stack(1, **RAW_CLONE)
     start = stack.mapping.start
     areas = (

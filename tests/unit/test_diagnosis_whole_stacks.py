@@ -6,7 +6,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from diagnosis_scenes import MAIN, STACK_BYTES, at, booked, books, judge, only, pthread_stack, span
+from diagnosis_scenes import (
+    MAIN,
+    STACK_BYTES,
+    at,
+    judge,
+    listed_thread,
+    only,
+    pthread_stack,
+    span,
+    thread_lists,
+)
 
 from ebpftrace.model import Interval, Mapping, Outstanding, OwnedBy, Verdict
 
@@ -36,7 +46,7 @@ def in_parts(
 @pytest.mark.parametrize("before_attach", [False, True])
 def test_a_cached_stack_in_parts_is_one_of_its_full_size(before_attach: bool, clone_names_it: bool) -> None:
     stack, parts = in_parts(True, before_attach, clone_names_it)
-    finding = only(judge(parts, books(stack_cache=(stack,), stack_cache_bytes=stack.size)))
+    finding = only(judge(parts, thread_lists(stack_cache=(stack,), stack_cache_bytes=stack.size)))
     assert (finding.verdict, finding.leak) == (Verdict.STACK_CACHE, False)
     assert (finding.count, finding.size) == (1, STACK_BYTES)
 
@@ -45,7 +55,7 @@ def test_a_cached_stack_in_parts_is_one_of_its_full_size(before_attach: bool, cl
 @pytest.mark.parametrize("before_attach", [False, True])
 def test_a_never_joined_thread_on_a_stack_in_parts_is_one(before_attach: bool, clone_names_it: bool) -> None:
     stack, parts = in_parts(True, before_attach, clone_names_it)
-    finding = only(judge(parts, books(booked(stack))))
+    finding = only(judge(parts, thread_lists(listed_thread(stack))))
     assert (finding.verdict, finding.leak) == (Verdict.NEVER_JOINED, True)
     assert (finding.count, finding.size) == (1, STACK_BYTES)
     assert not (clone_names_it and finding.before_attach)
@@ -58,13 +68,13 @@ def test_a_part_mapped_by_a_thread_that_exited_is_no_orphan_while_one_lives_on_t
     stack, (low, high) = in_parts(False, False, clone_names_it)
     gone = replace(MAIN, exited_at=at(12))
     parts = [low, high._replace(owner=gone, mapper=gone)]
-    assert judge(parts, books(booked(stack, exited=False))).findings == ()
+    assert judge(parts, thread_lists(listed_thread(stack, exited=False))).findings == ()
 
 
-def test_stacks_that_overlap_in_the_books_join_nothing() -> None:
+def test_stacks_that_overlap_in_the_lists_join_nothing() -> None:
     stack, parts = in_parts(True, False)
     wild = Interval(stack.start - 4096, stack.end + 4096)
-    findings = judge(parts, books(stack_cache=(stack, wild))).findings
+    findings = judge(parts, thread_lists(stack_cache=(stack, wild))).findings
     assert sum(finding.size for finding in findings) == GUARD
 
 
@@ -78,5 +88,5 @@ def test_a_stack_whose_creator_laid_a_guard_over_its_low_end_is_one() -> None:
         run=whole.run._replace(stack=start, stack_size=65536),
     )
     guard = Mapping((Interval(start, start + 4096),), at(9), MAIN.id, 0, 0x32, 0)
-    finding = only(judge([Outstanding(guard, MAIN, OwnedBy.MAPPED_IT, MAIN), top], books()))
+    finding = only(judge([Outstanding(guard, MAIN, OwnedBy.MAPPED_IT, MAIN), top], thread_lists()))
     assert (finding.verdict, finding.count, finding.size) == (Verdict.ABANDONED_STACK, 1, 65536)

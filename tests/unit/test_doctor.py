@@ -14,8 +14,8 @@ import click
 import jsonschema
 import pytest
 
-from ebpftrace.kernel.checks.check import Check
-from ebpftrace.kernel.checks.libraries import llvm_version
+from ebpftrace.capture.checks.libraries import llvm_version
+from ebpftrace.model import Check
 from ebpftrace.report.doctor import SCHEMA, as_json, as_text, can_trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ FATAL = Check("bcc", False, "not installed", "apt-get install python3-bpfcc")
 def doctor_json(python: Path, *options: str, modules: str = "") -> dict[str, Any]:
     """The checks by name, of ``doctor`` run by another Python that finds click in our own place."""
     libraries = Path(click.__file__).resolve().parents[1]
-    told = subprocess.run(
+    result = subprocess.run(
         [str(python), *options, "-m", "ebpftrace", "doctor", "--json"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{modules}:{libraries}"},
@@ -38,9 +38,9 @@ def doctor_json(python: Path, *options: str, modules: str = "") -> dict[str, Any
         timeout=120,
         check=False,
     )
-    assert told.stderr == ""
-    assert told.returncode == 1
-    report = json.loads(told.stdout)
+    assert result.stderr == ""
+    assert result.returncode == 1
+    report = json.loads(result.stdout)
     jsonschema.validate(report, json.loads((ROOT / "ebpftrace/report/schema/doctor-1.json").read_text()))
     assert report["can_trace"] is False
     return {check["name"]: check for check in report["checks"]}

@@ -92,7 +92,7 @@ def test_verdict_routine_and_module_tell_leaks_apart() -> None:
     assert len(found) == 5
 
 
-def test_what_a_thread_of_the_library_calls_tells_leaks_apart() -> None:
+def test_what_a_thread_of_the_library_calls_reports_leaks_apart() -> None:
     def started_by(called: str) -> Finding:
         function = f"std::thread::thread<{called}, , void>({called}&&)"
         return leak(Frame(function, module=APP), Frame("main", module=APP))

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ebpftrace.capture.btf import Btf
 from ebpftrace.errors import CannotTrace
-from ebpftrace.kernel.btf import Btf
-from ebpftrace.stacks import wire
-from ebpftrace.stacks.engine import Engine, _DiedError
+from ebpftrace.unwind import wire
+from ebpftrace.unwind.engine import Engine, _DiedError
 from fuzz.reader import Reader, TooSlow, examine
 from fuzz.readers import READERS
 from fuzz.records import READERS as OF_RECORDS

@@ -38,14 +38,14 @@ def ended(status: int) -> CommandEnd:
     st.one_of(st.none(), st.integers(0, 9)),
 )
 def test_against_the_rules(
-    told: list[tuple[int, int, bool, int]], floor: Optional[Floor], command: Optional[int]
+    reported: list[tuple[int, int, bool, int]], floor: Optional[Floor], command: Optional[int]
 ) -> None:
     """(target, threads, leak, undecided) of each report, in the order they were made."""
     gate = Gate(floor, LEAK)
-    for target, threads, leak, undecided in told:
+    for target, threads, leak, undecided in reported:
         gate.add(target, replace(leaking(threads, leak), undecided=undecided))
-    most = {target: max(n * leak for t, n, leak, _ in told if t == target) for target, *_ in told}
-    last = {target: undecided for target, _, _, undecided in told}
+    most = {target: max(n * leak for t, n, leak, _ in reported if t == target) for target, *_ in reported}
+    last = {target: undecided for target, _, _, undecided in reported}
     status = gate.status(None if command is None else ended(command))
     if floor is not None and sum(most.values()) >= floor.count:
         assert status == LEAK
@@ -69,7 +69,7 @@ def test_a_stack_that_is_missing_is_no_doubt() -> None:
     assert gate.status(None) == 0
 
 
-def test_a_leak_of_an_earlier_report_counts_and_is_told() -> None:
+def test_a_leak_of_an_earlier_report_counts_and_is_reported() -> None:
     gate = Gate(Floor(), LEAK)
     gate.add(0, leaking(2))
     assert not gate.fails_by_earlier

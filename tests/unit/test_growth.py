@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Growth: what changed between two moments, taken together, and told."""
+"""Growth: what changed between two moments, merged, and reported."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ from hypothesis import strategies as st
 from reports import CLOCK, SECOND, STACK_BYTES, TIMER_STACK
 from rich.cells import cell_len
 
-from ebpftrace.growth.causes import Names, Place, group
-from ebpftrace.growth.model import Cause, Change, How, Regular, SiteGrowth, Size, Step, Summary
-from ebpftrace.growth.regular import regular
-from ebpftrace.growth.standing import Held, Standing, changes
-from ebpftrace.jobs.growth_watch import Trail
 from ebpftrace.model import (
     NO_STACK,
     Calls,
@@ -35,18 +30,24 @@ from ebpftrace.model import (
 )
 from ebpftrace.report import growth, growth_json
 from ebpftrace.report.sparkline import can_draw, sparkline
+from ebpftrace.sessions.growth_watch import Trail
+from ebpftrace.size_changes.causes import Names, Place, group, regular
+from ebpftrace.size_changes.model import Cause, Change, How, Regular, SiteGrowth, Size, Step, Summary
+from ebpftrace.size_changes.outstanding import OutstandingBytes, OutstandingNow, changes
 
 SCHEMA = json.loads(
     (Path(__file__).parents[2] / "ebpftrace" / "report" / "schema" / "growth-1.json").read_text()
 )
 KIB = 1024
-THREADS = [ThreadId(tid, born) for tid, born in ((7, 1), (8, 2), (7, 3))]
+THREADS = [ThreadId(tid, started_at) for tid, started_at in ((7, 1), (8, 2), (7, 3))]
 threads = st.sampled_from(THREADS)
 sites = st.integers(1, 4)
 sizes = st.integers(1, 1 << 30)
 standings = st.builds(
-    Standing,
-    made=st.dictionaries(st.tuples(threads, st.integers(1, 6)), st.builds(Held, sizes, sites), max_size=8),
+    OutstandingNow,
+    made=st.dictionaries(
+        st.tuples(threads, st.integers(1, 6)), st.builds(OutstandingBytes, sizes, sites), max_size=8
+    ),
     before_attach=st.integers(0, 1 << 40),
     brk_by_thread=st.dictionaries(threads, st.integers(-9, 9)),
     brk_by_site=st.dictionaries(sites, st.integers(-9, 9)),
@@ -54,26 +55,26 @@ standings = st.builds(
 )
 
 
-def total(standing: Standing) -> int:
-    made = sum(held.size for held in standing.made.values())
-    return made + standing.before_attach + sum(standing.brk_by_thread.values())
+def total(outstanding_now: OutstandingNow) -> int:
+    made = sum(held.size for held in outstanding_now.made.values())
+    return made + outstanding_now.before_attach + sum(outstanding_now.brk_by_thread.values())
 
 
 # --- changes ---------------------------------------------------------------------------------
 
 
 @given(standings, standings)
-def test_changes_add_up(before: Standing, after: Standing) -> None:
+def test_changes_add_up(before: OutstandingNow, after: OutstandingNow) -> None:
     assert sum(change.size for change in changes(before, after)) == total(after) - total(before)
 
 
 @given(standings)
-def test_nothing_changed(standing: Standing) -> None:
-    assert changes(standing, standing) == []
+def test_nothing_changed(outstanding_now: OutstandingNow) -> None:
+    assert changes(outstanding_now, outstanding_now) == []
 
 
 @given(standings, standings)
-def test_the_sign_tells_the_call(before: Standing, after: Standing) -> None:
+def test_the_sign_reports_the_call(before: OutstandingNow, after: OutstandingNow) -> None:
     for change in changes(before, after):
         assert change.size != 0
         if change.how in (How.MMAP, How.MREMAP):
@@ -83,14 +84,16 @@ def test_the_sign_tells_the_call(before: Standing, after: Standing) -> None:
 
 
 @given(standings, standings)
-def test_no_thread_is_told_more_of_the_break_than_it_moved(before: Standing, after: Standing) -> None:
+def test_no_thread_is_reported_more_of_the_break_than_it_moved(
+    before: OutstandingNow, after: OutstandingNow
+) -> None:
     for thread in THREADS:
-        told = [one for one in changes(before, after) if one.how is How.BRK and one.thread == thread]
+        listed = [one for one in changes(before, after) if one.how is How.BRK and one.thread == thread]
         moved = after.brk_by_thread.get(thread, 0) - before.brk_by_thread.get(thread, 0)
-        assert not told or sum(change.size for change in told) == moved
+        assert not listed or sum(change.size for change in listed) == moved
 
 
-NOTHING = Standing({}, 0, {}, {}, {})
+NOTHING = OutstandingNow({}, 0, {}, {}, {})
 FIRST, SECOND_THREAD = THREADS[:2]
 
 
@@ -110,7 +113,7 @@ def test_break_moved_by_two_threads_at_two_sites() -> None:
 
 def test_mapping_that_grows_shrinks_and_goes() -> None:
     key = (FIRST, 5)
-    small, large = (NOTHING._replace(made={key: Held(size, 9)}) for size in (10, 30))
+    small, large = (NOTHING._replace(made={key: OutstandingBytes(size, 9)}) for size in (10, 30))
     assert changes(NOTHING, small) == [Change(How.MMAP, 10, FIRST, 9, 5)]
     assert changes(small, large) == [Change(How.MREMAP, 20, FIRST, 9, 5)]
     assert changes(large, small) == [Change(How.MUNMAP, -20, FIRST, 9, 5)]
@@ -146,7 +149,7 @@ def test_threads_of_one_name_at_one_place_are_one_cause() -> None:
 
 
 @given(st.floats(0.1, 3600), st.integers(7, 100), st.integers(0, 2**32))
-def test_leak_of_a_timer_is_told_with_its_step(seconds: float, turns: int, seed: int) -> None:
+def test_leak_of_a_timer_is_reported_with_its_step(seconds: float, turns: int, seed: int) -> None:
     jitter = random.Random(seed)
     late = [jitter.random() * 0.02 for _ in range(turns)]
     times = [round((turn + late[turn]) * seconds * SECOND) for turn in range(1, turns)]
@@ -254,14 +257,14 @@ summaries = st.builds(
 )
 
 
-@pytest.mark.parametrize(("sizes", "told"), [((0, 0, 9, 9), False), ((0, 4, 9, 9), True)])
-def test_one_rise_has_no_rate(sizes: tuple[int, ...], told: bool) -> None:
+@pytest.mark.parametrize(("sizes", "listed"), [((0, 0, 9, 9), False), ((0, 4, 9, 9), True)])
+def test_one_rise_has_no_rate(sizes: tuple[int, ...], listed: bool) -> None:
     (memory,) = (
         line
         for line in growth.summary(replace(SUMMARY, sizes=sizes), curve=False).splitlines()
         if line.startswith("memory ")
     )
-    assert ("10244 KiB per minute" in memory) is told
+    assert ("10244 KiB per minute" in memory) is listed
 
 
 def is_plain(page: str, width: int = 100) -> bool:
@@ -287,14 +290,14 @@ def test_hostile_names_keep_to_the_page(step: Step, summary: Summary, width: int
 def test_a_narrow_terminal_has_the_cause_beside_the_sizes_or_below_them(width: int, lines: int) -> None:
     one = replace(LEAK, size=STACK_BYTES)
     grown = Step(BEFORE, BEFORE._replace(at=NOW, virt=BEFORE.virt + STACK_BYTES), (one,), BEFORE)
-    told = growth.step(grown, CLOCK, width=width).splitlines()
-    assert len(told) == lines
-    assert "+10244 mmap timer: " in told[-1]
+    listed = growth.step(grown, CLOCK, width=width).splitlines()
+    assert len(listed) == lines
+    assert "+10244 mmap timer: " in listed[-1]
     assert ("BY" in growth.columns(width=width)) is (lines == 1)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
-def test_a_narrow_terminal_is_told_every_place_of_the_summary(width: int) -> None:
+def test_a_narrow_terminal_is_reported_every_place_of_the_summary(width: int) -> None:
     page = growth.summary(SUMMARY, curve=False, width=width)
     for frame in TIMER_STACK.frames:
         assert not frame.offset or f"+0x{frame.offset:x}" in page
@@ -309,7 +312,7 @@ def test_json_keeps_its_contract(step: Step, summary: Summary) -> None:
         jsonschema.validate(json.loads(line), SCHEMA)
 
 
-def test_summary_tells_period_step_thread_and_place() -> None:
+def test_summary_reports_period_step_thread_and_place() -> None:
     page = growth.summary(SUMMARY, curve=False)
     first = " ".join(page.split("\n\n")[0].split())
     assert first.startswith("PERIOD: +10244 KiB every 60 s, thread 'timer', acme::spawn<&acme::minute_job>")
@@ -323,7 +326,7 @@ def test_step_without_growth_is_one_line() -> None:
     assert line.split()[1:] == [str(300 << 20), "0", str(4 << 20), "0"]
 
 
-def test_further_causes_and_unexplained_bytes_are_told() -> None:
+def test_further_causes_and_unexplained_bytes_are_reported() -> None:
     causes = tuple(replace(LEAK, size=size * KIB) for size in (50, 40, 30, 20, 10))
     lines = growth.step(
         Step(BEFORE, BEFORE._replace(at=NOW, virt=BEFORE.virt + 157 * KIB), causes, BEFORE), CLOCK
@@ -339,9 +342,9 @@ def test_causes_of_several_intervals_say_so() -> None:
     sized = Step(BEFORE, now, None, BEFORE)
     assert sized.unexplained == 0
     assert growth.step(sized, CLOCK).split()[1:] == [str(now.virt // KIB), "+10244", str(4 << 20), "0"]
-    looked = Step(now, now, (replace(LEAK, size=STACK_BYTES),), BEFORE)
-    assert looked.unexplained == 0
-    assert "in 6 min:" in growth.step(looked, CLOCK)
+    examined = Step(now, now, (replace(LEAK, size=STACK_BYTES),), BEFORE)
+    assert examined.unexplained == 0
+    assert "in 6 min:" in growth.step(examined, CLOCK)
 
 
 # --- the curve -------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Optional
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.ledger.intervals import IntervalMap, apart
+from ebpftrace.ledger.intervals import IntervalMap, isolated
 
 SIZE = 24
 bounds = st.integers(0, SIZE)
@@ -53,11 +53,11 @@ ranges = st.lists(st.tuples(bounds, bounds), max_size=8)
 
 
 @given(ranges, ranges)
-def test_apart_is_what_no_other_range_touches(
+def test_isolated_ranges_share_no_address_with_others(
     some: list[tuple[int, int]], others: list[tuple[int, int]]
 ) -> None:
     some.sort()
-    found = list(apart([(*bounds, at) for at, bounds in enumerate(some)], others))
+    found = list(isolated([(*bounds, at) for at, bounds in enumerate(some)], others))
     assert [at for at, _ in found] == list(range(len(some)))
     alone = [at for at, is_alone in found if is_alone]
     rest = [at for at, is_alone in found if not is_alone]
@@ -65,12 +65,12 @@ def test_apart_is_what_no_other_range_touches(
         cells = set(range(*bounds))
         elsewhere = [*some[:at], *some[at + 1 :], *others]
         free = bool(cells) and not any(cells & set(range(*other)) for other in elsewhere)
-        # An empty range inside another one may keep it from counting as alone, never the reverse.
+        # An empty range inside another one can make the other count as shared, never as isolated.
         assert at in (alone if free and all(start < end for start, end in elsewhere) else [*alone, *rest])
         assert free or at in rest
 
 
-def test_add_puts_ranges_beside_what_is_there() -> None:
+def test_add_puts_ranges_beside_the_present_ones() -> None:
     map_: IntervalMap[int] = IntervalMap()
     map_.fill(4, 8, 1, lambda _: True)
     map_.add([(8, 9, 3), (1, 4, 2)])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from ebpftrace.kernel.btf import Btf
+from ebpftrace.capture.btf import Btf
 
 INT, STRUCT, UNION = 1, 4, 5
 Member = tuple[str, int, int]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.kernel import cache, taskstates
-from ebpftrace.kernel.btf import Btf
-from ebpftrace.kernel.cache import read_cached, sources_identity, write_cached
+from ebpftrace.capture import cache, taskstates
+from ebpftrace.capture.btf import Btf
+from ebpftrace.capture.cache import read_cached, sources_identity, write_cached
 
 
 @pytest.fixture
@@ -135,10 +135,10 @@ def test_where_nothing_can_be_written_nothing_is_kept(place: Path) -> None:
 
 
 def test_it_does_not_grow_for_ever(place: Path) -> None:
-    for number in range(3 * cache._MOST_FILES):
+    for number in range(3 * cache._MAX_FILES):
         write_cached(str(number), b"x")
-    assert len(list(place.iterdir())) <= cache._MOST_FILES
-    assert read_cached(str(3 * cache._MOST_FILES - 1)) == b"x"
+    assert len(list(place.iterdir())) <= cache._MAX_FILES
+    assert read_cached(str(3 * cache._MAX_FILES - 1)) == b"x"
 
 
 def test_who_is_not_root_has_his_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.kernel.compiled import Compiled, Program, Table, relocated
+from ebpftrace.capture.compiled import Compiled, Program, Table, relocated
 
 LOAD_TABLE, LOAD_NUMBER = (0x18, 1), (0x18, 0)
 MOVE = (0xB7, 2)

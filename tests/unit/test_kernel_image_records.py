@@ -6,8 +6,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.kernel.layout import NAME_SLOT
-from ebpftrace.kernel.tracer import image_path
+from ebpftrace.capture.kernel_events import image_path
+from ebpftrace.capture.layout import NAME_SLOT
 
 NAMES = st.binary(min_size=1, max_size=NAME_SLOT - 1).filter(
     lambda name: b"\0" not in name and b"/" not in name

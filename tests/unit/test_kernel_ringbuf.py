@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebpftrace.kernel.ringbuf import Drainer, RingBuffer, record_size, records
+from ebpftrace.capture.ringbuf import Drainer, RingBuffer, record_size, records
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 SIZE = 4 * PAGE
@@ -160,7 +160,7 @@ def test_what_waits_is_counted_right_while_one_thread_drains_and_another_takes(
     for _ in range(3):
         kernel.send(b"c" * 8)
         buffer.drain()
-    assert buffer.dropped == record_size(8), "there is room for two"
+    assert buffer.dropped == record_size(8), "two fit"
     got += [bytes(record) for piece in buffer.take() for record in records(piece)]
     assert got == [b"a" * 8, b"b" * 8, b"c" * 8, b"c" * 8]
     buffer.close()
@@ -192,7 +192,7 @@ def test_the_drainer_drains_when_woken(kernel: Kernel, waker: tuple[int, int]) -
     buffer.close()
 
 
-def test_the_drainer_tells_when_it_was_woken(kernel: Kernel, waker: tuple[int, int]) -> None:
+def test_the_drainer_reports_when_it_was_woken(kernel: Kernel, waker: tuple[int, int]) -> None:
     buffer = RingBuffer(kernel.fd, SIZE, 1 << 20)
     drainer = Drainer([buffer], [waker[0]])
     for round_ in range(3):

@@ -8,8 +8,8 @@ from itertools import product
 
 import pytest
 
-from ebpftrace.kernel.layout import NEWEST_WORDS, NewestT
-from ebpftrace.kernel.rows import newest_row
+from ebpftrace.capture.layout import NEWEST_WORDS, NewestT
+from ebpftrace.capture.rows import newest_row
 
 
 def written(key: int, length: int, since: int, site: int) -> list[int]:

@@ -116,7 +116,7 @@ def test_what_a_suppression_accepts_does_not_fail_the_gate() -> None:
     assert "suppressed by thread:*minute_job*" in text
 
 
-def test_what_cannot_be_told_can_be_suppressed_too() -> None:
+def test_what_cannot_be_reported_can_be_suppressed_too() -> None:
     doubtful = replace(THREADS, leak=False, undecided=True)
     assert status(report(doubtful)) == 4
     assert status(accepting("thread:*").accept(report(doubtful), 1)) == 0

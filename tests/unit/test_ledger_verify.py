@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger's special cases, and its answer held against /proc."""
+"""The ledger's special cases, and its answer compared with /proc."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.callflags import MAP_FIXED, MREMAP_FIXED
-from ebpftrace.covered import Covered
 from ebpftrace.ledger.effects import effects
-from ebpftrace.ledger.events import Hole, Move
+from ebpftrace.ledger.events import Remapped, Unmapped
 from ebpftrace.ledger.replay import Ledger
 from ebpftrace.ledger.verify import as_shown, unexplained, verify
 from ebpftrace.model import FailedCall, Interval, Mapping, Row, ThreadId, Vma
+from ebpftrace.range_set import RangeSet
 from ebpftrace.vmas import Vmas
 
 THREAD = ThreadId(11, 1)
@@ -46,7 +46,7 @@ def test_guard_and_stack_of_the_baseline_stay_two_mappings() -> None:
 
 def test_a_part_that_moved_is_a_mapping_of_its_own_with_the_same_maker() -> None:
     ledger = Ledger([])
-    ledger.apply(Move(Interval(14, 16), Interval(40, 44), 8, 9))
+    ledger.apply(Remapped(Interval(14, 16), Interval(40, 44), 8, 9))
     rest, moved = ledger.outstanding([row(10, 20, 5)])
     assert rest.pieces == (Interval(10, 14), Interval(16, 20))
     assert moved.pieces == (Interval(40, 44),)
@@ -55,7 +55,7 @@ def test_a_part_that_moved_is_a_mapping_of_its_own_with_the_same_maker() -> None
 
 def test_what_moved_from_nowhere_known_is_there_and_nobodys() -> None:
     ledger = Ledger([vma(10, 20, "[vdso]")])
-    ledger.apply(Move(Interval(10, 20), Interval(40, 50), 8, 9))
+    ledger.apply(Remapped(Interval(10, 20), Interval(40, 50), 8, 9))
     [moved] = ledger.outstanding([row(38, 42, 3)])[1:]
     assert (moved.pieces, moved.mapper, moved.made_at) == ((Interval(40, 50),), None, None)
 
@@ -64,7 +64,7 @@ def test_a_late_hole_spares_what_is_newer() -> None:
     ledger = Ledger([vma(0, 10)])
     rows = [row(4, 6, 7)]
     ledger.compact(rows, 8)
-    ledger.apply(Hole(Interval(2, 8), 6))
+    ledger.apply(Unmapped(Interval(2, 8), 6))
     assert [mapping.pieces for mapping in ledger.outstanding(rows)] == [
         (Interval(0, 2), Interval(8, 10)),
         (Interval(4, 6),),
@@ -74,7 +74,7 @@ def test_a_late_hole_spares_what_is_newer() -> None:
 def test_pending_is_what_compact_folds() -> None:
     ledger = Ledger([])
     for at in (3, 5, 9):
-        ledger.apply(Hole(Interval(0, 4), at))
+        ledger.apply(Unmapped(Interval(0, 4), at))
     assert ledger.pending == 3
     ledger.compact([], 5)
     assert ledger.pending == 1
@@ -149,15 +149,15 @@ def test_what_a_failed_call_did_is_what_is_not_mapped_any_more(
         kind, 22, old.start, old.size, new, MAP_FIXED if kind == "mmap" else MREMAP_FIXED, 1, 100
     )
     known = {cell for span in later for cell in range(*span)}
-    covered = Covered((cell, cell + 1) for cell in sorted(mapped))
+    covered = RangeSet((cell, cell + 1) for cell in sorted(mapped))
     found = effects([call], covered, [*((101, span) for span in later), (99, Interval(0, 25))])
 
-    gone = {cell for event in found if isinstance(event, Hole) for cell in range(*event.interval)}
+    gone = {cell for event in found if isinstance(event, Unmapped) for cell in range(*event.interval)}
     replaced = set(range(*old)) | (set(range(*new)) if kind == "mremap" and old.size else set())
     if kind == "mremap" and not old.size:
         replaced = set()
     assert gone == replaced - mapped - known
-    moves = [event for event in found if isinstance(event, Move)]
+    moves = [event for event in found if isinstance(event, Remapped)]
     moved = {cell + move.new.start - move.old.start for move in moves for cell in range(*move.old)}
     assert moved == (
         {cell - old.start + new.start for cell in set(range(*old)) - mapped - known}
@@ -171,7 +171,7 @@ def test_what_a_failed_call_did_is_what_is_not_mapped_any_more(
 
 def test_nothing_comes_from_where_nothing_was() -> None:
     ledger = Ledger([vma(40, 50)])
-    ledger.apply(Move(Interval(10, 20), Interval(40, 50), 8, 9, may_be_empty=True))
+    ledger.apply(Remapped(Interval(10, 20), Interval(40, 50), 8, 9, may_be_empty=True))
     [kept] = ledger.outstanding([])
     assert kept.before_attach
 

@@ -40,7 +40,7 @@ def test_readme_has_the_same_exit_statuses() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_figures_of_what_it_costs_stand_where_they_are_measured(command: str) -> None:
+def test_figures_of_the_cost_are_only_where_they_are_measured(command: str) -> None:
     overhead = (PAGES / f"ebpftrace-{command}.1").read_text().partition("\n.SH OVERHEAD\n")[2]
     assert not re.search(r"\d\s*(?:times|ns|nano|us|micro|%|percent)", overhead.partition("\n.SH ")[0])
 
@@ -48,8 +48,8 @@ def test_figures_of_what_it_costs_stand_where_they_are_measured(command: str) ->
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 @pytest.mark.parametrize("page", sorted(path.name for path in PAGES.glob("*.1")))
 def test_page_is_read_without_a_warning(page: str) -> None:
-    told = subprocess.run(
+    result = subprocess.run(
         ["groff", "-man", "-Tascii", "-ww", str(PAGES / page)], capture_output=True, text=True, check=True
     )
-    assert told.stderr == ""
-    assert "User Commands" in told.stdout
+    assert result.stderr == ""
+    assert "User Commands" in result.stdout

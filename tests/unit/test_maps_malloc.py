@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.model import Interval, Vma
-from ebpftrace.process.malloc import MAX_CANDIDATES, find_blocks, find_heaps, guess_heaps
+from ebpftrace.procfs.malloc import MAX_CANDIDATES, find_blocks, find_heaps, guess_heaps
+from ebpftrace.vmas import Vmas
 
 HEAP = 64 << 20
 START = 0x7F0040000000
@@ -30,8 +31,8 @@ def vma(start: int, end: int, perms: str = "rw-p", rss: int = PAGE) -> Vma:
     return Vma(start, end, perms, 0, "00:00", 0, "", rss, 0, perms.startswith("---"))
 
 
-def heap_at(start: int, used: int = 33 * PAGE) -> list[Vma]:
-    return [vma(start, start + used), vma(start + used, start + HEAP, "---p", 0)]
+def heap_at(start: int, used: int = 33 * PAGE) -> Vmas:
+    return Vmas([vma(start, start + used), vma(start + used, start + HEAP, "---p", 0)])
 
 
 def first(start: int, used: int = 33 * PAGE) -> tuple[int, ...]:
@@ -43,7 +44,7 @@ def test_heap_is_proved_by_its_header() -> None:
     assert (heap.start, heap.end, heap.first) == (START, START + HEAP, True)
 
 
-def test_memory_that_only_looks_like_a_heap_is_none() -> None:
+def test_memory_that_only_readings_like_a_heap_is_none() -> None:
     good = first(START)
     for header in (
         (0, 0, 0, 0),
@@ -60,13 +61,13 @@ def test_memory_that_only_looks_like_a_heap_is_none() -> None:
 def test_further_heap_belongs_to_an_arena_that_is_known() -> None:
     second = START + 3 * HEAP
     words = {START: first(START), second: (START + 0x30, START, 8 * PAGE, 8 * PAGE)}
-    found = find_heaps([*heap_at(START), *heap_at(second)], Words(words))
+    found = find_heaps(Vmas([*heap_at(START), *heap_at(second)]), Words(words))
     assert [(heap.start, heap.first) for heap in found] == [(START, True), (second, False)]
 
 
-def test_heaps_in_full_use_that_the_kernel_merged_are_told_apart() -> None:
+def test_heaps_in_full_use_that_the_kernel_merged_are_reported_apart() -> None:
     words = {START: first(START, HEAP), START + HEAP: first(START + HEAP, HEAP)}
-    found = find_heaps([vma(START - 5 * PAGE, START + 2 * HEAP)], Words(words))
+    found = find_heaps(Vmas([vma(START - 5 * PAGE, START + 2 * HEAP)]), Words(words))
     assert [(heap.start, heap.end) for heap in found] == [
         (START, START + HEAP),
         (START + HEAP, START + 2 * HEAP),
@@ -75,8 +76,8 @@ def test_heaps_in_full_use_that_the_kernel_merged_are_told_apart() -> None:
 
 def test_shape_alone_needs_the_untouchable_rest() -> None:
     assert [heap.start for heap in guess_heaps(heap_at(START))] == [START]
-    assert guess_heaps([vma(START, START + HEAP)]) == []
-    assert guess_heaps([vma(START, START + PAGE), vma(START + PAGE, START + 2 * PAGE, "---p")]) == []
+    assert guess_heaps(Vmas([vma(START, START + HEAP)])) == []
+    assert guess_heaps(Vmas([vma(START, START + PAGE), vma(START + PAGE, START + 2 * PAGE, "---p")])) == []
 
 
 def test_huge_mapping_is_not_searched_without_end() -> None:
@@ -88,13 +89,13 @@ def test_huge_mapping_is_not_searched_without_end() -> None:
             reads += 1
             raise OSError
 
-    assert find_heaps([vma(HEAP, HEAP * MAX_CANDIDATES * 4)], Counting({})) == []
+    assert find_heaps(Vmas([vma(HEAP, HEAP * MAX_CANDIDATES * 4)]), Counting({})) == []
     assert reads == MAX_CANDIDATES
 
 
 def test_blocks_one_after_the_other() -> None:
     words = {START: (0, 0x22000 | 2), START + 0x22000: (0, 0x40000 | 2)}
-    blocks = find_blocks([vma(START, START + 0x80000)], Words(words), ())
+    blocks = find_blocks(Vmas([vma(START, START + 0x80000)]), Words(words), ())
     assert blocks == [
         Interval(START, START + 0x22000),
         Interval(START + 0x22000, START + 0x62000),
@@ -103,10 +104,12 @@ def test_blocks_one_after_the_other() -> None:
 
 def test_no_block_without_its_header() -> None:
     for header in ((1, 0x22002), (0, 0x22000), (0, 0x22003), (0, 2), (0, 0x22012), (0, 0x100002)):
-        assert find_blocks([vma(START, START + 0x80000)], Words({START: header}), ()) == [], header
+        assert find_blocks(Vmas([vma(START, START + 0x80000)]), Words({START: header}), ()) == [], header
     good = Words({START: (0, 0x22002)})
-    assert find_blocks([vma(START, START + 0x80000, rss=0)], good, ()) == []
-    assert find_blocks([vma(START, START + 0x80000)], good, [Interval(START - PAGE, START + PAGE)]) == []
+    assert find_blocks(Vmas([vma(START, START + 0x80000, rss=0)]), good, ()) == []
+    assert (
+        find_blocks(Vmas([vma(START, START + 0x80000)]), good, [Interval(START - PAGE, START + PAGE)]) == []
+    )
 
 
 @given(st.lists(st.integers(0, (1 << 64) - 1), min_size=4, max_size=4))

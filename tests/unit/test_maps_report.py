@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from ebpftrace.anatomy import compare
-from ebpftrace.anatomy.areas import Area, Kind
-from ebpftrace.anatomy.look import Look
-from ebpftrace.anatomy.repeated import MANY
-from ebpftrace.model import Books, BooksState, Certainty, Frame, TargetInfo, Verdict
+from ebpftrace.classify import compare
+from ebpftrace.classify.maps_report import MapsReport
+from ebpftrace.classify.model import Area, Kind
+from ebpftrace.classify.repeated import MANY
+from ebpftrace.glibc import Cores
+from ebpftrace.model import Certainty, Frame, ReadState, TargetInfo, ThreadLists, Verdict
 from ebpftrace.report import maps, maps_json
 
 SCHEMA = json.loads((resources.files("ebpftrace.report") / "schema" / "maps-1.json").read_text())
@@ -28,18 +29,18 @@ MIB = 1 << 20
 hostile = st.binary(max_size=40).map(lambda raw: raw.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
 
 
-def look(areas: list[Area], name: str = "app_server", **facts: object) -> Look:
-    plain = Look(
+def maps_report(areas: list[Area], name: str = "app_server", **facts: object) -> MapsReport:
+    plain = MapsReport(
         target=TargetInfo(31108, name, f"/opt/{name}", 25),
         taken_at=1_700_000_000_123_456_789,
         virt=sum(area.size for area in areas),
         rss=4096,
         vma_count=27_000,
         max_vma_count=65_530,
-        books=Books(BooksState.READ, libc="glibc 2.36"),
+        thread_lists=ThreadLists(ReadState.READ, libc="glibc 2.36"),
         areas=tuple(areas),
         arenas=2,
-        cores=4,
+        cores=Cores(4, 4),
         findings=(),
         routines={0x1000: Frame("minute_job", module="/opt/app_server", offset=0x1000)},
         notes=(),
@@ -61,31 +62,33 @@ def orphans(number: int) -> list[Area]:
 
 def test_first_line_answers_the_question() -> None:
     leak = replace(reports.never_joined_before_attach(27_000), certainty=Certainty.PROVED)
-    first = " ".join(maps.render(look(orphans(27_000), findings=(leak,)), 10, False).split())
+    first = " ".join(maps.render(maps_report(orphans(27_000), findings=(leak,)), 10, False).split())
     assert first.startswith("LEAK (proved): 27,000 threads exited and were never joined: 263.8 GiB")
     waiting = replace(leak, verdict=Verdict.NOT_JOINED_YET, leak=False, evidence=("kept in workers",))
-    page = maps.render(look(orphans(27_000), findings=(waiting,)), 10, False)
+    page = maps.render(maps_report(orphans(27_000), findings=(waiting,)), 10, False)
     assert "LEAK" not in page
     assert "kept in workers" in page
     unknown = replace(waiting, undecided=True)
-    page = maps.render(look(orphans(27_000), findings=(unknown,)), 10, False)
+    page = maps.render(maps_report(orphans(27_000), findings=(unknown,)), 10, False)
     assert page.startswith("CANNOT TELL: 27,000 stacks of exited threads, 263.8 GiB")
-    healthy = maps.render(look([area(0x1000, 8 * MIB, Kind.HEAP)]), 10, False).splitlines()[0]
+    healthy = maps.render(maps_report([area(0x1000, 8 * MIB, Kind.HEAP)]), 10, False).splitlines()[0]
     assert healthy.startswith("VIRT 8192 KiB is mostly heap 8192 KiB; no exited thread waits for a join")
 
 
-def test_without_books_no_more_is_said_than_was_seen() -> None:
+def test_without_lists_no_more_is_said_than_was_seen() -> None:
     shaped = [area(0x1000 + i * MIB, MIB, Kind.STACK_SHAPED) for i in range(60)]
-    absent = Books(BooksState.ABSENT, "musl")
-    assert "60 areas resemble stacks without a thread" in maps.render(look(shaped, books=absent), 10, False)
-    fewer = maps.render(look(shaped[:3], books=absent), 10, False)
+    absent = ThreadLists(ReadState.ABSENT, "musl")
+    assert "60 areas resemble stacks without a thread" in maps.render(
+        maps_report(shaped, thread_lists=absent), 10, False
+    )
+    fewer = maps.render(maps_report(shaped[:3], thread_lists=absent), 10, False)
     assert "no more stacks than threads seen" in fewer
     assert "glibc's thread lists)" not in fewer
 
 
-def test_growth_is_told_first_and_alike_changes_together() -> None:
+def test_growth_is_reported_first_and_similar_changes_together() -> None:
     growth = compare(orphans(2), orphans(5), 60.0)
-    lines = maps.render(look(orphans(5), growth=growth), 10, False).splitlines()
+    lines = maps.render(maps_report(orphans(5), growth=growth), 10, False).splitlines()
     grew = "In 1 min: VIRT +30732 KiB, RSS +12 KiB; most of it orphaned-stack +30732 KiB (3 areas more)"
     assert lines[0] == grew
     (row,) = [line for line in lines if line.strip().startswith("appeared")]
@@ -100,7 +103,7 @@ def mapped_files(paths: list[str]) -> list[Area]:
 
 
 def test_a_file_that_is_mapped_many_times_is_named_in_text_and_json() -> None:
-    seen = look(mapped_files(["/db/a"] * 10_000 + ["/db/b"] * 15))
+    seen = maps_report(mapped_files(["/db/a"] * 10_000 + ["/db/b"] * 15))
     page = maps.render(seen, 10, False)
     (row,) = [line.split() for line in page.splitlines() if line.endswith("/db/a")]
     assert row == ["10,000", "1", "156.2", "MiB", "39.1", "MiB", "/db/a"]
@@ -117,11 +120,11 @@ def test_a_file_that_is_mapped_many_times_is_named_in_text_and_json() -> None:
     ]
 
 
-def test_growth_by_several_files_is_not_told_of_the_first_alone() -> None:
-    for paths, told in ((["/db/a"] * 3, "/db/a"), (["/db/a", "/db/b"], "/db/a and others")):
+def test_growth_by_several_files_is_not_reported_of_the_first_alone() -> None:
+    for paths, reported in ((["/db/a"] * 3, "/db/a"), (["/db/a", "/db/b"], "/db/a and others")):
         growth = compare([], mapped_files(paths), 1.0)
-        page = maps.render(look(mapped_files(paths), growth=growth), 10, False)
-        assert any(line.endswith(f"  {told}") for line in page.splitlines())
+        page = maps.render(maps_report(mapped_files(paths), growth=growth), 10, False)
+        assert any(line.endswith(f"  {reported}") for line in page.splitlines())
 
 
 areas = st.lists(
@@ -152,9 +155,11 @@ areas = st.lists(
 def test_text_and_json_are_fit_for_any_names_and_width(
     before: list[Area], after: list[Area], name: str, grown: bool, absent: bool, width: int
 ) -> None:
-    books = Books(BooksState.ABSENT if absent else BooksState.READ)
+    thread_lists = ThreadLists(ReadState.ABSENT if absent else ReadState.READ)
     growth = compare(before, after, 1.5) if grown else None
-    seen = look([*after, *after[:1] * MANY], name, growth=growth, books=books, notes=(f"note {name}",))
+    seen = maps_report(
+        [*after, *after[:1] * MANY], name, growth=growth, thread_lists=thread_lists, notes=(f"note {name}",)
+    )
     page = maps.render(seen, 5, True, width)
     assert page.endswith("\n")
     for line in page.splitlines():
@@ -172,7 +177,7 @@ def test_text_and_json_are_fit_for_any_names_and_width(
 def test_schema_can_refuse() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     finding = reports.never_joined_before_attach(1)
-    good = maps_json.document(look(orphans(1), findings=(finding,)))
+    good = maps_json.document(maps_report(orphans(1), findings=(finding,)))
     (shown,) = good["findings"]
     assert not VALIDATOR.is_valid({**good, "findings": [{**shown, "verdict": "maybe"}]})
     VALIDATOR.validate(good)

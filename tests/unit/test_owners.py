@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who owns a mapping."""
+"""The owner of each mapping."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ebpftrace.model import (
     Mapping,
     OwnedBy,
     Row,
-    Run,
     Stack,
-    Stand,
+    StackSighting,
     Thread,
     ThreadId,
+    ThreadStart,
 )
 
 CREATOR = ThreadId(10, 1)
@@ -35,8 +35,10 @@ def mapping(start: int, end: int, made_at: Optional[int] = 100, since: Optional[
     return Mapping((Interval(start, end),), made_at, mapper, 3, 0x20022, 7, since or made_at)
 
 
-def run(born: int, stack: int, size: int = 0, tid: int = 20, exited_at: Optional[int] = None) -> Run:
-    return Run(ThreadId(tid, born), "worker", stack, size, exited_at, CREATOR, "main")
+def run(
+    started_at: int, stack: int, size: int = 0, tid: int = 20, exited_at: Optional[int] = None
+) -> ThreadStart:
+    return ThreadStart(ThreadId(tid, started_at), "worker", stack, size, exited_at, CREATOR, "main")
 
 
 def known(*threads: Thread) -> dict[ThreadId, Thread]:
@@ -114,14 +116,14 @@ def test_baseline_has_an_owner_only_once_a_thread_runs_on_it() -> None:
 
 def test_the_guard_that_is_left_of_a_stack_is_its_threads() -> None:
     on_it = run(200, 2000, exited_at=300)
-    guard = mapping(1000, 1100)._replace(made=Interval(1000, 2000), runners=(on_it.thread,))
+    guard = mapping(1000, 1100)._replace(made=Interval(1000, 2000), stack_users=(on_it.thread,))
     other = mapping(1500, 1900, made_at=250)
     first, second = assign([guard, other], [on_it], known())
     assert (first.owned_by, first.run) == (OwnedBy.RUNS_ON_IT, on_it)
     assert second.owned_by is OwnedBy.MAPPED_IT
 
 
-def test_a_piece_of_its_creators_stack_is_only_lent() -> None:
+def test_a_part_of_its_creators_stack_is_only_lent() -> None:
     lent = run(200, 1500, exited_at=300)._replace(creator_stack_pointer=1400)
     [owned] = assign([mapping(1000, 2000)], [lent], known())
     assert owned.owned_by is OwnedBy.MAPPED_IT
@@ -131,53 +133,57 @@ def test_a_piece_of_its_creators_stack_is_only_lent() -> None:
     assert owned.run == lent._replace(creator_stack_pointer=2400)
 
 
-def test_who_stood_on_a_mapping_owns_it_where_nobody_was_put() -> None:
+def test_a_thread_seen_on_a_mapping_owns_it_if_it_was_given_to_none() -> None:
     gone = Thread(ThreadId(30, 120), "gone", 10, exited_at=400)
     living = Thread(ThreadId(31, 130), "living", 10)
     threads = known(gone, living)
 
     def owner(
-        *stands: Stand, area: Optional[Mapping] = None, runs: Sequence[Run] = ()
+        *sightings: StackSighting, area: Optional[Mapping] = None, runs: Sequence[ThreadStart] = ()
     ) -> tuple[int, OwnedBy]:
-        [one] = assign([area or mapping(1000, 2000)], runs, threads, stands)
+        [one] = assign([area or mapping(1000, 2000)], runs, threads, sightings)
         assert one.owner is not None
         assert one.owned_by is not None
         return one.owner.id.tid, one.owned_by
 
-    stood = Stand(gone.id, 1500, 300)
-    assert owner(stood) == (30, OwnedBy.STOOD_ON_IT)
-    assert owner(stood, Stand(living.id, 1600, 200)) == (31, OwnedBy.STOOD_ON_IT)
-    assert owner(Stand(gone.id, 2001, 300)) == (10, OwnedBy.MAPPED_IT)
+    last_sp = StackSighting(gone.id, 1500, 300)
+    assert owner(last_sp) == (30, OwnedBy.SWITCHED_TO_IT)
+    assert owner(last_sp, StackSighting(living.id, 1600, 200)) == (31, OwnedBy.SWITCHED_TO_IT)
+    assert owner(StackSighting(gone.id, 2001, 300)) == (10, OwnedBy.MAPPED_IT)
     # The stack pointer of an empty stack is the first byte above it.
-    assert owner(Stand(gone.id, 2000, 300)) == (30, OwnedBy.STOOD_ON_IT)
-    assert owner(Stand(gone.id, 1000, 300)) == (10, OwnedBy.MAPPED_IT)
-    assert owner(Stand(ThreadId(77, 1), 1500, 300)) == (10, OwnedBy.MAPPED_IT)
-    assert owner(stood, area=mapping(1000, 2000, made_at=350)) == (10, OwnedBy.MAPPED_IT), "it came later"
-    assert owner(stood, runs=[run(200, 1100, 800)]) == (20, OwnedBy.RUNS_ON_IT)
-    [old] = assign([mapping(1000, 2000, None)], [], threads, [stood])
+    assert owner(StackSighting(gone.id, 2000, 300)) == (30, OwnedBy.SWITCHED_TO_IT)
+    assert owner(StackSighting(gone.id, 1000, 300)) == (10, OwnedBy.MAPPED_IT)
+    assert owner(StackSighting(ThreadId(77, 1), 1500, 300)) == (10, OwnedBy.MAPPED_IT)
+    assert owner(last_sp, area=mapping(1000, 2000, made_at=350)) == (10, OwnedBy.MAPPED_IT), "it came later"
+    assert owner(last_sp, runs=[run(200, 1100, 800)]) == (20, OwnedBy.RUNS_ON_IT)
+    [old] = assign([mapping(1000, 2000, None)], [], threads, [last_sp])
     assert old.owner is None, "of the baseline nobody knows whose it was"
 
 
-@pytest.mark.parametrize("told_by", ["run", "thread"])
-def test_an_exit_counts_whichever_source_knows_it(told_by: str) -> None:
-    on_it = run(200, 1100, 800, exited_at=300 if told_by == "run" else None)
-    thread = Thread(on_it.thread, "worker", 10, exited_at=300 if told_by == "thread" else None)
+@pytest.mark.parametrize("reported_by", ["run", "thread"])
+def test_an_exit_counts_whichever_source_knows_it(reported_by: str) -> None:
+    on_it = run(200, 1100, 800, exited_at=300 if reported_by == "run" else None)
+    thread = Thread(on_it.thread, "worker", 10, exited_at=300 if reported_by == "thread" else None)
     [owned] = assign([mapping(1000, 2000)], [on_it], known(thread))
     assert owned.owner is not None
     assert owned.owner.exited_at == 300
 
 
-def test_a_mapper_nobody_knows_is_no_owner() -> None:
+def test_an_unknown_mapper_is_no_owner() -> None:
     [owned] = assign([mapping(1000, 2000)], [], {})
     assert (owned.owner, owned.owned_by) == (None, None)
 
 
 def test_a_mapper_known_only_by_its_clone_call() -> None:
-    born = run(50, 9000, 100, exited_at=150)
-    area = mapping(1000, 2000)._replace(mapper=born.thread)
-    [owned] = assign([area], [born], {})
+    started_at = run(50, 9000, 100, exited_at=150)
+    area = mapping(1000, 2000)._replace(mapper=started_at.thread)
+    [owned] = assign([area], [started_at], {})
     assert owned.owner is not None
-    assert (owned.owner.id, owned.owner.exited_at, owned.owned_by) == (born.thread, 150, OwnedBy.MAPPED_IT)
+    assert (owned.owner.id, owned.owner.exited_at, owned.owned_by) == (
+        started_at.thread,
+        150,
+        OwnedBy.MAPPED_IT,
+    )
 
 
 areas = st.lists(st.integers(0, 60), unique=True, max_size=12).map(
@@ -190,28 +196,31 @@ some_runs = st.lists(
     max_size=12,
 ).map(
     lambda found: [
-        run(born, stack, size, 100 + tid, gone) for tid, (born, stack, size, gone) in enumerate(found)
+        run(started_at, stack, size, 100 + tid, gone)
+        for tid, (started_at, stack, size, gone) in enumerate(found)
     ]
 )
 
 
 @given(areas, some_runs)
-def test_assign_equals_the_nested_loop(areas: list[Mapping], runs: list[Run]) -> None:
+def test_assign_equals_the_nested_loop(areas: list[Mapping], runs: list[ThreadStart]) -> None:
     for owned in assign(areas, runs, known()):
         start, end = owned.mapping.start, owned.mapping.end
         on_it = [
             each
             for each in runs
-            if each.thread.born >= 50 and start <= each.stack + each.stack_size - 1 < end
+            if each.thread.started_at >= 50 and start <= each.stack + each.stack_size - 1 < end
         ]
         best = max(
-            on_it, key=lambda each: (each.exited_at is None, each.thread.born, each.thread.tid), default=None
+            on_it,
+            key=lambda each: (each.exited_at is None, each.thread.started_at, each.thread.tid),
+            default=None,
         )
         assert owned.run is best
 
 
 @given(areas, some_runs)
-def test_runs_that_the_kernel_may_forget_change_no_owner(areas: list[Mapping], runs: list[Run]) -> None:
+def test_runs_that_the_kernel_may_drop_change_no_owner(areas: list[Mapping], runs: list[ThreadStart]) -> None:
     rows = [Row(area.start, area.end - area.start, 50, 50, CREATOR, 3, 0x20022, 7) for area in areas]
     ledger = Ledger([])
     ledger.compact(rows, 100)
@@ -224,12 +233,12 @@ def test_runs_that_the_kernel_may_forget_change_no_owner(areas: list[Mapping], r
     assert len(set(exited)) == len(exited), "of one stack there is one"
 
 
-def test_who_exited_is_known_as_long_as_its_stack_stands() -> None:
+def test_an_exited_thread_is_known_as_long_as_its_stack_is_mapped() -> None:
     rows = [Row(1000, 1000, 50, 50, CREATOR, 3, 0x20022, 7)]
     ended = run(60, 1000, 1000, exited_at=90)
     thread = Thread(ended.thread, "worker", 10, exited_at=90)
 
-    def forgotten(rows: list[Row]) -> tuple[list[ThreadId], list[Run]]:
+    def forgotten(rows: list[Row]) -> tuple[list[ThreadId], list[ThreadStart]]:
         ledger = Ledger([])
         ledger.compact(rows, 100)
         ledger.leftovers(rows, [thread], [ended], {})

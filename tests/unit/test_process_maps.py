@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ebpftrace.model import Vma
-from ebpftrace.process.maps import heap_end, parse_maps, parse_smaps, read_heap_end, read_maps, read_smaps
+from ebpftrace.procfs.maps import heap_end, parse_maps, parse_smaps, read_heap_end, read_maps, read_smaps
 from ebpftrace.vmas import Vmas
 
 PAGE = 4096
@@ -159,6 +159,15 @@ def test_overlaps_are_cut_and_nothing_mapped_is_lost(first: list[Vma], second: l
         assert covered(result, vma.end - PAGE)
         ends = [one.end for one in together if one.end < vma.end]
         assert covered(result, max(vma.start, *ends, 0))
+
+
+@given(vma_lists(), vma_lists(), st.integers(0, 50))
+def test_many_at_once_are_added_as_one_by_one(first: list[Vma], second: list[Vma], cut: int) -> None:
+    together = sorted({one.end: one for one in first + second}.values(), key=attrgetter("end"))
+    result = Vmas()
+    for part in (together[:cut], together[cut:]):
+        result.extend([vma.start for vma in part], [vma.end for vma in part], part)
+    assert list(result) == list(Vmas(together))
 
 
 def test_a_mapping_that_grew_downwards_while_it_was_listed_is_listed_once() -> None:

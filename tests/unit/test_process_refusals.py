@@ -8,27 +8,27 @@ import os
 
 import pytest
 
-from ebpftrace.process.procfs import explain
+from ebpftrace.procfs.access import explain
 
 
-def said(code: int) -> str:
+def printed(code: int) -> str:
     return str(explain(OSError(code, os.strerror(code)), 7, "memory map"))
 
 
-def test_a_user_is_told_to_become_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_is_asked_to_become_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert said(errno.EACCES) == "not permitted to read the memory map of process 7: run as root"
+    assert printed(errno.EACCES) == "not permitted to read the memory map of process 7: run as root"
 
 
-def test_root_is_not_told_to_become_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_is_not_asked_to_become_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    line = said(errno.EACCES)
+    line = printed(errno.EACCES)
     assert "run as root" not in line
     assert "CAP_SYS_PTRACE" in line
 
 
 @pytest.mark.parametrize(("code", "limit"), [(errno.EMFILE, "ulimit -n"), (errno.ENFILE, "fs.file-max")])
 def test_too_many_open_files_names_the_limit(code: int, limit: str) -> None:
-    line = said(code)
+    line = printed(code)
     assert "too many open files" in line
     assert limit in line

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.errors import CannotTrace
-from ebpftrace.process.clock import read_clock
-from ebpftrace.process.status import max_map_count, pid_max, read_memory_use, read_target_info
-from ebpftrace.process.target import open_target
-from ebpftrace.process.tasks import list_tasks, parse_stat
+from ebpftrace.procfs.clock import read_clock
+from ebpftrace.procfs.status import max_map_count, pid_max, read_memory_use, read_target_info
+from ebpftrace.procfs.target import open_target
+from ebpftrace.procfs.tasks import list_tasks, parse_stat
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 REST = b" S 41 1 1 0 -1 4194368 1 0 0 0 0 0 0 0 20 0 %d 0 %d 11059200 369 18446744073709551615\n"
@@ -35,7 +35,7 @@ def test_a_thread_that_has_begun_to_exit_is_exiting_in_whatever_state() -> None:
         assert parse_stat(7, b"9 (a)" + rest).exiting == exiting
 
 
-def test_names_that_look_like_the_rest_of_the_line() -> None:
+def test_names_that_reading_like_the_rest_of_the_line() -> None:
     for name in (b") Z 1 (", b"a) b\n(\x1b[3m", b")", b"", b") S 1 1 1 1 1 1", b"\xff\xfe"):
         task = parse_stat(7, b"9 (%s)" % name + REST % (1, 0))
         assert task.name.encode("utf-8", "surrogateescape") == name
@@ -63,7 +63,7 @@ def test_a_thread_is_listed_with_its_start_on_the_monotonic_clock() -> None:
         stop.set()
         thread.join()
     (task,) = [task for task in tasks if task.id.tid == thread.native_id]
-    assert before - 2 * TICK_NS <= task.id.born <= after + 2 * TICK_NS
+    assert before - 2 * TICK_NS <= task.id.started_at <= after + 2 * TICK_NS
     # Threads that other tests began may end meanwhile.
     assert {task.id for task in tasks} >= {task.id for task in again} >= {task.id, tasks[0].id}
     assert tasks[0].id.tid == os.getpid() == tasks[0].tgid
@@ -77,7 +77,7 @@ def test_the_clock_turns_monotonic_into_wall_time() -> None:
     assert before - 50_000_000 < wall < time.time_ns() + 50_000_000
 
 
-def test_what_we_are() -> None:
+def test_the_task_of_this_process() -> None:
     use = read_memory_use(os.getpid())
     assert use.virt >= use.rss > 1 << 20
     before = len(list(Path("/proc/self/task").iterdir()))

@@ -8,7 +8,7 @@ from typing import Optional
 
 import pytest
 
-from ebpftrace.process.tunables import arena_limit, read_environment, tunable
+from ebpftrace.procfs.tunables import arena_limit, read_environment, tunable
 
 CACHE_SIZE = b"glibc.pthread.stack_cache_size"
 

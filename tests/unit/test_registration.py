@@ -13,35 +13,35 @@ from typing import Callable, Optional
 
 import pytest
 
-from ebpftrace.kernel import registration
-from ebpftrace.kernel.registration import Registered, confirm, meet, register
-from ebpftrace.process.tasks import Listed, Task, find_task, list_tasks, listed_tasks
+from ebpftrace.capture import registration
+from ebpftrace.capture.registration import Registered, confirm, preload, register
+from ebpftrace.procfs.tasks import Listed, Task, find_task, list_tasks, listed_tasks
 
 PID = os.getpid()
 NOBODY: Mapping[Listed, Task] = MappingProxyType({})
 
 
 class Table:
-    """Tids that are traced, as the kernel side would have them; ``looks`` are those it was given."""
+    """Tids that are traced, as the kernel side would have them; ``readings`` are those it was given."""
 
     def __init__(self, meanwhile: Optional[Callable[[], None]] = None) -> None:
         """``meanwhile`` happens once, while the first thread is added."""
         self.tids: set[int] = set()
-        self.looks: list[list[Task]] = []
+        self.readings: list[list[Task]] = []
         self.forgotten: list[int] = []
         self._meanwhile = meanwhile
 
-    def register(self, met: Mapping[Listed, Task] = NOBODY) -> Registered:
-        return register(find, lambda: set(self.tids), self.add, self.forget, met)
+    def register(self, preloaded: Mapping[Listed, Task] = NOBODY) -> Registered:
+        return register(find, lambda: set(self.tids), self.add, self.forget, preloaded)
 
     def add(self, tasks: Iterable[Task]) -> list[Task]:
-        self.looks.append([])
+        self.readings.append([])
         for task in tasks:
-            self.looks[-1].append(task)
+            self.readings[-1].append(task)
             if self._meanwhile is not None:
                 self._meanwhile()
                 self._meanwhile = None
-        new = [task for task in self.looks[-1] if task.id.tid not in self.tids]
+        new = [task for task in self.readings[-1] if task.id.tid not in self.tids]
         self.tids.update(task.id.tid for task in new)
         return new
 
@@ -51,7 +51,7 @@ class Table:
 
 
 class Sleeper:
-    """A thread that lives until it is told to end."""
+    """A thread that lives until it is asked to end."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
@@ -89,24 +89,24 @@ def test_all_threads_are_added_and_read_once() -> None:
         tids = {held.enter_context(sleeper()).tid for _ in range(20)}
         table = Table()
         assert table.register().complete
-        assert {task.id for task in list_tasks(PID)} <= {task.id for task in table.looks[0]}
+        assert {task.id for task in list_tasks(PID)} <= {task.id for task in table.readings[0]}
         ours = tids | {PID}
         assert ours <= table.tids
-        assert not ours.intersection(task.id.tid for look in table.looks[1:] for task in look)
+        assert not ours.intersection(task.id.tid for reading in table.readings[1:] for task in reading)
         assert not ours.intersection(table.forgotten)
 
 
-def test_a_thread_born_unseen_while_others_are_added_is_found() -> None:
-    born: list[Sleeper] = []
-    table = Table(lambda: born.append(Sleeper()))
+def test_a_thread_created_unseen_while_others_are_added_is_found() -> None:
+    created: list[Sleeper] = []
+    table = Table(lambda: created.append(Sleeper()))
     try:
         assert table.register().complete
-        assert born[0].tid in table.tids
-        second = {task.id.tid for task in table.looks[1]}
-        assert born[0].tid in second
+        assert created[0].tid in table.tids
+        second = {task.id.tid for task in table.readings[1]}
+        assert created[0].tid in second
         assert PID not in second
     finally:
-        born[0].end()
+        created[0].end()
 
 
 def test_a_thread_that_ends_before_it_is_added_is_forgotten() -> None:
@@ -133,7 +133,7 @@ def test_a_thread_that_the_kernel_side_has_dropped_does_not_pass_for_known() -> 
         assert thread.tid in table.tids
 
 
-def test_who_was_met_is_added_without_another_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_was_known_is_added_without_another_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the leader: it stays listed after its exit."""
     read: list[int] = []
 
@@ -142,28 +142,28 @@ def test_who_was_met_is_added_without_another_look(monkeypatch: pytest.MonkeyPat
         return find_task(tgid, tid)
 
     with sleeper() as known_before, sleeper() as leaves:
-        met = meet(find())
+        preloaded = preload(find())
         leaves.end()
-        with sleeper() as born_since, monkeypatch.context() as patched:
+        with sleeper() as started_since, monkeypatch.context() as patched:
             patched.setattr(registration, "find_task", note)
             table = Table()
-            assert table.register(met).complete
-            assert {known_before.tid, born_since.tid, PID} <= table.tids
+            assert table.register(preloaded).complete
+            assert {known_before.tid, started_since.tid, PID} <= table.tids
             assert leaves.tid not in table.tids
-            assert {born_since.tid, PID} <= set(read)
+            assert {started_since.tid, PID} <= set(read)
             assert known_before.tid not in read
 
 
-def test_another_thread_with_the_number_of_one_that_was_met_is_read() -> None:
+def test_another_thread_with_the_number_of_one_that_was_known_is_read() -> None:
     with sleeper() as thread:
         (listed,) = (one for one in find() if one.tid == thread.tid)
-        former = meet([listed])[listed]._replace(name="former")
+        former = preload([listed])[listed]._replace(name="former")
         table = Table()
         assert table.register({listed._replace(inode=listed.inode + 1): former}).complete
-        assert "former" not in {task.name for task in table.looks[0]}
+        assert "former" not in {task.name for task in table.readings[0]}
         table = Table()
         assert table.register({listed: former}).complete
-        assert "former" in {task.name for task in table.looks[0]}
+        assert "former" in {task.name for task in table.readings[0]}
 
 
 def test_each_thread_keeps_its_place_in_the_list_and_none_has_that_of_a_former() -> None:
@@ -196,15 +196,15 @@ def test_who_had_exited_but_was_still_listed_is_forgotten_later() -> None:
         os.waitpid(child, 0)
 
 
-def test_threads_that_never_end_to_be_born_are_told() -> None:
-    born: list[Sleeper] = []
+def test_threads_that_never_end_to_be_created_are_reported() -> None:
+    created: list[Sleeper] = []
 
     def add(tasks: Iterable[Task]) -> list[Task]:
-        born.append(Sleeper())
+        created.append(Sleeper())
         return list(tasks)
 
     try:
         assert not register(find, set, add, lambda _: None, NOBODY).complete
     finally:
-        for thread in born:
+        for thread in created:
             thread.end()

@@ -38,7 +38,7 @@ def test_it_says_what_leaks_where_from_why_and_what_to_do() -> None:
     assert "\nadvice      pthread_join() these threads" in page
 
 
-def test_findings_without_room_are_counted_with_their_bytes() -> None:
+def test_findings_that_do_not_fit_are_counted_with_their_bytes() -> None:
     finding = reports.never_joined_in_window()
     many = replace(reports.production(), findings=(finding,) * 30)
     page = brief.render(many, View())

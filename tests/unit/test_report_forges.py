@@ -13,12 +13,13 @@ from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
-import jsonschema
 import pytest
 import report_strategies as strategies
 import reports
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonSchema as SarifSchema
 
 from ebpftrace.fingerprint import fingerprint
 from ebpftrace.model import Accepted, AcceptedBy, LeftOut, Report
@@ -98,57 +99,6 @@ def test_junit_is_xml_whose_counts_are_true(many: list[Report]) -> None:
 
 # --- SARIF --------------------------------------------------------------------------
 
-LOCATION: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "physicalLocation": {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["artifactLocation"],
-            "properties": {
-                "artifactLocation": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "required": ["uri"],
-                    "properties": {
-                        "uri": {"type": "string", "pattern": r"^[!-~]+$"},
-                        "uriBaseId": {"const": "SRCROOT"},
-                    },
-                },
-                "region": {"type": "object", "properties": {"startLine": {"type": "integer", "minimum": 1}}},
-            },
-        },
-        "logicalLocations": {"type": "array", "items": {"required": ["fullyQualifiedName", "kind"]}},
-    },
-}
-RESULT: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["ruleId", "ruleIndex", "message", "locations", "partialFingerprints"],
-    "properties": {
-        "ruleId": {"type": "string"},
-        "ruleIndex": {"type": "integer", "minimum": 0},
-        "kind": {"enum": ["fail", "open"]},
-        "level": {"enum": ["error", "none"]},
-        "message": {"type": "object", "required": ["text"]},
-        "locations": {"type": "array", "minItems": 1, "items": LOCATION},
-        "partialFingerprints": {"type": "object", "additionalProperties": {"type": "string"}},
-        "occurrenceCount": {"type": "integer", "minimum": 1},
-        "properties": {"type": "object"},
-        "stacks": {
-            "type": "array",
-            "items": {
-                "required": ["frames"],
-                "properties": {"frames": {"items": {"properties": {"location": LOCATION}}}},
-            },
-        },
-        "suppressions": {"type": "array", "items": {"required": ["kind"]}},
-        "baselineState": {"enum": ["unchanged"]},
-    },
-}
-"""What the SARIF 2.1.0 schema says of the members that we write, and no others."""
-
 
 def results(log: str) -> Iterator[dict[str, Any]]:
     (run,) = json.loads(log)["runs"]
@@ -161,18 +111,28 @@ def results(log: str) -> Iterator[dict[str, Any]]:
 @few
 @given(MANY)
 def test_sarif_has_every_leak_and_doubt_in_its_form(many: list[Report]) -> None:
-    found = list(results(sarif.render(many, NOWHERE)))
+    log = sarif.render(many, NOWHERE)
+    SarifSchema.model_validate_json(log)
+    found = list(results(log))
     shown = [one for of in many for one in of.findings if one.leak or one.undecided]
     assert [one["partialFingerprints"]["ebpftrace/v1"] for one in found] == [
         fingerprint(one) for one in shown
     ]
     for result, finding in zip(found, shown):
-        jsonschema.validate(result, RESULT)
         assert (result["level"] == "error") == finding.leak
         assert ("suppressions" in result) == finding.is_suppressed
         for location in result["locations"]:
             uri = location["physicalLocation"]["artifactLocation"]["uri"]
             assert urlsplit(uri).scheme in ("", "file")
+            assert re.fullmatch("[!-~]+", uri)
+
+
+@pytest.mark.parametrize("wrong", [{"level": "fatal"}, {"occurrenceCount": 0}, {"unknown": 1}])
+def test_the_schema_refuses_what_is_no_sarif(wrong: dict[str, Any]) -> None:
+    log = json.loads(sarif.render([report(LEAK)], NOWHERE))
+    log["runs"][0]["results"][0].update(wrong)
+    with pytest.raises(ValidationError):
+        SarifSchema.model_validate(log)
 
 
 def test_sarif_names_the_line_relative_to_the_repository() -> None:
@@ -294,7 +254,8 @@ class Decoded:
         self.types = [self.strings[dict(fields(one))[1]] for one in members[1]]
         self.default = self.strings[members[14][0]]
         self.functions = {of[1]: of for of in map(dict, map(fields, members.get(5, [])))}
-        self.mappings = {of[1] for of in map(dict, map(fields, members.get(3, [])))}
+        mappings = map(dict, map(fields, members.get(3, [])))
+        self.mappings = {of[1]: self.strings[of.get(5, 0)] for of in mappings}
         self.locations = {of[1]: of for of in map(dict, map(fields, members.get(4, [])))}
         self.samples = [list(fields(one)) for one in members.get(2, [])]
 
@@ -316,6 +277,7 @@ def test_a_profile_has_counts_and_bytes_by_stack() -> None:
     assert profile.types == ["leaked_mappings", "leaked_space"]
     assert profile.default == "leaked_space"
     assert profile.values() == [[2, LEAK.size], [3, 3 * 40960]]
+    assert next(iter(profile.mappings.values())) == reports.production().target.exe
     assert profile.stacks()[1] == [frame.function for frame in reports.raw_clone().findings[0].stack.frames]
 
 
@@ -359,16 +321,13 @@ def test_slices_of_a_track_nest_and_lie_in_the_window(many: list[Report]) -> Non
     for event in events:
         assert event["ph"] in "XiCM"
         assert isinstance(event["pid"], int)
-    tracks: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    ends = {one.target.pid: one.clock.wall_ns(one.ended_at) // 1000 for one in many}
     for event in events:
+        if event["ph"] != "M":
+            assert isinstance(event["ts"], int)
         if event["ph"] == "X":
             assert event["dur"] >= 0
-            tracks.setdefault((event["pid"], event["tid"]), []).append(
-                (event["ts"], event["ts"] + event["dur"])
-            )
-    ends = {one.target.pid: one.clock.wall_ns(one.ended_at) / 1000 for one in many}
-    for (pid, _), slices in tracks.items():
-        assert all(end == pytest.approx(ends[pid], abs=1) for _, end in slices)
+            assert event["ts"] + event["dur"] == ends[event["pid"]]
 
 
 def test_the_timeline_of_a_flood_is_bounded_and_says_so() -> None:

@@ -135,7 +135,7 @@ def test_a_time_has_microseconds_though_they_be_none() -> None:
     assert ".000000" in json_parts.iso_time(begun + 7)
 
 
-def test_what_nobody_saw_is_null() -> None:
+def test_unknown_values_are_null() -> None:
     report = replace(reports.production(), findings=(reports.never_joined_before_attach(1),))
     finding = document(report, EVERYTHING)["findings"][0]
     assert finding["before_attach"] is True
@@ -168,7 +168,7 @@ def test_reports_of_several_processes_are_one_valid_document() -> None:
     assert not VALIDATOR.is_valid(loaded)
 
 
-def test_filters_are_told() -> None:
+def test_filters_are_reported() -> None:
     loaded = document(reports.production(), View(top=1, show_all=False))
     assert [finding["verdict"] for finding in loaded["findings"]] == ["never-joined-thread"]
     assert (loaded["hidden"]["findings"], loaded["hidden"]["leaks"]) == (3, 1)
@@ -183,7 +183,31 @@ def test_a_finding_of_many_mappings_has_them_all_in_order() -> None:
     ]
 
 
+def test_top_shortens_the_mappings_and_says_what_is_left_out() -> None:
+    report = reports.raw_clone(9)
+    whole = document(report, EVERYTHING)["findings"][0]
+    assert whole["more_mappings"]["count"] == 0
+    short = document(report, replace(EVERYTHING, most_mappings=4))["findings"][0]
+    listed, more = short["mappings"], short["more_mappings"]
+    assert (len(listed), more["count"]) == (4, 5)
+    assert sum(one["bytes"] for one in listed) + more["bytes"] == short["bytes"] == whole["bytes"]
+    assert {name: short[name] for name in ("count", "bytes", "rss_bytes", "fingerprint")} == {
+        name: whole[name] for name in ("count", "bytes", "rss_bytes", "fingerprint")
+    }
+
+
 def test_schema_knows_every_verdict_and_stack_source() -> None:
     definitions = SCHEMA["$defs"]
     assert set(definitions["finding"]["properties"]["verdict"]["enum"]) == {v.value for v in Verdict}
     assert set(definitions["stack"]["properties"]["source"]["enum"]) == {s.value for s in StackSource}
+
+
+def test_hidden_threads_that_moved_the_break_back_own_nothing() -> None:
+    """Seen of a forked child that trimmed its heap; the schema has no negative bytes."""
+    report = reports.production()
+    gave_back = tuple(replace(total, mappings=0, size=0, brk_growth=-24576) for total in report.threads)
+    document = json.loads(
+        "".join(mmap_leaks_json.render(replace(report, threads=gave_back), View(show_all=False)))
+    )
+    VALIDATOR.validate(document)
+    assert document["hidden"]["thread_bytes"] == 0

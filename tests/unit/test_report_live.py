@@ -72,7 +72,7 @@ def test_panel_has_every_figure() -> None:
     assert re.search(r"^lost +nothing", text, re.MULTILINE)
 
 
-def test_panel_tells_losses_and_open_end() -> None:
+def test_panel_reports_losses_and_open_end() -> None:
     text = shown(replace(STATE, remaining=None, lost=7))
     assert "12.0 s so far, Ctrl-C ends it" in text
     assert re.search(r"^LOST +7 events and mappings", text, re.MULTILINE)

@@ -112,7 +112,7 @@ def test_error_is_one_line_whatever_the_name() -> None:
     assert str(caught.value).isprintable()
 
 
-def test_device_without_room(tmp_path: Path) -> None:
+def test_device_that_is_full(tmp_path: Path) -> None:
     output.check_writable("/dev/full")
     with pytest.raises(CannotTrace, match="no space left"):
         output.write("/dev/full", "text")
@@ -148,7 +148,7 @@ def test_standard_output_keeps_what_it_has(path: str, tmp_path: Path) -> None:
     assert redirected.read_text() == "before text"
 
 
-def test_closed_standard_output_is_told_before_the_trace() -> None:
+def test_closed_standard_output_is_reported_before_the_trace() -> None:
     script = (
         'exec >&-; exec "$0" -c \'from ebpftrace.report import output; output.check_writable("/dev/stdout")\''
     )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ebpftrace.fingerprint import fingerprint
 from ebpftrace.model import Finding, Orphan, Report, Thread, ThreadTotal
 from ebpftrace.report import flamegraph, folded, mmap_leaks_json, speedscope, terminal
+from ebpftrace.report.headline import verdict_lines
 from ebpftrace.report.reading import BadReport, read
 from ebpftrace.report.view import View
 
@@ -59,7 +60,7 @@ def test_reading_and_writing_again_changes_nothing(report: Report) -> None:
     assert saved(read_one(text)) == text
 
 
-def told_whole(report: Report) -> Report:
+def reported_whole(report: Report) -> Report:
     """The same with times as JSON has them, to the microsecond, and threads in the order of the table."""
 
     def moment(value: int | None) -> int | None:
@@ -68,8 +69,10 @@ def told_whole(report: Report) -> Report:
     def owner(thread: Thread | None) -> Thread | None:
         if thread is None:
             return None
-        born = thread.id.born // 1000 * 1000
-        return replace(thread, id=thread.id._replace(born=born), exited_at=moment(thread.exited_at))
+        started_at = thread.id.started_at // 1000 * 1000
+        return replace(
+            thread, id=thread.id._replace(started_at=started_at), exited_at=moment(thread.exited_at)
+        )
 
     def orphan(one: Orphan) -> Orphan:
         outstanding = one.outstanding
@@ -87,7 +90,7 @@ def told_whole(report: Report) -> Report:
 )
 @given(strategies.any_report, st.sampled_from(("text", "folded", "speedscope")))
 def test_any_saved_report_renders_as_it_did(report: Report, form: str) -> None:
-    report = told_whole(report)
+    report = reported_whole(report)
     text = saved(report)
     # A backslash and x in a name read as the byte that they would stand for.
     assume("\\\\x" not in text and "\\\\u" not in text)
@@ -101,8 +104,8 @@ def test_any_saved_report_renders_as_it_did(report: Report, form: str) -> None:
 @given(strategies.findings)
 def test_a_saved_finding_has_the_same_fingerprint(finding: Finding) -> None:
     text = saved(replace(reports.healthy(), findings=(finding,)))
-    told = json.loads(text)["findings"][0]["fingerprint"]
-    assert told == fingerprint(read_one(text).findings[0])
+    reported = json.loads(text)["findings"][0]["fingerprint"]
+    assert reported == fingerprint(read_one(text).findings[0])
 
 
 def test_what_top_left_out_stays_counted() -> None:
@@ -111,6 +114,32 @@ def test_what_top_left_out_stays_counted() -> None:
     assert "Not shown: 2 findings" in terminal.render(report, View())
     again = json.loads(saved(report))["hidden"]
     assert (again["findings"], again["leaks"]) == (2, 1)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=25, deadline=None)
+@given(strategies.any_report, st.integers(1, 4), st.integers(1, 3))
+def test_a_report_without_most_mappings_says_the_same(report: Report, most: int, again: int) -> None:
+    """Counts, sizes and the headline of a file shortened by --top, and of one shortened twice."""
+    report = reported_whole(report)
+    whole = read_one(saved(report))
+    short = read_one(saved(whole, replace(ALL, most_mappings=most)))
+    for held, limit in ((short, most), (read_one(saved(short, replace(ALL, most_mappings=again))), again)):
+        for left, finding in zip(held.findings, whole.findings):
+            assert len(left.orphans) <= limit
+            assert (left.count, left.size, left.rss, left.older) == (
+                finding.count, finding.size, finding.rss, finding.older,
+            )  # fmt: skip
+        assert verdict_lines(held) == verdict_lines(whole)
+
+
+def test_the_oldest_and_the_newest_mappings_are_kept() -> None:
+    report = reports.raw_clone(9)
+    orphans = read_one(saved(report)).findings[0].orphans
+    short = read_one(saved(report, replace(ALL, most_mappings=3)))
+    assert short.findings[0].orphans == (*orphans[:2], orphans[-1])
+    page = terminal.render(short, View())
+    assert "not known of 6 mappings that the saved report leaves out (--top)" in page
+    assert "and 6 more" in page
 
 
 def test_several_lines_and_a_document_of_several_processes_are_read() -> None:

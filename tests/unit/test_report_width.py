@@ -17,11 +17,11 @@ import reports
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from test_maps_report import MIB, area, look, orphans
-from test_scan_ranking import ARENAS, CALM, GROWING, LEAKING, SURPLUS, UNTOUCHED, census
+from test_maps_report import MIB, area, maps_report, orphans
+from test_scan_ranking import ARENAS, CALM, GROWING, LEAKING, SURPLUS, UNTOUCHED, host_scan
 
-from ebpftrace.anatomy import compare
-from ebpftrace.anatomy.areas import Kind
+from ebpftrace.classify import compare
+from ebpftrace.classify.model import Kind
 from ebpftrace.model import Report
 from ebpftrace.report import maps, scan, terminal
 from ebpftrace.report.output import page_width
@@ -52,7 +52,7 @@ rows = st.lists(st.tuples(cells, cells, cells, cells), max_size=5)
 def test_columns_go_and_none_but_the_last_is_cut(
     given_rows: list[tuple[str, str, str, str]], width: int, fold: bool
 ) -> None:
-    page = table(">A|B|>C|D", given_rows, width=width, spare=("B", "C"), fold=fold)
+    page = table(">A|B|>C|D", given_rows, width=width, optional=("B", "C"), fold=fold)
     names = page[0].split()
     assert names in (["A", "B", "C", "D"], ["A", "C", "D"], ["A", "B", "D"], ["A", "D"])
     assert all(line == line.rstrip() for line in page)
@@ -64,9 +64,9 @@ def test_columns_go_and_none_but_the_last_is_cut(
         assert line.split() == [cell for cell, name in zip(row, "ABCD") if name in names]
 
 
-def test_a_column_stays_where_leaving_out_others_made_room() -> None:
+def test_a_column_stays_if_leaving_out_others_suffices() -> None:
     row = ("x" * 10, "y" * 3, "z" * 30)
-    page = table("X|Y|Z|END", [(*row, "end")], width=20, spare=("Y", "Z"))
+    page = table("X|Y|Z|END", [(*row, "end")], width=20, optional=("Y", "Z"))
     assert page == ["X           Y    END", "xxxxxxxxxx  yyy  end"]
 
 
@@ -92,8 +92,8 @@ MAPPED = [
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_maps_keep_their_numbers_whole(width: int) -> None:
-    grown = look(MAPPED, growth=compare(MAPPED[:1_000], MAPPED, 60.0))
-    for seen in (look(MAPPED), grown):
+    grown = maps_report(MAPPED, growth=compare(MAPPED[:1_000], MAPPED, 60.0))
+    for seen in (maps_report(MAPPED), grown):
         page = maps.render(seen, 5, True, width)
         assert max(map(cell_len, page.splitlines())) <= width
         assert numbers(page) <= numbers(maps.render(seen, 5, True, UNLIMITED))
@@ -102,7 +102,7 @@ def test_maps_keep_their_numbers_whole(width: int) -> None:
 @pytest.mark.parametrize("seconds", [None, 60.0])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_scan_keeps_its_numbers_whole(width: int, seconds: Optional[float]) -> None:
-    found = census([CALM, LEAKING, GROWING, SURPLUS, UNTOUCHED, ARENAS], seconds)
+    found = host_scan([CALM, LEAKING, GROWING, SURPLUS, UNTOUCHED, ARENAS], seconds)
     page = scan.render(found, 10, width)
     assert max(map(cell_len, page.splitlines())) <= width
     assert numbers(page) <= numbers(scan.render(found, 10, UNLIMITED))

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from ebpftrace.anatomy import attention, suspect
-from ebpftrace.anatomy.areas import Totals
-from ebpftrace.anatomy.census import Census
-from ebpftrace.anatomy.host import RULES
-from ebpftrace.anatomy.suspicion import Figures, Rank, Shape, promise, shape_of, surplus
-from ebpftrace.model import BooksState, Vma
-from ebpftrace.process.hostmemory import parse_meminfo
+from ebpftrace.classify import attention, rank_candidates
+from ebpftrace.classify.host_scan import HostScan
+from ebpftrace.classify.meminfo import RULES
+from ebpftrace.classify.model import Totals
+from ebpftrace.classify.ranking import MappingStats, ProcessStats, Rank, excess, expected_gain, shape_of
+from ebpftrace.model import ReadState, Vma
+from ebpftrace.procfs.hostmemory import parse_meminfo
 from ebpftrace.report import scan, scan_json
 
 SCHEMA = json.loads((resources.files("ebpftrace.report") / "schema" / "scan-1.json").read_text())
@@ -28,15 +28,17 @@ VALIDATOR = jsonschema.Draft202012Validator(
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 STACK = 10244 * KIB
 
-CALM = Figures(1, "calm", 4, 300 * MIB, 100 * MIB, 0, Shape(100, 150 * MIB, Totals(3, 3 * STACK), 0))
+CALM = ProcessStats(
+    1, "calm", 4, 300 * MIB, 100 * MIB, 0, MappingStats(100, 150 * MIB, Totals(3, 3 * STACK), 0)
+)
 LEAKING = replace(
     CALM,
     pid=2,
     comm="app_server",
     virt=285 * GIB,
     rss=4 * GIB,
-    shape=Shape(54_000, 280 * GIB, Totals(27_003, 27_003 * STACK), 2),
-    books=BooksState.READ,
+    shape=MappingStats(54_000, 280 * GIB, Totals(27_003, 27_003 * STACK), 2),
+    thread_lists=ReadState.READ,
     exited=27_000,
     exited_size=27_000 * STACK,
     leaked=27_000,
@@ -45,13 +47,13 @@ LEAKING = replace(
 WAITING = replace(LEAKING, leaked=0, leaked_size=0)
 UNSEARCHED = replace(WAITING, undecided=27_000, undecided_size=27_000 * STACK)
 GROWING = replace(CALM, pid=3, virt_growth=20 * MIB, rss_growth=0, thread_growth=2)
-SURPLUS = replace(CALM, pid=4, shape=Shape(100, 150 * MIB, Totals(103, 103 * STACK), 0))
-UNTOUCHED = replace(CALM, pid=5, shape=Shape(100, 9 * GIB, Totals(), 0))
+SURPLUS = replace(CALM, pid=4, shape=MappingStats(100, 150 * MIB, Totals(103, 103 * STACK), 0))
+UNTOUCHED = replace(CALM, pid=5, shape=MappingStats(100, 9 * GIB, Totals(), 0))
 ARENAS = replace(CALM, pid=6, arenas=20)
 
 
 def test_proof_before_growth_before_shape() -> None:
-    ranked = suspect([CALM, ARENAS, UNTOUCHED, SURPLUS, GROWING, LEAKING], 65_530)
+    ranked = rank_candidates([CALM, ARENAS, UNTOUCHED, SURPLUS, GROWING, LEAKING], 65_530)
     assert [one.figures.pid for one in ranked] == [2, 3, 4, 5, 6, 1]
     tops = [one.reasons[0].rank for one in ranked[:5]]
     assert tops == [Rank.NEVER_JOINED, Rank.GROWTH, Rank.SURPLUS, Rank.UNTOUCHED, Rank.ARENAS]
@@ -61,61 +63,63 @@ def test_proof_before_growth_before_shape() -> None:
 def test_more_bytes_rank_first_and_virt_where_nothing_speaks_against() -> None:
     small = replace(LEAKING, pid=7, virt=900 * GIB, leaked=1, leaked_size=STACK)
     quiet = replace(CALM, pid=8, virt=GIB)
-    assert [one.figures.pid for one in suspect([CALM, small, quiet, LEAKING], None)] == [2, 7, 8, 1]
+    assert [one.figures.pid for one in rank_candidates([CALM, small, quiet, LEAKING], None)] == [2, 7, 8, 1]
 
 
-def test_who_holds_most_exited_threads_ranks_first_however_small_their_stacks() -> None:
+def test_the_process_with_most_exited_threads_ranks_first_however_small_their_stacks() -> None:
     small = replace(LEAKING, pid=7, comm="small", leaked=20_000, leaked_size=20_000 * 68 * KIB)
     large = replace(LEAKING, pid=8, comm="large", leaked=166, leaked_size=166 * STACK)
     few = replace(LEAKING, pid=9, comm="few", leaked=2, leaked_size=2 * GIB)
-    ranked = suspect([few, large, small], None)
+    ranked = rank_candidates([few, large, small], None)
     assert [one.figures.pid for one in ranked] == [7, 8, 9]
-    told = " ".join(scan.render(census([few, large, small]), 10).split())
-    assert told.startswith(
+    reported = " ".join(scan.render(host_scan([few, large, small]), 10).split())
+    assert reported.startswith(
         "LEAK: 20,168 threads exited and were never joined, 4.9 GiB of stacks still mapped, "
     )
-    assert "20,000 of them in small (PID 7), the rest in 2 other processes; 3 processes examined" in told
+    assert "20,000 of them in small (PID 7), the rest in 2 other processes; 3 processes examined" in reported
 
 
-def test_unstable_or_absent_books_prove_nothing() -> None:
-    for state in (BooksState.UNSTABLE, BooksState.ABSENT, None):
-        (one,) = suspect([replace(WAITING, books=state)], None)
+def test_unstable_or_absent_lists_prove_nothing() -> None:
+    for state in (ReadState.UNSTABLE, ReadState.ABSENT, None):
+        (one,) = rank_candidates([replace(WAITING, thread_lists=state)], None)
         assert one.reasons[0].rank is Rank.SURPLUS
 
 
-def test_who_can_still_be_joined_is_no_leak_and_what_was_not_searched_is_not_decided() -> None:
-    (waiting,) = suspect([WAITING], None)
+def test_threads_that_can_be_joined_are_no_leak_and_unsearched_ones_are_undecided() -> None:
+    (waiting,) = rank_candidates([WAITING], None)
     assert waiting.reasons[0] == (Rank.NOT_JOINED, 27_000 * STACK, 27_000)
-    page = " ".join(scan.render(census([WAITING]), 10).split())
+    page = " ".join(scan.render(host_scan([WAITING]), 10).split())
     assert page.startswith("No leak proved in 1 process; ")
     assert "27,000 exited threads not joined so far" in page
-    (unknown,) = suspect([UNSEARCHED], None)
+    (unknown,) = rank_candidates([UNSEARCHED], None)
     assert unknown.reasons[0] == (Rank.UNDECIDED, 27_000 * STACK, 27_000)
-    assert "cannot tell whether 27,000 exited threads leaked" in scan.render(census([UNSEARCHED]), 10, 200)
+    assert "cannot tell whether 27,000 exited threads leaked" in scan.render(host_scan([UNSEARCHED]), 10, 200)
     mixed = replace(WAITING, leaked=5, leaked_size=5 * STACK)
-    ranks = [(reason.rank, reason.number) for reason in suspect([mixed], None)[0].reasons[:2]]
+    ranks = [(reason.rank, reason.number) for reason in rank_candidates([mixed], None)[0].reasons[:2]]
     assert ranks == [(Rank.NEVER_JOINED, 5), (Rank.NOT_JOINED, 26_995)]
 
 
-def test_books_have_the_last_word_on_stacks() -> None:
-    (one,) = suspect([replace(SURPLUS, books=BooksState.READ)], None)
+def test_lists_have_the_last_word_on_stacks() -> None:
+    (one,) = rank_candidates([replace(SURPLUS, thread_lists=ReadState.READ)], None)
     assert one.reasons == ()
 
 
 def test_near_the_limit_of_areas() -> None:
-    crowded = replace(CALM, shape=Shape(40_000, 150 * MIB, Totals(), 0))
-    assert [reason.rank for reason in suspect([crowded], 65_530)[0].reasons] == [Rank.MANY_AREAS]
-    assert suspect([crowded], None)[0].reasons == ()
+    crowded = replace(CALM, shape=MappingStats(40_000, 150 * MIB, Totals(), 0))
+    assert [reason.rank for reason in rank_candidates([crowded], 65_530)[0].reasons] == [Rank.MANY_AREAS]
+    assert rank_candidates([crowded], None)[0].reasons == ()
 
 
-def test_books_are_worth_reading_where_stacks_outnumber_threads() -> None:
-    assert promise(CALM) == 0
-    assert surplus(SURPLUS) == (100, 100 * STACK)
-    assert promise(SURPLUS) == 100 * STACK
-    assert promise(replace(SURPLUS, threads=104)) == 0
-    assert promise(replace(CALM, shape=None)) == 0
-    merged = replace(CALM, shape=Shape(90, 400 * MIB, Totals(), 0))  # guards that are no areas (glibc 2.42)
-    assert promise(merged) > 0
+def test_lists_are_worth_reading_where_stacks_outnumber_threads() -> None:
+    assert expected_gain(CALM) == 0
+    assert excess(SURPLUS) == (100, 100 * STACK)
+    assert expected_gain(SURPLUS) == 100 * STACK
+    assert expected_gain(replace(SURPLUS, threads=104)) == 0
+    assert expected_gain(replace(CALM, shape=None)) == 0
+    merged = replace(
+        CALM, shape=MappingStats(90, 400 * MIB, Totals(), 0)
+    )  # guards that are no areas (glibc 2.42)
+    assert expected_gain(merged) > 0
 
 
 def test_shape_counts_guarded_memory_of_the_process_alone() -> None:
@@ -179,10 +183,10 @@ def test_calm_host_needs_no_attention() -> None:
     ],
 )
 def test_each_threshold_alone(name: str, spoil: dict[str, int]) -> None:
-    told = attention({**CALM_HOST, **spoil}).attention
-    assert [one.name for one in told] == [name]
-    assert told[0].meaning
-    assert told[0].look_at
+    reported = attention({**CALM_HOST, **spoil}).attention
+    assert [one.name for one in reported] == [name]
+    assert reported[0].meaning
+    assert reported[0].next_step
 
 
 def test_host_without_a_line_is_not_judged_by_it() -> None:
@@ -208,14 +212,14 @@ def test_meminfo_units() -> None:
 hostile = st.binary(max_size=15).map(lambda raw: raw.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
 amounts = st.integers(0, 1 << 47)
 shapes = st.builds(
-    Shape,
+    MappingStats,
     areas=st.integers(1, 70_000),
     writable=amounts,
     stacks=st.builds(Totals, number=st.integers(0, 30_000), size=amounts),
     heaps=st.integers(0, 200),
 )
 figures = st.builds(
-    Figures,
+    ProcessStats,
     pid=st.integers(1, 1 << 22),
     comm=hostile,
     threads=st.integers(1, 30_000),
@@ -223,7 +227,7 @@ figures = st.builds(
     rss=amounts,
     started=st.just(0),
     shape=st.none() | shapes,
-    books=st.none() | st.sampled_from(BooksState),
+    thread_lists=st.none() | st.sampled_from(ReadState),
     exited=st.integers(0, 30_000),
     exited_size=amounts,
     arenas=st.none() | st.integers(0, 300),
@@ -233,17 +237,17 @@ figures = st.builds(
 )
 
 
-def census(processes: list[Figures], seconds: Optional[float] = None, **facts: object) -> Census:
-    plain = Census(
+def host_scan(processes: list[ProcessStats], seconds: Optional[float] = None, **facts: object) -> HostScan:
+    plain = HostScan(
         taken_at=1_700_000_000_000_000_000,
         seconds=seconds,
-        suspects=suspect(processes, 65_530),
+        candidates=rank_candidates(processes, 65_530),
         kernel_threads=3,
         zombies=0,
         vanished=0,
         unreadable=0,
         not_looked=0,
-        books_unread=0,
+        lists_unread=0,
         unsearched=0,
         memory=attention(CALM_HOST),
         took=0.1,
@@ -254,10 +258,12 @@ def census(processes: list[Figures], seconds: Optional[float] = None, **facts: o
 @settings(max_examples=60)
 @given(st.lists(figures, max_size=12), st.none() | st.just(60.0), st.integers(1, 5), st.integers(60, 100))
 def test_text_and_json_are_fit_for_any_names_and_width(
-    processes: list[Figures], seconds: Optional[float], top: int, width: int
+    processes: list[ProcessStats], seconds: Optional[float], top: int, width: int
 ) -> None:
     host = attention({**CALM_HOST, "Shmem": 60 * GIB, "Committed_AS": 1 << 50})
-    found = census(processes, seconds, memory=host, unreadable=4, books_unread=1, not_looked=2, unsearched=1)
+    found = host_scan(
+        processes, seconds, memory=host, unreadable=4, lists_unread=1, not_looked=2, unsearched=1
+    )
     page = scan.render(found, top, width)
     for line in page.splitlines():
         assert cell_len(line) <= width
@@ -273,31 +279,31 @@ def test_text_and_json_are_fit_for_any_names_and_width(
 
 
 def test_first_line_names_the_leak() -> None:
-    first = " ".join(scan.render(census([CALM, LEAKING]), 10).split())
-    told = "LEAK: 27,000 threads exited and were never joined, 263.8 GiB of stacks still mapped"
-    assert first.startswith(told)
-    assert "app_server (PID 2)" in " ".join(scan.render(census([CALM, LEAKING]), 10).split())
-    assert "ebpftrace mmap-leaks -p 2" in scan.render(census([CALM, LEAKING]), 10)
+    first = " ".join(scan.render(host_scan([CALM, LEAKING]), 10).split())
+    reported = "LEAK: 27,000 threads exited and were never joined, 263.8 GiB of stacks still mapped"
+    assert first.startswith(reported)
+    assert "app_server (PID 2)" in " ".join(scan.render(host_scan([CALM, LEAKING]), 10).split())
+    assert "ebpftrace mmap-leaks -p 2" in scan.render(host_scan([CALM, LEAKING]), 10)
 
 
 def test_nothing_is_called_calm_that_was_not_seen() -> None:
-    assert scan.render(census([CALM]), 10).startswith("Nothing suspicious in 1 process\n")
-    assert "were not seen" in scan.render(census([CALM], unreadable=1), 10).splitlines()[0]
+    assert scan.render(host_scan([CALM]), 10).startswith("Nothing suspicious in 1 process\n")
+    assert "were not seen" in scan.render(host_scan([CALM], unreadable=1), 10).splitlines()[0]
 
 
 @pytest.mark.parametrize(("euid", "advised"), [(0, False), (1000, True)])
-def test_only_who_is_not_root_is_told_to_become_it(
+def test_only_other_users_are_advised_to_become_root(
     euid: int, advised: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: euid)
-    text = scan.render(census([CALM], unreadable=1), 10)
+    text = scan.render(host_scan([CALM], unreadable=1), 10)
     assert "the mappings of 1 process may not be read" in text
     assert ("run as root" in text) == advised
 
 
 def test_schema_can_refuse() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    good = scan_json.document(census([LEAKING]), 5)
+    good = scan_json.document(host_scan([LEAKING]), 5)
     VALIDATOR.validate(good)
     assert good["processes"][0]["exited_threads"] == 27_000
     assert not VALIDATOR.is_valid({**good, "schema": "ebpftrace.scan/2"})

@@ -1,80 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in use without a pointer, run-times that disguise pointers, and names of variables."""
+"""Run-times that disguise pointers, and names of variables."""
 
 from __future__ import annotations
 
 import pytest
 
-from ebpftrace.model import BookedThread, Books, BooksState, Heap, Interval, Vma
-from ebpftrace.search import KeptWithoutPointer, disguised_pointers
+from ebpftrace.model import Vma
+from ebpftrace.search import disguised_pointers
 from ebpftrace.search.symbols import readable
 from ebpftrace.vmas import Vmas
 
 PAGE = 4096
 
 
-def vma(start: int, pages: int, path: str = "", inode: int = 0, perms: str = "rw-p") -> Vma:
-    return Vma(start * PAGE, (start + pages) * PAGE, perms, 0, "08:01", inode, path)
-
-
-def pages(start: int, count: int) -> Interval:
-    return Interval(start * PAGE, (start + count) * PAGE)
-
-
-VMAS = Vmas(
-    [
-        vma(10, 2, "/usr/bin/app", 5, "r-xp"),
-        vma(12, 1, "/usr/bin/app", 5),
-        vma(13, 2),
-        vma(15, 2),
-        vma(20, 4, "[heap]"),
-        vma(30, 8),
-        vma(40, 1, "", 0, "---p"),
-        vma(41, 4),
-        vma(50, 4),
-        vma(60, 4),
-        vma(70, 2, "/memfd:x (deleted)", 9, "rw-s"),
-        vma(80, 2, "", 0, "---p"),
-        vma(90, 2, "[vdso]", 0, "r-xp"),
-    ]
-)
-
-
-def thread(stack: Interval, exited: bool) -> BookedThread:
-    return BookedThread(stack.end - 100, 1, 1, stack, False, exited)
-
-
-BOOKS = Books(
-    BooksState.READ,
-    threads=(thread(pages(40, 5), False), thread(pages(50, 4), True)),
-    stack_cache=(pages(60, 4),),
-)
-HEAPS = [Heap(34 * PAGE, 38 * PAGE, True)]
-
-
-@pytest.mark.parametrize(
-    ("piece", "why"),
-    [
-        (pages(30, 2), ""),
-        (pages(70, 2), ""),
-        (pages(11, 1), "mapped file"),
-        (pages(13, 2), "zeroed data"),
-        (pages(15, 2), ""),
-        (pages(20, 1), "brk"),
-        (pages(33, 2), "heap of malloc"),
-        (pages(40, 1), "live thread"),
-        (pages(44, 1), "live thread"),
-        (pages(53, 1), "nobody has joined"),
-        (pages(60, 1), "cache"),
-        (pages(80, 1), "guard or a reservation"),
-        (pages(90, 1), "kernel"),
-        (pages(100, 1), "guard or a reservation"),
-    ],
-)
-def test_kept_without_a_pointer(piece: Interval, why: str) -> None:
-    found = KeptWithoutPointer(VMAS, BOOKS, HEAPS).why([piece])
-    assert why in found
-    assert bool(why) == bool(found)
+def code_of(path: str) -> Vma:
+    return Vma(10 * PAGE, 12 * PAGE, "r-xp", 0, "08:01", 5, path)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +31,7 @@ def test_kept_without_a_pointer(piece: Interval, why: str) -> None:
     ],
 )
 def test_disguised_pointers(path: str, why: str) -> None:
-    found = disguised_pointers(Vmas([vma(10, 2, path, 5, "r-xp")]))
+    found = disguised_pointers(Vmas([code_of(path)]))
     assert why in found
     assert bool(why) == bool(found)
 

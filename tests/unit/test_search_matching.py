@@ -170,8 +170,8 @@ def test_dense_pointers_are_found_as_sparse_ones(data: st.DataObject) -> None:
 
 
 def test_a_hundred_thousand_suspects_take_little_memory() -> None:
-    count, apart, stack = 100_000, 10 << 20, 8 << 20
-    bases = (0x7E0000000000 + at * apart for at in range(count))
+    count, isolated, stack = 100_000, 10 << 20, 8 << 20
+    bases = (0x7E0000000000 + at * isolated for at in range(count))
     suspects = [Suspect((Interval(base, base + stack),), base + stack - 2368) for base in bases]
     tracemalloc.start()
     try:

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.search.presence import _stretches
+from ebpftrace.search.presence import _spans_to_scan
 from ebpftrace.search.reading import Reader
 from ebpftrace.search.runs import Runs, difference, no_runs, runs_of
 
@@ -61,6 +61,14 @@ def test_a_page_that_refuses_once_is_read_and_one_that_always_does_is_counted(re
     assert unreadable == (len(refusals) - len(readable)) * PAGE
 
 
+def test_the_kernel_copies_to_the_beginning_of_a_page() -> None:
+    """A buffer that begins 16 bytes into one takes it 2.8 times as long."""
+    process = Process([0] * 4)
+    readers = [Reader(process.read_into, process.still_present) for _ in range(3)]
+    batches = [next(reader.batches(runs_of([(START, START + 4 * PAGE)]))) for reader in readers]
+    assert [batch.halves.ctypes.data % PAGE for batch in batches] == [0, 0, 0]
+
+
 def test_what_is_gone_is_no_gap() -> None:
     reader = Reader(lambda _buffer, _address: 0, lambda _runs: no_runs())
     assert list(reader.batches(runs_of([(START, START + 3 * PAGE)]))) == []
@@ -71,11 +79,11 @@ def test_what_is_gone_is_no_gap() -> None:
     st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(1, 1 << 22)), min_size=1, max_size=40),
     st.integers(1, 8),
 )
-def test_all_pages_are_looked_at_in_a_few_stretches(ranges: list[tuple[int, int]], most: int) -> None:
+def test_all_pages_are_scanned_in_a_few_spans(ranges: list[tuple[int, int]], limit: int) -> None:
     spans = runs_of((start, start + size) for start, size in ranges)
-    with patch("ebpftrace.search.presence._MOST_STRETCHES", most):
-        stretches = list(_stretches(spans))
-    assert len(stretches) <= most + 1
-    covered = runs_of(stretches)
+    with patch("ebpftrace.search.presence._MAX_SPANS", limit):
+        scanned = list(_spans_to_scan(spans))
+    assert len(scanned) <= limit + 1
+    covered = runs_of(scanned)
     assert difference(spans, covered).pieces == 0
-    assert covered.pieces == len(stretches), "ascending, and none touches the next"
+    assert covered.pieces == len(scanned), "ascending, and none adjacent to the next"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole search on made-up memory, against reachability told by a plain loop."""
+"""The whole search on synthetic memory, compared with reachability by a plain loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebpftrace.model import BookedThread, Books, BooksState, Holder, Interval, Search, Suspect, Vma, Where
+from ebpftrace.model import (
+    Holder,
+    Interval,
+    ListedThread,
+    ReadState,
+    Search,
+    Suspect,
+    ThreadLists,
+    Vma,
+    Where,
+)
 from ebpftrace.search import searching
 from ebpftrace.search.areas import Areas
 from ebpftrace.search.presence import Present
@@ -105,7 +115,7 @@ class Made:
             vmas.add(*part, Vma(0, 0, "rw-p", 0, "08:01", 7 if is_file else 0, "/app" if is_file else ""))
         return vmas
 
-    def books(self, _: Vmas, earlier: Books) -> Books:
+    def thread_lists(self, _: Vmas, earlier: ThreadLists) -> ThreadLists:
         return earlier
 
     def moment(self) -> Moment:
@@ -135,17 +145,17 @@ class Made:
         return {holder: holder for holder in holders}
 
 
-def books() -> Books:
-    def thread(stack: Interval, exited: bool) -> BookedThread:
-        return BookedThread(stack.end - DESCRIPTOR, 0 if exited else 1, 1, stack, False, exited)
+def thread_lists() -> ThreadLists:
+    def thread(stack: Interval, exited: bool) -> ListedThread:
+        return ListedThread(stack.end - DESCRIPTOR, 0 if exited else 1, 1, stack, False, exited)
 
     threads = [thread(SCENE.dead, True), thread(SCENE.live, False)]
     threads += [thread(stack, True) for stack in SCENE.handles]
-    return Books(BooksState.READ, threads=tuple(threads), stack_cache=(SCENE.cached,))
+    return ThreadLists(ReadState.READ, threads=tuple(threads), stack_cache=(SCENE.cached,))
 
 
 def made_search(made: Made, limit: Optional[int] = None, deadline: Optional[float] = None) -> Search:
-    search = Searching(made, SUSPECTS, books(), limit, deadline, lambda _: None, time.process_time())  # type: ignore[arg-type]
+    search = Searching(made, SUSPECTS, thread_lists(), limit, deadline, lambda _: None, time.process_time())  # type: ignore[arg-type]
     return search.run()
 
 
@@ -197,7 +207,7 @@ def written(memory: dict[int, int]) -> dict[int, int]:
 def test_what_can_be_reached_is_kept_and_nothing_else(
     memory: dict[int, int], registers: list[int], quiet: bool
 ) -> None:
-    with patch.object(searching, "LOOKS", 3), patch.object(searching, "_PAUSE", (0, 0)):
+    with patch.object(searching, "MAX_PASSES", 3), patch.object(searching, "_PAUSE", (0, 0)):
         found = made_search(Made(memory, registers, quiet))
     assert {suspect for suspect, reach in found.reach.items() if not reach.lost} == kept(memory, registers)
     assert found.reach.keys() == set(SUSPECTS)
@@ -213,16 +223,16 @@ def test_what_can_be_reached_is_kept_and_nothing_else(
 def test_a_quiet_pass_proves_and_few_others_do_not() -> None:
     quiet = made_search(Made({}, [], True))
     assert (quiet.complete, quiet.overlooked, quiet.searches) == (True, 0.0, 1)
-    with patch.object(searching, "_LEAST_CPU", 0.0), patch.object(searching, "_PAUSE", (0, 0)):
+    with patch.object(searching, "_MIN_CPU", 0.0), patch.object(searching, "_PAUSE", (0, 0)):
         busy = made_search(Made({}, [], False))
-    assert busy.searches == searching._LEAST_LOOKS
+    assert busy.searches == searching._MIN_PASSES
     assert busy.overlooked == 0.25, "two passes over all memory"
     assert not busy.complete
     assert "overlooked" in busy.gaps[-1]
-    with patch.object(searching, "_LEAST_CPU", 60.0), patch.object(searching, "_PAUSE", (0, 0)):
+    with patch.object(searching, "_MIN_CPU", 60.0), patch.object(searching, "_PAUSE", (0, 0)):
         thorough = made_search(Made({}, [], False))
     assert thorough.complete
-    assert thorough.overlooked == 0.5**searching.LOOKS
+    assert thorough.overlooked == 0.5**searching.MAX_PASSES
 
 
 def test_what_moves_between_passes_is_found() -> None:
@@ -263,17 +273,34 @@ def test_joined_or_unmapped_meanwhile_is_no_suspect_any_more() -> None:
     class Joining(Made):
         calls = 0
 
-        def books(self, _: Vmas, earlier: Books) -> Books:
+        def thread_lists(self, _: Vmas, earlier: ThreadLists) -> ThreadLists:
             self.calls += 1
-            return earlier if self.calls < 3 else Books(BooksState.READ)
+            return earlier if self.calls < 2 else ThreadLists(ReadState.READ)
 
         def vmas(self) -> Vmas:
-            if self.calls < 3:
+            if self.calls < 2:
                 return super().vmas()
             return Vmas(vma for vma in super().vmas() if vma.start != SCENE.mappings[1].start)
 
     found = made_search(Joining({}, [], True))
     assert found.reach.keys() == {SUSPECTS[3], SUSPECTS[5]}
+
+
+def test_long_lists_are_read_once_after_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the caller has read is good enough to begin with: a reading of them takes a second."""
+
+    class Counting(Made):
+        calls = 0
+
+        def thread_lists(self, _: Vmas, earlier: ThreadLists) -> ThreadLists:
+            self.calls += 1
+            return earlier
+
+    counting = Counting({}, [], True)
+    monkeypatch.setattr("ebpftrace.search.searching._MANY_LISTED", 1)
+    found = made_search(counting)
+    assert counting.calls == 1
+    assert found.reach == made_search(Made({}, [], True)).reach
 
 
 def test_a_dead_stack_that_serves_another_thread_by_now_counts() -> None:
@@ -302,7 +329,7 @@ def test_many_suspects_have_one_holder_each(count: int) -> None:
         found = Searching(
             made,  # type: ignore[arg-type]
             suspects,
-            books(),
+            thread_lists(),
             None,
             None,
             lambda _: None,
@@ -321,12 +348,12 @@ def test_a_descriptor_does_not_hold_itself() -> None:
     assert made_search(Made({handle: handle}, [], True)).reach[SUSPECTS[0]].lost
 
 
-@pytest.mark.parametrize("state", [BooksState.READ, BooksState.UNSTABLE])
-def test_what_is_joined_or_unmapped_meanwhile_is_gone(state: BooksState) -> None:
+@pytest.mark.parametrize("state", [ReadState.READ, ReadState.UNSTABLE])
+def test_what_is_joined_or_unmapped_meanwhile_is_gone(state: ReadState) -> None:
     """A list that changed under every reading tells of no join, and of a mapping nothing may be left."""
 
     class Freeing(Made):
-        def books(self, _: Vmas, earlier: Books) -> Books:
+        def thread_lists(self, _: Vmas, earlier: ThreadLists) -> ThreadLists:
             left = tuple(thread for thread in earlier.threads if thread.stack != SCENE.handles[0])
             return replace(earlier, state=state, threads=left)
 
@@ -340,7 +367,7 @@ def test_what_is_joined_or_unmapped_meanwhile_is_gone(state: BooksState) -> None
             return vmas
 
     found = made_search(Freeing({}, [], True))
-    joined = {SUSPECTS[0]} if state is BooksState.READ else set()
+    joined = {SUSPECTS[0]} if state is ReadState.READ else set()
     assert found.gone == joined | {SUSPECTS[3]}
     assert found.reach.keys() == {*SUSPECTS} - {SUSPECTS[0], SUSPECTS[3], SUSPECTS[4]}
 
@@ -352,9 +379,9 @@ def test_a_descriptor_that_a_live_thread_has_by_now_was_joined(is_listed: bool) 
     assert handle is not None
 
     class Reused(Made):
-        def books(self, _: Vmas, earlier: Books) -> Books:
+        def thread_lists(self, _: Vmas, earlier: ThreadLists) -> ThreadLists:
             threads = tuple(
-                replace(one, exited=one.exited and is_listed) if one.descriptor == handle else one
+                one._replace(exited=one.exited and is_listed) if one.descriptor == handle else one
                 for one in earlier.threads
             )
             return replace(earlier, threads=threads)

@@ -8,16 +8,16 @@ import textwrap
 
 import pytest
 
-from ebpftrace.process.files import FileKey
-from ebpftrace.stacks import engine as engine_module
-from ebpftrace.stacks.copies import Pc
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.files import StoredFile
+from ebpftrace.procfs.files import FileKey
+from ebpftrace.unwind import engine as engine_module
+from ebpftrace.unwind.copies import IN_LINK_REGISTER, Pc
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.unwind.files import StoredFile
 
 BEGIN = """
 import os, socket, sys, time
 sys.path[:] = sys.argv[2:]
-from ebpftrace.stacks import wire
+from ebpftrace.unwind import wire
 sock = socket.socket(fileno=int(sys.argv[1]))
 wire.send(sock, {"without_drgn": ""})
 answers = {"file": {}, "symbols": {"wants": False}, "names": {"names": [[["slow", None, None, False, 0]]]}}
@@ -50,7 +50,7 @@ class Workers:
         return Engine()
 
     def wait_at_most(self, seconds: float) -> None:
-        self._monkeypatch.setattr(engine_module, "MOST_SECONDS", seconds)
+        self._monkeypatch.setattr(engine_module, "MAX_SECONDS", seconds)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_worker_that_waits_without_end_is_replaced(workers: Workers, sends: st
         assert engine.crashes == 1
 
 
-def test_a_file_that_takes_the_worker_down_each_time_is_given_up_and_it_is_told(workers: Workers) -> None:
+def test_a_file_that_takes_the_worker_down_each_time_is_given_up_and_it_is_reported(workers: Workers) -> None:
     with workers.that("if request['do'] == 'symbols': os._exit(1)") as engine:
         file = stored(engine)
         for number in range(10):
@@ -112,7 +112,7 @@ def test_a_file_that_takes_the_worker_down_each_time_is_given_up_and_it_is_told(
         assert "crashed" in engine.why_unnamed(file.id)
 
 
-def test_symbols_that_cannot_be_read_are_told(workers: Workers) -> None:
+def test_symbols_that_cannot_be_read_are_reported(workers: Workers) -> None:
     with workers.that("if request['do'] == 'names': answers['names'] = {'error': 'bad data'}") as engine:
         assert function(engine) is None
         assert engine.crashes == 0
@@ -131,4 +131,7 @@ def test_an_endless_walk_is_cut_and_odd_addresses_are_refused() -> None:
                 assert engine_module._walk({"pcs": [], **rest, name: address}) is None
             assert engine_module._walk({"pcs": [[1, True]], **rest, "slots": [address]}) is None
     assert engine_module._walk({"pcs": [], **rest, "end": "somewhere"}) is None
-    assert engine_module._pages_wanted({"wants": [1, -1, "x", None, 1 << 70, True]}) == [1, -1, 1 << 70]
+    linked = engine_module._walk({"pcs": [[1, True], [2, False]], **rest, "slots": [None, IN_LINK_REGISTER]})
+    assert linked is not None
+    assert linked.slots == (None, IN_LINK_REGISTER)
+    assert engine_module._numbers([1, -1, "x", None, 1 << 70, True]) == [1, -1, 1 << 70]

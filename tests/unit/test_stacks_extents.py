@@ -8,7 +8,7 @@ from typing import Optional
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.stacks.copies import End, Pc, Walk
+from ebpftrace.unwind.copies import End, Pc, Walk
 
 WORD = 8
 

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.stacks.callsites import Call, call_before
-from ebpftrace.stacks.copies import REGISTER_NAMES, End, Registers
+from ebpftrace.unwind.callsites import Call, call_before
+from ebpftrace.unwind.copies import PAGE, REGISTER_NAMES, CompiledCode, End, MadePage, Registers
 
 pytest.importorskip("iced_x86")
 
-from ebpftrace.stacks.code import Code, CodePlace
-from ebpftrace.stacks.gaps import Caller, Copied, NoCaller, Stretch, cross
+from ebpftrace.unwind.code import Code
+from ebpftrace.unwind.code_bytes import CodePlace
+from ebpftrace.unwind.copied import Caller, CallerNotFound, Copied, StackFrame
+from ebpftrace.unwind.fallback import find_caller
 
 CODE, MADE = 0x400000, 0x700000
 SIZE = 0x10000
@@ -63,10 +65,33 @@ FUNCTIONS = {
     0x1F00: "e8 fb800000 c3",
     # push %rbp; mov %rsp,%rbp; mov 8(%rdi),%rax; pop %rbp; jmp *%rax
     0xA000: "55 4889e5 488b4708 5d ffe0",
+    # push %rbx; sub $32,%rsp; call *%rsi; mov %rbp,8(%rsp); mov 8(%rsp),%rbp; add $32,%rsp; pop %rbx; ret
+    0x2100: "53 4883ec20 ffd6 48896c2408 488b6c2408 4883c420 5b c3",
+    # the same, but movups %xmm0,(%rsp) in between
+    0x2200: "53 4883ec20 ffd6 48896c2408 0f110424 488b6c2408 4883c420 5b c3",
+    # push %rbx; sub $32,%rsp; if (!call *%rsi) { call *%rax; no instruction } add $32,%rsp; pop %rbx; ret
+    0x2300: "53 4883ec20 ffd6 7503 ffd0 06 4883c420 5b c3",
     # call 0x8000
     0x1B00: "e8 fb640000 c3",
+    # sub $40,%rsp; for (;;) call *%rsi
+    0x2400: "4883ec28 ffd6 ebfc",
+    # call *%rsi; add $40,%rsp; test %eax,(%rip); jne to int3; ret: what is compiled for a safepoint
+    0x2410: "ffd6 4883c428 850500000000 7501 c3 cc",
+    # sub $8,%rsp; call *%rsi; add $8,%rsp; jmp to ud2
+    0x2430: "4883ec08 ffd6 4883c408 eb02 9090 0f0b",
+    # call *%rsi; push %rax; call *%rdi; ud2
+    0x2440: "ffd6 50 ffd7 0f0b",
+    # call *%rsi; add $40,%rsp; ret
+    0x2500: "ffd6 4883c428 c3",
+    # call the next but one; jmp past it; lea 8(%rsp),%rax; call *%rsi; movq $0,(%r15); ret
+    0x2600: "e802000000 eb0f 488d442408 ffd6 49c70700000000 c3 c9 c3",
 }
 CALLED = CODE + 0x802
+COMPILED = (
+    CompiledCode(MADE + 0x2400, MADE + 0x2480, 48, 0, 0),
+    CompiledCode(MADE + 0x2500, MADE + 0x2580, 48, MADE + 0x2570, 24),
+)
+"""Frames of five words below the return address."""
 
 
 def image() -> bytes:
@@ -80,11 +105,16 @@ def image() -> bytes:
 IMAGE = image()
 
 
+def compiled_in(page: int) -> tuple[CompiledCode, ...]:
+    return tuple(one for one in COMPILED if page < one.end and one.start < page + PAGE)
+
+
 def made_up_code(is_readable: bool = True) -> Code:
     places = [CodePlace(CODE, CODE + SIZE, 0, 0), CodePlace(MADE, MADE + SIZE, None, 0)]
     code = Code(places, lambda _file, offset, count: IMAGE[offset : offset + count])
     if is_readable:
-        code.made({MADE + at: IMAGE[at : at + 4096] for at in range(0, SIZE, 4096)})
+        pages = range(0, SIZE, PAGE)
+        code.made({MADE + at: MadePage(IMAGE[at : at + PAGE], compiled_in(MADE + at)) for at in pages})
     return code
 
 
@@ -95,13 +125,13 @@ def registers(ip: int, **others: int) -> Registers:
 
 def find(
     ip: int, *words: int, readable: bool = True, missing: int = 0, cut: bool = False, **others: int
-) -> Caller | NoCaller:
+) -> Caller | CallerNotFound:
     memory = struct.pack(f"<{len(words)}Q", *words)
-    frame = Stretch(registers(ip, **others), Copied(STACK, memory, missing, cut), exact=False)
-    return cross(frame, [ENTRY], made_up_code(readable))
+    frame = StackFrame(registers(ip, **others), Copied(STACK, memory, missing, cut), exact=False)
+    return find_caller(frame, [ENTRY], made_up_code(readable))
 
 
-def place(found: Caller | NoCaller) -> tuple[int, int, int]:
+def place(found: Caller | CallerNotFound) -> tuple[int, int, int]:
     assert isinstance(found, Caller), found
     assert not found.guessed
     return found.registers.ip, found.registers.sp, found.registers.bp
@@ -148,21 +178,34 @@ def test_the_frame_is_as_large_as_the_code_says() -> None:
     assert found.slot == STACK + 40
 
 
+def test_what_will_be_stored_is_not_read_from_the_stack_as_it_is_now() -> None:
+    """HotSpot's interpreter saves and restores all registers by mov."""
+    words = 0, 0xBAD, 0, 0, 0xB, CALLED
+    assert place(find(CODE + 0x2107, *words, bp=0x77)) == (CALLED, STACK + 48, 0x77)
+    # Nobody knows what was stored: it is no place on this stack.
+    assert place(find(CODE + 0x2207, *words, bp=0x77)) == (CALLED, STACK + 48, 0)
+
+
+def test_a_way_that_ends_in_no_instruction_is_left_out() -> None:
+    words = 0, 0, 0, 0, 0xB, CALLED
+    assert place(find(CODE + 0x2307, *words)) == (CALLED, STACK + 48, 0x1234)
+
+
 def test_without_a_call_at_its_return_address_nothing_is_shown() -> None:
-    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, CODE + 0x700, CALLED) == NoCaller(End.NO_CALL)
+    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, CODE + 0x700, CALLED) == CallerNotFound(End.NO_CALL)
     beyond = MADE + SIZE + 0x20
-    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, beyond) == NoCaller(End.NO_CODE, unknown=beyond)
+    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, beyond) == CallerNotFound(End.NO_CODE, unknown=beyond)
 
 
 def test_a_call_that_cannot_lead_here_is_no_caller() -> None:
-    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, CODE + 0x1B05) == NoCaller(End.NO_TABLE)
+    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, CODE + 0x1B05) == CallerNotFound(End.NO_TABLE)
 
 
 def test_of_two_ways_out_the_one_that_the_frame_pointer_agrees_with_is_taken() -> None:
     way = CODE + 0x200A
     words = [*[0] * 4, 0x77, CALLED]
     assert place(find(way, *words, bp=STACK + 0x20)) == (CALLED, STACK + 0x30, 0x77)
-    assert find(way, *words, bp=STACK + 0x18) == NoCaller(End.NO_TABLE)
+    assert find(way, *words, bp=STACK + 0x18) == CallerNotFound(End.NO_TABLE)
 
 
 def test_a_call_of_what_calls_another_last_by_a_register_may_lead_anywhere() -> None:
@@ -173,11 +216,11 @@ def test_a_call_of_what_calls_another_last_by_a_register_may_lead_anywhere() -> 
 def test_code_that_finds_its_variables_by_rbp_keeps_a_frame_pointer() -> None:
     words = (CALLED, 0, 55, CALLED, 0)
     assert place(find(CODE + 0x110E, *words, bp=STACK + 16)) == (CALLED, STACK + 32, 55)
-    assert find(CODE + 0x110E, *words, bp=STACK - 16) == NoCaller(End.NO_TABLE)
-    assert find(CODE + 0x110E, *words, bp=STACK + 12) == NoCaller(End.NO_TABLE)
+    assert find(CODE + 0x110E, *words, bp=STACK - 16) == CallerNotFound(End.NO_TABLE)
+    assert find(CODE + 0x110E, *words, bp=STACK + 12) == CallerNotFound(End.NO_TABLE)
 
 
-def test_the_interpreter_of_java_has_noted_where_its_caller_stands() -> None:
+def test_javas_interpreter_stores_the_stack_pointer_of_its_caller() -> None:
     """Compiled code called it: its arguments lie between the return address and the caller's frame."""
     way = MADE + 0x110E, MADE + 0x802
     words = [0, 0, STACK + 0x40, STACK + 0x70, way[1], 7, 8, 9, 0]
@@ -189,13 +232,13 @@ def test_the_interpreter_of_java_has_noted_where_its_caller_stands() -> None:
 
 
 def test_code_that_does_not_say_how_it_returns_is_where_a_stack_is_cut() -> None:
-    assert find(CODE + 0x1207, *[CALLED] * 40, bp=STACK + 16) == NoCaller(End.NO_TABLE)
+    assert find(CODE + 0x1207, *[CALLED] * 40, bp=STACK + 16) == CallerNotFound(End.NO_TABLE)
 
 
 def test_a_call_that_does_not_come_back_is_not_followed_into_the_next_function() -> None:
     """Its own caller's call tells how large the frame is."""
     assert place(find(CODE + 0x1303, CALLED, CODE + 0x1405, CALLED))[:2] == (CODE + 0x1405, STACK + 16)
-    assert find(CODE + 0x1303, CALLED, CALLED, CALLED) == NoCaller(End.NO_TABLE)
+    assert find(CODE + 0x1303, CALLED, CALLED, CALLED) == CallerNotFound(End.NO_TABLE)
 
 
 def test_a_function_that_never_returns_is_found_by_the_call_of_it() -> None:
@@ -222,8 +265,8 @@ def test_a_signal_handler_returns_to_the_interrupted_code() -> None:
 
 def test_a_jump_to_nowhere_has_its_return_address_on_top() -> None:
     memory = struct.pack("<2Q", CALLED, 5)
-    frame = Stretch(registers(0), Copied(STACK, memory), exact=True)
-    assert place(cross(frame, [ENTRY], made_up_code()))[:2] == (CALLED, STACK + 8)
+    frame = StackFrame(registers(0), Copied(STACK, memory), exact=True)
+    assert place(find_caller(frame, [ENTRY], made_up_code()))[:2] == (CALLED, STACK + 8)
 
 
 @pytest.mark.parametrize("begins", [0x1700])
@@ -232,19 +275,19 @@ def test_a_coroutine_begins_where_nothing_was_called_and_returns_to_nobody(begin
     assert isinstance(found, Caller)
     assert found.outermost
     assert found.registers.ip == CODE + begins
-    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, 0, CALLED) == NoCaller(End.OUTERMOST)
+    assert find(CODE + 0x1007, 0, 0, 0, 0, 77, 0, CALLED) == CallerNotFound(End.OUTERMOST)
 
 
-def test_who_never_returns_is_outermost_if_nothing_called_it() -> None:
-    assert find(CODE + 0x1802, 1, 2, 3) == NoCaller(End.OUTERMOST)
-    assert find(CODE + 0x1802, 1, 2, 3, cut=True) == NoCaller(End.NO_TABLE)
-    assert find(CODE + 0x1802, 1, CALLED, 3) == NoCaller(End.NO_TABLE)
+def test_code_that_never_returns_is_outermost_if_nothing_called_it() -> None:
+    assert find(CODE + 0x1802, 1, 2, 3) == CallerNotFound(End.OUTERMOST)
+    assert find(CODE + 0x1802, 1, 2, 3, cut=True) == CallerNotFound(End.NO_TABLE)
+    assert find(CODE + 0x1802, 1, CALLED, 3) == CallerNotFound(End.NO_TABLE)
     found = find(CODE + 0x1802, 1, ENTRY + 0x20, 3)
-    assert isinstance(found, NoCaller) or found.outermost
+    assert isinstance(found, CallerNotFound) or found.outermost
 
 
 def test_the_first_instructions_of_a_program_have_no_caller() -> None:
-    assert find(ENTRY + 16, CALLED) == NoCaller(End.OUTERMOST)
+    assert find(ENTRY + 16, CALLED) == CallerNotFound(End.OUTERMOST)
 
 
 def test_v8_drops_arguments_when_it_returns() -> None:
@@ -264,13 +307,13 @@ def test_ways_that_differ_in_what_they_drop_agree_on_the_caller() -> None:
     assert not found.sp_known
 
 
-def test_without_a_stack_pointer_only_a_frame_pointer_tells() -> None:
+def test_without_a_stack_pointer_only_a_frame_pointer_reports() -> None:
     memory = struct.pack("<8Q", 0, 0, 0, 0, 77, CALLED, 55, CALLED)
     copy = Copied(STACK, memory)
-    by_rsp = Stretch(registers(CODE + 0x1007), copy, exact=False, sp_known=False)
-    assert cross(by_rsp, [ENTRY], made_up_code()) == NoCaller(End.NO_TABLE)
-    by_rbp = Stretch(registers(CODE + 0x110E, bp=STACK + 48), copy, exact=False, sp_known=False)
-    assert place(cross(by_rbp, [ENTRY], made_up_code()))[:2] == (CALLED, STACK + 64)
+    by_rsp = StackFrame(registers(CODE + 0x1007), copy, exact=False, sp_known=False)
+    assert find_caller(by_rsp, [ENTRY], made_up_code()) == CallerNotFound(End.NO_TABLE)
+    by_rbp = StackFrame(registers(CODE + 0x110E, bp=STACK + 48), copy, exact=False, sp_known=False)
+    assert place(find_caller(by_rbp, [ENTRY], made_up_code()))[:2] == (CALLED, STACK + 64)
 
 
 def test_made_code_says_how_it_returns_while_it_can_be_read() -> None:
@@ -280,20 +323,61 @@ def test_made_code_says_how_it_returns_while_it_can_be_read() -> None:
     assert isinstance(guess, Caller)
     assert guess.guessed
     assert guess.registers.ip == CALLED
-    assert find(MADE + 0x1007, *words, bp=77, readable=False) == NoCaller(End.NO_TABLE)
+    assert find(MADE + 0x1007, *words, bp=77, readable=False) == CallerNotFound(End.NO_TABLE)
+
+
+@pytest.mark.parametrize("way", [0x2406, 0x2412, 0x2442])
+def test_code_that_a_jvm_compiled_has_frames_of_the_size_that_it_says(way: int) -> None:
+    """Whether it loops for ever, takes its frame off next, or makes another call with an argument."""
+    stale = MADE + 0x802
+    found = find(MADE + way, stale, stale, 7, 7, 0x77, MADE + 0x802, bx=STACK + 64)
+    assert place(found) == (MADE + 0x802, STACK + 48, 0x77)
+    assert isinstance(found, Caller)
+    # Compiled code keeps no other register.
+    assert found.registers.named("bx") == 0
+
+
+def test_a_frame_that_is_larger_for_a_call_is_not_taken_for_one_of_its_size() -> None:
+    words = [7, 7, 7, 7, 0x77, MADE + 0x802, MADE + 0x802]
+    assert find(MADE + 0x2436, *words) == CallerNotFound(End.NO_TABLE)
+
+
+def test_the_copy_is_too_short_for_a_compiled_frame() -> None:
+    assert find(MADE + 0x2406, 0, 0, cut=True) == CallerNotFound(End.COPY, lacking=32)
+
+
+def test_a_deoptimized_frame_has_its_own_address_in_it() -> None:
+    """Its return address was replaced by one that no call is before."""
+    words = [7] * 4 + [0x77, MADE + 0x2570, 1, 2, 3, MADE + 0x2502, 0x99, MADE + 0x802]
+    found = find(MADE + 0x2406, *words)
+    assert place(found) == (MADE + 0x2502, STACK + 48, 0x77)
+    words[9] = MADE + 0x2602
+    assert isinstance(find(MADE + 0x2406, *words), CallerNotFound)
+
+
+def test_a_call_within_javas_interpreter_is_found_by_the_call_of_it() -> None:
+    """Which is for the address after it alone: its callee stores that for the JVM."""
+    found = find(MADE + 0x260E, MADE + 0x2605, 5, 6, bp=STACK + 16)
+    assert place(found) == (MADE + 0x2605, STACK + 8, STACK + 16)
+    # Not one that leads elsewhere, or to where the stack is not as deep.
+    assert find(MADE + 0x260E, MADE + 0x1405, 5) == CallerNotFound(End.NO_TABLE)
+    assert find(MADE + 0x260E, MADE + 0x802, 5) == CallerNotFound(End.NO_TABLE)
 
 
 def test_why_a_word_is_not_there() -> None:
-    assert find(CODE + 0x1007, 0, 0, cut=True) == NoCaller(End.COPY, lacking=32)
-    assert find(CODE + 0x1007, 0, 0) == NoCaller(End.ABSENT)
+    assert find(CODE + 0x1007, 0, 0, cut=True) == CallerNotFound(End.COPY, lacking=32)
+    assert find(CODE + 0x1007, 0, 0) == CallerNotFound(End.ABSENT)
+    # Whatever was absent at the end of a copy: nothing so far up is ever copied (Ruby's 1 MiB, by alloca).
+    far = find(CODE + 0x110E, 0, 0, bp=STACK + (1 << 20))
+    assert far == CallerNotFound(End.COPY, lacking=(1 << 20) - 8)
     page = [0] * 512
-    near = Stretch(
+    near = StackFrame(
         registers(CODE + 0x1007, sp=STACK + 4096 - 16), Copied(STACK + 4096 - 16, bytes(8192), 1), False
     )
-    assert cross(near, [ENTRY], made_up_code()) == NoCaller(End.ABSENT)
+    assert find_caller(near, [ENTRY], made_up_code()) == CallerNotFound(End.ABSENT)
     assert len(page) == 512
     interrupted = find(CODE + 0x110E, 0, 0, bp=STACK + (1 << 30))
-    assert interrupted == NoCaller(End.NO_TABLE)
+    assert interrupted == CallerNotFound(End.NO_TABLE)
 
 
 @given(

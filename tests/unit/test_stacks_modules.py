@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebpftrace.model import Vma
-from ebpftrace.process.files import FileKey, file_key
-from ebpftrace.process.maps import read_maps
-from ebpftrace.stacks import debugfiles, modules
-from ebpftrace.stacks import files as files_module
-from ebpftrace.stacks.elf import (
+from ebpftrace.procfs.files import FileKey, file_key
+from ebpftrace.procfs.maps import read_maps
+from ebpftrace.unwind import debugfiles, modules
+from ebpftrace.unwind import files as files_module
+from ebpftrace.unwind.elf import (
     EHDR,
     MAX_KEPT_SECTIONS,
     MAX_SEGMENTS,
@@ -30,9 +30,9 @@ from ebpftrace.stacks.elf import (
     Segment,
     read_headers,
 )
-from ebpftrace.stacks.files import FileStore, StoredFile
-from ebpftrace.stacks.modules import CodeRange, Layout, ModuleHistory, load_bias
-from ebpftrace.stacks.unwind_image import memory_file, unwind_image
+from ebpftrace.unwind.files import FileStore, StoredFile
+from ebpftrace.unwind.modules import CodeRange, Layout, ModuleHistory, load_bias
+from ebpftrace.unwind.unwind_image import memory_file, unwind_image
 
 
 def code(start: int, end: int, path: str = "a", file: int = 0) -> CodeRange:
@@ -48,6 +48,15 @@ def test_a_layout_is_filled_up_only_where_it_is_free() -> None:
     before = Layout((code(10, 20, "old"), code(50, 60, "stays")))
     after = Layout((code(15, 25, "new"), code(30, 40, "loaded"), code(50, 60, "stays")))
     assert [r.path for r in before.over(after).ranges] == ["old", "loaded", "stays"]
+
+
+def test_code_without_a_file_has_grown_where_it_was_free() -> None:
+    def made(start: int, end: int) -> CodeRange:
+        return CodeRange(start, end, "", None, 0, 0)
+
+    before = Layout((made(10, 20), code(30, 40, "stays"), made(50, 60)))
+    after = Layout((made(5, 25), made(28, 70)))
+    assert before.over(after).ranges == (made(5, 25), made(28, 30), code(30, 40, "stays"), made(40, 70))
 
 
 @given(
@@ -130,13 +139,13 @@ def executed_ranges(history: ModuleHistory) -> list[CodeRange]:
 
 def test_where_a_program_lies_is_the_same_by_its_auxiliary_vector_and_by_its_maps() -> None:
     files, root = FileStore(), own_root()
-    read, told = ModuleHistory(os.getpid(), files), ModuleHistory(os.getpid(), files, root)
+    read, reported = ModuleHistory(os.getpid(), files), ModuleHistory(os.getpid(), files, root)
     assert read.refresh()
     (program,) = {
         r for r in read_maps(os.getpid()) if r.path == os.path.realpath(sys.executable) and "x" in r.perms
     }
-    told.executed(file_key(program), own_auxv(), 5)
-    assert list(told.at(7).ranges) == executed_ranges(read)
+    reported.executed(file_key(program), own_auxv(), 5)
+    assert list(reported.at(7).ranges) == executed_ranges(read)
     os.close(root)
     files.close()
 
@@ -165,7 +174,7 @@ def test_a_library_is_known_from_when_it_was_mapped_until_it_is_read_to_be_gone(
         lambda places: st.tuples(st.just(places), st.permutations(range(len(places))))
     )
 )
-def test_what_is_told_in_any_order_is_known_in_the_order_of_time(
+def test_what_is_reported_in_any_order_is_known_in_the_order_of_time(
     case: tuple[list[tuple[int, int]], list[int]],
 ) -> None:
     places, order = case
@@ -203,7 +212,7 @@ def test_a_file_that_has_another_ones_name_is_not_taken_for_it(tmp_path: Path) -
     files.close()
 
 
-def test_files_beyond_the_limit_are_told() -> None:
+def test_files_beyond_the_limit_are_reported() -> None:
     files = FileStore(limit=1)
     history = ModuleHistory(os.getpid(), files)
     history.refresh()
@@ -309,7 +318,7 @@ def test_broken_headers_are_refused_or_read(data: st.DataObject, head: bytes) ->
     unwind_image(read, headers)
 
 
-def test_what_is_not_elf_is_refused_and_told(tmp_path: Path) -> None:
+def test_what_is_not_elf_is_refused_and_reported(tmp_path: Path) -> None:
     files = FileStore()
     text = tmp_path / "text"
     text.write_text("hello")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.stacks.demangle import demangle
-from ebpftrace.stacks.perfmap import MAX_LINES, PerfMap, how_to_get, read_perf_map
+from ebpftrace.unwind.demangle import demangle
+from ebpftrace.unwind.perfmap import MAX_LINES, PerfMap, how_to_get, read_perf_map
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_names_of_d_by_binutils() -> None:
 
 
 def test_names_of_rust_by_binutils_where_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ebpftrace.stacks.demangle.pycxxfilt", None)
+    monkeypatch.setattr("ebpftrace.unwind.demangle.pycxxfilt", None)
     assert demangle(RUST_CRATE) == "<std::sys::thread::unix::Thread>::new"
     assert demangle("_RNCNvCs1234_7mycrate4main0B3_") == "mycrate::main::{closure#0}"
 
 
 def test_names_stay_as_they_are_where_nothing_can_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ebpftrace.stacks.demangle.pycxxfilt", None)
+    monkeypatch.setattr("ebpftrace.unwind.demangle.pycxxfilt", None)
     monkeypatch.setenv("PATH", "/nonexistent")
     names = [D_THREAD.replace("start", "begin"), RUST_CRATE.replace("3new", "3old")]
     assert list(map(demangle, names)) == names
@@ -106,9 +106,9 @@ def test_lines_of_a_perf_map_that_cannot_be_read_are_counted() -> None:
         ("/opt/app", ""),
     ],
 )
-def test_how_to_get_a_perf_map_is_told(path: str, way: str) -> None:
-    told = how_to_get(7, ["/usr/lib/libc.so.6", path])
-    assert told == f"no names of JIT code: there is no perf map /tmp/perf-7.map{way}"
+def test_how_to_get_a_perf_map_is_reported(path: str, way: str) -> None:
+    reported = how_to_get(7, ["/usr/lib/libc.so.6", path])
+    assert reported == f"no names of JIT code: there is no perf map /tmp/perf-7.map{way}"
 
 
 def test_perf_map_code_written_later_wins() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stacks lack is told once, and in bounds."""
+"""Warnings about stacks are printed once, and are limited."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Optional
 
 import pytest
 
-from ebpftrace.process.files import FileKey
-from ebpftrace.stacks import shortfalls as shortfalls_module
-from ebpftrace.stacks.copies import REGISTERS_SIZE, Pc, StackCopy
-from ebpftrace.stacks.engine import Engine
-from ebpftrace.stacks.modules import CodeRange, Layout
-from ebpftrace.stacks.packages import debug_package
-from ebpftrace.stacks.resolve import StackResolver
-from ebpftrace.stacks.shortfalls import Bare, Shortfalls
-from ebpftrace.stacks.sites import SiteStacks
+from ebpftrace.procfs.files import FileKey
 from ebpftrace.text import size
+from ebpftrace.unwind import stack_warnings as warnings_module
+from ebpftrace.unwind.copies import REGISTERS_SIZE, Pc, StackCopy
+from ebpftrace.unwind.engine import Engine
+from ebpftrace.unwind.modules import CodeRange, Layout
+from ebpftrace.unwind.packages import debug_package
+from ebpftrace.unwind.resolve import StackResolver
+from ebpftrace.unwind.sites import SiteStacks
+from ebpftrace.unwind.stack_warnings import Bare, StackWarnings
 
 
-def test_nothing_is_told_of_whole_stacks() -> None:
-    assert Shortfalls().notes() == []
+def test_nothing_is_reported_of_whole_stacks() -> None:
+    assert StackWarnings().notes() == []
 
 
-def test_files_are_told_by_reason_and_named_up_to_a_few() -> None:
-    lacks = Shortfalls()
+def test_files_are_reported_by_reason_and_named_up_to_a_few() -> None:
+    lacks = StackWarnings()
     for number in range(1003):
         for _ in range(2):
             lacks.no_names(f"/lib/{number}", "odd")
@@ -38,9 +38,9 @@ def test_files_are_told_by_reason_and_named_up_to_a_few() -> None:
 
 
 def test_what_a_target_makes_without_end_is_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortfalls_module, "_MOST_FILES", 5)
-    monkeypatch.setattr(shortfalls_module, "_MOST_PERF_MAPS", 5)
-    lacks = Shortfalls()
+    monkeypatch.setattr(warnings_module, "_MAX_FILES", 5)
+    monkeypatch.setattr(warnings_module, "_MAX_PERF_MAPS", 5)
+    lacks = StackWarnings()
     for number in range(100):
         lacks.no_names("/" + "x" * 4000 + str(number), "odd")
         lacks.perf_map(number, f"perf map {number} not read")
@@ -49,24 +49,24 @@ def test_what_a_target_makes_without_end_is_not_kept_without_end(monkeypatch: py
     assert max(map(len, notes)) < 400
 
 
-def test_only_the_last_reading_of_a_perf_map_is_told() -> None:
-    lacks = Shortfalls()
+def test_only_the_last_reading_of_a_perf_map_is_reported() -> None:
+    lacks = StackWarnings()
     lacks.perf_map(1, "perf map a not read")
     lacks.perf_map(2, "perf map b not read")
     lacks.perf_map(1, "")
     assert lacks.notes() == ["perf map b not read"]
 
 
-def test_copies_that_wait_too_long_are_told() -> None:
+def test_copies_that_wait_too_long_are_reported() -> None:
     stacks = SiteStacks()
     for number in range(60):
         stacks.add(StackCopy(number, number, 1, bytes(REGISTERS_SIZE), bytes(1 << 20)))
     assert stacks.waiting == 32
-    (note,) = Shortfalls().notes(stacks.dropped_bytes)
+    (note,) = StackWarnings().notes(stacks.dropped_bytes)
     assert note.startswith(f"{size(28 << 20)} of stack copies dropped")
 
 
-def test_frames_in_files_of_no_use_are_told(tmp_path: Path) -> None:
+def test_frames_in_files_of_no_use_are_reported(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("hello")
     with Engine() as engine, StackResolver(os.getpid(), engine) as resolver:
@@ -74,7 +74,7 @@ def test_frames_in_files_of_no_use_are_told(tmp_path: Path) -> None:
         layout = Layout((CodeRange(0x1000, 0x2000, "/a", None, 0x1000, 0),))
         for _ in range(2):
             resolver._frames([Pc(0x1008, True)], layout)
-        assert resolver.shortfalls.notes() == ["no function names in /a: no ELF file that can be read"]
+        assert resolver.stack_warnings.notes() == ["no function names in /a: no ELF file that can be read"]
 
 
 def program(directory: Path, name: str, script: str) -> None:
@@ -87,7 +87,7 @@ def bare(path: Path, build_id: Optional[bytes] = None) -> Bare:
     return Bare(str(path), build_id, status.st_dev, status.st_ino)
 
 
-def test_the_package_that_would_name_functions_is_told(
+def test_the_package_that_would_name_functions_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing = (
@@ -95,7 +95,7 @@ def test_the_package_that_would_name_functions_is_told(
     )
     program(tmp_path, "dpkg-query", listing)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    lacking = Shortfalls()
+    lacking = StackWarnings()
     for number, name in enumerate(("libc.so.6", "libx.so", "own")):
         (tmp_path / name).touch()
         lacking.bare(bare(tmp_path / name, b"\xab" if name == "own" else None), 9 - number, was_asked=False)
@@ -112,7 +112,7 @@ def test_a_file_of_another_root_is_no_package_of_this_host(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     (tmp_path / "libc.so.6").touch()
     other = bare(tmp_path / "libc.so.6")._replace(inode=1)
-    lacking = Shortfalls()
+    lacking = StackWarnings()
     lacking.bare(other, 1, was_asked=True)
     assert lacking.notes() == [
         "functions without names for want of debug information: libc.so.6 (no build id); install it"

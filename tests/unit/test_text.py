@@ -89,6 +89,12 @@ def test_size(value: int | None, shown: str) -> None:
     assert text.size(value) == shown
 
 
+@pytest.mark.parametrize(("inner", "shown"), [(None, "28720"), (9, "28720 (9 inside)"), (28720, "28720")])
+def test_a_number_is_shown_with_that_of_its_own_namespace(inner: int | None, shown: str) -> None:
+    assert text.inside(28720, inner) == shown
+    assert text.pid_inside(28720, inner) == "PID " + shown.replace(" (", ", ").rstrip(")")
+
+
 def test_a_rate_has_the_units_of_sizes() -> None:
     assert text.rate(10489856.0) == "10244 KiB per minute"
     assert text.rate(10489856 * 60 / 56.8) == "10.6 MiB per minute"
@@ -102,7 +108,7 @@ def test_exact_size_has_what_pidstat_and_what_strace_print() -> None:
     ("start", "end", "shown"),
     [(None, 4096, ""), (4096, 4096, "+0"), (0, 10489856, "+10244 KiB"), (8192, 4096, "-4 KiB")],
 )
-def test_change(start: int | None, end: int, shown: str) -> None:
+def test_change_has_a_sign(start: int | None, end: int, shown: str) -> None:
     assert text.change(start, end) == shown
 
 
@@ -151,3 +157,9 @@ def test_wall_time_has_its_date_only_when_it_is_not_today() -> None:
 def test_printable_in_a_poor_locale() -> None:
     assert text.printable("ascii", "caf\xe9") == r"caf\xe9"
     assert text.printable(None, "caf\xe9") == "caf\xe9"
+
+
+def test_cpu_time_has_no_share_of_a_window_that_is_shorter_than_the_work_around_it() -> None:
+    assert text.cpu_time(0.303, 12.6) == "303 ms of CPU time (2.4 % of one CPU)"
+    assert text.cpu_time(0.216, 0.0502) == "216 ms of CPU time"
+    assert text.cpu_time(0.1, 0) == "100 ms of CPU time"

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.model import Clock, Frame, Stack, StackSource
-from ebpftrace.trace.arguments import arguments
-from ebpftrace.trace.events import (
+from ebpftrace.strace.arguments import arguments
+from ebpftrace.strace.events import (
     CloneMemory,
     Ended,
     Event,
@@ -26,9 +26,9 @@ from ebpftrace.trace.events import (
     Stacked,
     Text,
 )
-from ebpftrace.trace.lines import Style, Transcript, summary_of_losses
-from ebpftrace.trace.order import Ordered
-from ebpftrace.trace.spelling import error, text
+from ebpftrace.strace.format import Style, Transcript, summary_of_losses
+from ebpftrace.strace.order import Ordered
+from ebpftrace.strace.values import error, text
 
 U64 = st.integers(0, (1 << 64) - 1)
 CLOCK = Clock(monotonic_ns=0, realtime_ns=1_700_000_000_000_000_000)
@@ -80,7 +80,7 @@ def test_the_line_that_engineers_grep_for() -> None:
         (returned("clone3", 0x1000, 63, result=-22), "clone3(0x1000, 63)                = -1 EINVAL (Invalid argument)"),
     ],
 )  # fmt: skip
-def test_a_call(call: Returned, shown: str) -> None:
+def test_a_call_is_a_line_as_strace_prints_it(call: Returned, shown: str) -> None:
     assert lines(call) == [f"31152 {shown}\n"]
 
 
@@ -154,7 +154,7 @@ def test_a_thread_that_executes_takes_the_leaders_place() -> None:
         (64, "killed by SIGRT_32"),
     ],
 )
-def test_ends(code: int, shown: str) -> None:
+def test_exits_and_signals_are_lines(code: int, shown: str) -> None:
     ended = Ended(1, 7, 7, code, 0)
     assert lines(ended) == [f"7     +++ {shown} +++\n"]
     assert len(lines(ended, style=Style(ends=False))) == ("killed" in shown)
@@ -166,7 +166,7 @@ def test_a_call_that_never_returns() -> None:
     ]
 
 
-def test_times() -> None:
+def test_times_are_as_the_options_ask() -> None:
     call = returned("fork", result=1, at=61_000_002_999, entered_at=61_000_001_000)
     later = call._replace(at=62_500_004_999, entered_at=62_500_003_999)
     for style, before, after in [
@@ -198,7 +198,7 @@ def test_a_call_that_ran_when_the_trace_began_has_the_time_of_its_return() -> No
     assert line.endswith("= 1\n")
 
 
-def test_losses_stand_before_the_call_that_tells_of_them() -> None:
+def test_losses_come_before_the_call_that_reports_them() -> None:
     one = transcript()
     shown = [line for lost in (0, 3, 3, 4) for line in one.lines(returned("fork", result=1, lost=lost))]
     assert [line for line in shown if "lost" in line] == [
@@ -264,7 +264,7 @@ def test_no_registers_break_a_line(
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3)), max_size=40), st.integers(0, 9))
-def test_order(moments: list[tuple[int, int]], until: int) -> None:
+def test_events_of_several_cpus_are_sorted_by_time(moments: list[tuple[int, int]], until: int) -> None:
     """All come out, sorted, and those of one task in the order in which they came."""
     moments = sorted(moments, key=lambda moment: moment[0])
     events = [

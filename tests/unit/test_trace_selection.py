@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from ebpftrace.trace.selection import CALLS, MEMORY, PROCESS, SelectionError, select
-from ebpftrace.trace.summary import Total, table
+from ebpftrace.strace.selection import CALLS, MEMORY, PROCESS, SelectionError, select
+from ebpftrace.strace.summary import Total, table
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from ebpftrace.trace.summary import Total, table
         (["trace=all"], CALLS),
     ],
 )
-def test_select(expressions: list[str], chosen: tuple[str, ...]) -> None:
+def test_expressions_select_calls_as_strace_does(expressions: list[str], chosen: tuple[str, ...]) -> None:
     assert select(expressions) == frozenset(chosen)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from vmtest.initrd import archive
+from vmtest.initrd import archive, initrd
 from vmtest.kernels import KERNELS, chosen, support_table
 from vmtest.matrix import Result, read_report, table
-from vmtest.selection import TESTS
+from vmtest.selection import EMULATED_TESTS, TESTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,22 +29,44 @@ def test_readme_has_the_list_of_kernels() -> None:
 def test_names_of_kernels_are_theirs_alone() -> None:
     names = [kernel.name for kernel in KERNELS]
     assert len(set(names)) == len(names)
-    assert not {"short", "all", "userlands"} & set(names)
+    assert not {"short", "all", "userlands", "arm64"} & set(names)
 
 
 def test_short_is_a_part_of_all() -> None:
     assert set(chosen("short")) < set(chosen("all")) == set(KERNELS)
     assert not set(chosen("short")) & set(chosen("userlands"))
     assert [kernel.name for kernel in chosen("6.12,5.10")] == ["6.12", "5.10"]
+    assert chosen("short,arm64-6.12,6.1") == [*chosen("short"), *chosen("arm64-6.12")]
+
+
+def test_other_machines_are_a_group_of_their_own() -> None:
+    arm = chosen("arm64")
+    assert {kernel.machine for kernel in arm} == {"aarch64"}
+    assert not set(arm) & set(chosen("userlands"))
+    assert {kernel.machine for kernel in KERNELS if kernel not in arm} == {"x86_64"}
+    assert all(kernel.userland for kernel in arm), "no program of this machine runs there"
+    suffixes = {kernel.name: kernel.package_suffix for kernel in KERNELS}
+    assert suffixes["6.1"] == "cloud-amd64"
+    assert suffixes["arm64-6.1"] == "cloud-arm64"
+    assert suffixes["arm64-16k"] == "arm64-16k"
+
+
+def test_busybox_is_of_the_guests_machine(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "usr/bin/busybox").write_bytes(b"\x7fELF of another machine")
+    kernel = tmp_path / "kernel"
+    kernel.mkdir()
+    assert b"of another machine" in gzip.decompress(initrd(kernel, root, "true"))
 
 
 @pytest.mark.parametrize("wanted", ["", ",", "6.1,none", "2.6"])
 def test_unknown_kernels_are_refused_with_the_names_there_are(wanted: str) -> None:
-    with pytest.raises(ValueError, match=r"there are short, all, userlands, 5\.10"):
+    with pytest.raises(ValueError, match=r"there are short, all, userlands, arm64, 5\.10"):
         chosen(wanted)
 
 
-@pytest.mark.parametrize("test", TESTS)
+@pytest.mark.parametrize("test", sorted({*TESTS, *EMULATED_TESTS}))
 def test_chosen_tests_exist(test: str) -> None:
     path, _, name = test.partition("::")
     source = (ROOT / path).read_text()
@@ -61,7 +84,7 @@ def test_archive_is_what_cpio_reads(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("vagrant"), reason="no vagrant here")
 def test_vagrantfile_is_valid(tmp_path: Path) -> None:
-    """What the providers are told is checked only where vagrant has them (vagrant-libvirt)."""
+    """The settings of the providers are checked only where vagrant has them (vagrant-libvirt)."""
     places = {"VAGRANT_HOME": str(tmp_path / "home"), "VAGRANT_DOTFILE_PATH": str(tmp_path / "state")}
     checked = subprocess.run(
         ["vagrant", "validate", "--ignore-provider"],
@@ -84,7 +107,7 @@ def test_report_is_counted_by_outcome() -> None:
     assert read_report(report) == ({"passed": 1, "failed": 2, "skipped": 1}, ["a.two", "b.three"])
 
 
-def test_table_tells_a_dead_machine_from_a_failed_test() -> None:
+def test_table_reports_a_dead_machine_from_a_failed_test() -> None:
     kernel = KERNELS[0]
     text = table(
         [

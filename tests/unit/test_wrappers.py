@@ -3,13 +3,24 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ebpftrace.frames import called, culprit
 from ebpftrace.model import Frame, Stack
-from ebpftrace.wrappers import called_type, has_parameters, is_wrapper, qualified, started, users_frame
+from ebpftrace.wrappers import (
+    called_type,
+    has_parameters,
+    is_pointer,
+    is_wrapper,
+    qualified,
+    started,
+    state_type,
+    users_frame,
+)
 
 LIBC = "/usr/lib/x86_64-linux-gnu/libc.so.6"
 STDCXX = "/usr/lib/x86_64-linux-gnu/libstdc++.so.6.0.30"
@@ -55,7 +66,7 @@ IN_LIBC = stack(("__clone3", LIBC), (None, LIBC), ("pthread_create", LIBC))
         ([("GOMP_parallel", "/usr/lib/libgomp.so.1"), ("solve", APP)], "solve"),
     ],
 )  # fmt: skip
-def test_what_stands_between_is_passed_over(library: list[tuple[str | None, str]], users: str | None) -> None:
+def test_frames_of_libraries_are_skipped(library: list[tuple[str | None, str]], users: str | None) -> None:
     found = users_frame((*IN_LIBC, *stack(*library, ("main", APP))))
     assert found is not None
     assert found.function == (users or library[0][0])
@@ -102,7 +113,7 @@ def test_python_code_is_the_users_where_its_frames_are_at_hand() -> None:
         (["start_job", "std::thread::thread<f()::{lambda()#1}>(x)"], None),
     ],
 )
-def test_what_a_thread_calls_is_told_by_what_started_it(starters: list[str], calls: str | None) -> None:
+def test_what_a_thread_calls_is_reported_by_what_started_it(starters: list[str], calls: str | None) -> None:
     assert (
         started((*IN_LIBC, *stack(*((name, APP) for name in starters)), Frame("main", module=APP))) == calls
     )
@@ -142,13 +153,13 @@ def test_a_frame_without_a_name_ends_the_search() -> None:
     assert culprit(Stack(frames)) is found
 
 
-def test_where_no_frame_is_the_users_nobody_is_named_as_creator() -> None:
+def test_without_a_frame_of_the_user_no_creator_is_named() -> None:
     frames = (*IN_LIBC, *stack(("do_start_new_thread", PYTHON), ("Py_BytesMain", PYTHON), (None, LIBC)))
     assert users_frame(frames) is None
     assert culprit(Stack(frames)) is frames[3]
 
 
-def test_a_call_from_nowhere_names_nobody() -> None:
+def test_a_call_without_frames_names_no_creator() -> None:
     assert users_frame((*IN_LIBC, Frame(None, offset=0xDEAD), Frame("main", module=APP))) is None
 
 
@@ -203,6 +214,27 @@ def test_a_function_is_known_by_the_type_of_a_pointer_to_it(function: str, calle
     assert has_parameters(function, called)
     assert not has_parameters(function, "void (&)(long, long)")
     assert not has_parameters("other(unsigned char)", called)
+
+
+@pytest.mark.parametrize(
+    ("table", "called"),
+    [
+        (
+            "vtable for std::thread::_State_impl<std::thread::_Invoker<std::tuple<void (*)(int), int> > >",
+            "void (*)(int)",
+        ),
+        (
+            "vtable for std::thread::_State_impl<std::thread::_Invoker<std::tuple<main::{lambda()#1}> > >",
+            "main::{lambda()#1}",
+        ),
+        ("vtable for std::thread::_State_impl<", None),
+        ("vtable for shop::Cart", None),
+        ("", None),
+    ],
+)
+def test_the_callable_is_known_by_the_virtual_table(table: str, called: Optional[str]) -> None:
+    assert state_type(table) == called
+    assert called is None or is_pointer(called) == ("*" in called)
 
 
 def test_a_lambda_is_no_pointer_to_a_function() -> None:

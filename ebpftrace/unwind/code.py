@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The code of a process, as the unwinder asks for it: its bytes, and what they say of calls and returns.
+
+Runs in the worker process.  What was found out is kept: the same addresses come again with each copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional
+
+from ebpftrace.unwind.callsites import LONGEST, call_before
+from ebpftrace.unwind.code_bytes import CodeBytes, CodePlace, ReadFile
+from ebpftrace.unwind.copies import PAGE
+from ebpftrace.unwind.returns import Instructions, Return, Value, WayBack
+
+LONGEST_FUNCTION = 1 << 14
+"""A call's target so near before an address is taken for the beginning of its function."""
+_ENDBR64 = bytes.fromhex("f30f1efa")
+_JUMPS_OF_PLT = (bytes.fromhex("ff25"), bytes.fromhex("f2ff25"))
+"""jmp *slot(%rip), with or without bnd: x86-64 psABI, procedure linkage table."""
+_SIGNAL_RETURN = bytes.fromhex("48c7c00f0000000f05")
+"""mov $15, %rax; syscall: what a signal handler returns to (rt_sigreturn), without having been called."""
+
+
+class Code(CodeBytes):
+    """Of x86-64."""
+
+    def __init__(self, places: Sequence[CodePlace], read_file: ReadFile) -> None:
+        super().__init__(places, read_file)
+        self._instructions = Instructions(self.read)
+        self._calls: dict[int, bool] = {}
+        self._ways: dict[object, WayBack] = {}
+        self._entries: dict[tuple[int, int, int], Optional[Return]] = {}
+
+    def follows_call(self, address: int) -> bool:
+        """A call ends at ``address``, or a signal handler returns there; True where nothing can be read."""
+        if self.is_made(address - 1):
+            return self._follows_call(address)
+        if address not in self._calls:
+            self._shrink(self._calls)
+            self._calls[address] = self._follows_call(address)
+        return self._calls[address]
+
+    def _follows_call(self, address: int) -> bool:
+        if not self.contains(address - 1):
+            return False
+        if self.is_signal_return(address):
+            return True
+        before = self._before(address)
+        return not before or call_before(before) is not None
+
+    def _before(self, address: int) -> bytes:
+        """The bytes of the longest call, or what there is of them where a mapping begins."""
+        for length in range(LONGEST, 1, -1):
+            before = self.read(address - length, length)
+            if len(before) == length:
+                return before
+        return b""
+
+    def is_signal_return(self, address: int) -> bool:
+        """The code there has the kernel go on where a signal interrupted."""
+        return self.read(address, len(_SIGNAL_RETURN)) == _SIGNAL_RETURN
+
+    def begins_here(self, address: int) -> bool:
+        """A stack may begin with this return address: no call ends there, and its code returns to nobody."""
+        return not self.follows_call(address) and self.way_back(address).never
+
+    def way_back(self, address: int) -> WayBack:
+        """How the code at ``address`` returns."""
+        key: object = address
+        if self.is_made(address):
+            page = address - address % PAGE
+            key = address, self._made.get(page), self._made.get(page + PAGE)
+        way = self._ways.get(key)
+        if way is None:
+            self._shrink(self._ways)
+            way = self._ways[key] = self._instructions.way_back(address)
+        return way
+
+    def may_lead_to(self, return_address: int, address: int, depth: int) -> bool:
+        """The call before ``return_address`` may lead to ``address``, ``depth`` bytes below its own place.
+
+        Any call by register or memory may, and any of code that was made: it is patched as it runs.
+        A direct one calls the function that holds the address, or a PLT entry, or one that jumps there, or by
+        a register to where nobody can tell.
+        """
+        if self.is_made(address) or self.is_made(return_address - 1):
+            return True
+        target = self._target(return_address)
+        if target is None or 0 <= address - target < LONGEST_FUNCTION:
+            return True
+        entry = self.read(target, len(_ENDBR64) + 3)
+        entry = entry[len(_ENDBR64) :] if entry.startswith(_ENDBR64) else entry
+        return (
+            entry.startswith(_JUMPS_OF_PLT)
+            or not entry
+            or self._entered(target, address, depth) is not None
+            or self._instructions.calls_last_by_register(target)
+        )
+
+    def entered(self, return_address: int, address: int, depth: int) -> Optional[Return]:
+        """How the frame is left if that call led to it, by what its instructions say from the first on.
+
+        None unless they come to ``address`` and have the stack ``depth`` bytes lower by then.
+        """
+        target = self._target(return_address)
+        return None if target is None else self._entered(target, address, depth)
+
+    def sp_after_call(self, address: int) -> Optional[Value]:
+        """Where the stack pointer is when all is undone that the call before ``address`` needed."""
+        return self._instructions.sp_after_call(address)
+
+    def _target(self, return_address: int) -> Optional[int]:
+        """Of a direct call; None for another."""
+        call = call_before(self._before(return_address))
+        return None if call is None or call.displacement is None else return_address + call.displacement
+
+    def _entered(self, target: int, address: int, depth: int) -> Optional[Return]:
+        if self.is_made(address):
+            return self._instructions.entered(target, address, depth)
+        key = target, address, depth
+        if key not in self._entries:
+            self._shrink(self._entries)
+            self._entries[key] = self._instructions.entered(target, address, depth)
+        return self._entries[key]

@@ -401,7 +401,7 @@ class _Console:
     def report(self, report: Report, watch: LeakWatch) -> None:
         """Write one report."""
         from ebpftrace.model import EndedBy
-        from ebpftrace.report import flamegraph, ledger_dump, output, speedscope
+        from ebpftrace.report import graphs, ledger_dump, output
         from ebpftrace.report.family import is_worth_showing
 
         if report.ended_by is not EndedBy.INTERVAL:
@@ -418,9 +418,9 @@ class _Console:
         if report.is_child:
             return
         if self._files.flamegraph is not None:
-            output.write(str(self._files.flamegraph), flamegraph.render(report))
+            output.write(str(self._files.flamegraph), graphs.flamegraph(report))
         if self._files.speedscope is not None:
-            output.write(str(self._files.speedscope), speedscope.render(report))
+            output.write(str(self._files.speedscope), graphs.speedscope(report))
         if self._files.ledger is not None:
             output.write(str(self._files.ledger), ledger_dump.render(report, watch.ledger_mappings))
 

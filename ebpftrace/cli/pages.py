@@ -102,9 +102,9 @@ class Pages:
 
             return mmap_leaks_json.render(report, self._view)
         if self._form == "folded":
-            from ebpftrace.report import folded
+            from ebpftrace.report import graphs
 
-            return (folded.render(report),)
+            return (graphs.folded(report),)
         from ebpftrace.report import brief, terminal
         from ebpftrace.report.output import page_width, use_color
 

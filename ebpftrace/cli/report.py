@@ -71,8 +71,7 @@ def report(
         write_baseline=write_baseline,
         **extra.paths,
     )
-    from ebpftrace.report import flamegraph as flame
-    from ebpftrace.report import speedscope as scope
+    from ebpftrace.report import graphs
     from ebpftrace.report.output import check_writable, write, write_stream
 
     acceptance = known.load(suppressions, baseline)
@@ -91,9 +90,9 @@ def report(
     else:
         write(str(output), text)
     if flamegraph is not None:
-        write(str(flamegraph), flame.render(last[0]))
+        write(str(flamegraph), graphs.flamegraph(last[0]))
     if speedscope is not None:
-        write(str(speedscope), scope.render(last[0]))
+        write(str(speedscope), graphs.speedscope(last[0]))
     extra.write(last)
     known.write_baseline(write_baseline, last)
     if not quiet:

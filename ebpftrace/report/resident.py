@@ -8,9 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.cells import cell_len
 
 from ebpftrace.report.callers import where
-from ebpftrace.report.flamegraph import draw
-from ebpftrace.report.folded import fold
-from ebpftrace.report.leaked import Box, WeightedStack, boxes_of
+from ebpftrace.report.graphs import Box, WeightedStack, boxes_of, draw, fold
 from ebpftrace.report.tables import table, wrapped
 from ebpftrace.size_changes.model import Step, Summary
 from ebpftrace.size_changes.resident import KindGrowth, Pattern, Place, PlaceGrowth, ResidentSummary, Why

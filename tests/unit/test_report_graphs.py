@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 import ebpftrace.report
 from ebpftrace.model import Frame, Report, Stack
-from ebpftrace.report import flamegraph, folded, speedscope
+from ebpftrace.report import graphs
 
 VENDOR = Path(ebpftrace.report.__file__).parent / "vendor"
 HOSTILE = settings(suppress_health_check=[HealthCheck.too_slow], max_examples=40)
@@ -27,7 +27,7 @@ def leaked_bytes(report: Report) -> int:
 
 @functools.cache
 def marks_of_the_page() -> int:
-    return flamegraph.render(reports.healthy()).count("<")
+    return graphs.flamegraph(reports.healthy()).count("<")
 
 
 def graph_data(page: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def graph_data(page: str) -> dict[str, Any]:
 
 
 def test_folded_is_outermost_first_and_weighted_in_bytes() -> None:
-    lines = folded.render(reports.production()).splitlines()
+    lines = graphs.folded(reports.production()).splitlines()
     assert lines[0] == (
         "app_server;[never-joined-thread];[before_attach];acme::minute_job(void*) " + str(27_840 * 10489856)
     )
@@ -48,14 +48,14 @@ def test_folded_is_outermost_first_and_weighted_in_bytes() -> None:
 
 
 def test_incomplete_stack_says_so_at_its_root() -> None:
-    assert folded.render(reports.lossy()).startswith("app_server;[orphaned-mapping];[incomplete];acme::Timer")
+    assert graphs.folded(reports.lossy()).startswith("app_server;[orphaned-mapping];[incomplete];acme::Timer")
 
 
 def test_names_cannot_break_the_folded_format() -> None:
     report = reports.raw_clone(1)
     stack = Stack((Frame("leaf; x 99"), Frame("operator new(unsigned long)")), complete=True)
     report = replace(report, findings=(replace(report.findings[0], stack=stack),))
-    assert folded.render(report) == (
+    assert graphs.folded(report) == (
         "cloner;[abandoned-stack];operator_new(unsigned_long);leaf:_x_99 40960\n"
     )
 
@@ -64,7 +64,7 @@ def test_names_cannot_break_the_folded_format() -> None:
 @given(strategies.any_report)
 def test_folded_lines_parse_and_no_byte_is_lost(report: Report) -> None:
     total = 0
-    for line in folded.render(report).split("\n")[:-1]:
+    for line in graphs.folded(report).split("\n")[:-1]:
         found = re.fullmatch(r"(\S+) (\d+)", line)
         assert found
         total += int(found[2])
@@ -74,7 +74,7 @@ def test_folded_lines_parse_and_no_byte_is_lost(report: Report) -> None:
 @HOSTILE
 @given(strategies.any_report)
 def test_speedscope_profile_is_whole(report: Report) -> None:
-    document = json.loads(speedscope.render(report))
+    document = json.loads(graphs.speedscope(report))
     assert document["$schema"] == "https://www.speedscope.app/file-format-schema.json"
     (profile,) = document["profiles"]
     assert (profile["type"], profile["unit"], profile["startValue"]) == ("sampled", "bytes", 0)
@@ -86,7 +86,7 @@ def test_speedscope_profile_is_whole(report: Report) -> None:
 
 
 def test_speedscope_names_frames_with_their_source() -> None:
-    document = json.loads(speedscope.render(reports.raw_clone(1)))
+    document = json.loads(graphs.speedscope(reports.raw_clone(1)))
     known = document["shared"]["frames"]
     (sample,) = document["profiles"][0]["samples"]
     assert [known[index]["name"] for index in sample][-2:] == ["main", "mmap64"]
@@ -96,13 +96,13 @@ def test_speedscope_names_frames_with_their_source() -> None:
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=20)
 @given(strategies.any_report)
 def test_flame_graph_holds_every_byte_and_no_name_leaves_its_string(report: Report) -> None:
-    page = flamegraph.render(report)
+    page = graphs.flamegraph(report)
     assert sum(stack["weight"] for stack in graph_data(page)["stacks"]) == leaked_bytes(report)
     assert page.count("<") == marks_of_the_page()
 
 
 def test_flame_graph_needs_no_network() -> None:
-    page = flamegraph.render(reports.production())
+    page = graphs.flamegraph(reports.production())
     assert "default-src 'none'" in page
     assert not re.search(r"<(?:script|link|img)[^>]*(?:src|href)=", page)
     assert "/*D3*/" not in page
@@ -114,7 +114,7 @@ def test_names_in_a_flame_graph_are_data() -> None:
     name = "</script><script>alert(1)</script><!--"
     stack = Stack((Frame(name, file="/*FLAMEGRAPH*/"),), complete=True)
     report = replace(report, findings=(replace(report.findings[0], stack=stack),))
-    page = flamegraph.render(report)
+    page = graphs.flamegraph(report)
     assert name not in page
     assert graph_data(page)["stacks"][0]["boxes"][-1] == [name, "/*FLAMEGRAPH*/", ""]
 
@@ -123,8 +123,8 @@ def test_a_runaway_recursion_can_be_drawn() -> None:
     report = reports.raw_clone(1)
     stack = Stack(tuple(Frame("again") for _ in range(20_000)), complete=True)
     report = replace(report, findings=(replace(report.findings[0], stack=stack),))
-    assert len(graph_data(flamegraph.render(report))["stacks"][0]["boxes"]) == 20_001
-    assert folded.render(report).count("again") == 20_000
+    assert len(graph_data(graphs.flamegraph(report))["stacks"][0]["boxes"]) == 20_001
+    assert graphs.folded(report).count("again") == 20_000
 
 
 def test_third_party_files_are_those_the_readme_names() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ebpftrace.fingerprint import fingerprint
 from ebpftrace.model import Finding, Orphan, Report, Thread, ThreadTotal
-from ebpftrace.report import flamegraph, folded, mmap_leaks_json, speedscope, terminal
+from ebpftrace.report import graphs, mmap_leaks_json, terminal
 from ebpftrace.report.headline import verdict_lines
 from ebpftrace.report.reading import BadReport, read
 from ebpftrace.report.view import View
@@ -25,9 +25,9 @@ ALL = View(top=1000)
 FORMS: dict[str, Callable[[Report], str]] = {
     "text": lambda report: terminal.render(report, ALL),
     "json": lambda report: "".join(mmap_leaks_json.render(report, ALL)),
-    "folded": folded.render,
-    "speedscope": speedscope.render,
-    "flamegraph": flamegraph.render,
+    "folded": graphs.folded,
+    "speedscope": graphs.speedscope,
+    "flamegraph": graphs.flamegraph,
 }
 REAL = {
     "production": reports.production(),

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from ebpftrace.capture.file_limit import raise_file_limit
 from ebpftrace.capture.installed import Installed
 from ebpftrace.capture.layout import Probes
 from ebpftrace.capture.loader import install_ledger, ledger_constants
@@ -11,6 +10,7 @@ from ebpftrace.capture.probes import choose
 from ebpftrace.capture.sizing import Needs
 from ebpftrace.capture.sources import Background
 from ebpftrace.errors import CannotTrace
+from ebpftrace.own_process import raise_file_limit
 
 
 class Loading:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Optional, Protocol
 from ebpftrace.capture.layout import Follow, Probes
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import EndedBy
+from ebpftrace.own_process import collector_off
 from ebpftrace.procfs.access import ProcessGone
 from ebpftrace.procfs.sharing import one_of_each_space
-from ebpftrace.sessions.collector import collector_off
 from ebpftrace.sessions.command import hold_targets
 from ebpftrace.sessions.interrupts import Interrupts
 from ebpftrace.sessions.tracing import Cost, begin_loading, follow, open_tracer

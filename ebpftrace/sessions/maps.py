@@ -16,6 +16,7 @@ from ebpftrace.diagnosis import History, baseline_verdict
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Frame, Heap, Interval, ReadState, ThreadLists
 from ebpftrace.nptl import read_thread_lists
+from ebpftrace.own_process import collector_off
 from ebpftrace.procfs.access import ProcessGone
 from ebpftrace.procfs.livethreads import read_live_threads
 from ebpftrace.procfs.malloc import find_blocks, find_heaps, guess_heaps
@@ -24,7 +25,6 @@ from ebpftrace.procfs.memory import Memory
 from ebpftrace.procfs.sharing import same_address_space
 from ebpftrace.procfs.status import known_max_map_count, read_cores, read_memory_use, read_target_info
 from ebpftrace.procfs.target import Target, open_target
-from ebpftrace.sessions.collector import collector_off
 from ebpftrace.sessions.interrupts import Interrupts, readable
 from ebpftrace.sessions.searching import MemorySearcher, Searcher
 from ebpftrace.unwind.copies import StackCopy

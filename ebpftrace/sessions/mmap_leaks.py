@@ -15,10 +15,10 @@ from ebpftrace.capture.stats import measured_runs
 from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import CommandEnd, EndedBy, Processes, Report, TracerCost, UnjoinedBefore
+from ebpftrace.own_process import collector_off
 from ebpftrace.procfs.maps import count_areas
 from ebpftrace.procfs.sharing import one_of_each_space
 from ebpftrace.procfs.target import ExitedTarget, Target
-from ebpftrace.sessions.collector import collector_off
 from ebpftrace.sessions.command import hold_targets
 from ebpftrace.sessions.interrupts import Interrupts
 from ebpftrace.sessions.searching import MemorySearcher, Searcher, no_searcher

@@ -18,6 +18,7 @@ from ebpftrace.diagnosis.evidence import no_name_of
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Search, Suspect, ThreadLists
 from ebpftrace.nptl import read_thread_lists
+from ebpftrace.own_process import collector_off
 from ebpftrace.procfs.access import ProcessGone, others_are_hidden, process_ids
 from ebpftrace.procfs.hostmemory import read_meminfo
 from ebpftrace.procfs.malloc import find_heaps, guess_heaps
@@ -26,7 +27,6 @@ from ebpftrace.procfs.memory import Memory
 from ebpftrace.procfs.sharing import same_address_space
 from ebpftrace.procfs.status import known_max_map_count, read_memory_use
 from ebpftrace.procfs.tasks import read_task
-from ebpftrace.sessions.collector import collector_off
 from ebpftrace.sessions.interrupts import Interrupts, readable
 from ebpftrace.sessions.searching import MemorySearcher, Searcher, no_searcher
 from ebpftrace.vmas import Vmas

@@ -11,12 +11,12 @@ from typing import NamedTuple
 from ebpftrace.capture import tables
 from ebpftrace.capture.calls.layout import RECORD_PAGES, Filters, LostT, TotalT, TracedT, definitions, numbers
 from ebpftrace.capture.calls.records import Decoder, Recorded
-from ebpftrace.capture.file_limit import raise_file_limit
 from ebpftrace.capture.layout import PythonT, ring_pages
 from ebpftrace.capture.loader import install, this_machine
 from ebpftrace.capture.ringbuf import RingBuffer, records
 from ebpftrace.capture.stats import recursion_misses
 from ebpftrace.errors import CannotTrace
+from ebpftrace.own_process import raise_file_limit
 from ebpftrace.procfs.tasks import Task
 from ebpftrace.strace.selection import NEVER_RETURN
 from ebpftrace.strace.summary import Total

@@ -5,9 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Callable, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
-from ebpftrace.procfs.tasks import Listed, Task, find_task
+from ebpftrace.procfs.access import ProcessGone
+from ebpftrace.procfs.sharing import Sharers, same_address_space
+from ebpftrace.procfs.tasks import Listed, Task, find_task, listed_tasks
+
+if TYPE_CHECKING:
+    from ebpftrace.capture.tracer import Tracer
 
 _MAX_PASSES = 50
 """Readings of the thread list until one finds no new thread; more means that something else is wrong."""
@@ -82,3 +87,36 @@ def confirm(added: Iterable[Task], forget: Forget) -> None:
 def _living(some: Iterable[Listed], preloaded: Mapping[Listed, Task]) -> list[Task]:
     found = (preloaded.get(entry) or find_task(entry.tgid, entry.tid) for entry in some)
     return [task for task in found if task is not None and not task.exiting]
+
+
+def register_threads(
+    pid: int, space: int, tracer: Tracer, preloaded: Mapping[Listed, Task]
+) -> tuple[Registered, list[str]]:
+    """Add all tasks that the address space of ``pid`` has at attach, also those of other thread groups.
+
+    ``preloaded`` as for ``register``.  Also returns notes on what may be missing.  Raises CannotTrace,
+    ProcessGone.
+    """
+    readings: list[Sharers] = []
+
+    def find() -> list[Listed]:
+        readings.append(same_address_space(pid))
+        return [task for tgid in readings[-1].tgids for task in _tasks_of(tgid)]
+
+    def add(tasks: Sequence[Task]) -> list[Task]:
+        return tracer.add_threads(space, tasks)
+
+    notes = []
+    registered = register(find, tracer.known_threads, add, tracer.forget_thread, preloaded)
+    if not registered.complete:
+        notes.append("threads were created faster than they could be listed; some may be missing")
+    if readings[-1].unchecked > 1:  # init alone can often not be compared, and shares with no process
+        notes.append(f"{readings[-1].unchecked} processes could not be compared ({readings[-1].why})")
+    return registered, notes
+
+
+def _tasks_of(tgid: int) -> list[Listed]:
+    try:
+        return listed_tasks(tgid)
+    except ProcessGone:
+        return []

@@ -3,6 +3,6 @@
 
 ``mmap_leaks`` (with ``leak_watch``, ``ending``, ``family``, ``attribution``), ``growth`` (with
 ``growth_watch``), ``trace``, ``maps`` and ``scan`` are the commands of the same names.  They share
-``command``, ``interrupts`` and ``waiting``; those on the kernel's ledger also ``tracing``, ``watch`` and
-``threads``; those that search memory ``searching``.
+``command`` and ``interrupts``; those on the kernel's ledger also ``tracing`` and ``watch``; those that search
+memory ``searching``.
 """

@@ -25,7 +25,7 @@ from ebpftrace.capture.kernel_events import (
     Walked,
 )
 from ebpftrace.capture.layout import CODE_REST_NS, signed_bytes
-from ebpftrace.capture.registration import confirm, preload
+from ebpftrace.capture.registration import confirm, preload, register_threads
 from ebpftrace.capture.snapshot import Snapshot
 from ebpftrace.capture.tracer import Tracer
 from ebpftrace.errors import CannotTrace
@@ -40,7 +40,6 @@ from ebpftrace.procfs.status import read_target_info
 from ebpftrace.procfs.target import ExitedTarget, Target, refuse_32_bit
 from ebpftrace.procfs.tasks import Listed, Task, listed_tasks
 from ebpftrace.range_set import RangeSet
-from ebpftrace.sessions.threads import register_threads
 from ebpftrace.text import plural
 from ebpftrace.unwind.copies import StackCopy
 from ebpftrace.unwind.engine import Engine

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Callable, Optional
 
 from ebpftrace.capture import tables
-from ebpftrace.capture.code_ranges import code_ranges
 from ebpftrace.capture.exits import MissedExits
 from ebpftrace.capture.kernel_events import (
     KernelEvent,
@@ -24,6 +23,7 @@ from ebpftrace.capture.kernel_events import (
 from ebpftrace.capture.layout import (
     ADDRESS_BITS,
     CALL_EVENT,
+    IMAGES,
     MAX_SPACES,
     NAME_BYTES,
     SPACE_SHIFT,
@@ -409,3 +409,22 @@ def _libc_record(libc: LibcFile, text: int) -> LibcT:
 def _started_at(task: Task) -> int:
     """The start time for the table; after a suspend the computed time can be negative."""
     return max(task.id.started_at, 0)
+
+
+def code_ranges(vmas: Vmas) -> list[Interval]:
+    """Return at most ``IMAGES`` ranges that cover all executable mappings and as little else as possible."""
+    code = [
+        Interval(start, end)
+        for start, end, kind in zip(vmas.starts, vmas.ends, vmas.kinds)
+        if "x" in kind.perms
+    ]
+    gaps = sorted((later.start - earlier.end, later.start) for earlier, later in zip(code, code[1:]))
+    # Ranges begin where the widest gaps end.
+    begins = {start for _, start in gaps[-(IMAGES - 1) :]}
+    ranges: list[Interval] = []
+    for interval in code:
+        if ranges and interval.start not in begins:
+            ranges[-1] = Interval(ranges[-1].start, interval.end)
+        else:
+            ranges.append(interval)
+    return ranges

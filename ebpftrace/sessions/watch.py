@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, TypeVar, Union
 
-from ebpftrace.capture.code_ranges import code_ranges
 from ebpftrace.capture.kernel_events import (
     Awaited,
     CodeMapped,
@@ -27,7 +26,7 @@ from ebpftrace.capture.kernel_events import (
 from ebpftrace.capture.layout import CODE_REST_NS, signed_bytes
 from ebpftrace.capture.registration import confirm, preload, register_threads
 from ebpftrace.capture.snapshot import Snapshot
-from ebpftrace.capture.tracer import Tracer
+from ebpftrace.capture.tracer import Tracer, code_ranges
 from ebpftrace.errors import CannotTrace
 from ebpftrace.ledger.replay import Ledger
 from ebpftrace.model import EndedBy, FailedCall, Interval, TargetInfo, Vma

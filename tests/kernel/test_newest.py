@@ -12,10 +12,9 @@ from contextlib import contextmanager
 import pytest
 from harness import Program, Target, fact_areas, kernel_skips_runs
 
-from ebpftrace.capture.code_ranges import code_ranges
 from ebpftrace.capture.kernel_events import KernelEvent
 from ebpftrace.capture.snapshot import Snapshot
-from ebpftrace.capture.tracer import Tracer
+from ebpftrace.capture.tracer import Tracer, code_ranges
 from ebpftrace.model import Row
 from ebpftrace.procfs.maps import read_heap_end, read_maps
 from ebpftrace.procfs.tasks import list_tasks

@@ -6,8 +6,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.capture.code_ranges import code_ranges
 from ebpftrace.capture.layout import IMAGES
+from ebpftrace.capture.tracer import code_ranges
 from ebpftrace.model import Vma
 from ebpftrace.vmas import Vmas
 

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The code of a process, as the unwinder asks for it: its bytes, and what they say of calls and returns.
 
-Runs in the worker process.  What was found out is kept: the same addresses come again with each copy.
+Runs in the worker process.  What was found out is kept: the same addresses come again with each copy.  The
+encodings of calls are in the Intel SDM volume 2, CALL: E8 rel32, and FF /2 with its addressing forms.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
-from typing import Optional
+from typing import NamedTuple, Optional
 
-from ebpftrace.unwind.callsites import LONGEST, call_before
 from ebpftrace.unwind.code_bytes import CodeBytes, CodePlace, ReadFile
 from ebpftrace.unwind.copies import PAGE
 from ebpftrace.unwind.returns import Instructions, Return, Value, WayBack
 
 LONGEST_FUNCTION = 1 << 14
 """A call's target so near before an address is taken for the beginning of its function."""
+LONGEST_CALL = 7
+"""Bytes of the longest call instruction, without prefixes."""
 _ENDBR64 = bytes.fromhex("f30f1efa")
 _JUMPS_OF_PLT = (bytes.fromhex("ff25"), bytes.fromhex("f2ff25"))
 """jmp *slot(%rip), with or without bnd: x86-64 psABI, procedure linkage table."""
@@ -52,7 +55,7 @@ class Code(CodeBytes):
 
     def _before(self, address: int) -> bytes:
         """The bytes of the longest call, or what there is of them where a mapping begins."""
-        for length in range(LONGEST, 1, -1):
+        for length in range(LONGEST_CALL, 1, -1):
             before = self.read(address - length, length)
             if len(before) == length:
                 return before
@@ -124,3 +127,34 @@ class Code(CodeBytes):
             self._shrink(self._entries)
             self._entries[key] = self._instructions.entered(target, address, depth)
         return self._entries[key]
+
+
+class Call(NamedTuple):
+    """A call; ``displacement`` is from its end to its target, None if it goes by register or memory."""
+
+    displacement: Optional[int]
+
+
+def call_before(code: bytes) -> Optional[Call]:
+    """The call instruction that ends where ``code`` ends, None if there is none."""
+    if len(code) >= 5 and code[-5] == 0xE8:
+        return Call(int(struct.unpack("<i", code[-4:])[0]))
+    for length in (2, 3, 4, 6, 7):
+        if len(code) >= length and code[-length] == 0xFF and _form(code[-length + 1 :]) == length:
+            return Call(None)
+    return None
+
+
+def _form(operand: bytes) -> int:
+    """Length of FF /2 with this ModRM byte and what follows it; 0 if it is not a near call."""
+    mode, extension, base = operand[0] >> 6, operand[0] >> 3 & 7, operand[0] & 7
+    if extension != 2:
+        return 0
+    if mode == 3:
+        return 2
+    has_sib = base == 4
+    if has_sib and len(operand) > 1 and mode == 0 and operand[1] & 7 == 5:
+        return 7
+    if mode == 0 and base == 5:
+        return 6
+    return 2 + has_sib + (0, 1, 4)[mode]

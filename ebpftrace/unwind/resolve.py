@@ -19,7 +19,7 @@ from ebpftrace.procfs.access import read_small, through_live_task
 from ebpftrace.procfs.files import FileKey
 from ebpftrace.procfs.memory import Memory
 from ebpftrace.text import size
-from ebpftrace.unwind import cpython, go_runtime
+from ebpftrace.unwind import cpython
 from ebpftrace.unwind.copies import (
     REGISTERS_SIZE,
     End,
@@ -36,8 +36,13 @@ from ebpftrace.unwind.frame_pointers import frame_pointer_walk
 from ebpftrace.unwind.jit_code import MadeCode
 from ebpftrace.unwind.modules import Layout, ModuleHistory
 from ebpftrace.unwind.perfmap import JitNames, how_to_get
+from ebpftrace.unwind.runtimes import (
+    NOTE_GO_SWITCHED,
+    is_bottom_of_go,
+    until_go_switched,
+    with_library_routine,
+)
 from ebpftrace.unwind.stack_warnings import Bare, StackWarnings
-from ebpftrace.unwind.start_routines import with_library_routine
 from ebpftrace.wrappers import (
     called_type,
     has_parameters,
@@ -224,11 +229,11 @@ class StackResolver:
         frames = self._frames(walk.pcs, layout)
         if self._python is not None and copy.python:
             frames = self._with_python(frames, copy, walk, self._python)
-        until_switch = go_runtime.until_switch(frames)
+        until_switch = until_go_switched(frames)
         if until_switch is not None:
-            stack = Stack(tuple(until_switch), False, StackSource.COPIED, go_runtime.NOTE_OTHER_STACK)
+            stack = Stack(tuple(until_switch), False, StackSource.COPIED, NOTE_GO_SWITCHED)
             return Unwound(stack, walk.slots[: sum(map(is_native, until_switch))])
-        if go_runtime.is_bottom(frames):
+        if is_bottom_of_go(frames):
             walk = replace(walk, end=End.OUTERMOST)
         note = _note(walk, frames, len(copy.memory))
         return Unwound(Stack(frames, walk.complete, StackSource.COPIED, note), walk.slots)

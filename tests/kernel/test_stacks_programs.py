@@ -26,8 +26,8 @@ from stacks_helpers import (
 from ebpftrace.model import Stack, StackSource
 from ebpftrace.unwind import debugfiles
 from ebpftrace.unwind.engine import Engine
-from ebpftrace.unwind.go_runtime import NOTE_OTHER_STACK
 from ebpftrace.unwind.resolve import NOTE_TRUNCATED, StackResolver
+from ebpftrace.unwind.runtimes import NOTE_GO_SWITCHED
 
 pytest.importorskip("drgn")
 
@@ -394,14 +394,14 @@ def test_goroutines(tmp_path: Path, engine: Engine) -> None:
     assert stacks[30].complete
     assert stacks[31].complete
     for stack in of_runtime:
-        assert stack.complete or NOTE_OTHER_STACK in stack.note, (physical(stack), stack.note)
+        assert stack.complete or NOTE_GO_SWITCHED in stack.note, (physical(stack), stack.note)
         assert not (stack.complete and "runtime.systemstack" in physical(stack))
         switches = {"runtime.systemstack", "runtime.mcall"} & {
             name.split(".abi")[0] for name in physical(stack)[:-1]
         }
         assert not switches, physical(stack)
     assert any(stack.complete for stack in of_runtime)
-    assert any(NOTE_OTHER_STACK in stack.note for stack in of_runtime)
+    assert any(NOTE_GO_SWITCHED in stack.note for stack in of_runtime)
 
 
 def test_the_start_routine_of_a_library_is_reported_by_the_library(tmp_path: Path, engine: Engine) -> None:

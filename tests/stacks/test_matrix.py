@@ -20,8 +20,8 @@ from ebpftrace.model import Report, Stack
 from ebpftrace.sessions.leak_watch import LeakWatch
 from ebpftrace.sessions.mmap_leaks import Settings, run
 from ebpftrace.unwind.engine import Engine
-from ebpftrace.unwind.go_runtime import NOTE_OTHER_STACK
 from ebpftrace.unwind.resolve import StackResolver
+from ebpftrace.unwind.runtimes import NOTE_GO_SWITCHED
 
 COPIED = 32768
 
@@ -81,7 +81,7 @@ def test_go_calls_c_on_another_stack(engine: Engine, tmp_path: Path) -> None:
         # The scheduler has left frames above on that stack, which called nothing of this.
         assert physical(stack)[1:] == ["c_inner", "c_entry", "runtime.asmcgocall"]
         assert not stack.complete
-        assert stack.note == NOTE_OTHER_STACK
+        assert stack.note == NOTE_GO_SWITCHED
 
 
 @pytest.mark.parametrize("options", [[], ["-ldflags=-s -w"]])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.unwind.callsites import Call, call_before
+from ebpftrace.unwind.code import Call, call_before
 from ebpftrace.unwind.copies import PAGE, REGISTER_NAMES, CompiledCode, End, MadePage, Registers
 
 pytest.importorskip("iced_x86")

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens the very file that a target has mapped, even if its path now names another one.
+"""Opens files of a target: the very file that it has mapped, and files by their path in its root.
 
 ``/proc/PID/map_files/START-END`` (proc(5); CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE) opens the file of a
 mapping even if it was deleted, replaced or renamed, or is in another mount namespace.  The entry vanishes
 with the mapping, so open it early and keep the descriptor.
+
+Files that are not mapped are opened by path, in the target's mount namespace.  A plain
+``/proc/PID/root/PATH`` follows absolute symbolic links from the *caller's* root, so a hostile container could
+make us open any file of the host.  openat2(2) with RESOLVE_IN_ROOT (Linux 5.6) does not.
 """
 
 from __future__ import annotations
@@ -11,14 +15,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from contextlib import suppress
 from typing import Callable, NamedTuple, Optional
 
 from ebpftrace.errors import CannotTrace
+from ebpftrace.libc import syscall
 from ebpftrace.model import Vma
 from ebpftrace.procfs.access import read_small, through_live_task
 
 _ESCAPED_NEWLINE = "\\012"
+_SYS_OPENAT2 = 437
+"""The same number on every architecture (include/uapi/asm-generic/unistd.h)."""
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+_OPEN_HOW = struct.Struct("<QQQ")
 
 
 class FileKey(NamedTuple):
@@ -142,3 +152,29 @@ def _same_link(link: str, status: os.stat_result, vma: Vma) -> bool:
     the inode does too.
     """
     return status.st_ino == vma.inode or os.readlink(link) == vma.path  # noqa: PTH115
+
+
+def open_in_root(root: int, path: str) -> int:
+    """Open a regular file for reading, with ``path`` resolved inside the directory ``root`` (a descriptor).
+
+    It never blocks on a FIFO.  Raises ``OSError``, also if the file is not a regular one.
+    """
+    # Opening a device can have side effects, so it is opened with O_PATH and checked first.
+    how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    found = _openat2(root, path, how)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+
+
+def _openat2(root: int, path: str, how: bytes) -> int:
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise OSError(errno.EINVAL, "no name that a file can have", path) from None
+    if b"\0" in raw:
+        raise OSError(errno.EINVAL, "zero byte in path", path)
+    return syscall(_SYS_OPENAT2, root, raw, how, len(how), what=path)

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import NamedTuple, Optional
 
+from ebpftrace.procfs.files import open_in_root
 from ebpftrace.unwind.files import StoredFile
-from ebpftrace.unwind.open_in_root import open_in_root
 
 DEBUG_ROOT = "/usr/lib/debug"
 MAX_CHECKED_BYTES = 256 << 20

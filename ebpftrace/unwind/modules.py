@@ -20,11 +20,10 @@ from typing import NamedTuple, Optional
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Vma
-from ebpftrace.procfs.files import FileKey, file_key, is_file, names, open_mapped_file
+from ebpftrace.procfs.files import FileKey, file_key, is_file, names, open_in_root, open_mapped_file
 from ebpftrace.procfs.maps import read_maps
 from ebpftrace.unwind.elf import PF_X, PT_INTERP, ElfHeaders, Segment
 from ebpftrace.unwind.files import VDSO, FileStore, StoredFile
-from ebpftrace.unwind.open_in_root import open_in_root
 from ebpftrace.vmas import MEMORY_FILES
 
 MAX_LAYOUTS = 512

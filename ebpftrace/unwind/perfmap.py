@@ -15,8 +15,8 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from typing import NamedTuple, Optional
 
+from ebpftrace.procfs.files import open_in_root
 from ebpftrace.text import count, plural
-from ebpftrace.unwind.open_in_root import open_in_root
 
 MAX_BYTES = 64 << 20
 MAX_LINES = 1 << 19

@@ -2,8 +2,8 @@
 """What the unwinder knows of particular run-times: where Go's stacks end, and names that libraries strip.
 
 libstdc++, GLib and libgomp each pass a start routine of their own to pthread_create, a static function whose
-symbol distributions strip; the function that the thread then calls is in an object that is freed at the end of
-the thread.  Sources: libstdc++-v3/src/c++11/thread.cc (execute_native_thread_routine), glib/gthread-posix.c
+symbol distributions strip; the function that the thread then calls is in an object that is freed at the end
+of the thread. Sources: libstdc++-v3/src/c++11/thread.cc (execute_native_thread_routine), glib/gthread-posix.c
 (g_thread_proxy), libgomp/team.c (gomp_thread_start).
 
 Go writes no unwind tables, but its code keeps frame pointers, which end with a goroutine's stack.  The

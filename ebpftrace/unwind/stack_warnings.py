@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warnings about the stacks of a report: what is missing and why, summed up over all stacks."""
+"""Warnings about the stacks of a report: what is missing, why, and which package of this host has it."""
 
 from __future__ import annotations
 
 import posixpath
+import subprocess
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, Optional
 
 from ebpftrace.text import count, plural, shorten, size
-from ebpftrace.unwind.packages import debug_package
 
 _MAX_FILES = 10_000
 """Limit of files for one reason; a target may map any number."""
@@ -17,6 +19,11 @@ _MAX_PERF_MAPS = 10
 """Limit of processes in one report that have an unreadable perf map."""
 _SHOWN_FILES = 3
 _PATH_WIDTH = 80
+
+_PACKAGE_SECONDS = 5.0
+"""Limit of a question to the package manager."""
+_DEBUG_PACKAGES = {"libc6": "libc6-dbg"}
+"""Debian has this debug package among its ordinary ones, for valgrind and others."""
 
 
 class Bare(NamedTuple):
@@ -117,3 +124,41 @@ def _listed(files: Iterable[str]) -> str:
     shown = ", ".join(shorten(path, _PATH_WIDTH) for path in paths[:_SHOWN_FILES])
     more = len(paths) - _SHOWN_FILES
     return f"{shown} and {count(more)} more" if more > 0 else shown
+
+
+def debug_package(path: str, device: int, inode: int) -> Optional[str]:
+    """The package with debug information for the file at ``path``; None if it is unknown here.
+
+    ``device`` and ``inode`` show whether the file is this host's, or of another root such as a container's.
+    """
+    with suppress(OSError, ValueError):
+        found = Path(path).stat()
+        if (found.st_dev, found.st_ino) == (device, inode):
+            return _of_debian(path) or _of_rpm(path)
+    return None
+
+
+def _of_debian(path: str) -> Optional[str]:
+    # Even if /lib is a link to /usr/lib, packages may list their files below /lib.
+    for listed in (path, path[len("/usr") :] if path.startswith("/usr/lib") else ""):
+        output = _output_of(["dpkg-query", "--search", "--", listed]) if listed else None
+        if output is not None:
+            # "libc6:amd64: /lib/x86_64-linux-gnu/libc.so.6"
+            name = output.splitlines()[0].partition(": ")[0].partition(":")[0].partition(",")[0]
+            return _DEBUG_PACKAGES.get(name, f"{name}-dbgsym")
+    return None
+
+
+def _of_rpm(path: str) -> Optional[str]:
+    output = _output_of(["rpm", "--query", "--queryformat", "%{NAME}\n", "--file", path])
+    return f"{output.splitlines()[0]}-debuginfo" if output else None
+
+
+def _output_of(command: list[str]) -> Optional[str]:
+    """The output of a command; None if it is not installed, fails, or prints nothing."""
+    with suppress(OSError, subprocess.SubprocessError, UnicodeError):
+        output = subprocess.run(
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_PACKAGE_SECONDS
+        )
+        return output.stdout if output.returncode == 0 and output.stdout.strip() else None
+    return None

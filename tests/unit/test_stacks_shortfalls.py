@@ -15,10 +15,9 @@ from ebpftrace.unwind import stack_warnings as warnings_module
 from ebpftrace.unwind.copies import REGISTERS_SIZE, Pc, StackCopy
 from ebpftrace.unwind.engine import Engine
 from ebpftrace.unwind.modules import CodeRange, Layout
-from ebpftrace.unwind.packages import debug_package
 from ebpftrace.unwind.resolve import StackResolver
 from ebpftrace.unwind.sites import SiteStacks
-from ebpftrace.unwind.stack_warnings import Bare, StackWarnings
+from ebpftrace.unwind.stack_warnings import Bare, StackWarnings, debug_package
 
 
 def test_nothing_is_reported_of_whole_stacks() -> None:

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 
@@ -15,7 +16,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ebpftrace.model import Vma
-from ebpftrace.procfs.maps import heap_end, parse_maps, parse_smaps, read_heap_end, read_maps, read_smaps
+from ebpftrace.procfs.maps import (
+    _kind,
+    _parse_alike,
+    _parse_each,
+    heap_end,
+    parse_maps,
+    parse_smaps,
+    read_heap_end,
+    read_maps,
+    read_smaps,
+)
 from ebpftrace.vmas import Vmas
 
 PAGE = 4096
@@ -43,8 +54,12 @@ path_bytes = st.one_of(
 
 @st.composite
 def vma_lists(draw: st.DrawFn) -> list[Vma]:
-    """Ascending, disjoint mappings anywhere in a 64-bit address space, figures included."""
-    edges = sorted(draw(st.sets(st.integers(0, (1 << 52) - 1), max_size=24)))
+    """Ascending, disjoint mappings, figures included.
+
+    They are anywhere in a 64-bit address space, or where all addresses have 12 digits.
+    """
+    lowest, end = draw(st.sampled_from([(0, 1 << 52), (1 << 32, 1 << 36)]))
+    edges = sorted(draw(st.sets(st.integers(lowest, end - 1), max_size=24)))
     vmas = []
     for start, end in zip(edges[::2], edges[1::2]):
         access = draw(perms)
@@ -103,6 +118,30 @@ def test_maps_come_out_as_they_went_in_however_the_text_is_cut(vmas: list[Vma], 
 def test_smaps_come_out_as_they_went_in_however_the_text_is_cut(vmas: list[Vma], places: list[int]) -> None:
     text = b"".join(line(vma) + figures(vma) for vma in vmas)
     assert list(parse_smaps(cut(text, places))) == vmas
+
+
+HEX_RANGES = st.tuples(*[st.integers(1 << 40, 1 << 52)] * 2).map(lambda pair: "{:x}-{:x}".format(*pair))
+"""Ranges of 10 to 14 digits an address, some of which only seem to be of the usual length."""
+ODD_RANGES = st.sampled_from(
+    ["7f0000000000-7f000000100 ", "7f000000000g-7f0000001000", "7f0000000000 7f0000001000"]
+)
+
+
+@example(["7f0000000000-7f0000001000", "fffffffffff-1000000000000", "7f0000000000-7f000000100 "])
+@given(st.lists(HEX_RANGES | ODD_RANGES, min_size=1, max_size=4))
+def test_records_parsed_at_once_are_parsed_as_one_by_one(ranges: list[str]) -> None:
+    records = [f"{text} rw-p 00000000 00:00 0 ".encode() for text in ranges]
+    kind_of = lru_cache(_kind)
+    together = _parse_alike(records, kind_of)
+    if together is not None:
+        each = _parse_each(records, kind_of)
+        assert tuple(map(list, together)) == tuple(map(list, each))
+
+
+def test_usual_records_are_parsed_at_once() -> None:
+    record = b"7f0000000000-7f0000001000 rw-p 00000000 00:00 0 "
+    assert _parse_alike([record, record], _kind) is not None
+    assert _parse_alike([record, b"400000-401000 rw-p 00000000 00:00 0 "], _kind) is None
 
 
 @given(vma_lists(), st.lists(st.integers(0, 1 << 20), max_size=5))

@@ -26,6 +26,15 @@ class Verified(NamedTuple):
     """Mapped according to the ledger only; these parts of mappings were dropped."""
 
 
+def is_sized_by_kernel(mapping: Mapping) -> bool:
+    """Say whether the call that made a mapping does not give its size, so that ``as_shown`` is needed.
+
+    Files on hugetlbfs are not recognized.
+    """
+    prot, flags = mapping.prot or 0, mapping.flags or 0
+    return bool(prot & SIZE_UNKNOWN or flags & MAP_GROWSDOWN)
+
+
 def as_shown(mappings: Iterable[Mapping], vmas: Vmas, page: int) -> list[Mapping]:
     """Return the mappings with their files, and as large as the kernel made them; ``page`` in bytes.
 

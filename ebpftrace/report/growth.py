@@ -278,7 +278,7 @@ def _closing(totals: Summary, width: int) -> list[str]:
         *wrapped(f"{span}{_ENDED.get(totals.ended_by, '')}: {seen}", first="window   ", width=width),
     ]
     if whole.unexplained:
-        why = "by no call that was seen: the main thread's stack, shmat, or between two readings"
+        why = "by no call that was seen: the main thread's stack, or between two readings"
         lines += wrapped(f"{change(0, whole.unexplained)} {why}", first="unexplained  ", width=width)
     for note in totals.notes:
         lines += wrapped(escape(note), first="note     ", width=width)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Optional, Union
 
@@ -13,7 +15,19 @@ from ebpftrace.capture.layout import CallKind
 from ebpftrace.capture.rows import Rows
 from ebpftrace.capture.snapshot import BrkMoves, Snapshot
 from ebpftrace.capture.tracer import Tracer
-from ebpftrace.model import Calls, Clock, EndedBy, Losses, Stack, StackSource, TargetInfo, Thread, ThreadId
+from ebpftrace.ledger.verify import as_shown, is_sized_by_kernel
+from ebpftrace.model import (
+    Calls,
+    Clock,
+    EndedBy,
+    Losses,
+    Mapping,
+    Stack,
+    StackSource,
+    TargetInfo,
+    Thread,
+    ThreadId,
+)
 from ebpftrace.procfs.access import ProcessGone
 from ebpftrace.procfs.maps import read_maps
 from ebpftrace.procfs.status import read_memory_use
@@ -21,7 +35,7 @@ from ebpftrace.procfs.target import ExitedTarget, Target
 from ebpftrace.procfs.tasks import read_task
 from ebpftrace.sessions.watch import Watch
 from ebpftrace.size_changes.causes import Group, Names, Place, group, regular
-from ebpftrace.size_changes.model import Change, How, Regular, SiteGrowth, Size, Step, Summary
+from ebpftrace.size_changes.model import MAKING, Change, How, Regular, SiteGrowth, Size, Step, Summary
 from ebpftrace.size_changes.outstanding import OutstandingNow, changes, outstanding_now
 from ebpftrace.unwind.engine import Engine
 from ebpftrace.vmas import Vmas
@@ -42,6 +56,8 @@ _LONG_READING = 20_000_000
 
 _SETTLED_READINGS = 2
 """After so many readings without a call between them, the last result is reused."""
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _MAX_SIZES = 1024
 """Sizes kept for the curve of a long window."""
@@ -79,6 +95,8 @@ class GrowthWatch(Watch):
         """The outstanding mappings as last computed."""
         self._calls: Optional[tuple[Calls, Losses, int]] = None
         """The calls, losses and pending events of the last reading."""
+        self._shown: Optional[Vmas] = None
+        """/proc as last read for mappings that are ``is_sized_by_kernel``; None while there are none."""
         self._unchanged = 0
         """Readings since then with the same calls, losses and events."""
         self._begin: Optional[_Begin] = None
@@ -154,19 +172,29 @@ class GrowthWatch(Watch):
         """Return the outstanding mappings; if there was no call since, those computed before.
 
         A call may be counted before its row is in the table, so they are computed once more before they are
-        reused.
+        reused. Those with a mapping that may grow without a call are not reused.
         """
         calls = snapshot.calls, snapshot.losses, self._ledger.pending
         self._unchanged = self._unchanged + 1 if calls == self._calls else 0
         self._calls = calls
-        if self._unchanged < _SETTLED_READINGS:
+        if self._unchanged < _SETTLED_READINGS or self._shown is not None:
             self._stood = outstanding_now(
-                self._ledger.outstanding(snapshot.rows),
+                self._sized(self._ledger.outstanding(snapshot.rows)),
                 snapshot.brk_growth,
                 {site: moves.growth for site, moves in self._brk_moves.items()},
                 self._brk_callers,
             )
         return self._stood
+
+    def _sized(self, mappings: list[Mapping]) -> list[Mapping]:
+        """Return the mappings as large as the kernel made them; after the end, as they were seen last."""
+        if not any(map(is_sized_by_kernel, mappings)):
+            self._shown = None
+            return mappings
+        if self.ended_by is None:
+            with suppress(ProcessGone):
+                self._shown = read_maps(self.pid)
+        return mappings if self._shown is None else as_shown(mappings, self._shown, _PAGE)
 
     def size(self) -> Optional[Size]:
         """Size now; None once the target is gone."""
@@ -313,7 +341,7 @@ class Record:
     def _regular(self, one: Group) -> Optional[Regular]:
         if one.cause.how is How.BRK:
             times = self._watch.brk_times({change.site for change in one.changes})
-        elif one.cause.how is How.MMAP:
+        elif one.cause.how in MAKING:
             times = [change.made_at for change in one.changes if change.made_at is not None]
         else:
             return None

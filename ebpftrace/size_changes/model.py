@@ -23,14 +23,22 @@ from ebpftrace.size_changes.resident import ResidentSummary, RssCause
 
 
 class How(Enum):
-    """The call that changed the size, inferred from the mappings before and after."""
+    """What changed the size, inferred from the mappings before and after."""
 
     MMAP = "mmap"
+    SHMAT = "shmat"
+    IO_SETUP = "io_setup"
     MREMAP = "mremap"
     """An earlier mapping is larger."""
     MUNMAP = "munmap"
-    """An earlier mapping is smaller or gone: by munmap, mremap, or MAP_FIXED over it."""
+    """An earlier mapping is smaller or gone: by munmap, mremap, shmdt, io_destroy, or MAP_FIXED over it."""
     BRK = "brk"
+    FAULT = "page fault"
+    """An earlier MAP_GROWSDOWN mapping has grown below its start."""
+
+
+MAKING = (How.MMAP, How.SHMAT, How.IO_SETUP)
+"""The calls that make a mapping."""
 
 
 class Change(NamedTuple):
@@ -107,7 +115,7 @@ class Step:
     def unexplained(self) -> int:
         """Bytes of the change of VIRT that no cause explains; 0 where none was looked for.
 
-        The main thread's stack, shmat, lost events; and, for a moment, what was mapped or unmapped between
+        The main thread's stack, lost events; and, for a moment, what was mapped or unmapped between
         the reading of the size and that of the ledger.
         """
         if self.causes is None:

@@ -12,12 +12,16 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Set
 from typing import NamedTuple, Optional, TypeVar
 
+from ebpftrace.callflags import MAP_GROWSDOWN
 from ebpftrace.model import Mapping, ThreadId
 from ebpftrace.size_changes.model import Change, How
 
 MadeBy = tuple[ThreadId, int]
 """Identifies a mapping: its mapper and when it was made, since a thread makes one at a time."""
 
+
+_MADE_BY = {"/SYSV": How.SHMAT, "/[aio]": How.IO_SETUP}
+"""By how the kernel's name of the memory begins (ipc/shm.c, fs/aio.c), where the call had no ``prot``."""
 
 _K = TypeVar("_K", bound=Hashable)
 
@@ -27,6 +31,8 @@ class OutstandingBytes(NamedTuple):
 
     size: int
     site: int
+    made_by: How = How.MMAP
+    grows_by: How = How.MREMAP
 
 
 class OutstandingNow(NamedTuple):
@@ -49,7 +55,7 @@ def outstanding_now(
     brk_by_site: collections.abc.Mapping[int, int],
     brk_callers: collections.abc.Mapping[int, Set[int]],
 ) -> OutstandingNow:
-    """Return the outstanding bytes of the ledger's mappings."""
+    """Return the outstanding bytes of the ledger's mappings, which are as ``as_shown`` gives them."""
     made: dict[MadeBy, OutstandingBytes] = {}
     before_attach = 0
     for mapping in mappings:
@@ -59,8 +65,18 @@ def outstanding_now(
         # After a part of a mapping was moved, it is several mappings with the same key.
         key = (mapping.mapper, mapping.made_at)
         so_far = made.get(key)
-        made[key] = OutstandingBytes(mapping.size + (so_far.size if so_far else 0), mapping.site)
+        size = mapping.size + (so_far.size if so_far else 0)
+        grows_by = How.FAULT if (mapping.flags or 0) & MAP_GROWSDOWN else How.MREMAP
+        made[key] = OutstandingBytes(size, mapping.site, _made_by(mapping), grows_by)
     return OutstandingNow(made, before_attach, brk_by_thread, brk_by_site, brk_callers)
+
+
+def _made_by(mapping: Mapping) -> How:
+    if mapping.prot is None and mapping.file:
+        for start, how in _MADE_BY.items():
+            if mapping.file.startswith(start):
+                return how
+    return How.MMAP
 
 
 def changes(before: OutstandingNow, after: OutstandingNow) -> list[Change]:
@@ -73,10 +89,10 @@ def _mapped(before: OutstandingNow, after: OutstandingNow) -> Iterator[Change]:
         thread, made_at = key
         old = before.made.get(key)
         if old is None:
-            yield Change(How.MMAP, new.size, thread, new.site, made_at)
+            yield Change(new.made_by, new.size, thread, new.site, made_at)
         elif old.size != new.size:
             grown = new.size - old.size
-            yield Change(How.MREMAP if grown > 0 else How.MUNMAP, grown, thread, new.site, made_at)
+            yield Change(new.grows_by if grown > 0 else How.MUNMAP, grown, thread, new.site, made_at)
     for key, old in before.made.items():
         if key not in after.made:
             thread, made_at = key

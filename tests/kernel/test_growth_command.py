@@ -172,6 +172,27 @@ def test_every_byte_has_its_cause() -> None:
     assert (gone["call"], gone["bytes"]) == ("munmap", -7 * MIB)
 
 
+@pytest.mark.parametrize(
+    ("mode", "call"), [("shared", "shmat"), ("aio", "io_setup"), ("down", "mmap"), ("ended", None)]
+)
+def test_what_is_mapped_elsewise_has_its_whole_size(mode: str, call: Optional[str]) -> None:
+    count = 3
+    with (
+        harness.Target("elsewise", mode, count) as target,
+        watched(target.pid, "--until-interrupt", "--json", "-i", 3600) as growth,
+    ):
+        target.run()
+        _, summary = documents(growth.interrupt())
+    assert summary["unexplained_bytes"] == 0
+    assert not any(summary["losses"].values())
+    made = {"shmat": "attach", "io_setup": "set_up", "mmap": "grow_down", None: "nowhere"}[call]
+    found = [cause for cause in summary["growth"] if made in functions(cause)]
+    assert [(cause["call"], cause["mappings"]) for cause in found] == ([(call, count)] if call else [])
+    facts = target.facts("mapped")
+    if mode in ("shared", "down"):  # how large a ring is, is the kernel's affair
+        assert sum(cause["bytes"] for cause in found) == sum(fact["length"] for fact in facts)
+
+
 def test_break_that_moves_regularly() -> None:
     for _ in range(ATTEMPTS):
         with (

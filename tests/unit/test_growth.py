@@ -8,6 +8,7 @@ import random
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from typing import Optional
 
 import jsonschema
 import pytest
@@ -16,12 +17,16 @@ from hypothesis import strategies as st
 from reports import CLOCK, SECOND, STACK_BYTES, TIMER_STACK
 from rich.cells import cell_len
 
+from ebpftrace.callflags import MAP_GROWSDOWN
 from ebpftrace.model import (
     NO_STACK,
+    SIZE_UNKNOWN,
     Calls,
     EndedBy,
     Frame,
+    Interval,
     Losses,
+    Mapping,
     Stack,
     TargetInfo,
     Thread,
@@ -32,8 +37,8 @@ from ebpftrace.report import growth, growth_json
 from ebpftrace.report.sparkline import can_draw, sparkline
 from ebpftrace.sessions.growth_watch import Trail
 from ebpftrace.size_changes.causes import Names, Place, group, regular
-from ebpftrace.size_changes.model import Cause, Change, How, Regular, SiteGrowth, Size, Step, Summary
-from ebpftrace.size_changes.outstanding import OutstandingBytes, OutstandingNow, changes
+from ebpftrace.size_changes.model import MAKING, Cause, Change, How, Regular, SiteGrowth, Size, Step, Summary
+from ebpftrace.size_changes.outstanding import OutstandingBytes, OutstandingNow, changes, outstanding_now
 
 SCHEMA = json.loads(
     (Path(__file__).parents[2] / "ebpftrace" / "report" / "schema" / "growth-1.json").read_text()
@@ -43,11 +48,12 @@ THREADS = [ThreadId(tid, started_at) for tid, started_at in ((7, 1), (8, 2), (7,
 threads = st.sampled_from(THREADS)
 sites = st.integers(1, 4)
 sizes = st.integers(1, 1 << 30)
+held = st.builds(
+    OutstandingBytes, sizes, sites, st.sampled_from(MAKING), st.sampled_from([How.MREMAP, How.FAULT])
+)
 standings = st.builds(
     OutstandingNow,
-    made=st.dictionaries(
-        st.tuples(threads, st.integers(1, 6)), st.builds(OutstandingBytes, sizes, sites), max_size=8
-    ),
+    made=st.dictionaries(st.tuples(threads, st.integers(1, 6)), held, max_size=8),
     before_attach=st.integers(0, 1 << 40),
     brk_by_thread=st.dictionaries(threads, st.integers(-9, 9)),
     brk_by_site=st.dictionaries(sites, st.integers(-9, 9)),
@@ -77,7 +83,7 @@ def test_nothing_changed(outstanding_now: OutstandingNow) -> None:
 def test_the_sign_reports_the_call(before: OutstandingNow, after: OutstandingNow) -> None:
     for change in changes(before, after):
         assert change.size != 0
-        if change.how in (How.MMAP, How.MREMAP):
+        if change.how in (*MAKING, How.MREMAP, How.FAULT):
             assert change.size > 0
         elif change.how is How.MUNMAP:
             assert change.size < 0
@@ -118,6 +124,23 @@ def test_mapping_that_grows_shrinks_and_goes() -> None:
     assert changes(small, large) == [Change(How.MREMAP, 20, FIRST, 9, 5)]
     assert changes(large, small) == [Change(How.MUNMAP, -20, FIRST, 9, 5)]
     assert changes(small, NOTHING) == [Change(How.MUNMAP, -10, FIRST, 9, 5)]
+
+
+def test_a_mapping_has_the_call_that_made_it_and_that_by_which_it_grows() -> None:
+    def mapping(at: int, prot: Optional[int], file: str, flags: int = 1, size: int = 10) -> Mapping:
+        return Mapping((Interval(at, at + size),), at, FIRST, prot, flags, 9, at, file=file)
+
+    def stood(*mappings: Mapping) -> OutstandingNow:
+        return outstanding_now(mappings, {}, {}, {})
+
+    segment = mapping(100, None, "/SYSV00000000 (deleted)")
+    ring = mapping(200, None, "/[aio] (deleted)")
+    plain = mapping(300, 3, "/SYSV-is-my-name")
+    unknown = mapping(400, SIZE_UNKNOWN, "")
+    made = changes(NOTHING, stood(segment, ring, plain, unknown))
+    assert [one.how for one in made] == [How.SHMAT, How.IO_SETUP, How.MMAP, How.MMAP]
+    down, grown = (mapping(500, 3, "", MAP_GROWSDOWN, size) for size in (10, 30))
+    assert changes(stood(down), stood(grown)) == [Change(How.FAULT, 20, FIRST, 9, 500)]
 
 
 # --- causes ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from vmtest.selection import EMULATED_TESTS, ENVIRONMENT, TEST_SECONDS, TESTS
 from vmtest.userlands import Files, made, this_machine
 
 _BOOTS = 3
-"""How often a kernel is booted when its machine dies; a test that failed is not run again."""
+"""How often a kernel is booted when its machine dies."""
 
 _SHARE_OF_TESTS = 0.9
 """Of a machine's time; the rest is for boot and report."""
@@ -46,6 +46,9 @@ class Result:
     counts: dict[str, int] = field(default_factory=dict)
     """Tests by outcome."""
     failed: list[str] = field(default_factory=list)
+    """As pytest names them."""
+    flaky: list[str] = field(default_factory=list)
+    """Those that failed, and passed in a second machine."""
 
     @property
     def passed(self) -> bool:
@@ -65,11 +68,13 @@ class Matrix:
     cache: Path
     """Where kernels and consoles are kept."""
     seconds: float
-    """Limit for one machine."""
+    """Limit for one kernel; each of its machines has what is left of it."""
     acceleration: str
     """Of QEMU: "tcg" or "kvm"."""
     say: Callable[[str], None]
     """Prints progress for the user; it is called from several threads."""
+    retry_failed: bool = False
+    """Run what failed once more, in a second machine."""
     interrupted: threading.Event = field(default_factory=threading.Event)
     """Set once the user wants no more."""
 
@@ -106,21 +111,36 @@ class Matrix:
     def _tested(self, result: Result) -> Result:
         if result.is_missing:
             return result
+        started = time.monotonic()
+        end = started + self.seconds
+        self._run(result, TESTS if result.kernel.machine == os.uname().machine else EMULATED_TESTS, end)
+        if self.retry_failed and result.verdict == "failed" and result.failed:
+            self.say(f"{result.kernel.name}: what failed runs once more")
+            second = Result(result.kernel, result.unpacked, result.files)
+            self._run(second, result.failed, end)
+            result.boots += second.boots
+            if second.passed and second.counts.get("passed") == len(result.failed):
+                result.verdict = "passed"
+                result.failed, result.flaky = [], result.failed
+        result.seconds = time.monotonic() - started
+        return result
+
+    def _run(self, result: Result, tests: Sequence[str], end: float) -> None:
         assert result.unpacked is not None
         assert result.files is not None
         name = result.kernel.name
         console = self.cache / "consoles" / f"{name}.log"
         console.parent.mkdir(exist_ok=True)
-        started = time.monotonic()
         while not result.verdict:
             result.boots += 1
+            seconds = max(0.0, end - time.monotonic())
             self.say(f"{name}: testing Linux {result.unpacked.name}, console in {console}")
             outcome = guest.run(
                 result.unpacked,
                 result.files.root,
-                self._command(result.kernel, result.files),
+                self._command(result.files, tests, seconds),
                 console,
-                self.seconds,
+                seconds,
                 self.acceleration,
                 result.kernel.machine,
                 result.kernel.cpu,
@@ -134,16 +154,14 @@ class Matrix:
             reported = result.verdict or "the machine died; once more"
             output = "" if result.passed else console.read_text(errors="replace")
             self.say(f"{output}{name}: {reported}")
-        result.seconds = time.monotonic() - started
-        return result
 
-    def _command(self, kernel: Kernel, files: Files) -> str:
+    def _command(self, files: Files, tests: Sequence[str], seconds: float) -> str:
         settings = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
         pytest = [files.python, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0"]
         # Failures are reported even when the time is up.
-        pytest += [f"--session-timeout={self.seconds * _SHARE_OF_TESTS:.0f}", f"--timeout={TEST_SECONDS}"]
+        pytest += [f"--session-timeout={seconds * _SHARE_OF_TESTS:.0f}", f"--timeout={TEST_SECONDS}"]
         pytest += ["--junitxml=/run/report.xml"]
-        pytest += TESTS if kernel.machine == os.uname().machine else EMULATED_TESTS
+        pytest += tests
         return f"cd {shlex.quote(files.checkout)} && {settings} {shlex.join(pytest)}\n"
 
 
@@ -162,7 +180,7 @@ def table(results: list[Result]) -> str:
 
 
 def read_report(report: str) -> tuple[dict[str, int], list[str]]:
-    """Return how many tests a JUnit report has by outcome, and the names of those that failed.
+    """Return how many tests a JUnit report has by outcome, and those that failed, as pytest takes them.
 
     Raises ElementTree.ParseError where it is none.
     """
@@ -172,7 +190,8 @@ def read_report(report: str) -> tuple[dict[str, int], list[str]]:
         outcome = next((_OUTCOMES[child.tag] for child in case if child.tag in _OUTCOMES), "passed")
         counts[outcome] = counts.get(outcome, 0) + 1
         if outcome == "failed":
-            failed.append(f"{case.get('classname')}.{case.get('name')}")
+            module = case.get("classname", "").replace(".", "/")
+            failed.append(f"{module}.py::{case.get('name')}")
     return counts, failed
 
 

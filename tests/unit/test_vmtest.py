@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from vmtest import guest
 from vmtest.initrd import archive, initrd
 from vmtest.kernels import KERNELS, chosen, support_table
-from vmtest.matrix import Result, read_report, table
+from vmtest.matrix import Matrix, Result, read_report, table
 from vmtest.selection import EMULATED_TESTS, TESTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,12 +100,15 @@ def test_vagrantfile_is_valid(tmp_path: Path) -> None:
 
 def test_report_is_counted_by_outcome() -> None:
     report = """<testsuites><testsuite>
-        <testcase classname="a" name="one"/>
-        <testcase classname="a" name="two"><failure message="x">y</failure></testcase>
-        <testcase classname="b" name="three"><error/></testcase>
-        <testcase classname="b" name="four"><skipped/></testcase>
+        <testcase classname="tests.a" name="one"/>
+        <testcase classname="tests.a" name="two"><failure message="x">y</failure></testcase>
+        <testcase classname="tests.b" name="three[x]"><error/></testcase>
+        <testcase classname="tests.b" name="four"><skipped/></testcase>
     </testsuite></testsuites>"""
-    assert read_report(report) == ({"passed": 1, "failed": 2, "skipped": 1}, ["a.two", "b.three"])
+    assert read_report(report) == (
+        {"passed": 1, "failed": 2, "skipped": 1},
+        ["tests/a.py::two", "tests/b.py::three[x]"],
+    )
 
 
 def test_table_reports_a_dead_machine_from_a_failed_test() -> None:
@@ -126,3 +130,46 @@ def test_table_reports_a_dead_machine_from_a_failed_test() -> None:
     assert lines[0] == ["kernel", "release", "verdict", "tests", "seconds", "boots"]
     assert lines[1] == ["5.10", "5.10.1", "machine died", "100", "3"]
     assert lines[2] == ["5.10", "5.10.1", "failed", "1 failed, 3 passed", "99", "1"]
+
+
+def report_of(**outcomes: str) -> str:
+    cases = "".join(
+        f'<testcase classname="tests.kernel.test_probes" name="{name}">{outcome}</testcase>'
+        for name, outcome in outcomes.items()
+    )
+    return f"<testsuites><testsuite>{cases}</testsuite></testsuites>"
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict", "failed", "flaky"),
+    [
+        ({"two": ""}, "passed", [], ["tests/kernel/test_probes.py::two"]),
+        ({"two": "<failure/>"}, "failed", ["tests/kernel/test_probes.py::two"], []),
+        ({"two": "<skipped/>"}, "failed", ["tests/kernel/test_probes.py::two"], []),
+    ],
+)
+def test_what_failed_is_flaky_only_if_it_passes_in_a_second_machine(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    second: dict[str, str],
+    verdict: str,
+    failed: list[str],
+    flaky: list[str],
+) -> None:
+    commands = []
+
+    def run(_kernel: Path, _root: Path, command: str, console: Path, *_: object) -> guest.Outcome:
+        commands.append(command)
+        console.write_text("output of the guest\n")
+        outcomes = second if len(commands) > 1 else {"one": "", "two": "<failure/>"}
+        report = report_of(**outcomes)
+        return guest.Outcome(guest.Ending.RETURNED, 1.0, int("<failure/>" in report), report)
+
+    monkeypatch.setattr(guest, "run", run)
+    monkeypatch.setattr("vmtest.matrix.fetch", lambda *_: tmp_path)
+    said: list[str] = []
+    (result,) = Matrix(tmp_path, 100, "tcg", said.append, retry_failed=True).run(chosen("6.12"))
+    assert (result.verdict, result.failed, result.flaky) == (verdict, failed, flaky)
+    assert result.boots == 2
+    assert commands[1].rstrip().endswith(" tests/kernel/test_probes.py::two")
+    assert any("output of the guest" in text for text in said)

@@ -75,8 +75,7 @@ class Report:
         """As ``mmap-leaks`` prints it, without colours; ``width`` in columns, at least 60."""
         from ebpftrace.report import brief as short
         from ebpftrace.report import terminal
-        from ebpftrace.report.family import chosen, last_line
-        from ebpftrace.report.view import View
+        from ebpftrace.report.view import View, chosen, last_line
 
         pages = []
         for one in chosen(self.processes):

@@ -16,6 +16,9 @@ _MADE_CODE = "[jit]"
 """Module of code made at run time (``unwind.resolve.JIT``): it is no file, so its offsets are addresses."""
 _MIN_NAME = 40
 """Cells for a function's name on the line with its location; with fewer, it gets a line of its own."""
+MAX_CALLERS = 3
+_OUTERMOST = "_start"
+"""Calls main, in every program."""
 
 
 def name(frame: Frame) -> str:
@@ -113,3 +116,30 @@ def culprit(stack: Stack) -> Optional[Frame]:
         return own
     beyond = (frame for frame in stack.frames if not is_of_libc(frame))
     return next(beyond, stack.frames[0] if stack.frames else None)
+
+
+def where(stack: Stack, width: int) -> str:
+    """The callers outside run-time libraries, innermost first, as many as there is width for."""
+    names = [function_name(frame) for frame in callers(stack)]
+    line = shorten(names[0], width) if names else "no stack"
+    for caller in names[1:MAX_CALLERS]:
+        longer = f"{line} < {caller}"
+        if cell_len(longer) > width:
+            break
+        line = longer
+    return line
+
+
+def callers(stack: Stack) -> list[Frame]:
+    """The frames outside run-time libraries, innermost first; empty where there is no stack."""
+    first = culprit(stack)
+    if first is None:
+        return []
+    after = stack.frames[stack.frames.index(first) :]
+    own = [frame for frame in after if frame.module == first.module and frame.function != _OUTERMOST]
+    return own or [first]
+
+
+def function_name(frame: Frame) -> str:
+    """The function, fit for a screen."""
+    return escape(frame.function) if frame.function else name(frame)

@@ -165,7 +165,7 @@ def growth(
 
 def _draws() -> bool:
     """Standard output is a terminal that can show a curve."""
-    from ebpftrace.report.sparkline import can_draw
+    from ebpftrace.report.growth import can_draw
 
     return sys.stdout.isatty() and can_draw(sys.stdout.encoding)
 

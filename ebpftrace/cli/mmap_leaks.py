@@ -402,7 +402,7 @@ class _Console:
         """Write one report."""
         from ebpftrace.model import EndedBy
         from ebpftrace.report import graphs, ledger_dump, output
-        from ebpftrace.report.family import is_worth_showing
+        from ebpftrace.report.view import is_worth_showing
 
         if report.ended_by is not EndedBy.INTERVAL:
             self._end_live()
@@ -434,7 +434,7 @@ class _Console:
         return self._files.baseline is not None or self._files.extra.any
 
     def _is_kept(self, report: Report) -> bool:
-        from ebpftrace.report.family import is_worth_showing
+        from ebpftrace.report.view import is_worth_showing
 
         return not report.is_child or self._unread < _MAX_CLEAN or is_worth_showing(report)
 

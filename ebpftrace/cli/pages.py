@@ -122,7 +122,7 @@ class Pages:
     def document(self, reports: Sequence[Report], processes: Processes) -> Iterator[str]:
         """Render the final reports of all processes; those that the user named come first."""
         from ebpftrace.report import mmap_leaks_json
-        from ebpftrace.report.family import chosen, last_line
+        from ebpftrace.report.view import chosen, last_line
 
         if self._form == "json" and any(report.is_child for report in reports):
             yield from mmap_leaks_json.render_all(reports, processes, self._view)

@@ -6,17 +6,16 @@ Plain, greppable text; only a terminal gets a curve besides, and lines that fit 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Optional
 
 from rich.cells import cell_len
 
 from ebpftrace import frames
+from ebpftrace.frames import MAX_CALLERS, callers, function_name, where
 from ebpftrace.model import Clock, EndedBy, Frame, Stack, TargetInfo
 from ebpftrace.report import resident
-from ebpftrace.report.callers import MAX_CALLERS, callers, function_name, where
 from ebpftrace.report.headline import lost_line
-from ebpftrace.report.sparkline import sparkline
 from ebpftrace.report.tables import WIDTH, table, wrapped
 from ebpftrace.size_changes.model import Cause, How, SiteGrowth, Size, Step, Summary
 from ebpftrace.text import (
@@ -34,6 +33,7 @@ from ebpftrace.text import (
     wall,
 )
 
+_BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _KIB = 1024
 _CAUSES_SHOWN = 3
 _SITES_SHOWN = 10
@@ -285,3 +285,24 @@ def _closing(totals: Summary, width: int) -> list[str]:
     if totals.cost is not None:
         lines.append(f"tracer   {cpu_time(totals.cost.cpu_seconds, whole.seconds)}")
     return lines
+
+
+def sparkline(values: Sequence[int], width: int) -> str:
+    """The values as at most ``width`` blocks, the least as the lowest one; empty where all are equal."""
+    if not values or min(values) == max(values):
+        return ""
+    cells = min(width, len(values))
+    bounds = [len(values) * cell // cells for cell in range(cells + 1)]
+    # The last of each group: a curve of growth then ends where it ends.
+    shown = [values[end - 1] for end in bounds[1:]]
+    least, most = min(values), max(values)
+    return "".join(_BLOCKS[(value - least) * (len(_BLOCKS) - 1) // (most - least)] for value in shown)
+
+
+def can_draw(encoding: Optional[str]) -> bool:
+    """A stream of this encoding (None: UTF-8) has the blocks."""
+    try:
+        _BLOCKS.encode(encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

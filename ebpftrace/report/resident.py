@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.cells import cell_len
 
-from ebpftrace.report.callers import where
+from ebpftrace.frames import where
 from ebpftrace.report.graphs import Box, WeightedStack, boxes_of, draw, fold
 from ebpftrace.report.tables import table, wrapped
 from ebpftrace.size_changes.model import Step, Summary

@@ -34,7 +34,7 @@ from ebpftrace.model import (
     TracerCost,
 )
 from ebpftrace.report import growth, growth_json
-from ebpftrace.report.sparkline import can_draw, sparkline
+from ebpftrace.report.growth import can_draw, sparkline
 from ebpftrace.sessions.growth_watch import Trail
 from ebpftrace.size_changes.causes import Names, Place, group, regular
 from ebpftrace.size_changes.model import MAKING, Cause, Change, How, Regular, SiteGrowth, Size, Step, Summary

@@ -18,8 +18,7 @@ from ebpftrace.capture import tables
 from ebpftrace.capture.btf import Btf
 from ebpftrace.capture.installed import PERF_EVENT, SET_BPF
 from ebpftrace.capture.layout import FAULT, FAULT_PAGES, ring_pages
-from ebpftrace.capture.loader import install
-from ebpftrace.capture.loading import Loading
+from ebpftrace.capture.loader import Loading, install
 from ebpftrace.capture.ringbuf import RingBuffer, record_size, records
 from ebpftrace.capture.snapshot import decode_name
 from ebpftrace.capture.stats import recursion_misses

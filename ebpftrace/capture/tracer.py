@@ -41,7 +41,7 @@ from ebpftrace.capture.layout import (
     WalkT,
     ring_pages,
 )
-from ebpftrace.capture.loading import Loading
+from ebpftrace.capture.loader import Loading
 from ebpftrace.capture.ringbuf import Drainer, RingBuffer, record_size, records
 from ebpftrace.capture.silent import Silent
 from ebpftrace.capture.snapshot import BrkMoves, Snapshot, read_brk_moves, read_snapshots

@@ -21,7 +21,7 @@ from ebpftrace.sessions.tracing import Cost, begin_loading, follow, open_tracer
 
 if TYPE_CHECKING:
     from ebpftrace.capture.faults import Fault, FaultSampler
-    from ebpftrace.capture.loading import Loading
+    from ebpftrace.capture.loader import Loading
     from ebpftrace.capture.tracer import Tracer
     from ebpftrace.model import Clock, CommandEnd, TargetInfo
     from ebpftrace.sessions.family import Family

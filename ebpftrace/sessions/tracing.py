@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Optional, TypeVar
 
 from ebpftrace.capture.layout import Follow, Probes
-from ebpftrace.capture.loading import Loading
+from ebpftrace.capture.loader import Loading
 from ebpftrace.capture.sizing import Needs
 from ebpftrace.defaults import COPIES_PER_SECOND, STACK_BYTES
 from ebpftrace.model import EndedBy, TracerCost

@@ -25,7 +25,7 @@ from harness import (
 )
 
 from ebpftrace.capture.layout import Follow, Probes
-from ebpftrace.capture.loading import Loading
+from ebpftrace.capture.loader import Loading
 from ebpftrace.capture.probes import choose, preemption_of_this_kernel
 from ebpftrace.capture.sizing import Needs
 from ebpftrace.errors import CannotTrace

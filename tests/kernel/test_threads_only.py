@@ -20,7 +20,7 @@ from harness import (
 )
 from programs import MUSL, compiled
 
-from ebpftrace.capture.loading import Loading
+from ebpftrace.capture.loader import Loading
 from ebpftrace.capture.sizing import Needs
 
 LEAK, FAILED_BY_ITSELF = 3, 7

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from ebpftrace.capture import faults
-from ebpftrace.capture.loading import Loading
+from ebpftrace.capture.loader import Loading
 from ebpftrace.errors import CannotTrace
 from ebpftrace.sessions.growth import Settings, sample_faults
 

@@ -3,5 +3,5 @@
 
 ``events`` what a start address cannot settle; ``intervals`` the map of disjoint ranges; ``space`` the address
 space as the events change it; ``replay`` the ledger itself; ``verify`` compares its answer with /proc;
-``owners`` gives each mapping its owner; ``totals`` adds up by owner.
+``owners`` gives each mapping its owner and adds up by owner.
 """

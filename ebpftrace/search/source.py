@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a search reads from a process."""
+"""All that a search reads from a process: its memory, and words that the kernel stores for it.
+
+epoll stores a word with each file (epoll_ctl(2)), a timer stores one for its signal (timer_create(2)) and
+returns it later, so that it need not be in the memory; /proc shows both (proc(5), fdinfo and timers).  The
+words in io_uring requests that are in flight are not visible.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Optional
 
@@ -16,11 +22,14 @@ from ebpftrace.procfs.maps import read_maps
 from ebpftrace.procfs.memory import Memory
 from ebpftrace.search.areas import Areas
 from ebpftrace.search.holders import Places
-from ebpftrace.search.kernel_words import kernel_words
 from ebpftrace.search.presence import Presence, Present
 from ebpftrace.search.runs import Runs, no_runs
 from ebpftrace.search.threads import Moment, Threads, Waiting
 from ebpftrace.vmas import Vmas
+
+_EPOLL = "anon_inode:[eventpoll]"
+_MAX_FILES = 1 << 16
+_MAX_WORDS = 1 << 17
 
 
 class Source:
@@ -129,3 +138,39 @@ class Source:
             return places.named(holders)
         finally:
             places.close()
+
+
+def kernel_words(pid: int) -> list[tuple[str, int]]:
+    """Pairs of ``timer`` or ``epoll`` and a word that is stored for it; what can't be read is left out."""
+    words = []
+    for word in _each_kernel_word(pid):
+        words.append(word)
+        if len(words) == _MAX_WORDS:
+            break
+    return words
+
+
+def _each_kernel_word(pid: int) -> Iterator[tuple[str, int]]:
+    with suppress(OSError):
+        for line in read_small(f"/proc/{pid}/timers").splitlines():
+            if line.startswith(b"signal:"):
+                with suppress(ValueError):
+                    yield "timer", int(line.rpartition(b"/")[2], 16)
+    for descriptor in _polls(pid):
+        with suppress(OSError):
+            for line in read_small(f"/proc/{pid}/fdinfo/{descriptor}").splitlines():
+                _, found, rest = line.partition(b" data:")
+                if found:
+                    with suppress(ValueError, IndexError):
+                        yield "epoll", int(rest.split()[0], 16)
+
+
+def _polls(pid: int) -> Iterator[str]:
+    """The epoll descriptors of a process."""
+    with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for number, entry in enumerate(entries):
+            if number == _MAX_FILES:
+                return
+            with suppress(OSError):
+                if os.readlink(entry.path) == _EPOLL:  # noqa: PTH115 - of tens of thousands
+                    yield entry.name

@@ -27,10 +27,9 @@ from ebpftrace.capture.snapshot import Snapshot
 from ebpftrace.capture.tracer import Tracer
 from ebpftrace.diagnosis import Evidence, History, baseline_verdict, diagnose, is_unjoined
 from ebpftrace.errors import CannotTrace
-from ebpftrace.ledger.owners import assign
+from ebpftrace.ledger.owners import assign, totals
 from ebpftrace.ledger.space import whole_mapping
 from ebpftrace.ledger.thread_stacks import thread_stacks
-from ebpftrace.ledger.totals import totals
 from ebpftrace.ledger.verify import Verified, as_shown, unexplained, verify
 from ebpftrace.libc import give_back_memory
 from ebpftrace.model import (

@@ -23,9 +23,8 @@ from ebpftrace.procfs.tasks import listed_tasks
 from ebpftrace.report.trace_json import JsonTranscript
 from ebpftrace.sessions.command import hold_targets
 from ebpftrace.sessions.interrupts import Interrupts
-from ebpftrace.strace.events import Ended, Event, Executed, Stacked
+from ebpftrace.strace.events import WINDOW, Ended, Event, Executed, Ordered, Stacked
 from ebpftrace.strace.format import Style, Transcript
-from ebpftrace.strace.order import WINDOW, Ordered
 from ebpftrace.strace.summary import Total, table
 from ebpftrace.unwind.engine import Engine
 from ebpftrace.unwind.resolve import StackResolver

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.ledger.owners import assign
+from ebpftrace.ledger.owners import assign, totals
 from ebpftrace.ledger.replay import Ledger
-from ebpftrace.ledger.totals import totals
 from ebpftrace.model import (
     NO_STACK,
     Frame,

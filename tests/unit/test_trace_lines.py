@@ -22,12 +22,12 @@ from ebpftrace.strace.events import (
     Executed,
     Executes,
     Leaves,
+    Ordered,
     Returned,
     Stacked,
     Text,
 )
 from ebpftrace.strace.format import Style, Transcript, summary_of_losses
-from ebpftrace.strace.order import Ordered
 from ebpftrace.strace.values import error, text
 
 U64 = st.integers(0, (1 << 64) - 1)

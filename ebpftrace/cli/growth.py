@@ -114,7 +114,8 @@ def growth(
     Some of the page faults of each thread are looked at, each with its call stack: they say which code
     filled the memory that is resident, and what smaps gained is split by their shares.  It never names more
     than what was gained; what has no place is said to have none.  --rss has this before the calls that make
-    VIRT grow.
+    VIRT grow.  A heap that grows inside what is mapped, by mprotect, makes VIRT no larger: it shows by the
+    page faults once it is filled.
     """
     pids = options.find_processes(pids, names, cgroups, command)
     options.check_duration(context, until_interrupt)

@@ -46,7 +46,7 @@ _MIN_CAUSE = 28
 _BELOW = " " * 9
 _PID_CELLS = 8
 """PIDs have at most seven digits (proc(5), /proc/sys/kernel/pid_max), and a space follows."""
-_BY_CALL = "Growth by call, thread and place, net over the window"
+_BY_CALL = "VIRT by call, thread and place, net over the window"
 _CURVE_WIDTH = 64
 _BESIDE_CURVE = 20
 """Width of the columns beside the curve."""

@@ -340,6 +340,7 @@ def test_summary_reports_period_step_thread_and_place() -> None:
     first = " ".join(page.split("\n\n")[0].split())
     assert first.startswith("PERIOD: +10244 KiB every 60 s, thread 'timer', acme::spawn<&acme::minute_job>")
     assert "acme::Timer::run() timer.cpp:87" in first
+    assert "VIRT by call, thread and place, net over the window" in page  # RSS has a table of its own
     assert page.isascii()
     assert "No period" in growth.summary(replace(SUMMARY, sites=(SiteGrowth(LEAK),)), curve=False)
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from ebpftrace.elf import NotElfError, read_headers, reader
 from ebpftrace.model import Vma
 from ebpftrace.nptl.lists import SYMBOLS, lists_of_image
 from ebpftrace.nptl.struct_pthread import Format
 from ebpftrace.nptl.symbols import read_image
 from ebpftrace.unwind.debugfiles import debug_files
-from ebpftrace.unwind.elf import NotElfError, read_headers, reader
 from ebpftrace.unwind.files import FileStore, StoredFile
 from ebpftrace.unwind.modules import load_bias
 from ebpftrace.unwind.symtab import SymbolTables

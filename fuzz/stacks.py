@@ -10,6 +10,7 @@ import struct
 from collections.abc import Sequence
 from itertools import chain, islice, repeat
 
+from ebpftrace.elf import ElfHeaders
 from ebpftrace.unwind import engine, wire
 from ebpftrace.unwind.code import Code
 from ebpftrace.unwind.code_bytes import CodePlace
@@ -29,7 +30,6 @@ from ebpftrace.unwind.copies import (
 from ebpftrace.unwind.debug_frame import as_eh_frame
 from ebpftrace.unwind.debugfiles import supplements
 from ebpftrace.unwind.demangle import demangle
-from ebpftrace.unwind.elf import ElfHeaders
 from ebpftrace.unwind.fallback import find_caller
 from ebpftrace.unwind.files import StoredFile
 from ebpftrace.unwind.frame_pointers import MAX_FRAMES, frame_pointer_walk

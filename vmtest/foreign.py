@@ -28,7 +28,7 @@ _PACKAGES = (
     "debianutils", "diffutils", "findutils", "g++", "gcc", "grep", "gzip", "hostname", "iproute2",
     "libc-bin", "libc6-dbg", "libc6-dev", "login", "make", "mawk", "mount", "passwd", "procps", "python3",
     "python3-bpfcc", "python3-click", "python3-drgn", "python3-hypothesis", "python3-jsonschema",
-    "python3-numpy", "python3-pyelftools", "python3-pytest", "python3-pytest-timeout", "python3-rich",
+    "python3-numpy", "python3-pytest", "python3-pytest-timeout", "python3-rich",
     "python3-sortedcontainers", "python3-venv", "sed", "strace", "tar", "util-linux",
 )  # fmt: skip
 """What the tests use, and what a system needs around it; Python's packages are the distribution's own."""
@@ -45,7 +45,7 @@ _BY_SCRIPTS = (
 """Links below /usr that the scripts of packages make: (name, to)."""
 
 _IMPORTED = (
-    "bcc", "click", "drgn", "elftools.elf.elffile", "hypothesis", "jsonschema", "multiprocessing", "numpy",
+    "bcc", "click", "drgn", "hypothesis", "jsonschema", "multiprocessing", "numpy",
     "pytest", "pytest_timeout", "rich.console", "sortedcontainers", "xml.dom.minidom",
 )  # fmt: skip
 """What the tests import of Python's own and other packages."""

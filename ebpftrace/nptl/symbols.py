@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Symbols and loaded segments of one ELF file that a target has mapped.
 
-The file may be hostile: every count and size is limited before it is used, only headers are parsed by
-pyelftools, and string tables are searched rather than decoded.
+The file may be hostile: every count and size is limited before it is used, and string tables are searched
+rather than decoded.
 """
 
 from __future__ import annotations
@@ -10,16 +10,29 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, BinaryIO, Optional
+from typing import BinaryIO, Optional
 
+from ebpftrace.elf import (
+    ET_EXEC,
+    PF_X,
+    PT_INTERP,
+    PT_LOAD,
+    SHT_DYNSYM,
+    SHT_NOBITS,
+    SHT_SYMTAB,
+    NotElfError,
+    Read,
+    SectionHeader,
+    read_file_header,
+    read_section_headers,
+    read_segments,
+    reader,
+)
 from ebpftrace.model import Vma
 from ebpftrace.vmas import Vmas
-
-if TYPE_CHECKING:
-    from elftools.elf.elffile import ELFFile
 
 _MAX_SECTIONS = 4096
 _MAX_SEGMENTS = 256
@@ -29,12 +42,6 @@ _MAX_OCCURRENCES = 16
 _SYMBOL = "I4xQ8x"
 """Elf64_Sym (elf(5)): st_name, then st_info, st_other, st_shndx skipped, st_value, st_size skipped."""
 _SYMBOL_SIZE = 24
-_PF_X = 1
-_ET_EXEC = 2
-_HEADER_SIZE, _PHOFF_AT, _PHOFF_TO_PHNUM = 64, 32, "Q14xHH"
-"""Elf64_Ehdr (elf(5)): its size, the offset of e_phoff, and the fields e_phoff, e_phentsize and e_phnum."""
-_PROGRAM_HEADER, _PROGRAM_HEADER_SIZE, _PT_INTERP = "I4xQ16xQ16x", 56, 3
-"""Elf64_Phdr: p_type, p_offset and p_filesz."""
 _MAX_INTERPRETER = 4096
 """Bytes of the interpreter's path (PATH_MAX)."""
 _PAGE = 4096
@@ -94,31 +101,20 @@ def read_image(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
 
 def is_fixed(file: BinaryIO) -> bool:
     """Whether an ELF file is a program that is loaded at its link-time address (elf(5), ET_EXEC)."""
-    start = os.pread(file.fileno(), 18, 0)
-    order = ">" if start[5:6] == b"\2" else "<"
-    return start[:4] == b"\x7fELF" and struct.pack(f"{order}H", _ET_EXEC) == start[16:]
+    with suppress(NotElfError, OSError):
+        return read_file_header(reader(file.fileno())).type == ET_EXEC
+    return False
 
 
 def read_interpreter(file: BinaryIO) -> Optional[str]:
-    """Path of the loader that a 64-bit ELF file names; empty for a static one, None if it is not sound.
-
-    It does without pyelftools, whose import takes longer than most traced commands run.
-    """
+    """Path of the loader that a 64-bit ELF file names; empty for a static one, None if it is not sound."""
+    read = reader(file.fileno())
     try:
-        file.seek(0)
-        start = file.read(_HEADER_SIZE)
-        if start[:5] != b"\x7fELF\2":
-            return None
-        order = ">" if start[5:6] == b"\2" else "<"
-        at, size, count = struct.unpack_from(order + _PHOFF_TO_PHNUM, start, _PHOFF_AT)
-        for index in range(min(count, _MAX_SEGMENTS)):
-            file.seek(at + index * size)
-            kind, offset, length = struct.unpack(order + _PROGRAM_HEADER, file.read(_PROGRAM_HEADER_SIZE))
-            if kind == _PT_INTERP:
-                file.seek(offset)
-                name = file.read(min(length, _MAX_INTERPRETER)).partition(b"\0")[0]
+        for segment in read_segments(read, read_file_header(read), _MAX_SEGMENTS):
+            if segment.type == PT_INTERP:
+                name = read(segment.offset, min(segment.file_size, _MAX_INTERPRETER)).partition(b"\0")[0]
                 return name.decode("utf-8", "surrogateescape")
-    except (OSError, ValueError, OverflowError, struct.error):
+    except (NotElfError, OSError):
         return None
     return ""
 
@@ -139,60 +135,38 @@ class _Identified:
 
 @lru_cache(maxsize=64)
 def _read_image(identified: _Identified, names: frozenset[str]) -> Optional[Image]:
-    # pyelftools is slow to import, and a short trace may never read a file.
-    from elftools.common.exceptions import ELFError
-    from elftools.construct import ConstructError
-
     # The cache keeps the key, which must not keep the file open.
     file, identified.file = identified.file, None
     assert file is not None
     try:
-        return _parse(file, names)
-    except (ELFError, ConstructError, OSError, ValueError, OverflowError, struct.error):
+        return _parse(reader(file.fileno()), names)
+    except (NotElfError, OSError):
         return None
 
 
-def _parse(file: BinaryIO, names: frozenset[str]) -> Optional[Image]:
-    from elftools.elf.elffile import ELFFile
-
-    elf = ELFFile(file)
-    if elf.elfclass != 64:
-        return None
-    order = "<" if elf.little_endian else ">"
+def _parse(read: Read, names: frozenset[str]) -> Image:
+    header = read_file_header(read)
     segments = tuple(
-        Segment(header["p_offset"], header["p_vaddr"], header["p_filesz"], bool(header["p_flags"] & _PF_X))
-        for header in _headers(elf, "p", elf.structs.Elf_Phdr, _MAX_SEGMENTS)
-        if header["p_type"] == "PT_LOAD"
+        Segment(segment.offset, segment.address, segment.file_size, bool(segment.flags & PF_X))
+        for segment in read_segments(read, header, _MAX_SEGMENTS)
+        if segment.type == PT_LOAD
     )
-    sections = list(_headers(elf, "s", elf.structs.Elf_Shdr, _MAX_SECTIONS))
+    sections = read_section_headers(read, header, min(header.shnum, _MAX_SECTIONS))
     symbols: dict[str, int] = {}
-    for kind in ("SHT_DYNSYM", "SHT_SYMTAB"):
+    for kind in (SHT_DYNSYM, SHT_SYMTAB):
         # A file has at most one of each (elf(5)).
-        section = next((section for section in sections if section["sh_type"] == kind), None)
-        if section is not None and section["sh_link"] < len(sections):
-            strings = _table(file, sections[section["sh_link"]])
-            wanted = _name_offsets(strings, names - symbols.keys())
+        section = next((section for section in sections if section.type == kind), None)
+        if section is not None and section.link < len(sections):
+            wanted = _name_offsets(_table(read, sections[section.link]), names - symbols.keys())
             if wanted:
-                symbols.update(_find(_table(file, section), order, wanted))
-    return Image(order, segments, symbols, elf.header["e_type"] == "ET_EXEC")
+                symbols.update(_find(_table(read, section), header.order, wanted))
+    return Image(header.order, segments, symbols, header.type == ET_EXEC)
 
 
-def _headers(elf: ELFFile, letter: str, layout: Any, limit: int) -> Iterator[dict[str, Any]]:
-    """Program ("p") or section ("s") headers, at most ``limit``."""
-    from elftools.common.utils import struct_parse
-
-    header = elf.header
-    count = header[f"e_{letter}hnum"]
-    for index in range(min(count, limit)):
-        position = header[f"e_{letter}hoff"] + index * header[f"e_{letter}hentsize"]
-        yield struct_parse(layout, elf.stream, stream_pos=position)
-
-
-def _table(file: BinaryIO, section: dict[str, Any]) -> bytes:
-    if section["sh_type"] == "SHT_NOBITS" or section["sh_size"] > _MAX_TABLE:
+def _table(read: Read, section: SectionHeader) -> bytes:
+    if section.type == SHT_NOBITS or section.size > _MAX_TABLE:
         return b""
-    file.seek(section["sh_offset"])
-    return file.read(section["sh_size"])
+    return read(section.offset, section.size)
 
 
 def _name_offsets(strings: bytes, names: frozenset[str]) -> dict[int, str]:

@@ -9,6 +9,7 @@ import struct
 from types import TracebackType
 from typing import Optional
 
+from ebpftrace.elf import CLASS_32, EM_X86_64, MAGIC
 from ebpftrace.errors import CannotTrace, how_to_be_permitted
 from ebpftrace.model import ThreadId
 from ebpftrace.procfs.access import (
@@ -24,9 +25,6 @@ from ebpftrace.procfs.access import (
 from ebpftrace.procfs.maps import read_maps
 from ebpftrace.procfs.tasks import Task, read_task
 
-_ELF_MAGIC = b"\x7fELF"
-_ELF_CLASS_32 = 1
-_ELF_MACHINE_X86_64 = 62
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _ELF_HEADER_SIZE = 20
 _END_OF_32_BIT = 1 << 32
@@ -205,10 +203,10 @@ def refuse_32_bit_file(path: str, name: str) -> None:
 
 
 def _refuse_elf_32(header: bytes, subject: str) -> None:
-    if len(header) < _ELF_HEADER_SIZE or header[:4] != _ELF_MAGIC or header[4] != _ELF_CLASS_32:
+    if len(header) < _ELF_HEADER_SIZE or header[:4] != MAGIC or header[4] != CLASS_32:
         return
     (machine,) = struct.unpack_from("<H", header, 18)
-    kind = "an x32" if machine == _ELF_MACHINE_X86_64 else "a 32-bit"
+    kind = "an x32" if machine == EM_X86_64 else "a 32-bit"
     raise CannotTrace(f"{subject} {kind} program: only 64-bit programs can be traced")
 
 

@@ -10,12 +10,12 @@ from contextlib import ExitStack, suppress
 from pathlib import PurePosixPath
 from typing import NamedTuple, Optional
 
+from ebpftrace.elf import NotElfError, read_headers, reader
 from ebpftrace.model import Heap, Holder, ThreadLists, Vma, Where
 from ebpftrace.procfs.files import file_key, open_mapped_file
 from ebpftrace.search.symbols import section_at, variables_at
 from ebpftrace.search.threads import ThreadPlace
 from ebpftrace.unwind.debugfiles import DebugFile, debug_files
-from ebpftrace.unwind.elf import NotElfError, read_headers, reader
 from ebpftrace.unwind.files import FileStore, StoredFile
 from ebpftrace.unwind.modules import load_bias
 from ebpftrace.vmas import HEAP, RINGS, STACK, Vmas

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ebpftrace.unwind.elf import ElfHeaders, Read
+from ebpftrace.elf import ElfHeaders, Read
 
 _MAX_BYTES = 32 << 20
 """Bytes of one table: 1.4 million symbols."""

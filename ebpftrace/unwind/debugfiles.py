@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import NamedTuple, Optional
 
+from ebpftrace.elf import MAGIC
 from ebpftrace.procfs.files import open_in_root
 from ebpftrace.unwind.files import StoredFile
 
@@ -23,7 +24,6 @@ DEBUG_ROOT = "/usr/lib/debug"
 MAX_CHECKED_BYTES = 256 << 20
 """Largest debug file whose checksum is computed: hundreds of files may each name one that is all holes."""
 _DELETED = " (deleted)"
-_MAGIC = b"\x7fELF"
 
 
 class DebugFile(NamedTuple):
@@ -74,7 +74,7 @@ def _open_elf(root: int, path: str) -> int:
     """Open a file that begins like ELF: a target may have named any, of the host's too.  Raises OSError."""
     fd = open_in_root(root, path)
     with suppress(OSError):
-        if os.pread(fd, len(_MAGIC), 0) == _MAGIC:
+        if os.pread(fd, len(MAGIC), 0) == MAGIC:
             return fd
     os.close(fd)
     raise OSError(errno.ENOEXEC, "no ELF file", path)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
 
+from ebpftrace.elf import ElfHeaders, NotElfError, Read, read_headers, reader
 from ebpftrace.errors import CannotTrace
 from ebpftrace.procfs.files import FileKey, key_of
 from ebpftrace.text import plural
-from ebpftrace.unwind.elf import ElfHeaders, NotElfError, Read, read_headers, reader
 from ebpftrace.unwind.unwind_image import memory_file
 
 MAX_FILES = 4096

@@ -16,8 +16,8 @@ import struct
 from collections.abc import Iterator
 from typing import Callable, NamedTuple, Optional
 
+from ebpftrace.elf import ElfHeaders, Read
 from ebpftrace.unwind.copies import CompiledCode
-from ebpftrace.unwind.elf import ElfHeaders, Read
 
 ReadMemory = Callable[[int, int], bytes]
 """(address, count) -> at most count bytes of the target's memory, fewer where it can't be read."""

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, Optional
 
+from ebpftrace.elf import PF_X, PT_INTERP, ElfHeaders, Segment
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Vma
 from ebpftrace.procfs.files import FileKey, file_key, is_file, names, open_in_root, open_mapped_file
 from ebpftrace.procfs.maps import read_maps
-from ebpftrace.unwind.elf import PF_X, PT_INTERP, ElfHeaders, Segment
 from ebpftrace.unwind.files import VDSO, FileStore, StoredFile
 from ebpftrace.vmas import MEMORY_FILES
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, Optional
 
 import drgn
 
+from ebpftrace.elf import NotElfError
 from ebpftrace.unwind.copies import Name
 from ebpftrace.unwind.debuginfo import DebugInfo, libdw
 from ebpftrace.unwind.demangle import demangle, is_mangled
-from ebpftrace.unwind.elf import NotElfError
 from ebpftrace.unwind.symtab import SymbolTables
 
 _FIRST_BASE = 1 << 32

@@ -12,9 +12,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Optional
 
+from ebpftrace.elf import ElfHeaders, Read, read_headers, reader
 from ebpftrace.unwind.copies import Name
 from ebpftrace.unwind.demangle import demangle
-from ebpftrace.unwind.elf import ElfHeaders, Read, read_headers, reader
 
 MAX_TABLE_BYTES = 128 << 20
 _SYMBOL = struct.Struct("<IBBHQQ")

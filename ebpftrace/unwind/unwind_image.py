@@ -17,9 +17,7 @@ import os
 import struct
 from typing import Optional
 
-from ebpftrace.unwind.compressed import inflated
-from ebpftrace.unwind.debug_frame import as_eh_frame
-from ebpftrace.unwind.elf import (
+from ebpftrace.elf import (
     EHDR,
     PHDR,
     PT_GNU_EH_FRAME,
@@ -30,6 +28,8 @@ from ebpftrace.unwind.elf import (
     ElfHeaders,
     Read,
 )
+from ebpftrace.unwind.compressed import inflated
+from ebpftrace.unwind.debug_frame import as_eh_frame
 
 MAX_UNWIND_BYTES = 128 << 20
 """Largest ``.eh_frame`` taken; Chromium's is about a tenth."""

@@ -19,10 +19,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Optional
 
 from ebpftrace import libc
+from ebpftrace.elf import NotElfError, read_headers, reader
 from ebpftrace.libc import LIBC
 from ebpftrace.unwind import wire
 from ebpftrace.unwind.copies import PAGE, CompiledCode, MadePage
-from ebpftrace.unwind.elf import NotElfError, read_headers, reader
 from ebpftrace.unwind.symtab import SymbolTables
 from ebpftrace.unwind.unwind_image import debug_frame_of, unwind_image
 

@@ -16,10 +16,10 @@ from harness import Program
 from stacks_helpers import GCC, TARGETS, catch, compile_target
 
 from ebpftrace.classify.maps_report import MapsReport
+from ebpftrace.elf import read_headers, reader
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Frame
 from ebpftrace.sessions import maps
-from ebpftrace.unwind.elf import read_headers, reader
 from ebpftrace.unwind.engine import Engine
 from ebpftrace.unwind.resolve import StackResolver
 

@@ -25,7 +25,7 @@ from ebpftrace.model import Frame, UnjoinedBefore
 from ebpftrace.report.view import View
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPENSIVE = ("bcc", "drgn", "rich", "elftools")
+EXPENSIVE = ("bcc", "drgn", "rich")
 
 
 def ebpftrace(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import struct
-from io import BytesIO
 from pathlib import Path
 from typing import Optional
 
@@ -111,4 +110,5 @@ def test_what_is_no_libc(content: bytes, tmp_path: Path) -> None:
 
 
 def test_a_program_names_its_loader() -> None:
-    assert (read_interpreter(BytesIO(Path("/proc/self/exe").read_bytes())) or "").startswith("/")
+    with Path("/proc/self/exe").open("rb") as file:
+        assert (read_interpreter(file) or "").startswith("/")

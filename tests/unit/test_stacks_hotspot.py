@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ebpftrace.elf import ElfHeaders, Section
 from ebpftrace.unwind.copies import CompiledCode
-from ebpftrace.unwind.elf import ElfHeaders, Section
 from ebpftrace.unwind.hotspot import HotSpot, UnknownJvmError
 
 BIAS = 0x7F0000000000

@@ -14,12 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebpftrace.model import Vma
-from ebpftrace.procfs.files import FileKey, file_key
-from ebpftrace.procfs.maps import read_maps
-from ebpftrace.unwind import debugfiles, modules
-from ebpftrace.unwind import files as files_module
-from ebpftrace.unwind.elf import (
+from ebpftrace.elf import (
     EHDR,
     MAX_KEPT_SECTIONS,
     MAX_SEGMENTS,
@@ -30,6 +25,11 @@ from ebpftrace.unwind.elf import (
     Segment,
     read_headers,
 )
+from ebpftrace.model import Vma
+from ebpftrace.procfs.files import FileKey, file_key
+from ebpftrace.procfs.maps import read_maps
+from ebpftrace.unwind import debugfiles, modules
+from ebpftrace.unwind import files as files_module
 from ebpftrace.unwind.files import FileStore, StoredFile
 from ebpftrace.unwind.modules import CodeRange, Layout, ModuleHistory, load_bias
 from ebpftrace.unwind.unwind_image import memory_file, unwind_image

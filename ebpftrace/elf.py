@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers of a 64-bit ELF file, read with bounds: the file is the target's and may lie.
+"""Headers of 64-bit ELF files, read with bounds: a file is the target's and may lie.
 
 Source of the layouts: System V ABI (gABI) chapters 4 and 5, and its x86-64 supplement.
 Reads with ``pread`` only: a file cut short under a memory map would kill the reader (SIGBUS).
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Callable, NamedTuple, Optional
 
@@ -19,14 +20,18 @@ Read = Callable[[int, int], bytes]
 ET_EXEC, ET_DYN = 2, 3
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE, PT_GNU_EH_FRAME = 1, 2, 3, 4, 0x6474E550
 PF_X = 1
-SHT_PROGBITS, SHT_STRTAB, SHT_NOBITS, SHT_DYNSYM, SHT_X86_64_UNWIND = 1, 3, 8, 11, 0x70000001
+SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_NOBITS, SHT_DYNSYM, SHT_X86_64_UNWIND = 1, 2, 3, 8, 11, 0x70000001
 SHF_EXECINSTR = 4
 EM_X86_64, EM_AARCH64 = 62, 183
 NT_GNU_BUILD_ID = 3
 
+MAGIC = b"\x7fELF"
+CLASS_32, _CLASS_64 = 1, 2
+_ORDERS = {1: "<", 2: ">"}
+"""Byte orders as ``struct`` writes them, by the byte after the class."""
+_READ_OF_EHDR, _PHDR, _SHDR = "16xHH4xQQQ6xHHHHH", "IIQQQQQQ", "IIQQQQIIQQ"
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
-PHDR = struct.Struct("<IIQQQQQQ")
-SHDR = struct.Struct("<IIQQQQIIQQ")
+PHDR, SHDR = struct.Struct("<" + _PHDR), struct.Struct("<" + _SHDR)
 NOTE = struct.Struct("<III")
 
 MAX_SECTIONS = 1 << 16
@@ -55,7 +60,24 @@ def reader(fd: int) -> Read:
 
 
 class NotElfError(Exception):
-    """Not a 64-bit little-endian ELF executable or library, or one cut short."""
+    """Not a 64-bit ELF file of the kind that is wanted, or one cut short."""
+
+
+class FileHeader(NamedTuple):
+    """The header of a 64-bit ELF file of either byte order; the names are those of elf(5)."""
+
+    order: str
+    """As ``struct`` writes it: "<" or ">"."""
+    type: int
+    machine: int
+    entry: int
+    phoff: int
+    shoff: int
+    phentsize: int
+    phnum: int
+    shentsize: int
+    shnum: int
+    shstrndx: int
 
 
 class Segment(NamedTuple):
@@ -67,6 +89,21 @@ class Segment(NamedTuple):
     address: int
     file_size: int
     memory_size: int
+
+
+class SectionHeader(NamedTuple):
+    """A section header; ``name`` is an offset in the table of names."""
+
+    name: int
+    type: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    alignment: int
+    entry_size: int
 
 
 class Section(NamedTuple):
@@ -112,64 +149,87 @@ class ElfHeaders:
 
 
 def read_headers(read: Read) -> ElfHeaders:
-    """Read headers, section names and build id.
+    """Read headers, section names and build id of a little-endian executable or library.
 
     Section headers that make no sense are taken for missing: nothing at run time needs them.
     Raises NotElfError, and OSError from ``read``.
     """
-    raw = read(0, EHDR.size)
-    if len(raw) < EHDR.size:
-        raise NotElfError("shorter than an ELF header")
-    ident, kind, machine, _, entry, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx = (
-        EHDR.unpack(raw)
-    )
+    header = read_file_header(read)
     if (
-        ident[:6] != b"\x7fELF\x02\x01"
-        or machine not in (EM_X86_64, EM_AARCH64)
-        or kind not in (ET_EXEC, ET_DYN)
+        header.order != "<"
+        or header.machine not in (EM_X86_64, EM_AARCH64)
+        or header.type not in (ET_EXEC, ET_DYN)
     ):
-        raise NotElfError("not a 64-bit ELF executable or library of a known machine")
-    if phentsize != PHDR.size or not 0 < phnum <= MAX_SEGMENTS:
+        raise NotElfError("not an ELF executable or library of a known machine")
+    if not 0 < header.phnum <= MAX_SEGMENTS:
         raise NotElfError("no usable program headers")
-    table = read(phoff, phnum * PHDR.size)
-    if len(table) < phnum * PHDR.size:
-        raise NotElfError("program headers cut short")
-    segments = tuple(Segment(*fields[:4], *fields[5:7]) for fields in PHDR.iter_unpack(table))
+    segments = read_segments(read, header, MAX_SEGMENTS)
     loads = [s for s in segments if s.type == PT_LOAD and s.memory_size]
     if not loads or any(s.address + s.memory_size > MAX_ADDRESS for s in loads):
         raise NotElfError("no loadable segment, or one outside the address space")
     sections: tuple[Section, ...] = ()
-    if shentsize == SHDR.size and shoff:
-        sections = _read_sections(read, shoff, shnum, shstrndx)
+    if header.shoff:
+        with suppress(NotElfError):
+            sections = _read_sections(read, header)
     sections = sections or tuple(_dynamic_sections(read, segments))
-    return ElfHeaders(kind, segments, sections, _build_id(read, segments), entry, machine)
+    return ElfHeaders(
+        header.type, segments, sections, _build_id(read, segments), header.entry, header.machine
+    )
 
 
-def _read_sections(read: Read, shoff: int, shnum: int, shstrndx: int) -> tuple[Section, ...]:
-    first = read(shoff, SHDR.size)
-    if len(first) < SHDR.size:
-        return ()
+def read_file_header(read: Read) -> FileHeader:
+    """Read the header of a 64-bit file.  Raises NotElfError, and OSError from ``read``."""
+    raw = read(0, EHDR.size)
+    if len(raw) < EHDR.size or raw[:5] != MAGIC + bytes([_CLASS_64]) or raw[5] not in _ORDERS:
+        raise NotElfError("no 64-bit ELF file")
+    order = _ORDERS[raw[5]]
+    return FileHeader(order, *struct.unpack(order + _READ_OF_EHDR, raw))
+
+
+def read_segments(read: Read, header: FileHeader, limit: int) -> tuple[Segment, ...]:
+    """Read the program headers, at most ``limit``.  Raises NotElfError, and OSError from ``read``."""
+    table = _read_table(read, header.order + _PHDR, header.phoff, header.phentsize, min(header.phnum, limit))
+    return tuple(Segment(*fields[:4], *fields[5:7]) for fields in table)
+
+
+def read_section_headers(read: Read, header: FileHeader, count: int) -> list[SectionHeader]:
+    """Read the first ``count`` section headers.  Raises NotElfError, and OSError from ``read``."""
+    table = _read_table(read, header.order + _SHDR, header.shoff, header.shentsize, count)
+    return [SectionHeader(*fields) for fields in table]
+
+
+def _read_table(
+    read: Read, layout: str, offset: int, entry_size: int, count: int
+) -> Iterator[tuple[int, ...]]:
+    fields = struct.Struct(layout)
+    if count and entry_size != fields.size:
+        raise NotElfError("headers of another size")
+    raw = read(offset, count * fields.size)
+    if len(raw) < count * fields.size:
+        raise NotElfError("headers cut short")
+    return fields.iter_unpack(raw)
+
+
+def _read_sections(read: Read, header: FileHeader) -> tuple[Section, ...]:
+    (first,) = read_section_headers(read, header, 1)
     # Where there are 0xff00 sections or more, the first header has their number and that of the names.
-    shnum, shstrndx = shnum or SHDR.unpack(first)[5], shstrndx if shstrndx < 0xFF00 else SHDR.unpack(first)[6]
+    shnum = header.shnum or first.size
+    shstrndx = header.shstrndx if header.shstrndx < 0xFF00 else first.link
     if not shstrndx < shnum <= MAX_SECTIONS:
         return ()
-    table = read(shoff, shnum * SHDR.size)
-    if len(table) < shnum * SHDR.size:
-        return ()
-    headers = list(SHDR.iter_unpack(table))
-    names_offset, names_size = headers[shstrndx][4:6]
-    names = read(names_offset, min(names_size, MAX_NAMES_BYTES))
+    headers = read_section_headers(read, header, shnum)
+    names = read(headers[shstrndx].offset, min(headers[shstrndx].size, MAX_NAMES_BYTES))
 
     def name(start: int) -> str:
         end = names.find(b"\0", start, start + 256)
         return names[start:end].decode("latin-1") if end >= 0 else ""
 
-    def rank(header: tuple[int, ...]) -> int:
-        return 0 if name(header[0]) in _WANTED else 1 if header[2] & SHF_EXECINSTR else 2
+    def rank(section: SectionHeader) -> int:
+        return 0 if name(section.name) in _WANTED else 1 if section.flags & SHF_EXECINSTR else 2
 
     if len(headers) > MAX_KEPT_SECTIONS:
         headers = sorted(headers, key=rank)[:MAX_KEPT_SECTIONS]
-    return tuple(Section(name(h[0]), h[1], h[3], h[4], h[5]) for h in headers)
+    return tuple(Section(name(h.name), h.type, h.address, h.offset, h.size) for h in headers)
 
 
 def _dynamic_sections(read: Read, segments: tuple[Segment, ...]) -> Iterator[Section]:

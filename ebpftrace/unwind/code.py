@@ -11,8 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
-from ebpftrace.unwind.code_bytes import CodeBytes, CodePlace, ReadFile
-from ebpftrace.unwind.copies import PAGE
+from ebpftrace.unwind.code_bytes import CodeBytes, CodePlace, Known, ReadFile
 from ebpftrace.unwind.returns import Instructions, Return, Value, WayBack
 
 LONGEST_FUNCTION = 1 << 14
@@ -31,19 +30,14 @@ class Code(CodeBytes):
 
     def __init__(self, places: Sequence[CodePlace], read_file: ReadFile) -> None:
         super().__init__(places, read_file)
-        self._instructions = Instructions(self.read)
-        self._calls: dict[int, bool] = {}
-        self._ways: dict[object, WayBack] = {}
-        self._entries: dict[tuple[int, int, int], Optional[Return]] = {}
+        self._instructions = Instructions(self.read, self.find_out)
+        self._calls: dict[int, Known[bool]] = {}
+        self._ways: dict[int, Known[WayBack]] = {}
+        self._entries: dict[tuple[int, int, int], Known[Optional[Return]]] = {}
 
     def follows_call(self, address: int) -> bool:
         """A call ends at ``address``, or a signal handler returns there; True where nothing can be read."""
-        if self.is_made(address - 1):
-            return self._follows_call(address)
-        if address not in self._calls:
-            self._shrink(self._calls)
-            self._calls[address] = self._follows_call(address)
-        return self._calls[address]
+        return self.find_out(self._calls, address, lambda: self._follows_call(address))
 
     def _follows_call(self, address: int) -> bool:
         if not self.contains(address - 1):
@@ -71,15 +65,7 @@ class Code(CodeBytes):
 
     def way_back(self, address: int) -> WayBack:
         """How the code at ``address`` returns."""
-        key: object = address
-        if self.is_made(address):
-            page = address - address % PAGE
-            key = address, self._made.get(page), self._made.get(page + PAGE)
-        way = self._ways.get(key)
-        if way is None:
-            self._shrink(self._ways)
-            way = self._ways[key] = self._instructions.way_back(address)
-        return way
+        return self.find_out(self._ways, address, lambda: self._instructions.way_back(address))
 
     def may_lead_to(self, return_address: int, address: int, depth: int) -> bool:
         """The call before ``return_address`` may lead to ``address``, ``depth`` bytes below its own place.
@@ -120,13 +106,11 @@ class Code(CodeBytes):
         return None if call is None or call.displacement is None else return_address + call.displacement
 
     def _entered(self, target: int, address: int, depth: int) -> Optional[Return]:
-        if self.is_made(address):
-            return self._instructions.entered(target, address, depth)
-        key = target, address, depth
-        if key not in self._entries:
-            self._shrink(self._entries)
-            self._entries[key] = self._instructions.entered(target, address, depth)
-        return self._entries[key]
+        return self.find_out(
+            self._entries,
+            (target, address, depth),
+            lambda: self._instructions.entered(target, address, depth),
+        )
 
 
 class Call(NamedTuple):

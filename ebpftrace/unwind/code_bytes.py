@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from typing import Callable, NamedTuple, Optional
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Callable, Generic, NamedTuple, Optional, TypeVar
 
 from ebpftrace.unwind.copies import PAGE, CompiledCode, MadePage
 
@@ -19,6 +20,19 @@ ReadFile = Callable[[int, int, int], bytes]
 MAX_LACKING = 64
 MAX_KEPT = 1 << 16
 """Addresses and pages of which something is kept."""
+_NO_PAGE = MadePage()
+
+Answer = TypeVar("Answer")
+Question = TypeVar("Question", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Known(Generic[Answer]):
+    """What was found out about code."""
+
+    answer: Answer
+    pages: Mapping[int, MadePage]
+    """Those of code that was made, by their addresses, which it follows from; empty if they were lacking."""
 
 
 class CodePlace(NamedTuple):
@@ -39,6 +53,8 @@ class CodeBytes(ABC):
         self._read_file = read_file
         self._pages: dict[tuple[int, int], bytes] = {}
         self._made: dict[int, MadePage] = {}
+        self._used: dict[int, MadePage] = {}
+        """Pages of ``_made`` that were read for the question that ``find_out`` answers."""
         self.lacking: set[int] = set()
         """Pages, by their addresses, that were asked for and that no file nor ``made`` has."""
 
@@ -57,6 +73,22 @@ class CodeBytes(ABC):
     def made(self, pages: Mapping[int, MadePage]) -> None:
         """Take pages (by their addresses) that a JIT compiler made, as they are now."""
         self._made.update(pages)
+        self._used = {}
+
+    def find_out(
+        self, known: dict[Question, Known[Answer]], question: Question, find: Callable[[], Answer]
+    ) -> Answer:
+        """What ``find`` answers; not asked again as long as the pages of code that it read are the same."""
+        found = known.get(question)
+        if found is None or any(self._made.get(page, _NO_PAGE) != was for page, was in found.pages.items()):
+            others, self._used = self._used, {}
+            found = Known(find(), self._used)
+            self._used = others
+            self._shrink(known)
+            known[question] = found
+        for page in found.pages:
+            self._made_page(page)
+        return found.answer
 
     def contains(self, address: int) -> bool:
         """The address lies in executable memory."""
@@ -111,7 +143,7 @@ class CodeBytes(ABC):
         return self._pages[key]
 
     def _made_page(self, address: int) -> MadePage:
-        page = self._made.get(address, MadePage())
+        page = self._used[address] = self._made.get(address, _NO_PAGE)
         if not page.content and len(self.lacking) < MAX_LACKING:
             self.lacking.add(address)
         return page

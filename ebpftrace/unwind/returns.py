@@ -30,6 +30,8 @@ from iced_x86 import (
     RegisterExt,
 )
 
+from ebpftrace.unwind.code_bytes import Known
+
 if TYPE_CHECKING:
     from iced_x86._iced_x86_py import Register as RegisterNumber
 else:
@@ -38,13 +40,14 @@ else:
 ReadCode = Callable[[int, int], bytes]
 """(address, count) -> at most count bytes of code, fewer where what can be read ends."""
 
+FindOut = Callable[[dict[int, Known[bool]], int, Callable[[], bool]], bool]
+
 MAX_INSTRUCTIONS = 2000
 """Looked at for one address."""
 _DEEPEST = 3
 """Calls within calls that are looked at to see whether they come back."""
 _LONGEST_UNDOING = 64
 """Instructions between a call and the next branch."""
-_MAX_FUNCTIONS = 1 << 14
 _CHUNK = 256
 _LONGEST_INSTRUCTION = 15
 _WORD = 8
@@ -154,10 +157,14 @@ class _Path:
 class Instructions:
     """Reads code that may be the target's; one for each set of loaded files."""
 
-    def __init__(self, code: ReadCode) -> None:
+    def __init__(self, code: ReadCode, find_out: FindOut) -> None:
+        """``find_out`` as in ``code_bytes.CodeBytes``."""
         self._code = code
+        self._find_out = find_out
         self._info = InstructionInfoFactory()
-        self._returning: dict[int, bool] = {}
+        self._returning: dict[int, Known[bool]] = {}
+        self._entered: set[int] = set()
+        """Called functions that are being looked at."""
 
     def way_back(self, address: int) -> WayBack:
         """How the code at ``address`` returns."""
@@ -239,18 +246,21 @@ class Instructions:
 
     def _returns(self, function: int, depth: int) -> bool:
         """Whether a called function may come back; exit() does not, nor what calls it last."""
-        if depth > _DEEPEST:
+        if depth > _DEEPEST or function in self._entered:
             return True
-        if function not in self._returning:
-            if len(self._returning) >= _MAX_FUNCTIONS:
-                self._returning.clear()
-            self._returning[function] = True  # of itself, while it is looked at
-            self._returning[function] = any(
+
+        def comes_back() -> bool:
+            return any(
                 instruction is None
                 or instruction.flow_control in (FlowControl.RETURN, FlowControl.INDIRECT_BRANCH)
                 for _, instruction in self._follow(function, {Register.RSP}, depth)
             )
-        return self._returning[function]
+
+        self._entered.add(function)
+        try:
+            return self._find_out(self._returning, function, comes_back)
+        finally:
+            self._entered.remove(function)
 
     def _follow(
         self, start: int, kept: set[RegisterNumber], depth: int = 0

@@ -326,6 +326,50 @@ def test_made_code_says_how_it_returns_while_it_can_be_read() -> None:
     assert find(MADE + 0x1007, *words, bp=77, readable=False) == CallerNotFound(End.NO_TABLE)
 
 
+def code_made_of(*pages: str) -> Code:
+    """Code that begins at MADE, page by page; an empty one has not been read yet."""
+    code = Code([CodePlace(MADE, MADE + len(pages) * PAGE, None, 0)], lambda *_: b"")
+    code.made({MADE + number * PAGE: page_of(text) for number, text in enumerate(pages)})
+    return code
+
+
+def page_of(text: str) -> MadePage:
+    raw = bytes.fromhex(text)
+    return MadePage(raw.ljust(PAGE, b"\xcc") if raw else b"")
+
+
+def caller_in(code: Code, ip: int, *words: int) -> Caller | CallerNotFound:
+    memory = struct.pack(f"<{len(words)}Q", *words)
+    return find_caller(StackFrame(registers(ip), Copied(STACK, memory), exact=False), [], code)
+
+
+def test_what_made_code_says_is_asked_again_when_any_of_its_pages_is_another() -> None:
+    """The code at the beginning of the second page jumps back to the end of its function, on the first."""
+    calls, jumps_back = "ffd0 4883c410 c3", "ffd0 e9fbefffff"
+    words = (7, MADE + 2, MADE + 2)
+    code = code_made_of("", jumps_back)
+    assert caller_in(code, MADE + PAGE + 2, *words) == CallerNotFound(End.NO_TABLE)
+    assert code.lacking == {MADE}
+    code.made({MADE: page_of(calls.replace("10", "08"))})
+    assert place(caller_in(code, MADE + PAGE + 2, *words))[1] == STACK + 16
+    code.made({MADE: page_of(calls)})
+    assert place(caller_in(code, MADE + PAGE + 2, *words))[1] == STACK + 24
+
+
+def test_a_made_function_comes_back_as_it_is_now() -> None:
+    """The code at the beginning calls a function of the second page, and then returns."""
+    calls, exits, returns = "ffd0 e8f90f0000 4883c410 c3", "b83c000000 0f05", "c3"
+    words = (7, 7, MADE + 2)
+    code = code_made_of(calls, exits)
+    without_caller = caller_in(code, MADE + 2, *words)
+    assert isinstance(without_caller, Caller)
+    assert without_caller.outermost
+    code.made({MADE + PAGE: page_of(returns)})
+    called = caller_in(code, MADE + 2, *words)
+    assert isinstance(called, Caller)
+    assert not called.outermost
+
+
 @pytest.mark.parametrize("way", [0x2406, 0x2412, 0x2442])
 def test_code_that_a_jvm_compiled_has_frames_of_the_size_that_it_says(way: int) -> None:
     """Whether it loops for ever, takes its frame off next, or makes another call with an argument."""

@@ -277,12 +277,27 @@ class ModuleHistory:
             bias = None if stored is None else load_bias(stored.headers, vma.start, 0, vma.size)
         elif vma.inode:
             stored = self._files.add(file_key(vma), lambda: open_mapped_file(self._pid, vma))
+            if stored is None and (known := self._known(vma)):
+                return known
             bias = None if stored is None else load_bias(stored.headers, vma.start, vma.offset, vma.size)
         else:
             return _made(vma)
         if stored is None or bias is None:
             return _without_file(vma)
         return CodeRange(vma.start, vma.end, vma.path, stored.id, bias, vma.offset)
+
+    def _known(self, vma: Vma) -> Optional[CodeRange]:
+        """The code of a mapping whose file can't be opened, as the process has just exited, but was before.
+
+        The file may then have had another key: on overlayfs before Linux 6.8, maps has another device than
+        the kernel's struct file that the BPF program reports.
+        """
+        known = self._layouts[-1].find(vma.start) if self._layouts else None
+        if known is None or known.file is None or known.path != vma.path:
+            return None
+        if known.offset - known.start != vma.offset - vma.start:
+            return None
+        return known._replace(start=vma.start, end=vma.end, offset=vma.offset)
 
 
 def _made(vma: Vma) -> CodeRange:

@@ -122,6 +122,33 @@ def test_refresh_of_a_process_that_is_gone_changes_nothing() -> None:
     assert history.at(0) == Layout(())
 
 
+def test_a_reading_of_a_process_that_exits_meanwhile_does_not_lose_known_files() -> None:
+    """As on overlayfs before Linux 6.8, maps has another device than the BPF program: it is opened anew."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    files, root = FileStore(), own_root()
+    library = next(vma for vma in read_maps(os.getpid()) if "libc.so" in vma.path and "x" in vma.perms)
+    history = ModuleHistory(pid, files, root)
+    history.mapped(library, 10)
+    known = history.at(10).find(library.start)
+    assert known is not None
+    assert known.file is not None
+    by_maps = library._replace(device="ff:ff")
+    assert not history.refresh(20, [by_maps])
+    assert history.at(None).find(library.start) == known
+    # Other code at the same place is not taken for it.
+    for other in (by_maps._replace(path="/other"), by_maps._replace(offset=library.offset + 4096)):
+        assert history.refresh(30, [other])
+        found = history.at(None).find(library.start)
+        assert found is not None
+        assert found.file is None
+        history.mapped(library, 40)
+    os.close(root)
+    files.close()
+
+
 def own_auxv() -> dict[int, int]:
     words = struct.iter_unpack("=QQ", Path("/proc/self/auxv").read_bytes())
     return dict(words)

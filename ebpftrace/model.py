@@ -572,6 +572,8 @@ class Orphan(NamedTuple):
     """Resident bytes, including huge TLB pages, which the RSS of a process does not count."""
     guard: Optional[int] = None
     """Bytes at its low end without access (the guard page), None where unknown."""
+    swap: int = 0
+    """Bytes of it that are in swap, 0 where unknown."""
 
 
 class AcceptedBy(Enum):
@@ -608,17 +610,20 @@ class Sums(NamedTuple):
     """Bytes."""
     rss: Optional[int] = None
     """Resident bytes; None if they are known for none."""
+    swap: int = 0
+    """Bytes in swap."""
 
     @classmethod
     def of(cls, orphans: Iterable[Orphan], more: Optional[Sums] = None) -> Sums:
         """The sums of these orphans, and ``more``."""
-        number, size, rss = more or cls()
+        number, size, rss, swap = more or cls()
         for orphan in orphans:
             number += 1
             size += orphan.outstanding.mapping.size
             if orphan.rss is not None:
                 rss = (rss or 0) + orphan.rss
-        return cls(number, size, rss)
+            swap += orphan.swap
+        return cls(number, size, rss, swap)
 
 
 class Unlisted(NamedTuple):
@@ -696,6 +701,11 @@ class Finding:
         if self.unlisted.all.rss is not None:
             known.append(self.unlisted.all.rss)
         return sum(known) if known else None
+
+    @cached_property
+    def swap(self) -> int:
+        """Bytes of the orphans that are in swap."""
+        return self.unlisted.all.swap + sum(orphan.swap for orphan in self.orphans)
 
     @cached_property
     def older(self) -> Sums:

@@ -77,7 +77,7 @@ def subtract(whole: Interval, unmapped: Iterable[Interval]) -> tuple[Interval, .
 
 
 class Resident(NamedTuple):
-    """How much of a mapping is in memory, and how large its guard is."""
+    """How much of a mapping is in memory and in swap, and how large its guard is."""
 
     rss: Optional[int]
     """Bytes, including huge TLB pages; None if it is not known for any part."""
@@ -86,19 +86,21 @@ class Resident(NamedTuple):
 
     A guard set by MADV_GUARD_INSTALL (glibc 2.42) is not a mapping of its own in /proc.
     """
+    swap: int = 0
+    """Bytes in swap; 0 if that is not known."""
 
 
 class Residence:
     """How much of each mapping is resident, by /proc/PID/smaps.
 
-    The kernel may have merged several mappings into one area; each gets its share of the area's RSS.  The
-    position of the last answer is kept, so that asking in ascending order needs no search.
+    The kernel may have merged several mappings into one area; each gets its share of the area's RSS and swap.
+    The position of the last answer is kept, so that asking in ascending order needs no search.
     """
 
     def __init__(self, vmas: Vmas) -> None:
         self._vmas = vmas
         self._next = 0
-        self._known: dict[tuple[Optional[int], Optional[int]], Resident] = {}
+        self._known: dict[Resident, Resident] = {}
 
     def of(self, mapping: Mapping) -> Resident:
         """The figures of one mapping; equal results share one object."""
@@ -106,6 +108,7 @@ class Residence:
         pieces = mapping.pieces
         first = pieces[0].start
         rss = guard = None
+        swap = 0
         at = self._next
         for start, end in pieces:
             if at == len(kinds) or not starts[at] <= start < ends[at]:
@@ -116,8 +119,11 @@ class Residence:
                 if kind.rss is not None:
                     resident = kind.rss + kind.huge
                     rss = (rss or 0) + resident * (high - low) // (area_end - area_start)
+                if kind.swap:
+                    swap += kind.swap * (high - low) // (area_end - area_start)
                 if kind.guard and low == first:
                     guard = high - low
                 at += 1
         self._next = at
-        return self._known.get((rss, guard)) or self._known.setdefault((rss, guard), Resident(rss, guard))
+        figures = Resident(rss, guard, swap)
+        return self._known.setdefault(figures, figures)

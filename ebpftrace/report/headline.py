@@ -301,9 +301,14 @@ def _bytes(findings: Sequence[Finding]) -> int:
 
 
 def title(findings: Sequence[Finding]) -> str:
-    """Findings of one verdict in figures, as far as known: ``27,840 stacks, 272.0 GiB, RSS 217.5 MiB``."""
+    """Findings of one verdict in figures, as far as known: ``27,840 stacks, 272.0 GiB, RSS 217.5 MiB``.
+
+    Where some of it is in swap, ``, 12.0 MiB in swap`` follows.
+    """
     number = sum(finding.count for finding in findings)
     known = [finding.rss for finding in findings if finding.rss is not None]
     things = plural(number, "stack" if findings[0].verdict.of_stacks else "mapping")
     resident = f", RSS {size(sum(known))}" if known else ""
-    return f"{things}, {size(_bytes(findings))}{resident}"
+    swapped = sum(finding.swap for finding in findings)
+    in_swap = f", {size(swapped)} in swap" if swapped else ""
+    return f"{things}, {size(_bytes(findings))}{resident}{in_swap}"

@@ -114,6 +114,7 @@ def finding_object(finding: Finding) -> dict[str, Any]:
         "count": finding.count,
         "bytes": finding.size,
         "rss_bytes": finding.rss,
+        "swap_bytes": finding.swap,
         "bytes_per_minute": finding.bytes_per_minute,
         "period_seconds": finding.period,
         "batch": finding.batch,

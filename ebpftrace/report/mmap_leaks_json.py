@@ -182,7 +182,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def _sums(sums: Sums) -> dict[str, Optional[int]]:
-    return {"count": sums.number, "bytes": sums.size, "rss_bytes": sums.rss}
+    return {"count": sums.number, "bytes": sums.size, "rss_bytes": sums.rss, "swap_bytes": sums.swap}
 
 
 def _command(command: Optional[CommandEnd]) -> Optional[dict[str, Any]]:
@@ -263,7 +263,7 @@ def _row(orphan: Orphan, owners: _Owners) -> str:
 
     Written by hand: a report may have a hundred thousand, and the encoder takes three times as long.
     """
-    (mapping, owner, owned_by, _, _), rss, guard = orphan
+    (mapping, owner, owned_by, _, _), rss, guard, swap = orphan
     pieces, made_at, mapper, prot, flags, _, _, made, _, file = mapping
     start, end = pieces[0].start, pieces[-1].end
     extent = _range(start, end)
@@ -273,7 +273,7 @@ def _row(orphan: Orphan, owners: _Owners) -> str:
         size, parts = mapping.size, ", ".join(f"{{{_range(*piece)}}}" for piece in pieces)
     return (
         f'{{{extent}, "bytes": {size}, "rss_bytes": {_NULL if rss is None else rss}, '
-        f'"guard_bytes": {_NULL if guard is None else guard}, "pieces": [{parts}], '
+        f'"swap_bytes": {swap}, "guard_bytes": {_NULL if guard is None else guard}, "pieces": [{parts}], '
         f'"made_bytes": {made.end - made.start if made else _NULL}, '
         f'"file": {_quoted(file) if file else _NULL}, '
         f'"prot": {_NULL if prot is None else prot}, "flags": {_NULL if flags is None else flags}, '

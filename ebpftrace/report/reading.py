@@ -379,7 +379,12 @@ def _unlisted(value: Any) -> Unlisted:
 
 
 def _sums(source: dict[str, Any]) -> Sums:
-    return Sums(_whole(source["count"]), _whole(source["bytes"]), _maybe(source, "rss_bytes", _whole))
+    return Sums(
+        _whole(source["count"]),
+        _whole(source["bytes"]),
+        _maybe(source, "rss_bytes", _whole),
+        _or(source, "swap_bytes", _whole, 0),
+    )
 
 
 def _site(source: dict[str, Any]) -> Site:
@@ -456,7 +461,12 @@ def _orphan(source: dict[str, Any]) -> Orphan:
     )
     owned_by = _maybe(source, "owned_by", lambda value: _choice(OwnedBy, value))
     outstanding = Outstanding(mapping, _owner(source), owned_by, None)
-    return Orphan(outstanding, _maybe(source, "rss_bytes", _whole), _maybe(source, "guard_bytes", _whole))
+    return Orphan(
+        outstanding,
+        _maybe(source, "rss_bytes", _whole),
+        _maybe(source, "guard_bytes", _whole),
+        _or(source, "swap_bytes", _whole, 0),
+    )
 
 
 def _piece(value: Any) -> Interval:

@@ -154,7 +154,7 @@ findings = st.builds(
     advice=names,
     before_attach=st.booleans(),
     orphans=st.lists(
-        st.builds(Orphan, outstandings, _optional(_bytes), _optional(_bytes)), min_size=1, max_size=3
+        st.builds(Orphan, outstandings, _optional(_bytes), _optional(_bytes), _bytes), min_size=1, max_size=3
     ).map(tuple),
     bytes_per_minute=st.none() | st.floats(-1e15, 1e15),
     stack=stacks,

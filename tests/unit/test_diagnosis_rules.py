@@ -54,6 +54,8 @@ from ebpftrace.model import (
     Verdict,
     Vma,
 )
+from ebpftrace.procfs.maps import parse_smaps
+from ebpftrace.report.headline import title
 from ebpftrace.vmas import Vmas
 
 GROWING = [5.0, 15.0, 25.0, 35.0, 45.0, 55.0]
@@ -707,11 +709,31 @@ def test_leaks_come_first_then_bytes():
     assert [(f.leak, f.size) for f in findings] == [(True, 3 * 40960), (False, 1 << 30), (False, 1 << 20)]
 
 
+def test_what_is_in_swap_is_counted_by_smaps():
+    """A stack that was swapped out has no RSS."""
+    worker = orphaned(1, size=0x3000, start=0x7F0000000000, site=5)
+    smaps = b"""7f0000000000-7f0000003000 rw-p 00000000 00:00 0
+Size:                 12 kB
+Rss:                   0 kB
+Swap:                  8 kB
+SwapPss:               8 kB
+VmFlags: rd wr mr mw me ac
+7f0000005000-7f0000006000 rw-p 00000000 00:00 0
+Rss:                   4 kB
+Swap:                  4 kB
+VmFlags: rd wr mr mw me ac
+"""
+    finding = only(judge([worker], READ, vmas=parse_smaps([smaps]), stack_of=one_place))
+    assert (finding.rss, finding.swap) == (0, 8192)
+    assert title([finding]).endswith("12 KiB, RSS 0 B, 8 KiB in swap")
+
+
 def test_rss_is_shared_among_mappings_the_kernel_merged():
     workers = [orphaned(1, size=4096, start=0x10000, site=5), orphaned(2, size=8192, start=0x11000, site=5)]
-    area = Vma(0x10000, 0x13000, "rw-p", 0, "00:00", 0, "", rss=12288)
+    area = Vma(0x10000, 0x13000, "rw-p", 0, "00:00", 0, "", rss=12288, swap=6144)
     finding = only(judge(workers, READ, vmas=Vmas([area]), stack_of=one_place))
     assert [orphan.rss for orphan in finding.orphans] == [4096, 8192]
+    assert [orphan.swap for orphan in finding.orphans] == [2048, 4096]
 
 
 def one_place(_site: int) -> Stack:

@@ -126,8 +126,8 @@ def test_a_report_without_most_mappings_says_the_same(report: Report, most: int,
     for held, limit in ((short, most), (read_one(saved(short, replace(ALL, most_mappings=again))), again)):
         for left, finding in zip(held.findings, whole.findings):
             assert len(left.orphans) <= limit
-            assert (left.count, left.size, left.rss, left.older) == (
-                finding.count, finding.size, finding.rss, finding.older,
+            assert (left.count, left.size, left.rss, left.swap, left.older) == (
+                finding.count, finding.size, finding.rss, finding.swap, finding.older,
             )  # fmt: skip
         assert verdict_lines(held) == verdict_lines(whole)
 

@@ -34,9 +34,9 @@ def escape(text: str) -> str:
     Every character that can act on a terminal or hide in it becomes a visible escape:
     control characters (C0, DEL, C1: ``\x1b``, ``\n``), format characters (bidirectional
     overrides, zero-width, soft hyphen: ``\u202e``), variation selectors, line and
-    paragraph separators, code points without a meaning, and bytes that are not UTF-8
-    (decoded with ``surrogateescape``: ``\xff``).  A backslash is doubled, so that the
-    result can be turned back.
+    paragraph separators, spaces other than the plain one (``\xa0``), code points without
+    a meaning, and bytes that are not UTF-8 (decoded with ``surrogateescape``: ``\xff``).
+    A backslash is doubled, so that the result can be turned back.
     """
     if text.isascii() and text.isprintable() and "\\" not in text:
         return text
@@ -60,8 +60,7 @@ def _escape_character(character: str) -> str:
 
 
 def _is_plain(character: str) -> bool:
-    category = unicodedata.category(character)
-    if category.startswith("C") or category in ("Zl", "Zp"):
+    if unicodedata.category(character).startswith(("C", "Z")) and character != " ":
         return False
     # Variation selectors change the width of the character before them, so the width would be unknown.
     return not ("\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef")

@@ -29,6 +29,7 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> None:
         ("\x9b2J\x7f", r"\x9b2J\x7f"),
         ("abc\u202etxt.exe", r"abc\u202etxt.exe"),
         ("a\u200bb\ufeff", r"a\u200bb\ufeff"),
+        ("a \xa0b\u3000", r"a \xa0b\u3000"),
         (b"caf\xe9".decode("utf-8", "surrogateescape"), r"caf\xe9"),
         (r"back\slash", r"back\\slash"),
         ("\U000e0041", r"\U000e0041"),

@@ -62,9 +62,9 @@ static __always_inline u64 python_frame(struct python_t *python)
 }
 
 /*
- * Stores the frames of the calling thread, innermost first, and their count; returns `hash` with the frames
- * mixed in.  This is done in the same loop, as the verifier would follow a second one for each possible
- * count.
+ * Stores the frames of the calling thread, innermost first, their count, and behind them the address of the
+ * next one, 0 if there is none; returns `hash` with the frames mixed in.  This is done in the same loop, as the
+ * verifier would follow a second one for each possible count.
  */
 static __always_inline u64 python_frames(struct python_t *python, struct python_frame_t *frames,
                                          u32 *count, u64 hash)
@@ -72,17 +72,19 @@ static __always_inline u64 python_frames(struct python_t *python, struct python_
     u64 frame;
 
     *count = 0;
+    frames[0].address = 0;
     if (!python->interpreters)
         return hash;
     frame = python_frame(python);
+    frames[0].address = frame;
 #pragma nounroll
     for (int i = 0; i < PYTHON_FRAMES; i++) {
-        frames[i].address = frame;
         if (!frame || read_user(&frames[i].code, 8, (void *)(frame + python->code)) ||
             read_user(&frames[i].instruction, 8, (void *)(frame + python->instruction)) ||
             read_user(&frames[i].kind, 8, (void *)(frame + python->kind)) ||
-            read_user(&frame, 8, (void *)(frame + python->caller)))
+            read_user(&frames[i + 1].address, 8, (void *)(frame + python->caller)))
             break;
+        frame = frames[i + 1].address;
         hash = mix(mix(hash, frames[i].code), frames[i].instruction);
         *count = i + 1;
     }
@@ -93,6 +95,7 @@ static __always_inline u64 python_frames(struct python_t *python, struct python_
                                          u32 *count, u64 hash)
 {
     *count = 0;
+    frames[0].address = 0;
     return hash;
 }
 #endif

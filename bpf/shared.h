@@ -281,7 +281,7 @@ struct copy_t {
     u32 has_argument;
     u64 argument
         [ARGUMENT_WORDS]; /* what the start routine's argument points to, after the word before */
-    struct python_frame_t python[PYTHON_FRAMES];
+    struct python_frame_t python[PYTHON_FRAMES + 1]; /* of the last one the address alone */
     u64 registers[REGISTER_WORDS];
     u8 memory[STACK_BYTES + STEP_BYTES];
 };

@@ -71,6 +71,7 @@ static __always_inline void send_stack(struct call_t *call, const struct pt_regs
     stack->tgid = call->tgid;
     stack->image = call->image;
     stack->python_count = 0;
+    stack->python[0].address = 0;
     python = python_of(call->image);
     if (python)
         python_frames(python, stack->python, &stack->python_count, 0);

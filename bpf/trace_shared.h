@@ -69,7 +69,7 @@ struct stack_t {
     u32 image;   /* as in traced_t */
     u32 missing; /* steps that were not in memory; bit 0 is the second step of the copy */
     u32 python_count;
-    struct python_frame_t python[PYTHON_FRAMES];
+    struct python_frame_t python[PYTHON_FRAMES + 1]; /* of the last one the address alone */
     u64 registers[sizeof(struct pt_regs) / 8];
     u8 memory[STACK_BYTES + STEP_BYTES];
 };

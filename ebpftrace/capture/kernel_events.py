@@ -16,8 +16,7 @@ from ebpftrace.capture.layout import (
     IMAGE_HEAD,
     LISTED_EVENT,
     NAME_SLOT,
-    PYTHON_FRAME,
-    PYTHON_FRAMES,
+    PYTHON_BYTES,
     REGISTER_BYTES,
     ROW_EVENT,
     SETTLED_EVENT,
@@ -30,6 +29,7 @@ from ebpftrace.capture.layout import (
     RowEvent,
     SettledEvent,
     WalkStop,
+    python_frames,
 )
 from ebpftrace.capture.snapshot import decode_name
 from ebpftrace.ledger.events import Event, Evicted, Remapped, Unmapped
@@ -150,6 +150,8 @@ class RawCopy:
     python: tuple[tuple[int, int, int, int], ...] = ()
     """Frames of Python code, innermost first: their address, code object, instruction, and who called them
     (``cpython``)."""
+    has_more_python: bool = False
+    """The outer ones are not among them."""
     missing: int = 0
     """Steps (4 KiB) that were not in memory; bit 0 is the second step of the copy."""
     argument: tuple[int, ...] = ()
@@ -249,10 +251,9 @@ def decode_copy(record: memoryview) -> tuple[int, RawCopy]:
     """Return the address space and the stack of a ``struct copy_t``."""
     head = CopyHead(*COPY_HEAD.unpack_from(record))
     first = COPY_HEAD.size + COPY_ARGUMENT.size
-    registers = first + PYTHON_FRAMES * PYTHON_FRAME.size
+    registers = first + PYTHON_BYTES
     memory = registers + REGISTER_BYTES[platform.machine()]
-    count = min(head.python_count, PYTHON_FRAMES)
-    python = record[first : first + count * PYTHON_FRAME.size]
+    python, has_more_python = python_frames(record, first, head.python_count)
     return head.space, RawCopy(
         site=head.site,
         call=CallKind(head.call),
@@ -261,7 +262,8 @@ def decode_copy(record: memoryview) -> tuple[int, RawCopy]:
         registers=bytes(record[registers:memory]),
         memory=bytes(record[memory : memory + head.size]),
         is_cut=bool(head.is_cut),
-        python=tuple(PYTHON_FRAME.iter_unpack(python)),
+        python=python,
+        has_more_python=has_more_python,
         missing=head.missing,
         argument=COPY_ARGUMENT.unpack_from(record, COPY_HEAD.size) if head.has_argument else (),
     )

@@ -435,10 +435,20 @@ ARGUMENT_WORDS = 10
 COPY_ARGUMENT = struct.Struct(f"={ARGUMENT_WORDS}Q")
 PYTHON_FRAME = struct.Struct("=4Q")
 """``struct python_frame_t``"""
+PythonFrames = tuple[tuple[int, int, int, int], ...]
 PYTHON_FRAMES = 24
 """Most Python frames that are recorded for a call; the innermost ones."""
+PYTHON_BYTES = (PYTHON_FRAMES + 1) * PYTHON_FRAME.size
+"""Of those, and of one more, of which the address alone is recorded."""
 PYTHON_THREADS = 256
 """Most threads of an interpreter that are searched for the calling one, the youngest first."""
+
+
+def python_frames(record: memoryview, first: int, count: int) -> tuple[PythonFrames, bool]:
+    """The frames of Python code in a record, from byte ``first`` on, and whether there were more of them."""
+    end = first + min(count, PYTHON_FRAMES) * PYTHON_FRAME.size
+    next_address, *_ = PYTHON_FRAME.unpack_from(record, end)
+    return tuple(PYTHON_FRAME.iter_unpack(record[first:end])), next_address != 0
 
 
 class ImageHead(NamedTuple):

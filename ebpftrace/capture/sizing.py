@@ -24,8 +24,7 @@ from ebpftrace.capture.layout import (
     NAME_SLOT,
     PATH_NAMES,
     PLACES,
-    PYTHON_FRAME,
-    PYTHON_FRAMES,
+    PYTHON_BYTES,
     REGISTER_BYTES,
     STACK_USERS,
     STEP_BYTES,
@@ -139,8 +138,7 @@ def kernel_bytes(of: Sizes, preallocated: bool, cpus: int, page: int, machine: s
     total += PLACES * ctypes.sizeof(TouchedT)
     rings = (of.event_pages, of.copy_pages, of.image_pages)
     total += sum(ring_pages(units, page) + _PAGES_OF_A_RING for units in rings) * page
-    frames = PYTHON_FRAMES * PYTHON_FRAME.size
-    copy = COPY_HEAD.size + COPY_ARGUMENT.size + frames + REGISTER_BYTES[machine]
+    copy = COPY_HEAD.size + COPY_ARGUMENT.size + PYTHON_BYTES + REGISTER_BYTES[machine]
     copy += of.stack_bytes + STEP_BYTES
     image = IMAGE_HEAD.size + IMAGE_AUXV.size + PATH_NAMES * NAME_SLOT
     of_a_call = copy + _WORDS + STEP_BYTES + ctypes.sizeof(ThreadT)

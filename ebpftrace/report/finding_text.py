@@ -213,7 +213,7 @@ def _stack(finding: Finding, width: int) -> Iterator[str]:
         yield f"#{index:<{digits}} {first}"
         yield from (" " * (digits + 2) + line for line in places)
     if not stack.complete:
-        yield "(incomplete: the callers of the last frame are not known)"
+        yield "(incomplete: not all of its frames are known)"
     if stack.source in _SOURCES:
         yield f"({_SOURCES[stack.source]})"
     if stack.note:

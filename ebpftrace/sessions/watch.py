@@ -245,6 +245,7 @@ class Watch:
                 memory=copy.memory,
                 truncated=copy.is_cut,
                 python=copy.python,
+                has_more_python=copy.has_more_python,
                 missing=copy.missing,
                 signed=signed_bytes(copy.call),
                 argument=copy.argument,

@@ -102,6 +102,8 @@ class StackCopy:
     """The copy ended at the size limit, not at the end of the stack."""
     python: tuple[tuple[int, int, int, int], ...] = ()
     """Frames of Python code, innermost first, as ``cpython.PythonCode.groups`` takes them."""
+    has_more_python: bool = False
+    """There were more: the outer ones are not among them."""
     missing: int = 0
     """Pages that could not be read and are zeros in ``memory``: bit n is for memory[first + n * PAGE], where
     ``first`` is the number of bytes in the rest of the stack pointer's own page."""

@@ -321,22 +321,26 @@ def with_python(
     groups: Sequence[Group],
     frame_at: Callable[[int], Optional[int]],
     evaluators: set[tuple[Optional[str], Optional[int]]],
-) -> tuple[Frame, ...]:
+) -> tuple[tuple[Frame, ...], bool]:
     """A stack with the Python frames that each evaluating C function runs, innermost first, behind it.
+
+    And whether all of them have a place there; those that have none are left out.
 
     ``frame_at`` is the number of the native frame that contains an address, None if it is not known.  This
     decides, as in stripped interpreters the function's part that compilers have moved elsewhere has no name.
     ``evaluators`` are the places (module and offset) in the function that were seen by this; they recognize
-    it, and its name does, where only the order is known.  Frames whose place is not known are left out.
+    it, and its name does, where only the order is known.
     """
     native = [number for number, frame in enumerate(frames) if is_native(frame)]
     behind: dict[int, list[Frame]] = {}
     last = -1
+    are_all_placed = True
     for group in groups:
         number = _next_evaluator(frames, native, last, evaluators)
         if group.entry is not None:
             number = frame_at(group.entry)
         if number is None or not last < number < len(native):
+            are_all_placed = are_all_placed and not group.frames
             continue
         last, at = number, native[number]
         behind[at] = group.frames
@@ -346,7 +350,7 @@ def with_python(
     for at, frame in enumerate(frames):
         is_unnamed = at in behind and frame.function is None
         found += [replace(frame, function=EVALUATES) if is_unnamed else frame, *behind.get(at, ())]
-    return tuple(found)
+    return tuple(found), are_all_placed
 
 
 def _next_evaluator(

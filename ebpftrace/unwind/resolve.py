@@ -61,6 +61,8 @@ _MALLOC_FLAGS = 7
 NOTE_TRUNCATED = "cut where the copy of the stack ends (see --stack-bytes)"
 NOTE_ABSENT = "cut at a page of the stack that was not in memory"
 NOTE_OTHER_STACK = "cut: the callers are on another stack, of which there is no copy"
+NOTE_PYTHON_NOT_RECORDED = "Python code may have more frames: only the innermost {count} are recorded"
+NOTE_PYTHON_NOT_PLACED = "frames of Python code are left out: which C function runs them is not known"
 NOTE_GUESSED = "is a guess, by a frame pointer in code that could not be read"
 NOTE_NO_FRAMES = "the registers are of no machine that is known here"
 
@@ -227,20 +229,26 @@ class StackResolver:
         if walk is None:
             return Unwound(Stack(note="unwinding failed on this program's files"))
         frames = self._frames(walk.pcs, layout)
-        if self._python is not None and copy.python:
-            frames = self._with_python(frames, copy, walk, self._python)
+        without_python = ""
+        if self._python is not None and (copy.python or copy.has_more_python):
+            frames, are_all_placed = self._with_python(frames, copy, walk, self._python)
+            if copy.has_more_python:
+                without_python = NOTE_PYTHON_NOT_RECORDED.format(count=len(copy.python))
+            elif not are_all_placed:
+                without_python = NOTE_PYTHON_NOT_PLACED
         until_switch = until_go_switched(frames)
         if until_switch is not None:
             stack = Stack(tuple(until_switch), False, StackSource.COPIED, NOTE_GO_SWITCHED)
             return Unwound(stack, walk.slots[: sum(map(is_native, until_switch))])
         if is_bottom_of_go(frames):
             walk = replace(walk, end=End.OUTERMOST)
-        note = _note(walk, frames, len(copy.memory))
-        return Unwound(Stack(frames, walk.complete, StackSource.COPIED, note), walk.slots)
+        note = "; ".join(filter(None, [_note(walk, frames, len(copy.memory)), without_python]))
+        is_complete = walk.complete and not without_python
+        return Unwound(Stack(frames, is_complete, StackSource.COPIED, note), walk.slots)
 
     def _with_python(
         self, frames: tuple[Frame, ...], copy: StackCopy, walk: Walk, python: cpython.PythonCode
-    ) -> tuple[Frame, ...]:
+    ) -> tuple[tuple[Frame, ...], bool]:
         extents = Extents(walk)
         sp = Registers.from_bytes(copy.registers).sp  # only copies of x86_64 have frames of Python code
         return cpython.with_python(

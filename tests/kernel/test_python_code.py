@@ -16,7 +16,9 @@ import pytest
 from harness import PATIENCE, ROOT, TARGETS, Json, Lines, Program, Tracer
 from trace_harness import TRACE
 
-SCRIPT = TARGETS / "python_calls.py"
+from ebpftrace.unwind.resolve import NOTE_PYTHON_NOT_RECORDED
+
+SCRIPT, DEEP = TARGETS / "python_calls.py", TARGETS / "python_deep.py"
 SIZE = 1 << 20
 IN_SORT = [("inner", "inner"), ("by_sort.<locals>.<lambda>", "lambda"), ("by_sort", "by_sort")]
 WAYS = {
@@ -104,6 +106,33 @@ def test_trace_shows_python_code(version: str) -> None:
     records = [json.loads(line) for line in text.splitlines()]
     counted = Counter(outcome(record["stack"]) for record in records if record.get("stack"))
     assert {way: counted[way] for way in WAYS} == WAYS
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14", "3.15"])
+def test_a_stack_that_may_have_more_python_frames_than_are_recorded_says_so(version: str) -> None:
+    with Program(interpreter(version), DEEP) as target:
+        with Tracer("-p", target.pid, "--until-interrupt", "--min-age", 0) as tracer:
+            target.run()
+            result = tracer.interrupt()
+        target.end()
+    assert result.status == 0, result.stderr
+    stacks = {finding["mappings"][0]["bytes"]: finding["stack"] for finding in result.report["findings"]}
+    of_script = {
+        size: [frame["function"] for frame in stack["frames"] if frame["file"] == str(DEEP)]
+        for size, stack in stacks.items()
+    }
+    assert of_script[3 << 20] == 10 * ["call"] + ["<lambda>"]
+    assert stacks[3 << 20]["complete"]
+    assert of_script[5 << 20] == 24 * ["call"]
+    assert not stacks[5 << 20]["complete"]
+    assert stacks[5 << 20]["note"] == NOTE_PYTHON_NOT_RECORDED.format(count=24)
+    with Program(interpreter(version), DEEP) as target:
+        with trace("-p", target.pid) as process:
+            target.run()
+            process.send_signal(signal.SIGINT)
+            text = read(process)
+        target.end()
+    assert f" > ({NOTE_PYTHON_NOT_RECORDED.format(count=24)})\n" in text
 
 
 def test_trace_shows_python_code_of_a_command_and_of_what_it_forks(tmp_path: Path) -> None:

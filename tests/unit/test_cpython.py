@@ -107,7 +107,7 @@ def nowhere(address: int) -> None:
 def test_each_call_of_the_evaluating_function_has_the_frames_that_it_runs() -> None:
     groups = [Group([INNER, OUTER], None), Group([FIRST], None)]
     found = with_python([C, RUN, C, RUN, C, RUN, C], groups, nowhere, set())
-    assert found == (C, RUN, INNER, OUTER, C, RUN, FIRST, C, RUN, C)
+    assert found == ((C, RUN, INNER, OUTER, C, RUN, FIRST, C, RUN, C), True)
 
 
 def test_the_stack_frame_with_the_mark_is_the_evaluating_function_whatever_its_name() -> None:
@@ -118,17 +118,22 @@ def test_the_stack_frame_with_the_mark_is_the_evaluating_function_whatever_its_n
     groups = [Group([INNER], 0x1000), Group([OUTER, FIRST], 0x2000)]
     frames = [C, inlined, COLD, C, COLD, C]
     found = with_python(frames, groups, {0x1000: 1, 0x2000: 3}.get, evaluators)
-    assert found == (C, inlined, named, INNER, C, named, OUTER, FIRST, C)
+    assert found == ((C, inlined, named, INNER, C, named, OUTER, FIRST, C), True)
     # The place is known from now on, also where there is no mark.
-    assert with_python([C, COLD, C], [Group([INNER], None)], nowhere, evaluators) == (C, named, INNER, C)
-    assert with_python([C, COLD, C], [Group([INNER], None)], nowhere, set()) == (C, COLD, C)
+    stripped = [C, COLD, C], [Group([INNER], None)], nowhere
+    assert with_python(*stripped, evaluators) == ((C, named, INNER, C), True)
+    assert with_python(*stripped, set()) == ((C, COLD, C), False)
 
 
 def test_python_frames_without_a_certain_place_are_left_out() -> None:
     groups = [Group([INNER], 0x1000), Group([FIRST], 0x2000)]
     stack = (C, RUN, C, RUN)
-    assert with_python(stack, groups, {0x2000: 1}.get, set()) == (C, RUN, FIRST, C, RUN)
-    assert with_python(stack, groups, {0x1000: 3, 0x2000: 1}.get, set()) == (C, RUN, C, RUN, INNER)
-    assert with_python(stack, groups, {0x1000: 9, 0x2000: 4}.get, set()) == stack
+    assert with_python(stack, groups, {0x2000: 1}.get, set()) == ((C, RUN, FIRST, C, RUN), False)
+    assert with_python(stack, groups, {0x1000: 3, 0x2000: 1}.get, set()) == ((C, RUN, C, RUN, INNER), False)
+    assert with_python(stack, groups, {0x1000: 9, 0x2000: 4}.get, set()) == (stack, False)
+    # A call that has left its last frame runs none.
+    without_frames = [Group([], 0x1000), Group([FIRST], 0x2000)]
+    assert with_python(stack, without_frames, {0x2000: 3}.get, set()) == ((C, RUN, C, RUN, FIRST), True)
     # An unnamed frame of the interpreter may be the evaluating function, so the next one is perhaps not it.
-    assert with_python((C, COLD, RUN), [Group([INNER], None)], nowhere, set()) == (C, COLD, RUN)
+    found = with_python((C, COLD, RUN), [Group([INNER], None)], nowhere, set())
+    assert found == ((C, COLD, RUN), False)

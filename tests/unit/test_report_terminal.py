@@ -180,7 +180,7 @@ def test_stacks_that_were_lost_hide_no_leak() -> None:
 
 def test_incomplete_and_unreliable_stacks_say_so() -> None:
     shown = render(reports.lossy(), View())
-    assert "(incomplete: the callers of the last frame are not known)" in shown
+    assert "(incomplete: not all of its frames are known)" in shown
     assert "(3 of 40 copies differ)" in shown
     assert "2 pieces, 12 KiB of it left" in shown
 

@@ -23,7 +23,7 @@ from ebpftrace.capture.calls.layout import (
     RecordKind,
     numbers,
 )
-from ebpftrace.capture.layout import PYTHON_FRAME, PYTHON_FRAMES, REGISTER_BYTES
+from ebpftrace.capture.layout import PYTHON_BYTES, REGISTER_BYTES, python_frames
 from ebpftrace.strace.events import CloneMemory, Ended, Event, Executed, Executes, Leaves, Returned, Text
 from ebpftrace.unwind.copies import StackCopy
 
@@ -82,8 +82,8 @@ class Decoder:
         at, tid, _, _ = HEAD.unpack_from(record)
         size, is_cut, tgid, image, missing, count = STACK_TAIL.unpack_from(record, HEAD.size)
         first = HEAD.size + STACK_TAIL.size
-        python = record[first : first + min(count, PYTHON_FRAMES) * PYTHON_FRAME.size]
-        registers = first + PYTHON_FRAMES * PYTHON_FRAME.size
+        python, has_more_python = python_frames(record, first, count)
+        registers = first + PYTHON_BYTES
         memory = registers + self._register_bytes
         copy = StackCopy(
             signature=0,
@@ -93,7 +93,8 @@ class Decoder:
             memory=bytes(record[memory : memory + size]),
             truncated=bool(is_cut),
             missing=missing,
-            python=tuple(PYTHON_FRAME.iter_unpack(python)),
+            python=python,
+            has_more_python=has_more_python,
         )
         return CopiedStack(at, tid, tgid, image, copy)
 

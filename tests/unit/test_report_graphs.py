@@ -109,6 +109,13 @@ def test_flame_graph_needs_no_network() -> None:
     assert "/*FLAMEGRAPH*/" not in page
 
 
+def test_a_flame_graph_is_whole_when_it_appears() -> None:
+    """The library's setting for this leaves out boxes that are new; how it looks, only a browser shows."""
+    page = graphs.flamegraph(reports.production())
+    settled = page.index("return transition.call(this, name).duration(0)")
+    assert page.index(".transitionDuration(0)") > settled > page.index("d3.selection.prototype.transition =")
+
+
 def test_names_in_a_flame_graph_are_data() -> None:
     report = reports.raw_clone(1)
     name = "</script><script>alert(1)</script><!--"

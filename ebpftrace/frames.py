@@ -131,12 +131,19 @@ def where(stack: Stack, width: int) -> str:
 
 
 def callers(stack: Stack) -> list[Frame]:
-    """The frames outside run-time libraries, innermost first; empty where there is no stack."""
+    """The frames outside run-time libraries, innermost first; empty where there is no stack.
+
+    Where they begin with made code that has no name, the function that it called comes first, such as the
+    JVM's ``Unsafe_AllocateMemory0``, and of the addresses only one follows: they tell a reader nothing.
+    """
     first = culprit(stack)
     if first is None:
         return []
-    after = stack.frames[stack.frames.index(first) :]
+    at = stack.frames.index(first)
+    after = stack.frames[at:]
     own = [frame for frame in after if frame.module == first.module and frame.function != _OUTERMOST]
+    if first.module == _MADE_CODE and not first.function and at and stack.frames[at - 1].function:
+        return [stack.frames[at - 1], first, *(frame for frame in own if frame.function)]
     return own or [first]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.frames import called, culprit
+from ebpftrace.frames import called, culprit, where
 from ebpftrace.model import Frame, Stack
 from ebpftrace.wrappers import (
     called_type,
@@ -151,6 +151,22 @@ def test_a_frame_without_a_name_ends_the_search() -> None:
     assert found is frames[3]
     assert called(found) == "threads.so+0x1000"
     assert culprit(Stack(frames)) is found
+
+
+@pytest.mark.parametrize(
+    ("java", "shown"),
+    [
+        ((None, "[jit]"), "Unsafe_AllocateMemory0 < [jit] 0x1000"),
+        (("Cache::fill", "[jit]"), "Cache::fill < Cache::fill"),
+    ],
+)
+def test_made_code_without_a_name_is_shown_by_what_it_called(
+    java: tuple[Optional[str], str], shown: str
+) -> None:
+    jvm = "/usr/lib/jvm/lib/server/libjvm.so"
+    frames = (*IN_LIBC, *stack(("os::malloc", jvm), ("Unsafe_AllocateMemory0", jvm), java, java))
+    assert where(Stack(frames), 100) == shown
+    assert culprit(Stack(frames)) is frames[-2]
 
 
 def test_without_a_frame_of_the_user_no_creator_is_named() -> None:

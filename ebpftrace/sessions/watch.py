@@ -110,7 +110,7 @@ class Watch:
         self._doubtful: deque[FailedCall] = deque(maxlen=_MAX_FAILED)
         """Failed calls that may have changed something."""
         self._resolve_at = 0.0
-        self._stacks = SiteStacks()
+        self._stacks = SiteStacks(engine.waiting)
         self._stack_warnings = StackWarnings()
         self.code: list[Vma] = []
         """Files that it executed when its baseline was read."""
@@ -120,6 +120,7 @@ class Watch:
         self._unconfirmed: list[Task] = []
         """Threads that were registered, and may have exited just before."""
         self._held = ExitStack()
+        self._held.callback(self._stacks.forget_waiting)
         self._resolver: Optional[StackResolver] = None
 
     def __enter__(self: Self) -> Self:

@@ -115,6 +115,14 @@ class StackCopy:
     Empty if they were not read."""
 
 
+class WaitingBytes:
+    """Bytes of the copies that wait to be unwound, of all traced processes together."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.used = 0
+
+
 FramesOf = Callable[[StackCopy, Sequence[int]], Mapping[int, Frame]]
 """Maps offsets in a copy, from the stack pointer, to the frames that contain them, if that is certain."""
 

@@ -35,6 +35,7 @@ from ebpftrace.unwind.copies import (
     MadePage,
     Pc,
     StackCopy,
+    WaitingBytes,
     Walk,
 )
 from ebpftrace.unwind.debugfiles import DebugFile, debug_files, supplements
@@ -65,6 +66,8 @@ _MAX_PAGES = 4096
 """Limit of such pages for one layout."""
 _MAX_ROUNDS = 32
 """Limit of restarts of a walk with more of that code."""
+_MAX_WAITING_BYTES = 128 << 20
+"""Limit of the copies of all processes that wait for the worker."""
 _MAX_NAME = 4096
 _MAX_FRAMES = 1 << 12
 """Limit of frames in a walk, or of names for one address; only a compromised worker returns more."""
@@ -107,6 +110,7 @@ class Engine:
         """Pages of code that the worker was sent, by layout; pages that can't be read are empty."""
         self._made_at: dict[int, float] = {}
         """When they were read."""
+        self.waiting = WaitingBytes(_MAX_WAITING_BYTES)
         self._strikes: Counter[object] = Counter()
         self._seconds: Counter[object] = Counter()
         self._frames: dict[tuple[int, Pc], tuple[Frame, ...]] = {}

@@ -22,6 +22,7 @@ from ebpftrace.unwind.copies import (
     REGISTER_NAMES,
     StackCopy,
     Unwound,
+    WaitingBytes,
     is_native,
 )
 
@@ -30,7 +31,8 @@ _IP_BYTES = slice(_WORD * REGISTER_NAMES.index("ip"), _WORD * REGISTER_NAMES.ind
 _X30_BYTES, _PC_BYTES = slice(_WORD * 30, _WORD * 31), slice(_WORD * 32, _WORD * 33)
 """Of aarch64."""
 _MAX_WAITING_BYTES = 32 << 20
-"""Limit of copies that wait to be unwound; further ones are dropped, and their site is copied again."""
+"""Limit of copies of one process that wait to be unwound; further ones are dropped, and their site is copied
+again."""
 
 _FEW = 16
 """Copies at the start of a program, when the loader maps a few libraries and malloc moves the break."""
@@ -89,7 +91,9 @@ class _Way(NamedTuple):
 class SiteStacks:
     """The stacks of one address space, as copies come in."""
 
-    def __init__(self) -> None:
+    def __init__(self, all_waiting: Optional[WaitingBytes] = None) -> None:
+        """``all_waiting`` is shared with other address spaces."""
+        self._all_waiting = all_waiting or WaitingBytes(_MAX_WAITING_BYTES)
         self.has_begun = False
         """``work`` has been called for at least one copy."""
         self.dropped_bytes = 0
@@ -111,11 +115,21 @@ class SiteStacks:
 
     def add(self, copy: StackCopy) -> None:
         """Add a copy, which ``work`` unwinds."""
-        if self._waiting_bytes + len(copy.memory) > _MAX_WAITING_BYTES:
-            self.dropped_bytes += len(copy.memory)
+        size, together = len(copy.memory), self._all_waiting
+        if self._waiting_bytes + size > _MAX_WAITING_BYTES or together.used + size > together.most:
+            self.dropped_bytes += size
             return
         self._waiting.append(copy)
-        self._waiting_bytes += len(copy.memory)
+        self._count_waiting(size)
+
+    def _count_waiting(self, added: int) -> None:
+        self._waiting_bytes += added
+        self._all_waiting.used += added
+
+    def forget_waiting(self) -> None:
+        """Forget the copies that wait: nobody asks for their stacks any more."""
+        self._waiting.clear()
+        self._count_waiting(-self._waiting_bytes)
 
     @property
     def has_little(self) -> bool:
@@ -134,7 +148,7 @@ class SiteStacks:
         self.has_begun |= bool(self._waiting)
         while self._waiting and (most is None or most > 0):
             copy = self._waiting.popleft()
-            self._waiting_bytes -= len(copy.memory)
+            self._count_waiting(-len(copy.memory))
             most = None if most is None else most - 1
             number = self._seen_before(copy, resolver)
             if number is None:

@@ -12,7 +12,7 @@ import pytest
 from ebpftrace.procfs.files import FileKey
 from ebpftrace.text import size
 from ebpftrace.unwind import stack_warnings as warnings_module
-from ebpftrace.unwind.copies import REGISTERS_SIZE, Pc, StackCopy
+from ebpftrace.unwind.copies import REGISTERS_SIZE, Pc, StackCopy, WaitingBytes
 from ebpftrace.unwind.engine import Engine
 from ebpftrace.unwind.modules import CodeRange, Layout
 from ebpftrace.unwind.resolve import StackResolver
@@ -63,6 +63,21 @@ def test_copies_that_wait_too_long_are_reported() -> None:
     assert stacks.waiting == 32
     (note,) = StackWarnings().notes(stacks.dropped_bytes)
     assert note.startswith(f"{size(28 << 20)} of stack copies dropped")
+
+
+def test_copies_of_all_processes_together_wait_in_bounded_memory() -> None:
+    together = WaitingBytes(40 << 20)
+    first, second = SiteStacks(together), SiteStacks(together)
+    for number in range(60):
+        for stacks in (first, second):
+            stacks.add(StackCopy(number, number, 1, bytes(REGISTERS_SIZE), bytes(1 << 20)))
+    assert (first.waiting, second.waiting) == (20, 20)
+    assert first.dropped_bytes == 40 << 20
+    # One of them has ended.
+    first.forget_waiting()
+    assert together.used == 20 << 20
+    second.add(StackCopy(1, 1, 1, bytes(REGISTERS_SIZE), bytes(1 << 20)))
+    assert second.waiting == 21
 
 
 def test_frames_in_files_of_no_use_are_reported(tmp_path: Path) -> None:

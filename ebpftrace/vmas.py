@@ -19,6 +19,10 @@ MEMORY_FILES = ("/memfd:", "/dev/shm/", "/SYSV", "/dev/zero", "/anon_hugepage", 
 
 An ordinary file may have such a name too, which does no harm.
 """
+UNSIZED = ("/SYSV", "/[aio]")
+"""How the kernel's names of what shmat and io_setup map begin (ipc/shm.c, fs/aio.c): they are given no size,
+and neither are shmdt and io_destroy.
+"""
 RINGS = ("anon_inode:[io_uring]", "/[aio]")
 """Rings that the kernel shares with the process (io_uring/memmap.c, fs/aio.c)."""
 

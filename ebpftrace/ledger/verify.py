@@ -13,7 +13,7 @@ from ebpftrace.callflags import MAP_GROWSDOWN
 from ebpftrace.ledger.space import is_special
 from ebpftrace.model import SIZE_UNKNOWN, Interval, Mapping
 from ebpftrace.range_set import RangeSet
-from ebpftrace.vmas import Vmas
+from ebpftrace.vmas import UNSIZED, Vmas
 
 
 class Verified(NamedTuple):
@@ -33,6 +33,23 @@ def is_sized_by_kernel(mapping: Mapping) -> bool:
     """
     prot, flags = mapping.prot or 0, mapping.flags or 0
     return bool(prot & SIZE_UNKNOWN or flags & MAP_GROWSDOWN)
+
+
+def unsized_starts(vmas: Vmas) -> frozenset[int]:
+    """Return where what shmat and io_setup mapped begins."""
+    return frozenset(
+        start for start, kind in zip(vmas.starts, vmas.kinds) if kind.path and kind.path.startswith(UNSIZED)
+    )
+
+
+def without_ended(mappings: Iterable[Mapping], segments: frozenset[int], vmas: Vmas) -> list[Mapping]:
+    """Return the mappings without those of the baseline that shmdt or io_destroy has ended since.
+
+    These calls are given no size, so only of what has a row it is known what they end.  ``segments``:
+    ``unsized_starts`` of the baseline; ``vmas``: what is mapped now.
+    """
+    ended = segments - unsized_starts(vmas)
+    return [one for one in mappings if not (one.before_attach and one.start in ended)]
 
 
 def as_shown(mappings: Iterable[Mapping], vmas: Vmas, page: int) -> list[Mapping]:

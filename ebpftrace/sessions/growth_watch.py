@@ -15,7 +15,7 @@ from ebpftrace.capture.layout import CallKind
 from ebpftrace.capture.rows import Rows
 from ebpftrace.capture.snapshot import BrkMoves, Snapshot
 from ebpftrace.capture.tracer import Tracer
-from ebpftrace.ledger.verify import as_shown, is_sized_by_kernel
+from ebpftrace.ledger.verify import as_shown, is_sized_by_kernel, unsized_starts, without_ended
 from ebpftrace.model import (
     Calls,
     Clock,
@@ -96,7 +96,9 @@ class GrowthWatch(Watch):
         self._calls: Optional[tuple[Calls, Losses, int]] = None
         """The calls, losses and pending events of the last reading."""
         self._shown: Optional[Vmas] = None
-        """/proc as last read for mappings that are ``is_sized_by_kernel``; None while there are none."""
+        """/proc as last read for mappings whose size or end no call tells; None while there are none."""
+        self._segments: frozenset[int] = frozenset()
+        """Where memory of shmat and io_setup begins that was mapped before the tracer attached."""
         self._unchanged = 0
         """Readings since then with the same calls, losses and events."""
         self._begin: Optional[_Begin] = None
@@ -119,7 +121,8 @@ class GrowthWatch(Watch):
         """Read who the target is, before anything is attached.  Raises CannotTrace."""
         self._read_target(read_maps(self.pid))
 
-    def _has_begun(self, vmas: Vmas, tracer: Tracer) -> None:  # noqa: ARG002
+    def _has_begun(self, vmas: Vmas, tracer: Tracer) -> None:
+        self._segments = unsized_starts(vmas)
         if not self._is_command:
             return
         for _ in range(_READINGS):
@@ -188,13 +191,15 @@ class GrowthWatch(Watch):
 
     def _sized(self, mappings: list[Mapping]) -> list[Mapping]:
         """Return the mappings as large as the kernel made them; after the end, as they were seen last."""
-        if not any(map(is_sized_by_kernel, mappings)):
+        if not self._segments and not any(map(is_sized_by_kernel, mappings)):
             self._shown = None
             return mappings
         if self.ended_by is None:
             with suppress(ProcessGone):
                 self._shown = read_maps(self.pid)
-        return mappings if self._shown is None else as_shown(mappings, self._shown, _PAGE)
+        if self._shown is None:
+            return mappings
+        return without_ended(as_shown(mappings, self._shown, _PAGE), self._segments, self._shown)
 
     def size(self) -> Optional[Size]:
         """Size now; None once the target is gone."""

@@ -15,13 +15,14 @@ from typing import NamedTuple, Optional, TypeVar
 from ebpftrace.callflags import MAP_GROWSDOWN
 from ebpftrace.model import Mapping, ThreadId
 from ebpftrace.size_changes.model import Change, How
+from ebpftrace.vmas import UNSIZED
 
 MadeBy = tuple[ThreadId, int]
 """Identifies a mapping: its mapper and when it was made, since a thread makes one at a time."""
 
 
-_MADE_BY = {"/SYSV": How.SHMAT, "/[aio]": How.IO_SETUP}
-"""By how the kernel's name of the memory begins (ipc/shm.c, fs/aio.c), where the call had no ``prot``."""
+_MADE_BY = dict(zip(UNSIZED, (How.SHMAT, How.IO_SETUP)))
+"""By how the kernel's name of the memory begins, where the call had no ``prot``."""
 
 _K = TypeVar("_K", bound=Hashable)
 

@@ -193,6 +193,21 @@ def test_what_is_mapped_elsewise_has_its_whole_size(mode: str, call: Optional[st
         assert sum(cause["bytes"] for cause in found) == sum(fact["length"] for fact in facts)
 
 
+def test_what_was_mapped_elsewise_before_is_seen_to_go() -> None:
+    """shmdt and io_destroy have no size, and what they end has no row."""
+    with (
+        harness.Target("elsewise", "before") as target,
+        watched(target.pid, "--until-interrupt", "--json", "-i", 3600) as growth,
+    ):
+        target.run()
+        _, summary = documents(growth.interrupt())
+    assert summary["unexplained_bytes"] == 0
+    (gone,) = summary["growth"]
+    assert (gone["call"], gone["before_attach"]) == ("munmap", True)
+    memory = summary["memory"]
+    assert gone["bytes"] == memory["virt_end"] - memory["virt_start"] < 0
+
+
 def test_break_that_moves_regularly() -> None:
     for _ in range(ATTEMPTS):
         with (

@@ -3,6 +3,7 @@
  *   shared   each thread attaches a System V segment of its own and leaves it
  *   aio      each thread sets a context of asynchronous input and output up and leaves it
  *   ended    the same as both, but each is ended by the main thread (shmdt, io_destroy)
+ *   before   one of both is there before "ready", and is ended after it
  *   down     each thread maps memory that grows down, and lets it grow
  *   huge     each thread maps a page of a file on hugetlbfs: it gets a huge one
  * The lines "mapped" tell what is left at "done"; of a context only where it begins.
@@ -96,9 +97,19 @@ static void *run(void *(*routine)(void *))
 int main(int argc, char **argv)
 {
     int count = argc > 2 ? atoi(argv[2]) : 1;
+    void *segment = NULL, *context = NULL;
 
     mode = argc > 1 ? argv[1] : "";
+    if (is("before")) {
+        segment = run(attach);
+        context = run(set_up);
+    }
     target_ready();
+    if (segment) {
+        need(!shmdt(segment));
+        need(!syscall(SYS_io_destroy, (aio_context_t)context));
+        count = 0;
+    }
     for (int i = 0; i < count; i++) {
         if (is("shared"))
             run(attach);

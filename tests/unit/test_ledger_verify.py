@@ -11,7 +11,7 @@ from ebpftrace.callflags import MAP_FIXED, MREMAP_FIXED
 from ebpftrace.ledger.effects import effects
 from ebpftrace.ledger.events import Remapped, Unmapped
 from ebpftrace.ledger.replay import Ledger
-from ebpftrace.ledger.verify import as_shown, unexplained, verify
+from ebpftrace.ledger.verify import as_shown, unexplained, unsized_starts, verify, without_ended
 from ebpftrace.model import FailedCall, Interval, Mapping, Row, ThreadId, Vma
 from ebpftrace.range_set import RangeSet
 from ebpftrace.vmas import Vmas
@@ -194,6 +194,18 @@ def test_a_mapping_is_as_large_as_the_kernel_made_it_and_has_its_file() -> None:
     ]
     assert [one.file for one in shown] == ["", "/memfd:huge (deleted)", "/memfd:huge (deleted)", "", ""]
     assert verify(shown[:4], areas, 9)[1:] == (0, 0)
+
+
+def test_a_segment_of_the_baseline_that_is_gone_is_ended() -> None:
+    before = Vmas(
+        [vma(0x1000, 0x3000, "/SYSV1 (deleted)"), vma(0x4000, 0x5000, "/[aio]"), vma(0x6000, 0x7000)]
+    )
+    segments = unsized_starts(before)
+    assert segments == {0x1000, 0x4000}
+    stood = Ledger(before).outstanding([])
+    now = Vmas([vma(0x1000, 0x2000), vma(0x4000, 0x5000, "/[aio]")])
+    left = without_ended(stood, segments, now)
+    assert [one.start for one in left] == [0x4000, 0x6000]  # what else is gone has events
 
 
 def test_what_no_mapping_explains_is_named_by_proc() -> None:

@@ -30,12 +30,14 @@ from ebpftrace.capture.layout import (
     SettledEvent,
     WalkStop,
     python_frames,
+    signed_bytes,
 )
 from ebpftrace.capture.snapshot import decode_name
 from ebpftrace.ledger.events import Event, Evicted, Remapped, Unmapped
 from ebpftrace.model import FailedCall, Interval, Row, ThreadId
 from ebpftrace.nptl.final import Listed
 from ebpftrace.procfs.files import FileKey
+from ebpftrace.unwind.copies import StackCopy
 
 _FAILED_CALL, _FAILED_ERROR = 32, 40  # bits of flags (bpf/mappings.h, call_failed)
 _END_DIES = 1  # bpf/walk.h
@@ -133,31 +135,6 @@ class Awaited:
     address: int
 
 
-@dataclass(frozen=True)
-class RawCopy:
-    """Registers and stack of a thread at a call, as the kernel copied them."""
-
-    site: int
-    call: CallKind
-    at: int
-    """``made_at`` of the mapping, ``started_at`` of the created thread, or the exit of the brk call."""
-    tid: int
-    """The thread that made the call."""
-    registers: bytes
-    memory: bytes
-    is_cut: bool
-    """The copy ended at its size limit, not at the end of the stack."""
-    python: tuple[tuple[int, int, int, int], ...] = ()
-    """Frames of Python code, innermost first: their address, code object, instruction, and who called them
-    (``cpython``)."""
-    has_more_python: bool = False
-    """The outer ones are not among them."""
-    missing: int = 0
-    """Steps (4 KiB) that were not in memory; bit 0 is the second step of the copy."""
-    argument: tuple[int, ...] = ()
-    """As in ``StackCopy``."""
-
-
 KernelEvent = Union[
     Event,
     FailedCall,
@@ -247,26 +224,28 @@ def decode_image(record: memoryview) -> tuple[int, Union[ImageExecuted, ImageMap
     return head.space, ImageMapped(file, area, head.offset, head.tid, head.at)
 
 
-def decode_copy(record: memoryview) -> tuple[int, RawCopy]:
-    """Return the address space and the stack of a ``struct copy_t``."""
+def decode_copy(record: memoryview) -> tuple[int, CallKind, StackCopy]:
+    """Return the address space, the call and the stack of a ``struct copy_t``."""
     head = CopyHead(*COPY_HEAD.unpack_from(record))
     first = COPY_HEAD.size + COPY_ARGUMENT.size
     registers = first + PYTHON_BYTES
     memory = registers + REGISTER_BYTES[platform.machine()]
     python, has_more_python = python_frames(record, first, head.python_count)
-    return head.space, RawCopy(
-        site=head.site,
-        call=CallKind(head.call),
+    call = CallKind(head.call)
+    copy = StackCopy(
+        signature=head.site,
         at=head.at,
         tid=head.tid,
         registers=bytes(record[registers:memory]),
         memory=bytes(record[memory : memory + head.size]),
-        is_cut=bool(head.is_cut),
+        truncated=bool(head.is_cut),
         python=python,
         has_more_python=has_more_python,
         missing=head.missing,
+        signed=signed_bytes(call),
         argument=COPY_ARGUMENT.unpack_from(record, COPY_HEAD.size) if head.has_argument else (),
     )
+    return head.space, call, copy
 
 
 def _listed(event: ListedEvent) -> Listed:

@@ -14,7 +14,6 @@ from ebpftrace.capture import tables
 from ebpftrace.capture.exits import MissedExits
 from ebpftrace.capture.kernel_events import (
     KernelEvent,
-    RawCopy,
     Settled,
     decode_copy,
     decode_event,
@@ -27,6 +26,7 @@ from ebpftrace.capture.layout import (
     MAX_SPACES,
     NAME_BYTES,
     SPACE_SHIFT,
+    CallKind,
     LibcKeyT,
     LibcT,
     LibraryT,
@@ -54,6 +54,7 @@ from ebpftrace.model import Interval
 from ebpftrace.nptl.final import LibcFile
 from ebpftrace.procfs.files import FileKey
 from ebpftrace.procfs.tasks import Task
+from ebpftrace.unwind.copies import StackCopy
 from ebpftrace.vmas import Vmas
 
 _MAX_WAITING_BYTES = 64 << 20
@@ -67,14 +68,14 @@ _EVERYWHERE = Interval(0, 1 << ADDRESS_BITS)
 class Tracer:
     """The attached programs, tracing some address spaces; a context manager.
 
-    ``on_event(space, event)`` and ``on_copy(space, copy)`` are called from ``poll``.
+    ``on_event(space, event)`` and ``on_copy(space, call, copy)`` are called from ``poll``.
     """
 
     def __init__(
         self,
         loading: Loading,
         on_event: Callable[[int, KernelEvent], None],
-        on_copy: Callable[[int, RawCopy], None],
+        on_copy: Callable[[int, CallKind, StackCopy], None],
     ) -> None:
         """Wait until the programs are attached; ``loading`` detaches them.  Raises CannotTrace."""
         self._on_event = on_event

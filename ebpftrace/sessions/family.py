@@ -14,14 +14,14 @@ from ebpftrace.capture.kernel_events import (
     ImageExecuted,
     ImageMapped,
     KernelEvent,
-    RawCopy,
     Settled,
 )
-from ebpftrace.capture.layout import NO_SPACE
+from ebpftrace.capture.layout import NO_SPACE, CallKind
 from ebpftrace.capture.tracer import Tracer
 from ebpftrace.model import EndedBy, Processes, Vma
 from ebpftrace.procfs.target import ExitedTarget, Target, hold
 from ebpftrace.sessions.watch import Watch, vma_of
+from ebpftrace.unwind.copies import StackCopy
 
 AnyWatch = TypeVar("AnyWatch", bound=Watch)
 
@@ -113,11 +113,11 @@ class Family(Generic[AnyWatch]):
         if main is None:
             watch.handle(event, tracer)
 
-    def keep_copy(self, space: int, copy: RawCopy) -> None:
+    def keep_copy(self, space: int, call: CallKind, copy: StackCopy) -> None:
         """Store the stack of a call."""
         watch = self._watches.get(space)
         if watch is not None:
-            watch.keep_copy(copy)
+            watch.keep_copy(call, copy)
 
     def living(self) -> list[AnyWatch]:
         """Return the watches of processes that have not ended."""

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Optional, Union
 
-from ebpftrace.capture.kernel_events import RawCopy
 from ebpftrace.capture.layout import CallKind
 from ebpftrace.capture.rows import Rows
 from ebpftrace.capture.snapshot import BrkMoves, Snapshot
@@ -37,6 +36,7 @@ from ebpftrace.sessions.watch import Watch
 from ebpftrace.size_changes.causes import Group, Names, Place, group, regular
 from ebpftrace.size_changes.model import MAKING, Change, How, Regular, SiteGrowth, Size, Step, Summary
 from ebpftrace.size_changes.outstanding import OutstandingNow, changes, outstanding_now
+from ebpftrace.unwind.copies import StackCopy
 from ebpftrace.unwind.engine import Engine
 from ebpftrace.vmas import Vmas
 
@@ -144,14 +144,14 @@ class GrowthWatch(Watch):
         stood = outstanding_now(mappings, begin.brk_by_thread, begin.brk_by_site, {})
         return Moment(begin.size, stood, now.snapshot)
 
-    def keep_copy(self, copy: RawCopy) -> None:
+    def keep_copy(self, call: CallKind, copy: StackCopy) -> None:
         """Take in the stack of a call."""
-        if copy.call is CallKind.BRK:
-            self._brk_calls.append((copy.site, copy.at))
-            callers = self._brk_callers.setdefault(copy.site, set())
+        if call is CallKind.BRK:
+            self._brk_calls.append((copy.signature, copy.at))
+            callers = self._brk_callers.setdefault(copy.signature, set())
             if len(callers) < _CALLERS:
                 callers.add(copy.tid)
-        super().keep_copy(copy)
+        super().keep_copy(call, copy)
 
     def unwind(self, most: int) -> None:
         """Unwind the oldest ``most`` of the stacks that have come."""

@@ -22,10 +22,12 @@ from ebpftrace.procfs.target import Target
 from ebpftrace.sessions.interrupts import Interrupts, readable
 
 if TYPE_CHECKING:
-    from ebpftrace.capture.kernel_events import KernelEvent, RawCopy
+    from ebpftrace.capture.kernel_events import KernelEvent
+    from ebpftrace.capture.layout import CallKind
     from ebpftrace.capture.tracer import Tracer
     from ebpftrace.sessions.family import Family
     from ebpftrace.sessions.watch import Watch
+    from ebpftrace.unwind.copies import StackCopy
     from ebpftrace.unwind.engine import Engine
 
 _IDLE_SECONDS = 1.0
@@ -88,12 +90,12 @@ def open_tracer(
         if watch is not None:
             watch.handle(event, tracer)
 
-    def on_copy(space: int, copy: RawCopy) -> None:
+    def on_copy(space: int, call: CallKind, copy: StackCopy) -> None:
         watch = by_space.get(space)
         if watch is not None:
-            watch.keep_copy(copy)
+            watch.keep_copy(call, copy)
         elif family is not None:
-            family.keep_copy(space, copy)
+            family.keep_copy(space, call, copy)
 
     tracer = Tracer(loading, on_event, on_copy)
     return tracer

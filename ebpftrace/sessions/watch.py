@@ -19,11 +19,10 @@ from ebpftrace.capture.kernel_events import (
     ImageMapped,
     KernelEvent,
     ListedAtEnd,
-    RawCopy,
     Settled,
     Walked,
 )
-from ebpftrace.capture.layout import CODE_REST_NS, signed_bytes
+from ebpftrace.capture.layout import CODE_REST_NS, CallKind
 from ebpftrace.capture.registration import confirm, preload, register_threads
 from ebpftrace.capture.snapshot import Snapshot
 from ebpftrace.capture.tracer import Tracer, code_ranges
@@ -235,23 +234,9 @@ class Watch:
         elif not isinstance(event, (ListedAtEnd, Walked, Awaited, Settled)):  # of the end, and of others
             self._ledger.apply(event)
 
-    def keep_copy(self, copy: RawCopy) -> None:
+    def keep_copy(self, _call: CallKind, copy: StackCopy) -> None:
         """Store the stack of a call."""
-        self._stacks.add(
-            StackCopy(
-                signature=copy.site,
-                at=copy.at,
-                tid=copy.tid,
-                registers=copy.registers,
-                memory=copy.memory,
-                truncated=copy.is_cut,
-                python=copy.python,
-                has_more_python=copy.has_more_python,
-                missing=copy.missing,
-                signed=signed_bytes(copy.call),
-                argument=copy.argument,
-            )
-        )
+        self._stacks.add(copy)
 
     def housekeep(self, tracer: Tracer, crowded: bool, checks_end: bool = True) -> bool:
         """Do between polls what events made necessary; if ``checks_end``, find out whether the target has

@@ -93,8 +93,10 @@ class StackCopy:
 
     signature: int
     at: int
-    """CLOCK_MONOTONIC nanoseconds."""
+    """CLOCK_MONOTONIC nanoseconds: ``made_at`` of the mapping, ``started_at`` of the created thread, or the
+    exit of the brk call."""
     tid: int
+    """The thread that made the call."""
     registers: bytes
     """``struct pt_regs``, of the machine's size; its stack pointer is the address of memory[0]."""
     memory: bytes

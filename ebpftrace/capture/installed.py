@@ -192,10 +192,6 @@ class Installed:
         """Whether the source has this program."""
         return program in self._compiled
 
-    def detach(self, tracepoint: str) -> None:
-        """Detach the program that ``attach`` attached to this tracepoint."""
-        os.close(self._events.pop(tracepoint))
-
     def close(self) -> None:
         """Detach all programs, drop all tables; may be called again."""
         for descriptors in (self._events, self.programs, self.tables):

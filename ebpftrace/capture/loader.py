@@ -33,7 +33,7 @@ from ebpftrace.capture.tracepoints import has_tracepoint
 from ebpftrace.errors import CannotTrace
 from ebpftrace.libc import give_back_memory
 from ebpftrace.own_process import raise_file_limit
-from ebpftrace.procfs.hostmemory import require_memory
+from ebpftrace.procfs.hostmemory import huge_page_bytes, require_memory
 from ebpftrace.procfs.namespaces import own_pid_namespace
 from ebpftrace.syscall_numbers import numbers
 
@@ -69,7 +69,7 @@ def this_machine() -> tuple[Machine, bool]:
     page = os.sysconf("SC_PAGE_SIZE")
     machine = Machine(
         page=page,
-        huge_page=_huge_page(),
+        huge_page=huge_page_bytes(),
         cpus=os.sysconf("SC_NPROCESSORS_CONF"),
         nr_clone=calls["clone"],
         nr_clone3=calls["clone3"],
@@ -284,15 +284,6 @@ def _started(
         installed.close()
         raise
     return installed
-
-
-def _huge_page() -> int:
-    """Return the default huge page size in bytes (proc(5), meminfo: Hugepagesize)."""
-    with open("/proc/meminfo", encoding="ascii") as meminfo:  # noqa: PTH123 - read line by line
-        for line in meminfo:
-            if line.startswith("Hugepagesize:"):
-                return int(line.split()[1]) * 1024
-    return 2 << 20
 
 
 class Loading:

@@ -33,6 +33,11 @@ def read_meminfo() -> dict[str, int]:
         raise CannotTrace(f"cannot read {_MEMINFO}: {error.strerror}") from None
 
 
+def huge_page_bytes() -> int:
+    """The default size of a huge page (proc(5), meminfo: Hugepagesize).  Raises ``CannotTrace``."""
+    return read_meminfo().get("Hugepagesize", 2 << 20)
+
+
 def parse_meminfo(text: bytes) -> dict[str, int]:
     """Figures from the text of /proc/meminfo; lines of another form are left out."""
     figures = {}

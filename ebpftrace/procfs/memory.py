@@ -11,8 +11,7 @@ reads, so a process gets copies of its own of all pages that it has shared with 
 from __future__ import annotations
 
 import os
-from types import TracebackType
-from typing import Optional, Protocol
+from typing import Protocol
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.procfs.access import require_address_space, task_dir, through_live_task
@@ -57,12 +56,7 @@ class Memory:
     def __enter__(self) -> Memory:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import select
 import struct
-from types import TracebackType
 from typing import Optional
 
 from ebpftrace.elf import CLASS_32, EM_X86_64, MAGIC
@@ -47,12 +46,7 @@ class Target:
     def __enter__(self) -> Target:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def fileno(self) -> int:

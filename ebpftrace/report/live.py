@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Optional, TextIO
 
 from rich.console import Console, Group
@@ -50,12 +49,7 @@ class LiveView:
         self._draw(lambda live: live.start())
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._draw(lambda live: live.stop())
         self._live = None
 

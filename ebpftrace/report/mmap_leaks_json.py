@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from importlib import resources
 from typing import Any, Optional
 
 from ebpftrace import __version__
@@ -31,7 +30,6 @@ from ebpftrace.report.view import Selection, View, select, shortened
 from ebpftrace.text import without_surrogates
 
 SCHEMA = "ebpftrace.mmap-leaks/1"
-_SCHEMA_FILE = "mmap-leaks-1.json"
 
 _ROWS_AT_ONCE = 1000
 """How many mappings have their texts in memory at once: a finding may have a hundred thousand."""
@@ -77,13 +75,6 @@ def render_all(reports: Sequence[Report], processes: Processes, view: View) -> I
         yield from parts
         yield last.rstrip("\n")
     yield "]}\n"
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of the object, as shipped with the package."""
-    text = (resources.files(__package__) / "schema" / _SCHEMA_FILE).read_text(encoding="utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
 
 
 def _begun(members: dict[str, Any], array: str) -> str:

@@ -43,7 +43,6 @@ class Selection:
     """Findings that are known to the user, of either kind."""
     hidden: tuple[Finding, ...]
     """Findings that the view leaves out."""
-    hidden_threads: tuple[ThreadTotal, ...]
     left_out: LeftOut
     """These in figures, with what a saved report had left out before."""
 
@@ -130,7 +129,6 @@ def select(report: Report, view: View) -> Selection:
         accepted=tuple(accepted[: view.top]),
         threads=tuple(totals[:rows]),
         hidden=tuple(hidden),
-        hidden_threads=tuple(totals[rows:]),
         left_out=_added(report.left_out, hidden, totals[rows:]),
     )
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from types import TracebackType
-from typing import Optional
 
 from ebpftrace.model import Holder, ReadState, ThreadLists
 from ebpftrace.nptl import read_thread_lists
@@ -57,12 +55,7 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._held.close()
 
     @property

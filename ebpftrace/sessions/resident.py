@@ -15,7 +15,7 @@ from ebpftrace import frames
 from ebpftrace.capture.faults import Fault
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Interval, MallocFree, Stack
-from ebpftrace.procfs.hostmemory import read_meminfo
+from ebpftrace.procfs.hostmemory import huge_page_bytes
 from ebpftrace.procfs.malloc import find_heaps
 from ebpftrace.procfs.malloc_free import free_memory
 from ebpftrace.procfs.maps import read_maps, read_smaps
@@ -43,7 +43,6 @@ _MAX_PLACES = 10_000
 """How many places are counted separately; faults of further ones are counted together, without a stack."""
 _MAX_PATH = 64
 """Frames that tell one place from another."""
-_HUGE_PAGE = 2 << 20
 _MAIN_STACK = "[stack]"
 
 
@@ -78,7 +77,7 @@ class ResidentWatch:
         self._watch = watch
         self._period = period
         self._page = os.sysconf("SC_PAGE_SIZE")
-        self._huge_page = read_meminfo().get("Hugepagesize", _HUGE_PAGE)
+        self._huge_page = huge_page_bytes()
         self._kept: dict[int, _Kept] = {}
         """By page number, in the order of time."""
         self._scale = 1

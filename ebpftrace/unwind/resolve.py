@@ -8,7 +8,6 @@ import select
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from types import TracebackType
 from typing import Optional
 
 from ebpftrace.defaults import MAX_STACK_BYTES
@@ -103,12 +102,7 @@ class StackResolver:
     def __enter__(self) -> StackResolver:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

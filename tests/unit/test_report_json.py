@@ -5,6 +5,7 @@ import json
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta
+from importlib import resources
 from typing import Any
 
 import jsonschema
@@ -17,7 +18,7 @@ from ebpftrace.model import CommandEnd, Processes, Report, StackSource, Verdict
 from ebpftrace.report import json_parts, mmap_leaks_json
 from ebpftrace.report.view import View
 
-SCHEMA = mmap_leaks_json.schema()
+SCHEMA = json.loads((resources.files("ebpftrace.report") / "schema" / "mmap-leaks-1.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(
     SCHEMA, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
 )

@@ -10,12 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from ebpftrace.capture.kernel_events import ImageExecuted, RawCopy, Settled
+from ebpftrace.capture.kernel_events import ImageExecuted, Settled
 from ebpftrace.capture.layout import CallKind
 from ebpftrace.model import TargetInfo
 from ebpftrace.procfs.files import FileKey
 from ebpftrace.sessions.family import Image
 from ebpftrace.sessions.watch import Watch
+from ebpftrace.unwind.copies import StackCopy
 from ebpftrace.unwind.engine import Engine
 
 PROGRAM = ImageExecuted(FileKey("00:1f", 7, "/srv/finale"), os.getpid(), {}, 50)
@@ -58,9 +59,9 @@ def test_the_name_is_of_the_program_that_made_the_address_space(
 
 def test_the_copies_of_all_processes_wait_in_the_same_room() -> None:
     engine = Engine()
-    copy = RawCopy(site=1, call=CallKind.MMAP, at=1, tid=1, registers=b"", memory=bytes(100), is_cut=False)
+    copy = StackCopy(signature=1, at=1, tid=1, registers=b"", memory=bytes(100))
     with Child("one", "/one", engine) as one, Child("two", "/two", engine) as two:
-        one.keep_copy(copy)
-        two.keep_copy(copy)
+        one.keep_copy(CallKind.MMAP, copy)
+        two.keep_copy(CallKind.MMAP, copy)
         assert engine.waiting.used == 200
     assert engine.waiting.used == 0

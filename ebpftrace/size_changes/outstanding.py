@@ -67,17 +67,17 @@ def outstanding_now(
         key = (mapping.mapper, mapping.made_at)
         so_far = made.get(key)
         size = mapping.size + (so_far.size if so_far else 0)
-        grows_by = How.FAULT if (mapping.flags or 0) & MAP_GROWSDOWN else How.MREMAP
-        made[key] = OutstandingBytes(size, mapping.site, _made_by(mapping), grows_by)
+        made[key] = OutstandingBytes(size, mapping.site)
+        if mapping.prot is None:
+            made[key] = made[key]._replace(made_by=_made_by(mapping))
+        elif (mapping.flags or 0) & MAP_GROWSDOWN:
+            made[key] = made[key]._replace(grows_by=How.FAULT)
     return OutstandingNow(made, before_attach, brk_by_thread, brk_by_site, brk_callers)
 
 
 def _made_by(mapping: Mapping) -> How:
-    if mapping.prot is None and mapping.file:
-        for start, how in _MADE_BY.items():
-            if mapping.file.startswith(start):
-                return how
-    return How.MMAP
+    """Return the call that made a mapping without ``prot``."""
+    return next((how for start, how in _MADE_BY.items() if mapping.file.startswith(start)), How.MMAP)
 
 
 def changes(before: OutstandingNow, after: OutstandingNow) -> list[Change]:

@@ -138,6 +138,84 @@ def test_ruby(engine: Engine, tmp_path: Path) -> None:
     assert stacks[2].complete or "further up the stack" in stacks[2].note, stacks[2].note
 
 
+def test_fortran(engine: Engine, tmp_path: Path) -> None:
+    need("gfortran")
+    source = tmp_path / "app.f90"
+    source.write_text(
+        "module of\ncontains\n  recursive subroutine deep(further)\n    integer, intent(in) :: further\n"
+        "    real(8), allocatable, save :: kept(:)\n"
+        f"    if (further == 0) allocate(kept({(FIRST_PAGES * 4096 - 64) // 8}))\n"
+        "    if (further > 0) call deep(further - 1)\n  end subroutine\nend module\n"
+        "program app\n  use of\n  call deep(3)\nend program\n"
+    )
+    subprocess.run(["gfortran", "-O0", "-J", tmp_path, "-o", tmp_path / "app", source], check=True)
+    stack = stacks_of(engine, [str(tmp_path / "app")])[0]
+    assert stack.complete, stack.note
+    names = physical(stack)
+    assert names[names.index("__of_MOD_deep") :][:6] == [*4 * ["__of_MOD_deep"], "MAIN__", "main"]
+
+
+def test_ocaml(engine: Engine, tmp_path: Path) -> None:
+    need("ocamlopt")
+    source = tmp_path / "app.ml"
+    source.write_text(
+        f"let[@inline never] inner () = Bytes.create {FIRST_PAGES * 4096}\n"
+        "let[@inline never] middle () = Bytes.length (inner ())\n"
+        "let[@inline never] outer i = i + middle ()\n"
+        "let () = List.iter (fun i -> ignore (1 + outer i)) [1]\n"
+    )
+    subprocess.run(["ocamlopt", "-o", tmp_path / "app", source], check=True, cwd=tmp_path)
+    chains = []
+    for caught in catch([str(tmp_path / "app")], limit=COPIED, every=True):
+        with StackResolver(caught.pid, engine) as resolver:
+            stack = resolver.resolve(caught.copy)
+        assert stack.complete, (stack.note, physical(stack))
+        chains.append([name.rstrip("_0123456789") for name in physical(stack)])
+    inside = next(names for names in chains if "camlApp__inner" in names)
+    assert inside[inside.index("camlApp__inner") :][:7] == [
+        "camlApp__inner", "camlApp__middle", "camlApp__outer", "camlApp__fun", "camlStdlib__List__iter",
+        "camlApp__entry", "caml_program",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("program", "ways"),
+    [
+        ("lua5.4", ["lua_pcallk", "lua_callk", "lua_resume"]),
+        ("php", ["zend_execute", "zend_call_function", "zend_call_function"]),
+    ],
+)
+def test_stripped_interpreters(engine: Engine, tmp_path: Path, program: str, ways: list[str]) -> None:
+    """Their functions map memory from the program, from C code and in a coroutine."""
+    need(program)
+    script = tmp_path / "app"
+    script.write_text(_INTERPRETED[program])
+    stacks = stacks_of(engine, [program, str(script)])
+    assert sorted(stacks) == [1, 2, 3]
+    for site, way in enumerate(ways, 1):
+        assert stacks[site].complete, (stacks[site].note, physical(stacks[site]))
+        assert way in physical(stacks[site])
+
+
+_INTERPRETED = {
+    "lua5.4": f"""
+        local kept = {{}}
+        local function map(site) kept[site] = string.rep("x", ({FIRST_PAGES} + site) * 4096 - 256) end
+        local function outer(site) map(site); return site end
+        outer(1)
+        string.gsub("x", ".", function() outer(2) end)
+        coroutine.wrap(function() outer(3) end)()
+    """,
+    "php": f"""<?php
+        function map($site) {{ return str_repeat("x", ({FIRST_PAGES} + $site) * 4096 - 256); }}
+        function outer($site) {{ return map($site); }}
+        $kept = [outer(1), array_map("outer", [2])];
+        $fiber = new Fiber(function () use (&$kept) {{ $kept[] = outer(3); }});
+        $fiber->start();
+    """,
+}
+
+
 def test_optimized_code_of_v8(engine: Engine, tmp_path: Path) -> None:
     """V8 writes no unwind tables, and its optimized code ends in exits that are followed by data."""
     need("node")

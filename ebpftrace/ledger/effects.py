@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
+from ebpftrace.addresses import IntervalMap, RangeSet
 from ebpftrace.callflags import MAP_FIXED, MREMAP_FIXED
 from ebpftrace.ledger.events import Event, Remapped, Unmapped
-from ebpftrace.ledger.intervals import IntervalMap
 from ebpftrace.model import FailedCall, Interval
-from ebpftrace.range_set import RangeSet
 
 _MAX_GAPS = 1000
 """Limit for one call: its arguments may name any range."""

@@ -9,9 +9,9 @@ from itertools import chain
 from operator import itemgetter
 from typing import NamedTuple, Optional, Union
 
+from ebpftrace.addresses import RangeSet, isolated
 from ebpftrace.ledger.effects import effects
 from ebpftrace.ledger.events import Event, Evicted, Remapped, Unmapped
-from ebpftrace.ledger.intervals import isolated
 from ebpftrace.ledger.space import BEFORE_ALL, RowKey, RowOrigin, Space, row_key, whole_mapping
 from ebpftrace.model import (
     FailedCall,
@@ -24,7 +24,6 @@ from ebpftrace.model import (
     ThreadStart,
     Vma,
 )
-from ebpftrace.range_set import RangeSet
 
 Step = tuple[int, Union[Row, Unmapped, Remapped, ThreadStart]]
 """One change of the address space, after its position in time: nanoseconds * KINDS + kind."""

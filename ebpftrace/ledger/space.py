@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple, Optional
 
+from ebpftrace.addresses import IntervalMap, extend
 from ebpftrace.ledger.events import Remapped
-from ebpftrace.ledger.intervals import IntervalMap, extend
 from ebpftrace.model import Interval, Mapping, Row, ThreadId, Vma
 from ebpftrace.vmas import HEAP
 

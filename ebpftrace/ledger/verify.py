@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Optional
 
+from ebpftrace.addresses import RangeSet
 from ebpftrace.callflags import MAP_GROWSDOWN
 from ebpftrace.ledger.space import is_special
 from ebpftrace.model import SIZE_UNKNOWN, Interval, Mapping
-from ebpftrace.range_set import RangeSet
 from ebpftrace.vmas import UNSIZED, Vmas
 
 

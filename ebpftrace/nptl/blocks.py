@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Optional
 
+from ebpftrace.addresses import RangeSet
 from ebpftrace.model import Interval
 from ebpftrace.nptl.lists import Layout, Lists
 from ebpftrace.nptl.struct_pthread import Descriptor
 from ebpftrace.procfs.memory import Readable
-from ebpftrace.range_set import RangeSet
 from ebpftrace.vmas import Vmas
 
 _SEARCHED = 256

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, TypeVar, Union
 
+from ebpftrace.addresses import RangeSet
 from ebpftrace.capture.kernel_events import (
     Awaited,
     CodeMapped,
@@ -37,7 +38,6 @@ from ebpftrace.procfs.namespaces import inner_number
 from ebpftrace.procfs.status import read_target_info
 from ebpftrace.procfs.target import ExitedTarget, Target, refuse_32_bit
 from ebpftrace.procfs.tasks import Listed, Task, listed_tasks
-from ebpftrace.range_set import RangeSet
 from ebpftrace.text import plural
 from ebpftrace.unwind.copies import StackCopy
 from ebpftrace.unwind.engine import Engine

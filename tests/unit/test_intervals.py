@@ -8,7 +8,7 @@ from typing import Optional
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebpftrace.ledger.intervals import IntervalMap, isolated
+from ebpftrace.addresses import IntervalMap, isolated
 
 SIZE = 24
 bounds = st.integers(0, SIZE)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ebpftrace.addresses import RangeSet
 from ebpftrace.callflags import MAP_FIXED, MREMAP_FIXED
 from ebpftrace.ledger.effects import effects
 from ebpftrace.ledger.events import Remapped, Unmapped
 from ebpftrace.ledger.replay import Ledger
 from ebpftrace.ledger.verify import as_shown, unexplained, unsized_starts, verify, without_ended
 from ebpftrace.model import FailedCall, Interval, Mapping, Row, ThreadId, Vma
-from ebpftrace.range_set import RangeSet
 from ebpftrace.vmas import Vmas
 
 THREAD = ThreadId(11, 1)

@@ -54,8 +54,8 @@ _LONGER = "trace longer: a leak will show as growth"
 
 
 def _is_applications(case: Case) -> bool:
-    if case.facts.listed_thread is not None:
-        return case.facts.listed_thread.user_stack or case.facts.listed_thread.detached
+    if case.facts.listed is not None:
+        return case.facts.listed.user_stack or case.facts.listed.detached
     if case.facts.cached or not case.facts.is_stack:
         return False
     return case.facts.origin is Origin.APPLICATION and fills_mapping(case.outstanding)
@@ -79,9 +79,9 @@ def _state(case: Case, context: Context) -> State:
 
 
 def _kind(case: Case) -> _Kind:
-    listed_thread = case.facts.listed_thread
-    if listed_thread is not None:
-        return _Kind.BARE_EXIT if listed_thread.detached else _Kind.UNJOINED
+    listed = case.facts.listed
+    if listed is not None:
+        return _Kind.BARE_EXIT if listed.detached else _Kind.UNJOINED
     return _Kind.APPLICATION if _is_applications(case) else _Kind.ANY
 
 

@@ -31,6 +31,8 @@ from ebpftrace.model import (
 )
 from ebpftrace.text import plural
 
+_LISTED_SITE: SiteKey = ("listed",)
+"""The site of threads that the trace knows nothing of."""
 _DESCRIPTOR = 4096
 """Bytes at the top of a stack that contain the C library's thread descriptor: 2,304 in glibc on x86-64."""
 
@@ -49,11 +51,20 @@ def may_be_lost(mapping: Mapping) -> bool:
     return bool(flags & (MAP_ANONYMOUS | MAP_SHARED))
 
 
+class Listed(NamedTuple):
+    """What glibc's lists of stacks in use say about an exited thread, and about many others as well."""
+
+    start_routine: int
+    user_stack: bool
+    """As in ``ListedThread``; so is ``detached``."""
+    detached: bool
+
+
 class Facts(NamedTuple):
     """What is known about an orphan besides the mapping itself; equal orphans share one object."""
 
-    listed_thread: Optional[ListedThread]
-    """The exited thread that glibc's lists of stacks in use name for it; None unless the lists were READ."""
+    listed: Optional[Listed]
+    """The exited thread that glibc's lists name for it; None unless the lists were READ."""
     exited_at: Optional[int]
     before_attach: bool
     """The owner exited before attach, so the time is unknown."""
@@ -86,6 +97,8 @@ class Case(NamedTuple):
     facts: Facts
     began_at: Optional[int]
     """When it was mapped; for a stack from before attach, when its last owner was created on it."""
+    descriptor: Optional[int] = None
+    """Address of the descriptor, which is the handle, of the thread in ``facts.listed``."""
     reach: Optional[Reach] = None
     """What the search found; None if it was not searched for."""
 
@@ -96,19 +109,18 @@ class Case(NamedTuple):
         glibc's lists alone decide about a cached stack and that of a detached thread, and memory that a live
         thread runs on is in use.
         """
-        listed_thread = self.facts.listed_thread
-        if self.facts.cached or self.facts.occupant or (listed_thread is not None and listed_thread.detached):
+        facts, pieces = self.facts, self.outstanding.mapping.pieces
+        if facts.cached or facts.occupant or (facts.listed is not None and facts.listed.detached):
             return None
-        if listed_thread is not None:
-            return Suspect(self.mapping.pieces, listed_thread.descriptor)
-        pieces = self.mapping.pieces
-        if not self.facts.is_stack:
+        if self.descriptor is not None:
+            return Suspect(pieces, self.descriptor)
+        if not facts.is_stack:
             return Suspect(pieces)
-        if self.facts.by_clone:
+        if facts.by_clone:
             # clone takes the address just above the stack, which may be the only one the creator stores.
             return Suspect(pieces, reservation=Interval(self.mapping.start, self.mapping.end + 1))
         low = max(pieces[-1].start, pieces[-1].end - _DESCRIPTOR)
-        return Suspect(pieces, silent=Interval(low, pieces[-1].end), joined=self.facts.joined)
+        return Suspect(pieces, silent=Interval(low, pieces[-1].end), joined=facts.joined)
 
     @property
     def mapping(self) -> Mapping:
@@ -173,6 +185,8 @@ class _Builder:
         }
         self._mapped: dict[tuple[Optional[int], bool, str, Union[int, SiteKey]], Facts] = {}
         """Shared facts of orphans that are not stacks."""
+        self._unowned: dict[tuple[Listed, bool, str], Facts] = {}
+        """Shared facts of exited threads of which the trace saw nothing."""
         self._residence = Residence(evidence.vmas)
         self._unplaced = 0
 
@@ -223,7 +237,7 @@ class _Builder:
             occupant = self._occupants.first_in((area,)) or ""
             site: SiteKey = ("stack-shaped", area.size)
             facts = Facts(
-                listed_thread=None,
+                listed=None,
                 exited_at=None,
                 before_attach=True,
                 is_stack=True,
@@ -295,8 +309,32 @@ class _Builder:
             earlier = self._earlier.get(older.listed_thread.descriptor)
             before_attach = owner is None and earlier is not None and earlier.exited
         outstanding = Outstanding(mapping, owner, OwnedBy.RUNS_ON_IT, None, run)
-        exited_at = owner.exited_at if owner is not None else None
-        return self._case(outstanding, older.listed_thread, exited_at, before_attach)
+        if owner is None:
+            return self._unowned_case(outstanding, older.listed_thread, before_attach)
+        return self._case(outstanding, older.listed_thread, owner.exited_at, before_attach)
+
+    def _unowned_case(
+        self, outstanding: Outstanding, listed_thread: ListedThread, before_attach: bool
+    ) -> Case:
+        """As ``_case``, for a thread of which the trace saw nothing.  There may be a hundred thousand."""
+        mapping = outstanding.mapping
+        listed = _listed(listed_thread)
+        occupant = self._occupants.first_in(mapping.pieces) or ""
+        similar = listed, before_attach, occupant
+        facts = self._unowned.get(similar)
+        if facts is None:
+            facts = self._unowned[similar] = Facts(
+                listed=listed,
+                exited_at=None,
+                before_attach=before_attach,
+                is_stack=True,
+                cached=False,
+                occupant=occupant,
+                origin=_origin_of(listed),
+                site=_LISTED_SITE,
+                stack=NO_STACK,
+            )
+        return Case(outstanding, self._residence.of(mapping), facts, None, listed_thread.descriptor)
 
     def _last_run(self, older: _OlderStack) -> Optional[Outstanding]:
         """The clone call, seen by the trace, that put an exited thread on this stack."""
@@ -331,7 +369,7 @@ class _Builder:
         origin = self._origin(outstanding, listed_thread)
         site, stack = self._sites.of(outstanding)
         if listed_thread is not None and site[0] == "shape":
-            site = ("listed",)
+            site = _LISTED_SITE
         by_clone = raw_clone(outstanding, self._evidence.tgid)
         joined = (
             listed_thread is None
@@ -340,7 +378,7 @@ class _Builder:
             and not by_clone
         )
         facts = Facts(
-            listed_thread=listed_thread,
+            listed=_listed(listed_thread) if listed_thread is not None else None,
             exited_at=exited_at,
             before_attach=before_attach,
             is_stack=True,
@@ -352,7 +390,8 @@ class _Builder:
             by_clone=by_clone,
             joined=joined,
         )
-        return Case(outstanding, in_memory, facts, began_at)
+        descriptor = listed_thread.descriptor if listed_thread is not None else None
+        return Case(outstanding, in_memory, facts, began_at, descriptor)
 
     def _facts_of_mapped(
         self, outstanding: Outstanding, exited_at: Optional[int], before_attach: bool, occupant: str
@@ -364,7 +403,7 @@ class _Builder:
         if facts is None:
             site, stack = self._sites.of(outstanding)
             facts = self._mapped[similar] = Facts(
-                listed_thread=None,
+                listed=None,
                 exited_at=exited_at,
                 before_attach=before_attach,
                 is_stack=False,
@@ -378,9 +417,17 @@ class _Builder:
 
     def _origin(self, outstanding: Outstanding, listed_thread: Optional[ListedThread]) -> Origin:
         if listed_thread is not None:
-            return Origin.APPLICATION if listed_thread.user_stack else Origin.LIBC
+            return _origin_of(_listed(listed_thread))
         mapped_from = self._sites.stack(outstanding.mapping.site)
         return stack_origin(outstanding, mapped_from, self._libc, self._evidence.tgid)
+
+
+def _listed(thread: ListedThread) -> Listed:
+    return Listed(thread.start_routine, thread.user_stack, thread.detached)
+
+
+def _origin_of(listed: Listed) -> Origin:
+    return Origin.APPLICATION if listed.user_stack else Origin.LIBC
 
 
 def _exit_seen(outstanding: Outstanding, listed_thread: Optional[ListedThread]) -> Optional[int]:

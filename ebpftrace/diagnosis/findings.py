@@ -61,7 +61,7 @@ def finding_of(group: Group, context: Context) -> Finding:
         batch = 1 if interval is None else _batch(exits)
     evidence += _exited(before, len(cases), exits, context) + _regularity(interval, batch)
     sites = _sites(cases)
-    routine = first.listed_thread.start_routine if first.listed_thread is not None else None
+    routine = first.listed.start_routine if first.listed is not None else None
     return Finding(
         verdict=judgement.verdict,
         leak=judgement.leak and not group.conflict,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple, Optional, TypeVar
 
 from ebpftrace.model import Interval, Mapping
@@ -32,6 +32,8 @@ class RangeIndex(Generic[T]):
 
     def overlapping(self, wanted: Interval) -> list[tuple[Interval, T]]:
         """The entries that share a byte with ``wanted``, ascending."""
+        if not self._entries:
+            return []
         first = bisect_right(self._starts, wanted.start)
         if first and self._entries[first - 1][0].end > wanted.start:
             first -= 1
@@ -63,8 +65,10 @@ class PointIndex:
         return None
 
 
-def subtract(whole: Interval, unmapped: Iterable[Interval]) -> tuple[Interval, ...]:
+def subtract(whole: Interval, unmapped: Sequence[Interval]) -> tuple[Interval, ...]:
     """``whole`` without ``unmapped`` (ascending, disjoint)."""
+    if not unmapped and whole.start < whole.end:
+        return (whole,)
     left = []
     start = whole.start
     for hole in unmapped:

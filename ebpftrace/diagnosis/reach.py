@@ -42,7 +42,7 @@ def state_of(case: Case, context: Context) -> State:
         return State.UNKNOWN
     if not case.reach.lost:
         return State.KEPT
-    is_hidden = case.facts.listed_thread is None and context.search.hidden
+    is_hidden = case.facts.listed is None and context.search.hidden
     return State.UNKNOWN if is_hidden or context.overlooked else State.LOST
 
 
@@ -75,11 +75,14 @@ def doubts(context: Context) -> list[str]:
     return [] if context.search.complete else [f"not proved: {gap}" for gap in context.search.gaps]
 
 
-def stale_kinds(states: Iterable[tuple[Hashable, State]]) -> frozenset[Hashable]:
-    """Kinds of which so many orphans are lost that references to the others must be stale copies."""
+def stale_kinds(states: Iterable[tuple[Hashable, State, int]]) -> frozenset[Hashable]:
+    """Kinds of which so many orphans are lost that references to the others must be stale copies.
+
+    ``states`` are the numbers of orphans by kind and state.
+    """
     counts: dict[Hashable, Counter[State]] = {}
-    for kind, state in states:
-        counts.setdefault(kind, Counter())[state] += 1
+    for kind, state, number in states:
+        counts.setdefault(kind, Counter())[state] += number
     return frozenset(
         kind
         for kind, number in counts.items()
@@ -145,6 +148,6 @@ def searched(context: Context) -> str:
 
 def why_unknown(search: Search, case: Case) -> str:
     """Say in one clause why the search can't decide."""
-    if case.facts.listed_thread is None and search.hidden and search.searches:
+    if case.facts.listed is None and search.hidden and search.searches:
         return search.hidden
     return "; ".join(search.gaps) or "the memory of the process was not searched"

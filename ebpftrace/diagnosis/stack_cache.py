@@ -34,7 +34,7 @@ def cache_limit(context: Context) -> int:
 def _may_be_cached(case: Case, context: Context) -> bool:
     return (
         case.facts.is_stack
-        and case.facts.listed_thread is None
+        and case.facts.listed is None
         and context.libc is not Libc.MUSL
         and case.facts.origin is not Origin.APPLICATION
         and fills_mapping(case.outstanding)

@@ -34,7 +34,7 @@ from ebpftrace.diagnosis.reach import (
 from ebpftrace.diagnosis.rule import LONG_ENOUGH, Context, Judgement, Rule
 from ebpftrace.diagnosis.sites import SiteKey
 from ebpftrace.frames import called
-from ebpftrace.model import Certainty, ListedThread, Verdict
+from ebpftrace.model import Certainty, Verdict
 from ebpftrace.text import count, duration, plural
 
 _TWICE = 2
@@ -57,9 +57,9 @@ _Split = Union[State, _Ended]
 
 def claims(case: Case, context: Context) -> bool:
     """Whether the orphan is the stack of an exited thread that still has to be joined."""
-    listed_thread = case.facts.listed_thread
-    if listed_thread is not None:
-        return not listed_thread.user_stack and not listed_thread.detached
+    listed = case.facts.listed
+    if listed is not None:
+        return not listed.user_stack and not listed.detached
     return (
         context.libc is Libc.MUSL
         and case.facts.is_stack
@@ -70,10 +70,10 @@ def claims(case: Case, context: Context) -> bool:
 
 def kind_of(case: Case, context: Context) -> tuple[Optional[int], SiteKey]:
     """The start routine and the site: threads that share both should be joined in the same way."""
-    listed_thread = case.facts.listed_thread
-    if listed_thread is None:
+    listed = case.facts.listed
+    if listed is None:
         return None, case.facts.site
-    return listed_thread.start_routine, context.only_site.get(listed_thread.start_routine, case.facts.site)
+    return listed.start_routine, context.only_site.get(listed.start_routine, case.facts.site)
 
 
 def creators(case: Case, site: SiteKey) -> set[Hashable]:
@@ -90,20 +90,19 @@ def is_stale(case: Case, context: Context) -> bool:
     """Whether a handle that is still stored is a stale copy, because most threads of this kind are lost."""
     if kind_of(case, context) not in context.stale:
         return False
-    listed_thread = case.facts.listed_thread
-    return listed_thread is None or not _departed(case, context).number or _is_overdue(listed_thread, context)
+    departed = _departed(case, context)
+    return case.descriptor is None or not departed.number or _is_overdue(case.descriptor, departed, context)
 
 
 def _departed(case: Case, context: Context) -> Departed:
-    listed_thread = case.facts.listed_thread
-    return context.history.departed(listed_thread.start_routine) if listed_thread is not None else Departed()
+    listed = case.facts.listed
+    return context.history.departed(listed.start_routine) if listed is not None else Departed()
 
 
-def _is_overdue(listed_thread: ListedThread, context: Context) -> bool:
-    """Whether the thread has waited much longer than any thread with its start routine that was joined."""
-    since = context.history.since(listed_thread.descriptor)
-    longest = context.history.departed(listed_thread.start_routine).longest
-    return since is not None and context.age(since) > _TWICE * longest + context.evidence.min_age
+def _is_overdue(descriptor: int, departed: Departed, context: Context) -> bool:
+    """Whether the thread has waited much longer than those with its start routine that were joined."""
+    since = context.history.since(descriptor)
+    return since is not None and context.age(since) > _TWICE * departed.longest + context.evidence.min_age
 
 
 def _split(case: Case, context: Context) -> Hashable:
@@ -197,16 +196,17 @@ def _is_growing(cases: Sequence[Case], departed: Departed, context: Context) -> 
     """Whether the number of unjoined threads grows, and none that waited as long as they did is joined."""
     if context.window < LONG_ENOUGH or not context.keeps_growing(cases):
         return False
-    threads = [case.facts.listed_thread for case in cases if case.facts.listed_thread is not None]
+    threads = [case.descriptor for case in cases if case.descriptor is not None]
     if not threads:
         return context.outgrows(cases)
     made = sum(case.mapping.made_at is not None for case in cases)
-    unjoined_at_first = context.history.first.get(threads[0].start_routine, 0)
+    routine, _ = kind_of(cases[0], context)
+    unjoined_at_first = context.history.first.get(routine, 0) if routine is not None else 0
     if len(threads) - unjoined_at_first < made / 2:
         return False  # the new ones replace old ones
     if not departed.number:
         return True
-    overdue = sum(_is_overdue(thread, context) for thread in threads)
+    overdue = sum(_is_overdue(thread, departed, context) for thread in threads)
     return 2 * overdue >= len(threads)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Optional
@@ -50,9 +50,11 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     """Judge every orphan exactly once at the end of a trace; findings come leaks first, then by bytes."""
     collected = collect_cases(evidence)
     orphans, kept = collected.orphans, collected.kept
-    search = _search(evidence, (*orphans, *kept))
-    _take_reach(orphans, search)
-    _take_reach(kept, search)
+    suspects, kept_suspects = ([case.suspect for case in cases] for cases in (orphans, kept))
+    search = _search(evidence, (*suspects, *kept_suspects))
+    _take_reach(orphans, suspects, search)
+    _take_reach(kept, kept_suspects, search)
+    del suspects, kept_suspects
     notes = (*_lists_note(evidence), *collected.notes, *_search_notes(search))
     overlooked = is_overlooked(search.reach.values(), search)
     # The cases have it now; a hundred thousand suspects take 20 MB.
@@ -102,32 +104,33 @@ def baseline_verdict(
     return diagnose(evidence)
 
 
-def _search(evidence: Evidence, cases: Sequence[Case]) -> Search:
-    suspects = [suspect for suspect in (case.suspect for case in cases) if suspect is not None]
-    if evidence.target_exited_at is not None or not suspects:
+def _search(evidence: Evidence, suspects: Sequence[Optional[Suspect]]) -> Search:
+    wanted = [suspect for suspect in suspects if suspect is not None]
+    if evidence.target_exited_at is not None or not wanted:
         return Search()
-    return evidence.search(suspects)
+    return evidence.search(wanted)
 
 
-def _take_reach(cases: list[Case], search: Search) -> None:
+def _take_reach(cases: list[Case], suspects: Sequence[Optional[Suspect]], search: Search) -> None:
     """Add what the search found to each case; drop cases that were joined or unmapped during the search.
 
-    In place, because a list of new cases would take as much memory again.
+    ``suspects`` are those of the cases, in their order.  In place, because a list of new cases would take as
+    much memory again.
     """
-    if search.gone:
-        cases[:] = [case for case in cases if case.suspect not in search.gone]
     if search.reach:
-        for at, case in enumerate(cases):
-            suspect = case.suspect
+        reach = search.reach.get
+        for at, suspect in enumerate(suspects):
             if suspect is not None:
-                cases[at] = case._replace(reach=search.reach.get(suspect))
+                cases[at] = cases[at]._replace(reach=reach(suspect))
+    if search.gone:
+        cases[:] = [case for case, suspect in zip(cases, suspects) if suspect not in search.gone]
 
 
 def _context(evidence: Evidence, cases: Sequence[Case], search: Search, overlooked: bool) -> Context:
     exits = [
-        (case.facts.listed_thread.descriptor, case.facts.exited_at)
+        (case.descriptor, case.facts.exited_at)
         for case in cases
-        if case.facts.listed_thread is not None and case.facts.exited_at is not None
+        if case.descriptor is not None and case.facts.exited_at is not None
     ]
     context = Context(
         evidence,
@@ -139,7 +142,12 @@ def _context(evidence: Evidence, cases: Sequence[Case], search: Search, overlook
         only_site=_only_sites(cases),
     )
     context = replace(context, overflowing=overflowing_sites(cases, context))
-    states = [(_kind_of(case, context), state_of(case, context)) for case in cases]
+    numbers = Counter(map(_deciding, cases))
+    alike = {_deciding(case): case for case in cases}
+    states = (
+        (_kind_of(case, context), state_of(case, context), numbers[deciding])
+        for deciding, case in alike.items()
+    )
     return replace(context, stale=stale_kinds(states))
 
 
@@ -150,8 +158,8 @@ def _only_sites(cases: Sequence[Case]) -> dict[int, SiteKey]:
     """
     sites: dict[int, dict[SiteKey, Stack]] = defaultdict(dict)
     for case in cases:
-        if case.facts.listed_thread is not None and case.facts.stack.frames:
-            sites[case.facts.listed_thread.start_routine][case.facts.site] = case.facts.stack
+        if case.facts.listed is not None and case.facts.stack.frames:
+            sites[case.facts.listed.start_routine][case.facts.site] = case.facts.stack
     found = {}
     for routine, seen in sites.items():
         site, longest = max(seen.items(), key=lambda one: (one[1].complete, len(one[1].frames)))
@@ -194,6 +202,18 @@ def _kind_of(case: Case, context: Context) -> Hashable:
     return stack_kind(case) if case.facts.is_stack else orphaned_mapping.kind_of(case)
 
 
+def _deciding(case: Case) -> tuple[int, Optional[bool]]:
+    """What all rules decide by, the same for cases about which they decide alike.
+
+    For a thread on glibc's lists whose handle is not kept that is only its ``facts``, which are shared; there
+    may be a hundred thousand.  Whether a kept handle is a stale copy depends on more.
+    """
+    reach = case.reach
+    if case.facts.listed is not None and (reach is None or reach.lost):
+        return id(case.facts), reach is None
+    return id(case), None
+
+
 def _search_notes(search: Search) -> tuple[str, ...]:
     return tuple(f"not searched: {gap}" for gap in search.gaps) if search.reach else ()
 
@@ -211,11 +231,15 @@ def _lists_note(evidence: Evidence) -> tuple[str, ...]:
 def _grouped(cases: Sequence[Case], context: Context) -> list[Group]:
     """Group the orphans that make one finding, and let their rule judge each group."""
     groups: dict[tuple[Hashable, ...], tuple[Rule, list[Case]]] = {}
+    decided: dict[tuple[int, Optional[bool]], list[Case]] = {}
     for case in cases:
-        for rule in RULES:
-            if rule.claims(case, context):
-                break
-        groups.setdefault(_group_key(case, rule, context), (rule, []))[1].append(case)
+        deciding = _deciding(case)
+        members = decided.get(deciding)
+        if members is None:
+            rule = next(rule for rule in RULES if rule.claims(case, context))
+            _, members = groups.setdefault(_group_key(case, rule, context), (rule, []))
+            decided[deciding] = members
+        members.append(case)
     return [
         Group(members, rule.judge(members, context), conflict=bool(members[0].facts.occupant))
         for rule, members in groups.values()
@@ -224,7 +248,7 @@ def _grouped(cases: Sequence[Case], context: Context) -> list[Group]:
 
 def _group_key(case: Case, rule: Rule, context: Context) -> tuple[Hashable, ...]:
     facts = case.facts
-    routine = facts.listed_thread.start_routine if facts.listed_thread is not None else None
+    routine = facts.listed.start_routine if facts.listed is not None else None
     site = facts.site if rule.by_site else None
     before_attach = facts.before_attach
     if rule is UNJOINED:

@@ -45,13 +45,16 @@ def read_thread_lists(
     memory: Readable,
     groups: Sequence[int] = (),
     earlier: Optional[ThreadLists] = None,
+    *,
+    confirm: bool = True,
 ) -> ThreadLists:
     """Read what glibc in process ``pid`` has on its lists of thread stacks now.
 
     ``vmas`` are its mappings, ascending; ``groups`` are other thread groups in its address space.  With
-    ``earlier``, a reading of the same address space, many threads take half the time.  The initial thread is
-    left out, because glibc did not allocate its stack.  So are threads that neither live nor are marked as
-    exited; ``why`` counts them, and names whatever else is incomplete.
+    ``earlier``, a reading of the same address space, many threads take half the time; so they do without
+    ``confirm``, for a first reading that proves nothing until a later one has found the same.  The initial
+    thread is left out, because glibc did not allocate its stack.  So are threads that neither live nor are
+    marked as exited; ``why`` counts them, and names whatever else is incomplete.
 
     Raises ``CannotTrace`` if /proc can't be read, and nothing whatever the target's memory contains.
     """
@@ -59,7 +62,7 @@ def read_thread_lists(
         lists = find_lists(pid, vmas, memory)
         if isinstance(lists, Absent):
             return ThreadLists(ReadState.ABSENT, lists.why, libc=lists.libc)
-        return _Reader(pid, lists, memory, groups).read(vmas, earlier)
+        return _Reader(pid, lists, memory, groups).read(vmas, earlier, confirm)
     except ProcessGone:
         return ThreadLists(ReadState.UNSTABLE, "the process exited while its thread lists were read")
 
@@ -75,23 +78,30 @@ class _Reader:
         self._form = Format(lists, find_block_offset(lists, memory))
         self._walker = Walker(memory, self._form)
 
-    def read(self, vmas: Vmas, earlier: Optional[ThreadLists]) -> ThreadLists:
+    def read(self, vmas: Vmas, earlier: Optional[ThreadLists], confirm: bool) -> ThreadLists:
         """Read the lists, and find the mapping of each stack."""
         used, user = self._walk(self._lists.used), self._walk(self._lists.user)
         on_user = {descriptor.address for descriptor in user.descriptors}
         # A forged list may lead into the other one: no thread counts twice.
         listed = {descriptor.address: descriptor for descriptor in used.descriptors + user.descriptors}
         known = {thread.descriptor: thread for thread in earlier.threads} if earlier is not None else {}
-        classified = classify_threads(listed.values(), self._walker, self._live_tids, known)
+        classified = classify_threads(listed.values(), self._walker, self._live_tids, known, confirm)
         stacks = Mappings(vmas).stacks(descriptor for descriptor, _ in classified)
         unknown = sum(state is ThreadState.UNKNOWN for _, state in classified)
         threads = []
         for descriptor, state in classified:
             if state in _LISTED:
                 address = descriptor.address
-                thread = self._listed(descriptor, state, stacks.get(address), address in on_user)
+                stack, user_stack, exited = (
+                    stacks.get(address),
+                    address in on_user,
+                    state is ThreadState.EXITED,
+                )
                 before = known.get(address)
-                threads.append(before if before is not None and before == thread else thread)
+                if before is not None and _is_same(before, descriptor, stack, user_stack, exited):
+                    threads.append(before)
+                else:
+                    threads.append(self._listed(descriptor, stack, user_stack, exited))
         cache = read_cache(self._lists, self._memory, self._walker)
         return ThreadLists(
             state=ReadState.READ if used.complete else ReadState.UNSTABLE,
@@ -104,9 +114,8 @@ class _Reader:
         )
 
     def _listed(
-        self, descriptor: Descriptor, state: ThreadState, stack: Optional[Interval], user_stack: bool
+        self, descriptor: Descriptor, stack: Optional[Interval], user_stack: bool, exited: bool
     ) -> ListedThread:
-        exited = state is ThreadState.EXITED
         # A thread that can still be joined has neither a ``joinid`` nor, once it has exited, a ``joinstate``.
         detached = bool(descriptor.join) and self._form.detached(descriptor)
         return ListedThread(
@@ -136,6 +145,18 @@ class _Reader:
         return best
 
 
+def _is_same(
+    before: ListedThread, now: Descriptor, stack: Optional[Interval], user_stack: bool, exited: bool
+) -> bool:
+    """Whether a thread is as an earlier reading found it, which takes less than to make it again."""
+    return (
+        before.fields == now.fields
+        and before.stack == stack
+        and before.user_stack == user_stack
+        and before.exited == exited
+    )
+
+
 def _incomplete(used: Walk, user: Walk, unknown: int) -> str:
     reasons = []
     if not used.complete:
@@ -152,17 +173,20 @@ def classify_threads(
     walker: Walker,
     read_live_tids: Callable[[], frozenset[int]],
     known: Mapping[int, ListedThread] = _NONE_KNOWN,
+    confirm: bool = True,
 ) -> list[tuple[Descriptor, ThreadState]]:
     """Find the state of each thread but the initial one, whose stack glibc did not allocate.
 
     ``read_live_tids`` returns tids of the target's own PID namespace.  It is called after the descriptors
     were read, so that a thread created meanwhile counts as alive.  ``known`` are the threads of an earlier
-    reading by their descriptors.
+    reading by their descriptors; ``confirm`` is as for ``read_thread_lists``.
     """
     live = read_live_tids()
     states = _States(walker.form, live)
     classified = [
-        _classify(descriptor, walker, states, known) for descriptor in descriptors if not descriptor.main
+        _classify(descriptor, walker, states, known) if confirm else (descriptor, states[descriptor.deciding])
+        for descriptor in descriptors
+        if not descriptor.main
     ]
     for _ in range(_EXTRA_LISTINGS):
         if not any(state is ThreadState.UNKNOWN for _, state in classified):

@@ -144,11 +144,14 @@ class LeakWatch(Watch):
         """When the thread lists are read next, as ``time.monotonic`` counts."""
         self._last: Optional[ProcessSnapshot] = None
 
-    def read_beforehand(self) -> None:
-        """Read glibc's thread lists before tracing begins.  Raises CannotTrace."""
+    def read_beforehand(self, *, confirm: bool = True) -> None:
+        """Read glibc's thread lists before tracing begins.  Raises CannotTrace.
+
+        ``confirm`` is as for ``read_thread_lists``: not needed if ``verdict`` reads them again.
+        """
         read_at = time.monotonic_ns()
         vmas = read_maps(self.pid)
-        self._thread_lists = read_thread_lists_of(self.pid, vmas)
+        self._thread_lists = read_thread_lists_of(self.pid, vmas, confirm=confirm)
         self._history.add(self._thread_lists, read_at, time.monotonic_ns())
         self._read_target(vmas)
 

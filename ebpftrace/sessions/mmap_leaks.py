@@ -161,7 +161,7 @@ def run(settings: Settings, observer: Observer) -> None:
         if not command:
             with collector_off():
                 for watch in watches:
-                    watch.read_beforehand()
+                    watch.read_beforehand(confirm=is_traced)
             if not is_traced:
                 # Threads that have exited just now may be joined in the next moment: read the lists twice.
                 time.sleep(settings.min_age / 1e9)

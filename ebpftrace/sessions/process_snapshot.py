@@ -78,13 +78,22 @@ def empty_snapshot(last: Optional[ProcessSnapshot] = None) -> ProcessSnapshot:
     return gone._replace(thread_lists=last.thread_lists, lists_read_at=last.read_at)
 
 
-def read_thread_lists_of(pid: int, vmas: Vmas) -> ThreadLists:
-    """Read glibc's thread lists of the address space of a process.  Raises as ``read_snapshot``."""
-    return _read_thread_lists(pid, vmas, same_address_space(pid).tgids)
+def read_thread_lists_of(pid: int, vmas: Vmas, *, confirm: bool = True) -> ThreadLists:
+    """Read glibc's thread lists of the address space of a process.  Raises as ``read_snapshot``.
+
+    ``confirm`` is as for ``read_thread_lists``.
+    """
+    return _read_thread_lists(pid, vmas, same_address_space(pid).tgids, confirm=confirm)
 
 
 def _read_thread_lists(
-    pid: int, vmas: Vmas, groups: Sequence[int], earlier: Optional[ThreadLists] = None
+    pid: int,
+    vmas: Vmas,
+    groups: Sequence[int],
+    earlier: Optional[ThreadLists] = None,
+    *,
+    confirm: bool = True,
 ) -> ThreadLists:
+    others = [tgid for tgid in groups if tgid != pid]
     with Memory(pid) as memory:
-        return read_thread_lists(pid, vmas, memory, [tgid for tgid in groups if tgid != pid], earlier)
+        return read_thread_lists(pid, vmas, memory, others, earlier, confirm=confirm)

@@ -103,7 +103,6 @@ def run(settings: Settings, observer: Observer) -> None:
         command, targets = hold_targets(held, settings.pids, settings.command, observer.command_ended)
         pids = [target.pid for target in targets]
         sharers = one_of_each_space(pids)
-        interrupts = held.enter_context(Interrupts())
         loading = held.enter_context(
             begin_loading(
                 pids,
@@ -163,6 +162,8 @@ def run(settings: Settings, observer: Observer) -> None:
             sampler=sampler,
             fault_period=settings.fault_period if sampler is not None else None,
         )
+        # Before this, a signal ends the program: there is nothing to report, and loading takes seconds.
+        interrupts = held.enter_context(Interrupts())
         if command:
             observer.attached()
             command.go()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Optional
 
@@ -26,6 +27,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received = False
+        self._raises = False
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._before: dict[int, Any] = {}
 
@@ -48,6 +50,19 @@ class Interrupts:
         self.received = True
         os.write(self._write, b"!")
         self.release()
+        if self._raises:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Leave this block by KeyboardInterrupt at a signal: what is begun in it is not worth finishing."""
+        self._raises = True
+        try:
+            if self.received:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._raises = False
 
     def release(self) -> None:
         """Let the signals have their former effect from now on."""

@@ -53,33 +53,34 @@ def run(
     with ExitStack() as held:
         target = held.enter_context(open_target(pid))
         names = held.enter_context(_Names(pid, debuginfod))
-        if every is None:
-            with collector_off():
-                show(_look(target, names, None, History(), search).look)
-            return
-        interrupts = held.enter_context(Interrupts())
         history = History()
-        before: Optional[_Classified] = None
-        taken = 0
         due = time.monotonic()
-        while True:
-            try:
-                with collector_off():
-                    classified = _look(target, names, before, history, search)
-            except ProcessGone:
-                if before is None:
-                    raise
-                raise CannotTrace(f"process {pid} has exited after {_looks(taken)}") from None
+        with collector_off():
+            classified = _look(target, names, None, history, search)
+        if every is None:
             show(classified.look)
-            taken += 1
-            before = classified
-            if taken == count:
-                return
+            return
+        # Before this, a signal ends the program: nothing was seen.  After it, the status is that of success.
+        interrupts = held.enter_context(Interrupts())
+        show(classified.look)
+        taken = 1
+        while taken != count:
             due += every
             if _wait(target, interrupts, due):
                 if interrupts.received:
                     return
                 raise CannotTrace(f"process {pid} has exited after {_looks(taken)}")
+            try:
+                with collector_off(), interrupts.at_once():
+                    classified = _look(target, names, classified, history, search)
+            except ProcessGone:
+                raise CannotTrace(f"process {pid} has exited after {_looks(taken)}") from None
+            except KeyboardInterrupt:
+                if not interrupts.received:
+                    raise
+                return
+            show(classified.look)
+            taken += 1
 
 
 def _looks(number: int) -> str:

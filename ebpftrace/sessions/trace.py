@@ -94,7 +94,6 @@ def run(
     with ExitStack() as held:
         command, targets = hold_targets(held, settings.pids, settings.command, command_ended)
         stacks = held.enter_context(_Stacks(settings.debuginfod)) if settings.filters.stacks else None
-        interrupts = held.enter_context(Interrupts())
         tracer = held.enter_context(CallTracer(settings.filters))
         clock = read_clock()
         transcript = JsonTranscript(clock) if settings.json else Transcript(settings.style, clock)
@@ -106,6 +105,8 @@ def run(
                 _register(tracer, target)
             if stacks is not None:
                 stacks.find_python(target.pid, tracer)
+        # Before this, a signal ends the program: there is nothing to print, and loading takes seconds.
+        interrupts = held.enter_context(Interrupts())
         attached()
         if command:
             command.go()

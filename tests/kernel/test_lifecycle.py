@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import Mock
 
@@ -43,7 +44,9 @@ from harness import (
 )
 from process_helpers import gone, kernel_thread, running
 
-from ebpftrace.sessions import maps, mmap_leaks
+from ebpftrace.errors import CannotTrace
+from ebpftrace.sessions import growth, maps, mmap_leaks, trace
+from ebpftrace.vmas import Vmas
 
 BPF_CALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 BPF_GET_FD_BY_ID = {"prog": 13, "map": 14}
@@ -154,6 +157,48 @@ def test_signals_end_at_once_what_reads_a_single_moment(monkeypatch: pytest.Monk
         settings = mmap_leaks.Settings(pids=[target.pid], duration=0, min_age=0)
         mmap_leaks.run(settings, Mock(report=report))
     assert handlers == [signal.SIG_DFL, signal.SIG_DFL]
+
+
+def test_a_signal_ends_maps_in_the_middle_of_a_later_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 71,000 unjoined threads one look takes seconds."""
+    monkeypatch.setattr("ebpftrace.own_process.is_claimed", lambda: True)
+    read_smaps, finished = maps.read_smaps, []
+
+    def read(pid: int) -> Vmas:
+        if finished:
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("it goes on")
+        return read_smaps(pid)
+
+    monkeypatch.setattr(maps, "read_smaps", read)
+    with Target("orphans", "kept", 3) as target:
+        maps.run(target.pid, 0.0, None, finished.append)
+    assert len(finished) == 1
+
+
+@pytest.mark.parametrize(
+    ("session", "settings", "observers"),
+    [
+        (growth, {"interval": 1.0, "duration": 1.0}, 1),
+        (mmap_leaks, {}, 1),
+        (trace, {"filters": Mock(stacks=False), "style": Mock()}, 3),
+    ],
+)
+def test_signals_end_at_once_what_only_loads(
+    monkeypatch: pytest.MonkeyPatch, session: ModuleType, settings: dict[str, Any], observers: int
+) -> None:
+    """There is nothing to report yet, and loading may take seconds."""
+    monkeypatch.setattr("ebpftrace.own_process.is_claimed", lambda: True)
+    handlers = []
+
+    def load(*_: object, **__: object) -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        raise CannotTrace("it is a test")
+
+    monkeypatch.setattr(session, "CallTracer" if session is trace else "begin_loading", load)
+    with Target("orphans", "kept", 3) as target, pytest.raises(CannotTrace, match="it is a test"):
+        session.run(session.Settings(pids=[target.pid], **settings), *[Mock()] * observers)
+    assert handlers == [signal.SIG_DFL]
 
 
 def test_sigkill_leaves_nothing_attached_and_the_target_running() -> None:

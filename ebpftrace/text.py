@@ -16,13 +16,14 @@ from typing import Optional
 
 from rich.cells import cell_len
 
+from ebpftrace.units import NS
+
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 TIB = 1024 * GIB
 
 _ELLIPSIS = "..."
-_NS = 1_000_000_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIRST_RAW_BYTE, _LAST_RAW_BYTE = 0xDC80, 0xDCFF
 _MISSING = "?"
@@ -199,9 +200,9 @@ def period(seconds: float) -> str:
 
 def wall(wall_ns: int, now_ns: int) -> str:
     """Local wall-clock time, with the date if it is not today's; both arguments are ns since the epoch."""
-    moment = time.localtime(wall_ns // _NS)
+    moment = time.localtime(wall_ns // NS)
     clock = time.strftime("%H:%M:%S", moment)
-    now = time.localtime(now_ns // _NS)
+    now = time.localtime(now_ns // NS)
     if (moment.tm_year, moment.tm_yday) == (now.tm_year, now.tm_yday):
         return clock
     return f"{time.strftime('%Y-%m-%d', moment)} {clock}"

@@ -27,6 +27,7 @@ from ebpftrace.errors import CannotTrace
 from ebpftrace.model import ThreadId
 from ebpftrace.procfs.access import ProcessGone
 from ebpftrace.procfs.tasks import listed_tasks
+from ebpftrace.units import PAGE
 
 _ENABLE = 0x2400  # PERF_EVENT_IOC_ENABLE, include/uapi/linux/perf_event.h
 _COPIES_SHARE = 5
@@ -74,8 +75,7 @@ class FaultSampler:
         try:
             self._program = self._installed.load("page_fault", PERF_EVENT)
             self._skipped_before = recursion_misses([self._program])
-            page = os.sysconf("SC_PAGE_SIZE")
-            size = ring_pages(FAULT_PAGES, page) * page
+            size = ring_pages(FAULT_PAGES, PAGE) * PAGE
             self._buffer = RingBuffer(self._installed.tables["faults"], size, most_bytes=4 * size)
         except BaseException:
             self._installed.close()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +53,7 @@ from ebpftrace.model import Interval
 from ebpftrace.nptl.final import LibcFile
 from ebpftrace.procfs.files import FileKey
 from ebpftrace.procfs.tasks import Task
+from ebpftrace.units import PAGE
 from ebpftrace.unwind.copies import StackCopy
 from ebpftrace.vmas import Vmas
 
@@ -106,11 +106,10 @@ class Tracer:
         self._fds = {name: installed.tables[name] for name in names}
         self._programs = dict(installed.programs)
         self._skipped_before = recursion_misses(self._programs.values())
-        page = os.sysconf("SC_PAGE_SIZE")
         events, copies, images = (installed.tables[name] for name in ("events", "copies", "images"))
-        self._events = RingBuffer(events, ring_pages(sizes.event_pages, page) * page, _MAX_WAITING_BYTES)
-        self._copies = RingBuffer(copies, ring_pages(sizes.copy_pages, page) * page, _MAX_WAITING_BYTES)
-        self._images = RingBuffer(images, ring_pages(sizes.image_pages, page) * page, _MAX_WAITING_BYTES)
+        self._events = RingBuffer(events, ring_pages(sizes.event_pages, PAGE) * PAGE, _MAX_WAITING_BYTES)
+        self._copies = RingBuffer(copies, ring_pages(sizes.copy_pages, PAGE) * PAGE, _MAX_WAITING_BYTES)
+        self._images = RingBuffer(images, ring_pages(sizes.image_pages, PAGE) * PAGE, _MAX_WAITING_BYTES)
         # Copies first: the code that a copied stack runs through was sent before the copy.
         self._drainer = Drainer([self._copies, self._images, self._events], [copies, images, events])
         self._sweeper = Sweeper(self._fds, sizes)

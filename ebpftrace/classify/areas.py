@@ -10,13 +10,13 @@ from typing import NamedTuple, Optional
 from ebpftrace.classify.known_ranges import MAX_GUARD, KnownRange, known_ranges
 from ebpftrace.classify.model import Area, Kind, Reading
 from ebpftrace.model import Vma
+from ebpftrace.units import SMALLEST_PAGE
 from ebpftrace.vmas import HEAP
 
 _VSYSCALL = "[vsyscall]"
 _KERNEL_NAMES = re.compile(r"\[(vdso|vvar|vvar_vclock|vectors|sigpage|uprobes|timens_vvar)\]$")
 _SHARED_PATHS = re.compile(r"/dev/shm/|/SYSV[0-9a-f]{8}\b|/memfd:|/dev/zero( \(deleted\))?$|/drm mm object")
 _NO_RANGE = -1
-_PAGE = 4096
 _HUGE_PATH = "/anon_hugepage"
 _DEVICE_PATHS = re.compile(r"/dev/|anon_inode:|socket:|/\[aio\]|\[(?!anon|heap|stack|vdso|vvar)")
 
@@ -65,7 +65,7 @@ class _Piece(NamedTuple):
         if address == self.vma.end:
             return figure
         part = figure * (address - self.vma.start) // self.vma.size
-        return part - part % _PAGE
+        return part - part % SMALLEST_PAGE
 
     @property
     def guard(self) -> int:

@@ -15,6 +15,7 @@ import click
 from ebpftrace.cli import known, options, outputs, pages
 from ebpftrace.cli.gate import STATUS_LEAK, Floor, Gate, GateCommand
 from ebpftrace.defaults import COPIES_PER_SECOND, MAX_STACK_BYTES, STACK_BYTES
+from ebpftrace.units import NS
 
 if TYPE_CHECKING:
     from ebpftrace.capture.tracer import Tracer
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ebpftrace.report.view import View
     from ebpftrace.sessions.leak_watch import LeakWatch
 
-_NS = 1_000_000_000
 _DURATION = 30.0
 """Seconds that a running process is traced for."""
 
@@ -225,7 +225,7 @@ def mmap_leaks(
         command=command,
         duration=duration,
         interval=interval,
-        min_age=round(min_age * _NS),
+        min_age=round(min_age * NS),
         max_mappings=max_mappings,
         stack_bytes=stack_bytes,
         copies_per_second=stack_rate,

@@ -23,9 +23,9 @@ from ebpftrace.model import (
     Thread,
     ThreadLists,
 )
+from ebpftrace.units import NS as NS
 from ebpftrace.vmas import Vmas
 
-NS = 1_000_000_000
 DEFAULT_MIN_AGE = NS
 
 

@@ -32,6 +32,7 @@ from ebpftrace.elf import (
     reader,
 )
 from ebpftrace.model import Vma
+from ebpftrace.units import SMALLEST_PAGE
 from ebpftrace.vmas import Vmas
 
 _MAX_SECTIONS = 4096
@@ -44,8 +45,6 @@ _SYMBOL = "I4xQ8x"
 _SYMBOL_SIZE = 24
 _MAX_INTERPRETER = 4096
 """Bytes of the interpreter's path (PATH_MAX)."""
-_PAGE = 4096
-"""The least page size; segments are aligned at least to it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class Image:
     def bias(self, vma: Vma) -> Optional[int]:
         """What to add to a link-time address, given one mapping of this file; None if it fits no segment."""
         for segment in self.segments:
-            if segment.offset - (segment.offset % _PAGE) <= vma.offset < segment.offset + segment.size:
+            first = segment.offset - segment.offset % SMALLEST_PAGE
+            if first <= vma.offset < segment.offset + segment.size:
                 return vma.start - (segment.address + vma.offset - segment.offset)
         return None
 

@@ -11,8 +11,8 @@ import time
 from functools import lru_cache
 
 from ebpftrace.model import Clock
+from ebpftrace.units import NS
 
-_NS_PER_SECOND = 1_000_000_000
 _RESOLUTION_NS = 1_000_000
 _ATTEMPTS = 5
 
@@ -39,7 +39,7 @@ def monotonic_from_ticks(ticks: int) -> int:
 
     A time before the last suspend comes out too early by the length of that suspend.
     """
-    return ticks * _NS_PER_SECOND // os.sysconf("SC_CLK_TCK") - suspended_ns()
+    return ticks * NS // os.sysconf("SC_CLK_TCK") - suspended_ns()
 
 
 def _read_pair(first: int, second: int) -> tuple[int, int]:

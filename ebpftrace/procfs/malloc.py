@@ -16,6 +16,7 @@ from typing import Optional
 from ebpftrace.glibc import HEAP_MAX_SIZE
 from ebpftrace.model import Heap, Interval, Vma
 from ebpftrace.procfs.memory import Readable
+from ebpftrace.units import SMALLEST_PAGE
 from ebpftrace.vmas import Vmas
 
 _HEAP_INFO = struct.Struct("=4Q")
@@ -24,7 +25,6 @@ _MAX_HEAP_INFO = 256
 """Bytes; the arena of a first heap follows its heap_info, which has 32 bytes, 48 since 2.35."""
 _IS_MMAPPED = 2
 _FLAGS = 7
-_PAGE = 4096
 MAX_CANDIDATES = 1 << 16
 """Addresses tried as heaps, 4 TiB of memory: far more than malloc's limit of arenas allows."""
 _MAX_BLOCKS = 1 << 16
@@ -39,7 +39,7 @@ def find_heaps(vmas: Vmas, memory: Readable) -> list[Heap]:
             arena, previous, size, accessible = _HEAP_INFO.unpack(memory.read(start, _HEAP_INFO.size))
         except OSError:
             continue
-        if not 0 < size <= accessible <= HEAP_MAX_SIZE or accessible % _PAGE:
+        if not 0 < size <= accessible <= HEAP_MAX_SIZE or accessible % SMALLEST_PAGE:
             continue
         end = _extent(vmas, position, start)
         if start + accessible > end:
@@ -95,7 +95,7 @@ def _block_end(memory: Readable, start: int, limit: int) -> Optional[int]:
     except OSError:
         return None
     size: int = word & ~_FLAGS
-    if before or word & _FLAGS != _IS_MMAPPED or not size or size % _PAGE or start + size > limit:
+    if before or word & _FLAGS != _IS_MMAPPED or not size or size % SMALLEST_PAGE or start + size > limit:
         return None
     return start + size
 

@@ -10,7 +10,6 @@ ring.  The target runs on while this is read, and a list is left where its links
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Optional
@@ -18,6 +17,7 @@ from typing import Optional
 from ebpftrace.model import Interval, MallocFree
 from ebpftrace.procfs.memory import Memory, Readable
 from ebpftrace.procfs.pagemap import PresentPages
+from ebpftrace.units import PAGE
 from ebpftrace.vmas import HEAP, Vmas
 
 _BINS = 127
@@ -54,11 +54,10 @@ def free_memory(pid: int, vmas: Vmas) -> Optional[MallocFree]:
     if found is None:
         return None
     arenas, chunks, is_complete = found
-    page = os.sysconf("SC_PAGE_SIZE")
     # The first words of a chunk, up to six, are malloc's own, and stay.
-    whole = [(-(-(one.start + 6 * _WORD) // page) * page, one.end // page * page) for one in chunks]
+    whole = [(-(-(one.start + 6 * _WORD) // PAGE) * PAGE, one.end // PAGE * PAGE) for one in chunks]
     present = PresentPages(pid, [(start, end) for start, end in whole if start < end])
-    return MallocFree(arenas, sum(one.size for one in chunks), present.count * page, is_complete)
+    return MallocFree(arenas, sum(one.size for one in chunks), present.count * PAGE, is_complete)
 
 
 def free_chunks(vmas: Vmas, memory: Readable) -> Optional[tuple[int, list[Interval], bool]]:

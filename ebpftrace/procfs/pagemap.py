@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Optional
 
 from ebpftrace.procfs.access import ProcessGone, task_dir, through_live_task
+from ebpftrace.units import PAGE
 
 _ENTRY = struct.Struct("=Q")
 _PRESENT = 1 << 63
@@ -47,7 +48,6 @@ class PresentPages:
 
         Raises ``ProcessGone`` or ``CannotTrace``.
         """
-        self._page = os.sysconf("SC_PAGE_SIZE")
         self._starts: list[int] = []
         self._present: list[bytes] = []
         """One byte for each page."""
@@ -55,8 +55,8 @@ class PresentPages:
         fd = _open(pid)
         try:
             for start, end in ranges:
-                for first in range(start // self._page, end // self._page, _ENTRIES_OF_A_READ):
-                    self._add(fd, first, min(_ENTRIES_OF_A_READ, end // self._page - first))
+                for first in range(start // PAGE, end // PAGE, _ENTRIES_OF_A_READ):
+                    self._add(fd, first, min(_ENTRIES_OF_A_READ, end // PAGE - first))
         finally:
             os.close(fd)
 
@@ -76,7 +76,7 @@ class PresentPages:
 
     def had(self, address: int) -> bool:
         """Whether the page at this address was present, as far as is known."""
-        number = address // self._page
+        number = address // PAGE
         index = bisect_right(self._starts, number) - 1
         if index < 0 or number - self._starts[index] >= len(self._present[index]):
             return False
@@ -89,8 +89,7 @@ def page_states(pid: int, addresses: Iterable[int]) -> dict[int, PageState]:
     Whether a page is part of a huge one is known only to who may see page frames (CAP_SYS_ADMIN).
     Raises ``CannotTrace``.
     """
-    page = os.sysconf("SC_PAGE_SIZE")
-    numbers = {address: address // page for address in addresses}
+    numbers = {address: address // PAGE for address in addresses}
 
     try:
         fd = _open(pid)

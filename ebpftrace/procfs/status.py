@@ -12,6 +12,7 @@ from ebpftrace.model import TargetInfo
 from ebpftrace.procfs.access import read_small, task_dir, through_live_task
 from ebpftrace.procfs.namespaces import inner_number
 from ebpftrace.procfs.tasks import read_task
+from ebpftrace.units import PAGE
 
 _MAX_MAP_COUNT = "/proc/sys/vm/max_map_count"
 _PID_MAX = "/proc/sys/kernel/pid_max"
@@ -32,8 +33,7 @@ def read_memory_use(pid: int) -> MemoryUse:
         virt, rss = read_small(f"{task_dir(pid, tid)}/statm").split()[:2]
         if virt == b"0":
             raise ProcessLookupError
-        page = os.sysconf("SC_PAGE_SIZE")
-        return MemoryUse(int(virt) * page, int(rss) * page)
+        return MemoryUse(int(virt) * PAGE, int(rss) * PAGE)
 
     return through_live_task(pid, "memory size", use)
 

@@ -24,6 +24,7 @@ from ebpftrace.text import (
     size,
     wall,
 )
+from ebpftrace.units import NS
 from ebpftrace.wrappers import started
 
 Row = tuple[str, str]
@@ -35,7 +36,6 @@ _SHAPES_SHOWN = 3
 _ADDRESSES_SHOWN = 3
 _FIRST_FRAMES, _LAST_FRAMES = 24, 8
 _NAME_WIDTH = 32
-_NS = 1e9
 
 _SOURCES = {
     StackSource.FRAME_POINTER: "found by frame pointers: unreliable on x86-64, where most programs keep none",
@@ -114,7 +114,7 @@ def _unlisted(finding: Finding) -> Iterator[str]:
 def _owner(owner: Thread, report: Report) -> str:
     parts = [f"{inside(owner.id.tid, owner.inner_tid)} {shorten(escape(owner.name), _NAME_WIDTH)}"]
     if owner.exited_at is not None:
-        parts.append(f"lived {duration((owner.exited_at - owner.id.started_at) / _NS)}")
+        parts.append(f"lived {duration((owner.exited_at - owner.id.started_at) / NS)}")
         parts.append(f"exited {wall(report.clock.wall_ns(owner.exited_at), _now(report))}")
     else:
         parts.append("exited before attach")

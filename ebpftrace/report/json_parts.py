@@ -9,15 +9,15 @@ from typing import Any, Optional
 
 from ebpftrace.model import Calls, Finding, Frame, Reached, Stack, TargetInfo
 from ebpftrace.text import error_name, without_surrogates
+from ebpftrace.units import NS
 from ebpftrace.wrappers import started
 
-_NS = 1_000_000_000
 _SECOND_LETTERS = len("2026-01-31T12:00:00")
 
 
 def iso_time(wall_ns: int) -> str:
     """ISO 8601 in local time with offset, to the microsecond, from ns since the epoch."""
-    seconds, nanoseconds = divmod(wall_ns, _NS)
+    seconds, nanoseconds = divmod(wall_ns, NS)
     second, offset = _second(seconds)
     return f"{second}.{nanoseconds // 1000:06}{offset}"
 

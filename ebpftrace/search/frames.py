@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Holder, Suspect, Where
 from ebpftrace.search.areas import Areas
-from ebpftrace.search.presence import PAGE
 from ebpftrace.search.runs import runs_of
 from ebpftrace.search.source import Source
 from ebpftrace.search.threads import Waiting
+from ebpftrace.units import PAGE
 from ebpftrace.unwind.copies import FramesOf, StackCopy
 
 MAX_STACKS = 8

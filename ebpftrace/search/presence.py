@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from ebpftrace.procfs.access import task_dir, through_live_task
 from ebpftrace.search.areas import Areas
 from ebpftrace.search.runs import Addresses, Runs, difference, intersection, merged, no_runs, union
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
+from ebpftrace.units import PAGE
 
 _PAGEMAP_SCAN = 0xC0606610
 """_IOWR('f', 16, struct pm_scan_arg) (include/uapi/linux/fs.h)."""

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebpftrace.search.matching import Halves
-from ebpftrace.search.presence import PAGE
 from ebpftrace.search.runs import Addresses, Runs, runs_of
+from ebpftrace.units import PAGE
 
 BATCH = 1 << 20
 """Bytes that are read before they are searched; so many stay in the processor's cache until then."""

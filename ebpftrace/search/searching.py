@@ -29,13 +29,13 @@ from ebpftrace.search.frames import with_frames
 from ebpftrace.search.hidden import disguised_pointers
 from ebpftrace.search.holders import most_informative
 from ebpftrace.search.matching import Matcher
-from ebpftrace.search.presence import PAGE
 from ebpftrace.search.reading import Batch, Reader, Sums
 from ebpftrace.search.runs import Addresses, Runs, difference, intersection, merged, no_runs, runs_of, union
 from ebpftrace.search.source import Source
 from ebpftrace.search.suspected import Suspected
 from ebpftrace.search.threads import THREAD_POINTERS, Moment
 from ebpftrace.text import size as size_text
+from ebpftrace.units import PAGE
 from ebpftrace.unwind.copies import FramesOf
 from ebpftrace.vmas import Vmas
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -70,13 +69,13 @@ from ebpftrace.sessions.process_snapshot import (
 from ebpftrace.sessions.searching import Searcher
 from ebpftrace.sessions.watch import Watch, vma_of
 from ebpftrace.syscall_numbers import wait_name
+from ebpftrace.units import PAGE
 from ebpftrace.unwind.engine import Engine
 from ebpftrace.vmas import Vmas
 
 if TYPE_CHECKING:
     from ebpftrace.sessions.family import Image
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _POLL_SECONDS = 0.5
 _POLL_SHARE = 0.01

@@ -16,12 +16,12 @@ from ebpftrace.strace.arguments import arguments, executed, exit_status
 from ebpftrace.strace.events import Ended, Event, Executed, Executes, Leaves, Returned, Stacked
 from ebpftrace.strace.values import error, has_failed, hexadecimal
 from ebpftrace.text import count, escape
+from ebpftrace.units import NS
 
 _RESULT_COLUMN = 40
 """strace(1), -a: the result begins at this column or later."""
 _HEX_RESULTS = ("mmap", "mremap", "brk")
 
-_NS = 1_000_000_000
 _SIGNAL_MASK, _CORE_DUMPED = 0x7F, 0x80
 """Bits of an exit code that a signal caused (wait(2))."""
 
@@ -151,7 +151,7 @@ class Transcript:
 
     def _time(self, at: int) -> str:
         wall = self._clock.wall_ns(at)
-        second, rest = divmod(wall, _NS)
+        second, rest = divmod(wall, NS)
         if self._style.times == 3:
             return f"{second}.{rest // 1000:06} "
         if second != self._second:
@@ -175,7 +175,7 @@ def summary_of_losses(calls: int, stacks: int, threads: int) -> str:
 def _seconds(ns: int) -> str:
     """Seconds with microseconds; negative if a call returned before another that began earlier."""
     sign, ns = ("-", -ns) if ns < 0 else ("", ns)
-    return f"{sign}{ns // _NS}.{ns % _NS // 1000:06}"
+    return f"{sign}{ns // NS}.{ns % NS // 1000:06}"
 
 
 def _frames(stack: Stack) -> Iterator[str]:

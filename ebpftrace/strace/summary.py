@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ebpftrace.units import NS
+
 _RULE = "------ ----------- ----------- --------- --------- ----------------\n"
 _HEADER = "% time     seconds  usecs/call     calls    errors syscall\n"
-_NS = 1_000_000_000
 
 
 class Total(NamedTuple):
@@ -34,4 +35,4 @@ def table(totals: Iterable[Total]) -> str:
 def _row(row: Total, percent: float) -> str:
     errors = str(row.errors) if row.errors else ""
     each = row.ns // 1000 // row.calls if row.calls else 0
-    return f"{percent:6.2f} {row.ns / _NS:11.6f} {each:11} {row.calls:9} {errors:>9} {row.name}\n"
+    return f"{percent:6.2f} {row.ns / NS:11.6f} {each:11} {row.calls:9} {errors:>9} {row.name}\n"

@@ -23,6 +23,7 @@ from ebpftrace.errors import CannotTrace
 from ebpftrace.model import Vma
 from ebpftrace.procfs.files import FileKey, file_key, is_file, names, open_in_root, open_mapped_file
 from ebpftrace.procfs.maps import read_maps
+from ebpftrace.units import SMALLEST_PAGE
 from ebpftrace.unwind.files import VDSO, FileStore, StoredFile
 from ebpftrace.vmas import MEMORY_FILES
 
@@ -30,7 +31,6 @@ MAX_LAYOUTS = 512
 """Limit of readings for one process; the first is kept, and the oldest of the others is dropped."""
 MAX_RANGES = 1 << 18
 """Limit of the ranges in all readings (50 MiB); one reading has at most as many as a process has mappings."""
-_PAGE = 4096
 _REST = 10
 """After reading the maps for an unknown address, wait this many times as long as it took."""
 
@@ -330,9 +330,9 @@ def _code_of(file: StoredFile, path: str, bias: int) -> list[CodeRange]:
     """The executable segments of a file that is loaded with this bias."""
     return [
         CodeRange(
-            bias + load.address - load.address % _PAGE,
-            bias + -(-(load.address + load.memory_size) // _PAGE) * _PAGE,
-            path, file.id, bias, load.offset - load.address % _PAGE,
+            bias + load.address - load.address % SMALLEST_PAGE,
+            bias + -(-(load.address + load.memory_size) // SMALLEST_PAGE) * SMALLEST_PAGE,
+            path, file.id, bias, load.offset - load.address % SMALLEST_PAGE,
         )
         for load in file.headers.loads
         if load.flags & PF_X
@@ -355,7 +355,7 @@ def load_bias(headers: ElfHeaders, start: int, offset: int, size: int) -> Option
     not the file's lowest mapping, decides, so that the result is right for a file that is mapped twice.
     """
     for load in _executable_first(headers):
-        first = load.offset - load.offset % _PAGE
+        first = load.offset - load.offset % SMALLEST_PAGE
         if first < offset + size and offset < load.offset + load.file_size:
             return start - offset - (load.address - load.offset)
     return None

@@ -23,9 +23,10 @@ from ebpftrace.procfs.access import ProcessGone
 from ebpftrace.procfs.maps import read_maps
 from ebpftrace.search import search, threads
 from ebpftrace.search.areas import areas_of
-from ebpftrace.search.presence import PAGE, Presence
+from ebpftrace.search.presence import Presence
 from ebpftrace.search.runs import difference, runs_of
 from ebpftrace.sessions.process_snapshot import read_thread_lists_of
+from ebpftrace.units import PAGE
 
 LENGTH = 64 << 10
 INVERTED = (1 << 64) - 1

@@ -321,6 +321,7 @@ def with_python(
     groups: Sequence[Group],
     frame_at: Callable[[int], Optional[int]],
     evaluators: set[tuple[Optional[str], Optional[int]]],
+    are_all: bool = False,
 ) -> tuple[tuple[Frame, ...], bool]:
     """A stack with the Python frames that each evaluating C function runs, innermost first, behind it.
 
@@ -330,15 +331,24 @@ def with_python(
     decides, as in stripped interpreters the function's part that compilers have moved elsewhere has no name.
     ``evaluators`` are the places (module and offset) in the function that were seen by this; they recognize
     it, and its name does, where only the order is known.
+
+    ``are_all`` means that there are no more groups.  Before 3.12 each call of the function then runs one of
+    them (Python/ceval.c: it leaves its last frame only as it returns), so that as many frames with its name
+    are all of them.
     """
     native = [number for number, frame in enumerate(frames) if is_native(frame)]
     behind: dict[int, list[Frame]] = {}
+    named = [number for number, at in enumerate(native) if frames[at].function == EVALUATES]
+    has_named_all = are_all and len(named) == len(groups)
     last = -1
     are_all_placed = True
-    for group in groups:
-        number = _next_evaluator(frames, native, last, evaluators)
+    for order, group in enumerate(groups):
         if group.entry is not None:
             number = frame_at(group.entry)
+        elif has_named_all:
+            number = named[order]
+        else:
+            number = _next_evaluator(frames, native, last, evaluators)
         if number is None or not last < number < len(native):
             are_all_placed = are_all_placed and not group.frames
             continue

@@ -250,6 +250,7 @@ class StackResolver:
             python.groups(copy.python),
             lambda address: extents.frame_at(address - sp),
             self._evaluators,
+            are_all=not copy.has_more_python and walk.guessed is None,
         )
 
     def _walk(self, layout: Layout, copy: StackCopy) -> Optional[Walk]:

@@ -137,3 +137,14 @@ def test_python_frames_without_a_certain_place_are_left_out() -> None:
     # An unnamed frame of the interpreter may be the evaluating function, so the next one is perhaps not it.
     found = with_python((C, COLD, RUN), [Group([INNER], None)], nowhere, set())
     assert found == ((C, COLD, RUN), False)
+
+
+def test_as_many_evaluating_functions_with_a_name_as_there_are_groups_are_all_of_them() -> None:
+    groups = [Group([INNER], None), Group([FIRST], None)]
+    stack = (C, COLD, RUN, COLD, RUN, C)
+    placed = (C, COLD, RUN, INNER, COLD, RUN, FIRST, C)
+    assert with_python(stack, groups, nowhere, set(), are_all=True) == (placed, True)
+    assert with_python(stack, groups, nowhere, set(), are_all=False) == (stack, False)
+    # One of them has no name: it may be any.
+    for fewer in ((C, COLD, RUN, C), (C, RUN, COLD, RUN, COLD, RUN, C)):
+        assert with_python(fewer, groups, nowhere, set(), are_all=True)[1] is False

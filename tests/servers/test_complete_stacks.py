@@ -20,8 +20,6 @@ from ebpftrace.unwind.resolve import NOTE_TRUNCATED
 
 SECONDS = 10.0
 MIN = 0.99
-LARGEST_COPY = 20_480
-"""node's event loop has a buffer of 12 KiB on its stack: with the default few of its stacks fit."""
 
 
 class Counting(servers.Quiet):
@@ -69,10 +67,7 @@ def test_stacks_that_fit_the_copy_are_complete(start: Starter, tmp_path: Path) -
         server.load()
         counting = Counting()
         with busy(server):
-            settings = Settings(
-                pids=[server.pid], duration=SECONDS, copies_per_second=1000, stack_bytes=LARGEST_COPY
-            )
-            run(settings, counting)
+            run(Settings(pids=[server.pid], duration=SECONDS, copies_per_second=1000), counting)
     fit = counting.copies["complete"] + counting.copies["stopped"]
     print(start.__name__, dict(counting.copies))
     for functions, copies in counting.stopped.most_common(8):

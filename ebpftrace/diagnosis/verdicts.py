@@ -143,10 +143,10 @@ def _context(evidence: Evidence, cases: Sequence[Case], search: Search, overlook
     )
     context = replace(context, overflowing=overflowing_sites(cases, context))
     numbers = Counter(map(_deciding, cases))
-    alike = {_deciding(case): case for case in cases}
+    one_of_each = {_deciding(case): case for case in cases}
     states = (
         (_kind_of(case, context), state_of(case, context), numbers[deciding])
-        for deciding, case in alike.items()
+        for deciding, case in one_of_each.items()
     )
     return replace(context, stale=stale_kinds(states))
 
@@ -203,7 +203,7 @@ def _kind_of(case: Case, context: Context) -> Hashable:
 
 
 def _deciding(case: Case) -> tuple[int, Optional[bool]]:
-    """What all rules decide by, the same for cases about which they decide alike.
+    """What all rules decide by: cases that have it in common get the same verdict.
 
     For a thread on glibc's lists whose handle is not kept that is only its ``facts``, which are shared; there
     may be a hundred thousand.  Whether a kept handle is a stale copy depends on more.

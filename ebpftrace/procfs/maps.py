@@ -113,7 +113,7 @@ def _parse(chunks: Iterable[bytes], record_end: bytes) -> Vmas:
     vmas = Vmas()
     kind_of = lru_cache(_MAX_CACHED_KINDS)(_kind)
     for records in _records(chunks, record_end):
-        vmas.extend(*(_parse_alike(records, kind_of) or _parse_each(records, kind_of)))
+        vmas.extend(*(_parse_at_once(records, kind_of) or _parse_each(records, kind_of)))
     return vmas
 
 
@@ -137,7 +137,7 @@ def _parse_each(records: Sequence[bytes], kind_of: Callable[[bytes], Optional[Vm
     return starts, ends, kinds
 
 
-def _parse_alike(records: Sequence[bytes], kind_of: Callable[[bytes], Optional[Vma]]) -> Optional[_Columns]:
+def _parse_at_once(records: Sequence[bytes], kind_of: Callable[[bytes], Optional[Vma]]) -> Optional[_Columns]:
     """Parse records all of whose addresses have ``_USUAL_DIGITS``, in half the time; else return None."""
     lines = [record.find(b"\n") + 1 for record in records]
     ranges = b"-".join([record[line : line + _USUAL_RANGE] for record, line in zip(records, lines)])

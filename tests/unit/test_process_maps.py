@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ebpftrace.model import Vma
 from ebpftrace.procfs.maps import (
     _kind,
-    _parse_alike,
+    _parse_at_once,
     _parse_each,
     heap_end,
     parse_maps,
@@ -132,7 +132,7 @@ ODD_RANGES = st.sampled_from(
 def test_records_parsed_at_once_are_parsed_as_one_by_one(ranges: list[str]) -> None:
     records = [f"{text} rw-p 00000000 00:00 0 ".encode() for text in ranges]
     kind_of = lru_cache(_kind)
-    together = _parse_alike(records, kind_of)
+    together = _parse_at_once(records, kind_of)
     if together is not None:
         each = _parse_each(records, kind_of)
         assert tuple(map(list, together)) == tuple(map(list, each))
@@ -140,8 +140,8 @@ def test_records_parsed_at_once_are_parsed_as_one_by_one(ranges: list[str]) -> N
 
 def test_usual_records_are_parsed_at_once() -> None:
     record = b"7f0000000000-7f0000001000 rw-p 00000000 00:00 0 "
-    assert _parse_alike([record, record], _kind) is not None
-    assert _parse_alike([record, b"400000-401000 rw-p 00000000 00:00 0 "], _kind) is None
+    assert _parse_at_once([record, record], _kind) is not None
+    assert _parse_at_once([record, b"400000-401000 rw-p 00000000 00:00 0 "], _kind) is None
 
 
 @given(vma_lists(), st.lists(st.integers(0, 1 << 20), max_size=5))

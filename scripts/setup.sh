@@ -45,6 +45,9 @@ package_of() {
     dnf:compiler) echo gcc glibc-devel ;;
     apt-get:c++) echo g++ ;;
     dnf:c++) echo gcc-c++ ;;
+    apt-get:jemalloc) echo libjemalloc2 ;;
+    apt-get:tcmalloc) echo libtcmalloc-minimal4 ;;
+    dnf:tcmalloc) echo gperftools-libs ;;
     apt-get:musl) echo musl-tools ;;
     dnf:musl) echo musl-gcc ;;
     *:pidstat) echo sysstat ;;
@@ -67,6 +70,8 @@ package_of() {
 is_for_kernels() { [ "$purpose" = kernels ] || [ "$purpose" = arm64 ]; }
 
 is_for_tests() { [ "$purpose" = test ] || is_for_kernels; }
+
+has_library() { PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep -q "$1"; }
 
 # A guest's first program has no C library around it.
 is_static() { [ -x "$1" ] && ! readelf -d "$1" | grep -q NEEDED; }
@@ -112,6 +117,8 @@ missing_extras() {
     has musl-gcc || echo musl
     has bpftool || echo bpftool
     has pidstat || echo pidstat
+    has_library libjemalloc || echo jemalloc
+    has_library libtcmalloc || echo tcmalloc
 }
 
 as_root() {

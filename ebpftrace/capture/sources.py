@@ -52,15 +52,27 @@ def compiler_flags() -> list[str]:
 
 
 class Background(Generic[T]):
-    """Work in a thread, which begins at once."""
+    """Work in a thread, which begins at once, or with ``begin``.
 
-    def __init__(self, work: Callable[[], T]) -> None:
-        """Begin."""
+    Where memory runs out while a thread starts, CPython's ``Thread.start`` waits for ever.  What must be done
+    even then has its thread beforehand.
+    """
+
+    def __init__(self, work: Optional[Callable[[], T]] = None) -> None:
+        """Begin, if there is ``work``."""
         self._work = work
+        self._begun = threading.Event()
         self._done: list[T] = []
         self._error: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+        if work is not None:
+            self._begun.set()
         self._thread.start()
+
+    def begin(self, work: Callable[[], T]) -> None:
+        """Begin, once, what was not known before."""
+        self._work = work
+        self._begun.set()
 
     def wait(self) -> T:
         """Return what the work returned, or raise what it raised."""
@@ -74,6 +86,8 @@ class Background(Generic[T]):
 
     def _run(self) -> None:
         try:
+            self._begun.wait()
+            assert self._work is not None
             self._done.append(self._work())
         except BaseException as error:  # wait() raises it
             self._error = error

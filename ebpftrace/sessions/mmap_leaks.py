@@ -191,6 +191,7 @@ def run(settings: Settings, observer: Observer) -> None:
                     watch.attach(tracer)
                     family.add_traced(watch)
             cost = Cost(engine, tracer if settings.measure_cost else None)
+            detaching = Background[None]()
             began = time.monotonic()
             # Before this, a signal ends the program: there is nothing to report, and loading takes seconds.
             interrupts = held.enter_context(Interrupts())
@@ -230,7 +231,8 @@ def run(settings: Settings, observer: Observer) -> None:
             processes = family.processes(tracer)
             traced = cost.now()
             # The kernel waits some 20 ms for each program that is detached: the report is made meanwhile.
-            held.callback(Background(attached.pop_all().close).wait)
+            detaching.begin(attached.pop_all().close)
+            held.callback(detaching.wait)
             while watches:
                 watch = watches.pop(0)
                 report = watch.judge(captured.pop(0), search)

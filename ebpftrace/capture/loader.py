@@ -36,6 +36,7 @@ from ebpftrace.own_process import raise_file_limit
 from ebpftrace.procfs.hostmemory import huge_page_bytes, require_memory
 from ebpftrace.procfs.namespaces import own_pid_namespace
 from ebpftrace.syscall_numbers import numbers
+from ebpftrace.units import PAGE
 
 _KERNEL_STACK = 16384
 """THREAD_SIZE of x86-64 (arch/x86/include/asm/page_64_types.h) and, unless a page is larger, of arm64."""
@@ -66,9 +67,8 @@ def this_machine() -> tuple[Machine, bool]:
     if not calls:
         raise CannotTrace(f"{platform.machine()} machines can't be traced yet", "x86_64 and aarch64 can")
     has_helper = btf.has_name("bpf_task_pt_regs")
-    page = os.sysconf("SC_PAGE_SIZE")
     machine = Machine(
-        page=page,
+        page=PAGE,
         huge_page=huge_page_bytes(),
         cpus=os.sysconf("SC_NPROCESSORS_CONF"),
         nr_clone=calls["clone"],
@@ -80,7 +80,7 @@ def this_machine() -> tuple[Machine, bool]:
         exit_has_memory=btf.has_name("trace_event_raw_sched_process_exit"),
         has_prepare_exec=btf.has_name("trace_event_raw_sched_prepare_exec"),
         task_stack_offset=None if has_helper else btf.member_offset("task_struct", "stack"),
-        registers_offset=0 if has_helper else max(_KERNEL_STACK, page) - btf.struct_size("pt_regs"),
+        registers_offset=0 if has_helper else max(_KERNEL_STACK, PAGE) - btf.struct_size("pt_regs"),
         pids=_pid_namespaces(btf),
         image_offsets=_offsets(btf, layout.IMAGE_OFFSETS),
         python_offsets=_offsets(btf, layout.PYTHON_OFFSETS),

@@ -18,6 +18,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from ebpftrace.units import PAGE
+
 _HEADER = struct.Struct("@II")
 _POSITION_BYTES = 8
 _BUSY = 1 << 31
@@ -35,19 +37,18 @@ class RingBuffer:
 
     def __init__(self, fd: int, size: int, most_bytes: int) -> None:
         """Map the buffer of ``size`` bytes; at most ``most_bytes`` wait to be taken."""
-        page = os.sysconf("SC_PAGE_SIZE")
         self.dropped = 0
         """Bytes that were dropped because too many waited."""
         self._size = size
         self._most_bytes = most_bytes
-        self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._consumer = mmap.mmap(fd, PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         # The kernel maps the data twice in a row: a record is contiguous wherever it begins.
-        self._producer = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        self._producer = mmap.mmap(fd, PAGE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=PAGE)
         # As machine words: the struct module may copy a number byte by byte, so that the kernel, or we, would
         # see a half-written position.
         self._consumed = memoryview(self._consumer)[:_POSITION_BYTES].cast("Q")
         self._produced = memoryview(self._producer)[:_POSITION_BYTES].cast("Q")
-        self._data_at = page
+        self._data_at = PAGE
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._lock = threading.Lock()

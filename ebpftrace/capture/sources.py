@@ -15,6 +15,7 @@ from typing import Callable, Generic, Optional, TypeVar
 
 from ebpftrace.errors import CannotTrace
 from ebpftrace.libc import LIBC
+from ebpftrace.units import PAGE
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ def compiler_flags() -> list[str]:
     over code that clang has optimised already (``bpf_module.cc``, run_pass_manager).  Each takes a quarter of
     the compile time.
     """
-    return [f"-DPAGE_SIZE={os.sysconf('SC_PAGE_SIZE')}", "-g0", "-Xclang", "-disable-llvm-passes"]
+    return [f"-DPAGE_SIZE={PAGE}", "-g0", "-Xclang", "-disable-llvm-passes"]
 
 
 class Background(Generic[T]):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from contextlib import suppress
@@ -36,6 +35,7 @@ from ebpftrace.sessions.watch import Watch
 from ebpftrace.size_changes.causes import Group, Names, Place, group, regular
 from ebpftrace.size_changes.model import MAKING, Change, How, Regular, SiteGrowth, Size, Step, Summary
 from ebpftrace.size_changes.outstanding import OutstandingNow, changes, outstanding_now
+from ebpftrace.units import PAGE
 from ebpftrace.unwind.copies import StackCopy
 from ebpftrace.unwind.engine import Engine
 from ebpftrace.vmas import Vmas
@@ -57,7 +57,6 @@ _LONG_READING = 20_000_000
 _SETTLED_READINGS = 2
 """After so many readings without a call between them, the last result is reused."""
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _MAX_SIZES = 1024
 """Sizes kept for the curve of a long window."""
@@ -199,7 +198,7 @@ class GrowthWatch(Watch):
                 self._shown = read_maps(self.pid)
         if self._shown is None:
             return mappings
-        return without_ended(as_shown(mappings, self._shown, _PAGE), self._segments, self._shown)
+        return without_ended(as_shown(mappings, self._shown, PAGE), self._segments, self._shown)
 
     def size(self) -> Optional[Size]:
         """Size now; None once the target is gone."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from bisect import bisect_right
 from collections import Counter
@@ -30,6 +29,7 @@ from ebpftrace.size_changes.resident import (
     attribute,
     shares,
 )
+from ebpftrace.units import PAGE
 from ebpftrace.vmas import HEAP, Vmas
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ class ResidentWatch:
         """
         self._watch = watch
         self._period = period
-        self._page = os.sysconf("SC_PAGE_SIZE")
         self._huge_page = huge_page_bytes()
         self._kept: dict[int, _Kept] = {}
         """By page number, in the order of time."""
@@ -113,7 +112,7 @@ class ResidentWatch:
         self._skipped = 0
         if self._was_there(fault.address):
             return
-        number = fault.address // self._page
+        number = fault.address // PAGE
         former = self._kept.pop(number, None)
         if former is not None:
             self._replaced.append(former)
@@ -152,12 +151,12 @@ class ResidentWatch:
         """What filled ``gained`` bytes from the time that this was asked before to the last reading."""
         self._forget_replaced()
         since, self._reported_until = self._reported_until, self._after_at
-        if gained < self._period * self._page:
+        if gained < self._period * PAGE:
             return ()  # less than one fault represents: which one was sampled is chance
         recent = [touch for touch in self._touches()[0] if since < touch.at <= self._after_at]
         return tuple(
             RssCause(self._shown(place), part)
-            for place, part in shares(gained, recent, self._page, self._huge_page)
+            for place, part in shares(gained, recent, PAGE, self._huge_page)
         )
 
     def summary(self, lost: int) -> ResidentSummary:
@@ -176,7 +175,7 @@ class ResidentWatch:
             touches,
             touched,
             (self._before_at, self._after_at),
-            self._page,
+            PAGE,
             self._huge_page,
             self._period,
         )
@@ -190,10 +189,9 @@ class ResidentWatch:
         return None
 
     def _drop_absent(self) -> None:
-        page = self._page
-        states = page_states(self._watch.pid, (number * page for number in self._kept))
+        states = page_states(self._watch.pid, (number * PAGE for number in self._kept))
         for address, state in states.items():
-            number = address // page
+            number = address // PAGE
             kept = self._kept[number]
             if state is PageState.ABSENT:
                 self._replaced.append(kept)
@@ -214,7 +212,7 @@ class ResidentWatch:
         places = [self._place(kept) for kept in self._kept.values()]
         whole = _completed(set(self._numbers))
         touches = [
-            Touch(number * self._page, kept.at, kept.faults, whole.get(place, place), kept.is_huge)
+            Touch(number * PAGE, kept.at, kept.faults, whole.get(place, place), kept.is_huge)
             for (number, kept), place in zip(self._kept.items(), places)
         ]
         return touches, whole

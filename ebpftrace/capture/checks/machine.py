@@ -21,6 +21,7 @@ from ebpftrace.model import Check
 from ebpftrace.procfs.hostmemory import require_memory
 from ebpftrace.procfs.namespaces import in_initial_user_namespace, own_pid_namespace
 from ebpftrace.syscall_numbers import numbers
+from ebpftrace.units import PAGE
 
 # linux/capability.h
 _CAP_DAC_READ_SEARCH = 2
@@ -161,8 +162,8 @@ def check_syscall_tracepoints() -> Check:
 
 def check_ring_buffer() -> Check:
     """bpf(2) makes a ring buffer of one page (since Linux 5.8)."""
-    map_create, ringbuf, page = 0, 27, os.sysconf("SC_PAGE_SIZE")
-    attributes = struct.pack("5I", ringbuf, 0, 0, page, 0)
+    map_create, ringbuf = 0, 27
+    attributes = struct.pack("5I", ringbuf, 0, 0, PAGE, 0)
     failure = _syscall("bpf", map_create, attributes, len(attributes))
     name = "BPF ring buffer"
     if failure == 0:

@@ -17,6 +17,7 @@ from vmtest.initrd import archive, initrd
 from vmtest.kernels import KERNELS, chosen, support_table
 from vmtest.matrix import Matrix, Result, read_report, table
 from vmtest.selection import EMULATED_TESTS, TESTS
+from vmtest.userlands import Files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -167,6 +168,9 @@ def test_what_failed_is_flaky_only_if_it_passes_in_a_second_machine(
 
     monkeypatch.setattr(guest, "run", run)
     monkeypatch.setattr("vmtest.matrix.fetch", lambda *_: tmp_path)
+    # The real one builds the programs to be traced, which other tests may be building.
+    files = Files(tmp_path, str(tmp_path), "python3")
+    monkeypatch.setattr("vmtest.matrix.this_machine", lambda: files)
     said: list[str] = []
     (result,) = Matrix(tmp_path, 100, "tcg", said.append, retry_failed=True).run(chosen("6.12"))
     assert (result.verdict, result.failed, result.flaky) == (verdict, failed, flaky)
